@@ -1,0 +1,39 @@
+"""jaxdiff: compiled decoding for masked diffusion language models, in JAX.
+
+    checkpoint = jaxdiff.load()
+    prompts, origin = jaxdiff.pad_prompts([checkpoint.tokenizer.prompt("...")], fill=0)
+    result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, origin=origin,
+                            policy=jaxdiff.policies.Threshold(0.9), stop=jaxdiff.EosStop())
+"""
+
+from jaxdiff import policies
+from jaxdiff.checkpoint import Checkpoint, Tokenizer, load, save
+from jaxdiff.decode import EosStop, NoStop, Reason, Result, decode, infill, pad_prompts
+from jaxdiff.models import Llada, LladaConfig, build
+from jaxdiff.types import InputError, Model, Policy, Proposal, Score, Stopper
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Checkpoint",
+    "EosStop",
+    "InputError",
+    "Llada",
+    "LladaConfig",
+    "Model",
+    "NoStop",
+    "Policy",
+    "Proposal",
+    "Reason",
+    "Result",
+    "Score",
+    "Stopper",
+    "Tokenizer",
+    "build",
+    "decode",
+    "infill",
+    "load",
+    "pad_prompts",
+    "policies",
+    "save",
+]

@@ -1,0 +1,141 @@
+"""A model folder: config.json, params/ (orbax), and, unless the model speaks ids only, a tokenizer beside them.
+
+    jaxdiff.load("gsm-2m")      one of the models that ship
+    jaxdiff.load("runs/mine")   a folder that `jaxdiff train` wrote
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxdiff.models import build
+from jaxdiff.types import InputError, Model, Params
+
+SHIPPED = "gsm-2m"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Text to ids and back; the chat template comes from the folder, never from this code."""
+
+    fast: Any  # transformers.PreTrainedTokenizerFast
+    eos_id: int
+
+    def encode(self, text: str) -> list[int]:
+        return self.fast.encode(text, add_special_tokens=False)
+
+    def prompt(self, text: str) -> list[int]:
+        """One user turn through the folder's chat template; plain text where it has none."""
+        if self.fast.chat_template is None:
+            return self.fast.encode(text)
+        message = [{"role": "user", "content": text}]
+        return self.fast.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+
+    def decode(self, ids: Any) -> str:
+        """The text up to the first end-of-text; special tokens left out."""
+        ids = [int(i) for i in ids]
+        if self.eos_id in ids:
+            ids = ids[: ids.index(self.eos_id)]
+        return self.fast.decode(ids, skip_special_tokens=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    model: Model
+    params: Params
+    tokenizer: Tokenizer | None
+    path: Path
+
+
+def shipped_folder() -> Path:
+    """Where the checkpoints that ship lie: in the wheel beside this file, in a source tree one level up."""
+    here = Path(__file__).resolve().parent
+    return here / "checkpoints" if (here / "checkpoints").is_dir() else here.parent / "checkpoints"
+
+
+def load(path: str | Path = SHIPPED, *, dtype: str | None = None) -> Checkpoint:
+    """A model, its params and its tokenizer (None where the folder has none).
+
+    Args:
+        path: a folder, or the name of a model that ships.
+        dtype: of the params and of the computation; default float32 on CPU (where bfloat16 is slower), else the
+            config's.
+
+    Raises InputError for a folder that is missing, incomplete or damaged, in one line.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        folder = shipped_folder() / str(path)
+    if not (folder / "config.json").is_file():
+        known = ", ".join(sorted(p.parent.name for p in shipped_folder().glob("*/config.json")))
+        raise InputError(f"model: no config.json in {str(path)!r}; name a model folder or a shipped model ({known})")
+    config = read_config(folder)
+    if dtype is None and jax.default_backend() == "cpu":
+        dtype = "float32"
+    if dtype is not None:
+        config["dtype"] = dtype
+    model = build(config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(config["dtype"])), shapes)
+    return Checkpoint(model, _restore(folder / "params", target), load_tokenizer(folder), folder)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer | None:
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    from transformers import AutoTokenizer  # slow to import, and not needed for ids
+
+    try:
+        fast = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:
+        raise InputError(f"{folder / 'tokenizer.json'}: damaged ({_first_line(error)}); restore the file") from error
+    return Tokenizer(fast, int(fast.eos_token_id))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / 'config.json'}: damaged ({_first_line(error)}); restore the file") from error
+
+
+def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | None = None) -> None:
+    """Write a model folder as a whole or not at all: params in bfloat16, the config, a copy of the tokenizer."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    config = dataclasses.asdict(model.config) | {"dtype": "bfloat16", "family": type(model).__name__.lower()}
+    (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    small = jax.tree.map(lambda x: np.asarray(x.astype(jnp.bfloat16)), params)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((scratch / "params").absolute(), small)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if tokenizer_from is not None and (tokenizer_from / name).is_file():
+            shutil.copy(tokenizer_from / name, scratch / name)
+    if folder.exists():
+        shutil.rmtree(folder)
+    scratch.chmod(0o755)
+    scratch.rename(folder)
+
+
+def _restore(path: Path, target: Any) -> Params:
+    if not path.is_dir():
+        raise InputError(f"{path}: missing; the folder holds a config but no parameters")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(path.absolute(), target)
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read ({_first_line(error)}); restore or convert it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

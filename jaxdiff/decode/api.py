@@ -1,0 +1,184 @@
+"""`decode` and `infill`: check what can be checked before compilation, lay out the canvas, run the program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key
+
+from jaxdiff.decode import loop
+from jaxdiff.decode.stop import NoStop
+from jaxdiff.policies import Fixed
+from jaxdiff.types import InputError, Leaf, Model, Params, Policy, Stopper
+
+
+def decode(
+    model: Model,
+    params: Params,
+    prompts: Int[Array, "B P"] | np.ndarray,
+    *,
+    policy: Policy | None = None,
+    stop: Stopper | None = None,
+    gen_length: int = 256,
+    block_length: int = 32,
+    temperature: Leaf | float = 0.0,
+    cfg_scale: Leaf | float | None = None,
+    key: Key[Array, ""] | Key[Array, " B"] | None = None,
+    origin: Int[Array, " B"] | np.ndarray | None = None,
+    forbid_eos: bool = False,
+    defer_eos: bool = False,
+) -> loop.Result:
+    """Generate `gen_length` tokens after each prompt, block by block, in one compiled program.
+
+    Args:
+        prompts: token ids, [B P], padded on the left up to `origin` (see `pad_prompts`).
+        policy: which positions commit at each step; default one token a step, most confident first.
+        stop: when a row's end moves left; default never.
+        gen_length, block_length: in tokens; blocks must divide the length.
+        temperature: 0 is greedy; a [B] vector gives each row its own.
+        cfg_scale: classifier-free guidance, w in un + (w + 1) (cond - un); None is off, and each guided forward
+            costs 2 NFE.
+        key: one key for each row (a request's seed; its tokens then do not depend on the batch), or one for all,
+            from which row i takes `fold_in(key, i)`. Only sampling and random orders use it; default key 0.
+        origin: column of each row's first token, [B]; default 0.
+        forbid_eos: LLaDA's `logits_eos_inf`: end-of-text is never predicted.
+        defer_eos: LLaDA's `confidence_eos_eot_inf`: positions predicted end-of-text or end-of-turn commit last.
+            (The official code's chained assignment spares one of the two ids above temperature 0; here both wait.)
+
+    Returns a `Result`; source of the loop: LLaDA `generate.py` (arXiv 2502.09992).
+
+    Raises InputError before compilation for lengths that do not fit, [MASK] or an empty row in the prompts, ids
+    outside the vocabulary.
+    """
+    rows, width = _shape("prompts", prompts)
+    if width < 1:
+        raise InputError("prompts: found length 0, expected at least one token; give a prompt")
+    _check_lengths(model, width, gen_length, block_length)
+    origin = _origin(origin, rows, width)
+    _check_ids(model, prompts, origin, masks_allowed=False)
+    masks = jnp.full((rows, gen_length), model.config.mask_token_id, jnp.int32)
+    canvas = jnp.concatenate([jnp.asarray(prompts, jnp.int32), masks], axis=1)
+    settings = _settings(temperature, cfg_scale, rows, block_length, width, forbid_eos, defer_eos)
+    return loop.run(model, params, canvas, origin, _keys(key, rows), policy or Fixed(), stop or NoStop(), settings)
+
+
+def infill(
+    model: Model,
+    params: Params,
+    canvas: Int[Array, "B L"] | np.ndarray,
+    *,
+    policy: Policy | None = None,
+    stop: Stopper | None = None,
+    block_length: int | None = None,
+    temperature: Leaf | float = 0.0,
+    cfg_scale: Leaf | float | None = None,
+    key: Key[Array, ""] | Key[Array, " B"] | None = None,
+    origin: Int[Array, " B"] | np.ndarray | None = None,
+    forbid_eos: bool = False,
+    defer_eos: bool = False,
+) -> loop.Result:
+    """Fill the [MASK] positions of a canvas, wherever they stand; all else is kept.
+
+    Blocks tile the canvas from column 0; by default it is one block, so that any hole may be filled first. The
+    other arguments, the errors and the result are `decode`'s, with G = L.
+    """
+    rows, width = _shape("canvas", canvas)
+    block_length = width if block_length is None else block_length
+    _check_lengths(model, 0, width, block_length)
+    origin = _origin(origin, rows, width)
+    _check_ids(model, canvas, origin, masks_allowed=True)
+    settings = _settings(temperature, cfg_scale, rows, block_length, 0, forbid_eos, defer_eos)
+    ids = jnp.asarray(canvas, jnp.int32)
+    return loop.run(model, params, ids, origin, _keys(key, rows), policy or Fixed(), stop or NoStop(), settings)
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], fill: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts of mixed lengths as one array, padded on the left: (prompts [B P], origin [B]).
+
+    P is rounded up to a `multiple`, so that batches share compiled programs. Padding is never attended to.
+    """
+    width = -(-max(len(p) for p in prompts) // multiple) * multiple
+    padded = np.full((len(prompts), width), fill, np.int32)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[width - len(prompt) :] = prompt
+    return padded, np.asarray([width - len(p) for p in prompts], np.int32)
+
+
+def _shape(name: str, array: Any) -> tuple[int, int]:
+    if getattr(array, "ndim", None) != 2 or array.shape[0] < 1:
+        raise InputError(f"{name}: found shape {getattr(array, 'shape', type(array))}, expected [rows, length]")
+    return array.shape
+
+
+def _check_lengths(model: Model, prompt: int, generated: int, block: int) -> None:
+    if generated < 1 or block < 1 or generated % block:
+        raise InputError(
+            f"gen_length: found {generated} with block_length {block}, expected a multiple of the block; "
+            f"try gen_length {max(1, -(-generated // max(block, 1))) * max(block, 1)}"
+        )
+    context = model.config.max_sequence_length
+    if prompt + generated > context:
+        raise InputError(
+            f"prompt: found {prompt} tokens + gen_length {generated} = {prompt + generated}, expected at most the "
+            f"context of {context}; shorten the prompt or the generation"
+        )
+
+
+def _check_ids(model: Model, ids: Any, origin: Any, *, masks_allowed: bool) -> None:
+    """On concrete arrays; under a trace the caller vouches for them."""
+    if isinstance(ids, jax.core.Tracer) or isinstance(origin, jax.core.Tracer):
+        return
+    ids, config = np.asarray(ids), model.config
+    real = np.arange(ids.shape[1])[None] >= np.asarray(origin)[:, None]
+    outside = np.argwhere(real & ((ids < 0) | (ids >= config.vocab_size)))
+    if outside.size:
+        row, column = outside[0]
+        raise InputError(f"row {row}: found id {ids[row, column]}, expected 0 to {config.vocab_size - 1}")
+    masks = np.argwhere(real & (ids == config.mask_token_id))
+    if masks.size and not masks_allowed:
+        raise InputError(
+            f"prompt: row {masks[0][0]} holds [MASK] (id {config.mask_token_id}) in column {masks[0][1]}, expected "
+            "none; take it out, or fill holes with infill"
+        )
+
+
+def _origin(origin: Any, rows: int, width: int) -> Int[Array, " B"]:
+    if origin is None:
+        return jnp.zeros((rows,), jnp.int32)
+    if getattr(origin, "shape", None) != (rows,):
+        raise InputError(f"origin: found shape {getattr(origin, 'shape', None)}, expected ({rows},), one for each row")
+    if not isinstance(origin, jax.core.Tracer) and np.any((np.asarray(origin) < 0) | (np.asarray(origin) >= width)):
+        raise InputError(f"origin: found {np.asarray(origin).tolist()}, expected 0 to {width - 1}: no row may be empty")
+    return jnp.asarray(origin, jnp.int32)
+
+
+def _keys(key: Any, rows: int) -> Key[Array, " B"]:
+    key = jax.random.key(0) if key is None else key
+    if key.ndim == 0:
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+    if key.shape != (rows,):
+        raise InputError(f"key: found shape {key.shape}, expected () or ({rows},), one for each row")
+    return key
+
+
+def _settings(
+    temperature: Any, guidance: Any, rows: int, block: int, first: int, forbid_eos: bool, defer_eos: bool
+) -> loop.Settings:
+    for name, value in (("temperature", temperature), ("cfg_scale", guidance)):
+        if value is None or isinstance(value, jax.core.Tracer):
+            continue
+        array = np.asarray(value)
+        if array.shape not in ((), (rows,)) or not np.all(np.isfinite(array)) or np.any(array < 0):
+            raise InputError(f"{name}: found {value}, expected a number of 0 or more, or {rows} of them")
+    return loop.Settings(
+        temperature=jnp.asarray(temperature, jnp.float32),
+        guidance=None if guidance is None else jnp.asarray(guidance, jnp.float32),
+        block_length=block,
+        first=first,
+        forbid_eos=forbid_eos,
+        defer_eos=defer_eos,
+    )

@@ -1,0 +1,301 @@
+"""The decode: one compiled `while_loop` that Python never steps.
+
+    begin -> State -> while any row is unfinished: step -> finish -> Result
+
+    step:  canvas [B L] -> model.features -> the row's block [B W D] -> beliefs -> policy.select
+           -> the loop commits, forces the best where nothing was -> stopper may move the end left
+
+Each row stands in its own block: the one of its leftmost mask. The three functions are pure and public, so that a
+plain Python loop over `step`, or a serving engine, gives what the compiled loop gives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxdiff.decode.score import NEVER, beliefs
+from jaxdiff.types import Leaf, Model, Params, Policy, Progress, Proposal, Score, Stopper, pytree, static
+
+NEAR_TIE = 1e-5  # log-odds: below this gap, float rounding decides
+
+
+class Reason(enum.IntEnum):
+    """Why a row ended."""
+
+    FULL = 0  # no mask was left on the canvas
+    STOPPED = 1  # the stopper moved its end left
+
+
+@pytree
+class Settings:
+    """What one decode is compiled for (static), and the numbers that it traces."""
+
+    temperature: Leaf
+    guidance: Leaf | None  # classifier-free guidance scale; None compiles the single forward
+    block_length: int = static()
+    first: int = static()  # canvas column where blocks begin
+    forbid_eos: bool = static(False)
+    defer_eos: bool = static(False)
+
+
+@pytree
+class State:
+    """Everything that a step changes, and what a row was given. A slot can be refilled between steps."""
+
+    canvas: Int[Array, "B L"]
+    given: Bool[Array, "B L"]  # not to be generated: prompt, known part of an infilling canvas
+    origin: Int[Array, " B"]  # column of the row's first token; padding lies left of it
+    end: Int[Array, " B"]
+    keys: Key[Array, " B"]  # the request's own seed
+    start: Int[Array, " B"]  # column of the block that the row stood in at its last step
+    block_step: Int[Array, " B"]
+    row_step: Int[Array, " B"]
+    nfe: Int[Array, " B"]
+    near_ties: Int[Array, " B"]
+    commit_step: Int[Array, "B L"]
+    policy: Any
+    stop: Any
+
+
+@pytree
+class Result:
+    """What a decode returns; all per row.
+
+    Attributes:
+        tokens: the canvas, prompt included; generated positions past a moved end hold end-of-text.
+        lengths: generated tokens through the first end-of-text (it included), the numerator of TPF.
+        nfe: forwards that the row took part in while live; a guided one counts 2.
+        commit_step: the row's forward (from 0) at which each generated position was committed; -1 for what was
+            given, and past the end.
+        reason: a `Reason`.
+        near_ties: decisions that hung on less than 1e-5 of log-odds: between a committed token and the next best
+            token, or between the last position let in and the first left out.
+        policy: the policy's final state (a recorder's recording).
+    """
+
+    tokens: Int[Array, "B L"]
+    lengths: Int[Array, " B"]
+    nfe: Int[Array, " B"]
+    commit_step: Int[Array, "B G"]
+    reason: Int[Array, " B"]
+    near_ties: Int[Array, " B"]
+    policy: Any
+
+
+def begin(
+    model: Model,
+    canvas: Int[Array, "B L"],
+    origin: Int[Array, " B"],
+    keys: Key[Array, " B"],
+    policy: Policy,
+    stop: Stopper,
+    settings: Settings,
+) -> State:
+    """The state before the first step: what is masked from `settings.first` on is to be generated."""
+    rows, length = canvas.shape
+    zero = jnp.zeros((rows,), jnp.int32)
+    column = jnp.arange(length, dtype=jnp.int32)[None]
+    return State(
+        canvas=canvas,
+        given=(canvas != model.config.mask_token_id) | (column < settings.first),
+        origin=origin,
+        end=zero + length,
+        keys=keys,
+        start=zero - 1,
+        block_step=zero,
+        row_step=zero,
+        nfe=zero,
+        near_ties=zero,
+        commit_step=jnp.full((rows, length), -1, jnp.int32),
+        policy=policy.init(rows, settings.block_length),
+        stop=stop.init(rows),
+    )
+
+
+def holes(model: Model, state: State) -> Bool[Array, "B L"]:
+    """Positions still to be committed. A row is live while it has one."""
+    column = jnp.arange(state.canvas.shape[1], dtype=jnp.int32)[None]
+    return (state.canvas == model.config.mask_token_id) & ~state.given & (column < state.end[:, None])
+
+
+def step(model: Model, params: Params, policy: Policy, stop: Stopper, settings: Settings, state: State) -> State:
+    """One forward for the whole batch; rows without holes are left as they are."""
+    window = settings.block_length
+    open_ = holes(model, state)
+    live = jnp.any(open_, axis=1)
+    block = (jnp.argmax(open_, axis=1).astype(jnp.int32) - settings.first) // window
+    start = jnp.where(live, settings.first + block * window, state.start.clip(min=settings.first))
+    block_step = jnp.where(start == state.start, state.block_step, 0)
+
+    score = _score(model, params, settings, state, open_, start, block_step)
+    step_keys = _fold(_fold(state.keys, state.row_step), 1)
+    proposal, policy_state = policy.select(state.policy, score, step_keys)
+    commit, contest = _resolve(proposal, score, policy.waits)
+
+    token_ties = jnp.sum(commit & (score.gap < NEAR_TIE), axis=1, dtype=jnp.int32)
+    canvas = _put(state.canvas, jnp.where(commit, proposal.token, _take(state.canvas, start, window)), start)
+    trace = jnp.where(commit, state.row_step[:, None], _take(state.commit_step, start, window))
+    progress = Progress(
+        canvas=canvas,
+        end=state.end,
+        live=live,
+        generated=~state.given,
+        mask_id=model.config.mask_token_id,
+        eos_ids=model.config.eos_ids,
+    )
+    end, stop_state = stop.update(state.stop, progress)
+    cost = 1 if settings.guidance is None else 2
+    count = live.astype(jnp.int32)
+    return dataclasses.replace(
+        state,
+        canvas=canvas,
+        end=jnp.where(live, jnp.minimum(end, state.end), state.end),
+        start=start,
+        block_step=block_step + count,
+        row_step=state.row_step + count,
+        nfe=state.nfe + cost * count,
+        near_ties=state.near_ties + token_ties + contest.astype(jnp.int32),
+        commit_step=_put(state.commit_step, trace, start),
+        policy=_keep(live, policy_state, state.policy),
+        stop=_keep(live, stop_state, state.stop),
+    )
+
+
+def finish(model: Model, settings: Settings, state: State) -> Result:
+    """The result of rows that are done."""
+    length = state.canvas.shape[1]
+    column = jnp.arange(length, dtype=jnp.int32)[None]
+    generated = ~state.given
+    past = generated & (column >= state.end[:, None])
+    tokens = jnp.where(past, model.config.eos_token_id, state.canvas)
+    is_end = jnp.zeros(tokens.shape, bool)
+    for token in model.config.eos_ids:
+        is_end |= tokens == token
+    first_end = jnp.min(jnp.where(is_end & generated, column, length), axis=1, keepdims=True)
+    return Result(
+        tokens=tokens,
+        lengths=jnp.sum(generated & (column <= first_end), axis=1, dtype=jnp.int32),
+        nfe=state.nfe,
+        commit_step=jnp.where(past, -1, state.commit_step)[:, settings.first :],
+        reason=jnp.where(state.end < length, Reason.STOPPED.value, Reason.FULL.value).astype(jnp.int32),
+        near_ties=state.near_ties,
+        policy=state.policy,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(
+    model: Model,
+    params: Params,
+    canvas: Int[Array, "B L"],
+    origin: Int[Array, " B"],
+    keys: Key[Array, " B"],
+    policy: Policy,
+    stop: Stopper,
+    settings: Settings,
+) -> Result:
+    """`begin`, `step` until no row is live, `finish`: one program."""
+    state = jax.lax.while_loop(
+        lambda state: jnp.any(holes(model, state)),
+        lambda state: step(model, params, policy, stop, settings, state),
+        begin(model, canvas, origin, keys, policy, stop, settings),
+    )
+    return finish(model, settings, state)
+
+
+def _score(
+    model: Model,
+    params: Params,
+    settings: Settings,
+    state: State,
+    open_: Bool[Array, "B L"],
+    start: Int[Array, " B"],
+    block_step: Int[Array, " B"],
+) -> Score:
+    config, window = model.config, settings.block_length
+    column = jnp.arange(state.canvas.shape[1], dtype=jnp.int32)[None]
+    positions = jnp.maximum(column - state.origin[:, None], 0)
+    valid = (column >= state.origin[:, None]) & (column < state.end[:, None])
+    hidden = _take(_features(model, params, settings, state, positions, valid), start, window)
+    belief = beliefs(
+        hidden,
+        model.head(params),
+        forbidden=(config.mask_token_id, *((config.eos_token_id,) if settings.forbid_eos else ())),
+        deferred=config.eos_ids if settings.defer_eos else (),
+        temperature=settings.temperature,
+        keys=_fold(_fold(state.keys, state.row_step), 0),
+        positions=_take(positions, start, window),
+    )
+    eligible = _take(open_, start, window)
+    return Score(
+        **{field.name: getattr(belief, field.name) for field in dataclasses.fields(belief)},
+        hidden=hidden,
+        masked=_take(state.canvas, start, window) == config.mask_token_id,
+        eligible=eligible,
+        canvas=state.canvas,
+        start=start,
+        origin=state.origin,
+        block_step=block_step,
+        row_step=state.row_step,
+    )
+
+
+def _features(
+    model: Model,
+    params: Params,
+    settings: Settings,
+    state: State,
+    positions: Int[Array, "B L"],
+    valid: Bool[Array, "B L"],
+) -> Float[Array, "B L D"]:
+    """One forward, or with guidance the pair of LLaDA's `generate.py`: un + (scale + 1) (cond - un).
+
+    The unconditional copy has all that was given masked. The head is linear, so guiding the features guides the
+    logits, and no second [B, W, V] exists.
+    """
+    if settings.guidance is None:
+        return model.features(params, state.canvas, positions, valid)
+    blind = jnp.where(state.given & valid, model.config.mask_token_id, state.canvas)
+    twice = [jnp.concatenate([x, x]) for x in (positions, valid)]
+    both = model.features(params, jnp.concatenate([state.canvas, blind]), *twice)
+    seeing, unseeing = (half.astype(jnp.float32) for half in jnp.split(both, 2))
+    scale = jnp.broadcast_to(settings.guidance, (state.canvas.shape[0],))[:, None, None]
+    return (unseeing + (scale + 1.0) * (seeing - unseeing)).astype(both.dtype)
+
+
+def _resolve(proposal: Proposal, score: Score, waits: bool) -> tuple[Bool[Array, "B W"], Bool[Array, " B"]]:
+    """What is committed, and whether the choice of positions was a near-tie."""
+    commit = proposal.commit & score.eligible
+    priority = jnp.where(score.eligible, proposal.priority, -jnp.inf)
+    if not waits:
+        best = jnp.arange(priority.shape[1])[None] == jnp.argmax(priority, axis=1, keepdims=True)
+        commit = jnp.where(jnp.any(commit, axis=1, keepdims=True), commit, best & score.eligible)
+    lowest_in = jnp.min(jnp.where(commit, priority, jnp.inf), axis=1)
+    highest_out = jnp.max(jnp.where(score.eligible & ~commit, priority, -jnp.inf), axis=1)
+    put_off = highest_out <= NEVER  # end-of-texts put off tie with each other by intent
+    return commit, (jnp.abs(lowest_in - highest_out) < NEAR_TIE) & ~put_off
+
+
+def _fold(keys: Key[Array, " B"], data: int | Int[Array, " B"]) -> Key[Array, " B"]:
+    return jax.vmap(jax.random.fold_in, (0, None if isinstance(data, int) else 0))(keys, data)
+
+
+def _take(rows: Array, start: Int[Array, " B"], window: int) -> Array:
+    """Each row's block, [B W ...]."""
+    return jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, window))(rows, start)
+
+
+def _put(rows: Array, block: Array, start: Int[Array, " B"]) -> Array:
+    return jax.vmap(lambda row, part, at: jax.lax.dynamic_update_slice_in_dim(row, part, at, 0))(rows, block, start)
+
+
+def _keep(live: Bool[Array, " B"], new: Any, old: Any) -> Any:
+    """`new` in live rows, `old` elsewhere; every leaf of a policy's or stopper's state leads with B."""
+    return jax.tree.map(lambda a, b: jnp.where(live.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)

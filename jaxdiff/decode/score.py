@@ -1,0 +1,161 @@
+"""From features to beliefs: the only code that reduces over the vocabulary.
+
+The head runs on the block alone, one tile of the vocabulary at a time, and keeps of each tile what the merge needs:
+no [B, W, V] array outlives a tile.
+
+    features [B W D] --(per tile of V)--> logits [B W tile] -> _Running [B W] each -> Beliefs
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxdiff.types import Leaf, pytree
+
+TILE = 4096  # vocabulary entries per tile; part of the randomness' key, so a constant
+NEVER = -1e30  # the logit of a forbidden token: no mass, and finite, so that nothing becomes NaN
+
+
+@pytree
+class Beliefs:
+    """What `Score` needs of the vocabulary, [B, W] each; meanings in `jaxdiff.types.Score`."""
+
+    token: Int[Array, "B W"]
+    prob: Float[Array, "B W"]
+    log_odds: Float[Array, "B W"]
+    runner_up: Float[Array, "B W"]
+    entropy: Float[Array, "B W"]
+    gap: Float[Array, "B W"]
+
+
+@pytree
+class _Running:
+    """Merged over the tiles so far."""
+
+    token: Int[Array, "B W"]
+    key: Float[Array, "B W"]  # the candidate's sort key: its logit, plus noise at temperature > 0
+    next_key: Float[Array, "B W"]
+    logit: Float[Array, "B W"]  # the candidate's own
+    best_other: Float[Array, "B W"]  # highest logit of all but the candidate
+    rest: Float[Array, "B W"]  # logsumexp of all but the candidate
+    top: Float[Array, "B W"]  # highest logit of all: the scale of the two sums below
+    mass: Float[Array, "B W"]  # sum of exp(l - top)
+    moment: Float[Array, "B W"]  # sum of exp(l - top) (l - top)
+
+
+def beliefs(
+    features: Float[Array, "B W D"],
+    head: Float[Array, "D V"],
+    *,
+    forbidden: tuple[int, ...],
+    deferred: tuple[int, ...],
+    temperature: Leaf,
+    keys: Key[Array, " B"],
+    positions: Int[Array, "B W"],
+) -> Beliefs:
+    """The candidate of each position and how sure the model is of it, float32.
+
+    Args:
+        forbidden: ids without mass: [MASK], and end-of-text under LLaDA's `logits_eos_inf`.
+        deferred: ids whose positions go last, with probability 0 (LLaDA's `confidence_eos_eot_inf`).
+        temperature: 0 takes the argmax; above, Gumbel-max sampling. `prob` is always of the untempered softmax,
+            as in LLaDA's `generate.py`.
+        keys, positions: noise is keyed by the row's key, the absolute position and the vocabulary tile.
+    """
+    vocabulary = head.shape[1]
+    tile = min(TILE, vocabulary)
+    tiles = -(-vocabulary // tile)
+    scale = jnp.broadcast_to(temperature, keys.shape).astype(jnp.float32)[:, None, None]
+    position_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, positions)
+
+    def one_tile(index: Int[Array, ""]) -> _Running:
+        # The last tile is moved back to end with the vocabulary; what it then shares with its neighbour is masked.
+        first = jnp.minimum(index * tile, vocabulary - tile)
+        ids = first + jnp.arange(tile, dtype=jnp.int32)
+        allowed = ids >= index * tile
+        for token in forbidden:
+            allowed &= ids != token
+        part = jax.lax.dynamic_slice_in_dim(head, first, tile, axis=1).astype(features.dtype)
+        logits = jnp.matmul(features, part, preferred_element_type=jnp.float32)
+        logits = jnp.where(allowed[None, None], logits, NEVER)
+
+        def drawn() -> Float[Array, "B W v"]:
+            tile_keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, index)))(position_keys)
+            noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (tile,), jnp.float32)))(tile_keys)
+            return jnp.roll(noise, first - index * tile, axis=-1)
+
+        noise = jax.lax.cond(jnp.any(scale > 0.0), drawn, lambda: jnp.zeros_like(logits))
+        return _summarise(logits, jnp.where(allowed[None, None], logits + scale * noise, NEVER), ids)
+
+    running = one_tile(jnp.int32(0))
+    if tiles > 1:
+        more = jnp.arange(1, tiles, dtype=jnp.int32)
+        running, _ = jax.lax.scan(lambda carry, index: (_merge(carry, one_tile(index)), None), running, more)
+    return _finish(running, deferred)
+
+
+def _summarise(logits: Float[Array, "B W v"], keys: Float[Array, "B W v"], ids: Int[Array, " v"]) -> _Running:
+    at = jnp.argmax(keys, axis=-1, keepdims=True)
+    others = jnp.arange(logits.shape[-1])[None, None] != at
+    top = jnp.max(logits, axis=-1)
+    shifted = logits - top[..., None]
+    weights = jnp.exp(shifted)
+
+    def pick(values: Float[Array, "B W v"]) -> Float[Array, "B W"]:
+        return jnp.take_along_axis(values, at, axis=-1)[..., 0]
+
+    rest = jax.nn.logsumexp(jnp.where(others, logits, -jnp.inf), axis=-1)
+    return _Running(
+        token=ids[at[..., 0]],
+        key=pick(keys),
+        next_key=jnp.max(jnp.where(others, keys, NEVER), axis=-1),
+        logit=pick(logits),
+        best_other=jnp.max(jnp.where(others, logits, NEVER), axis=-1),
+        rest=jnp.maximum(rest, NEVER),  # a tile of one entry has no rest
+        top=top,
+        mass=jnp.sum(weights, axis=-1),
+        moment=jnp.sum(weights * shifted, axis=-1),
+    )
+
+
+def _merge(a: _Running, b: _Running) -> _Running:
+    """`a` lies left of `b`: on equal keys the lower id stays the candidate, as in an argmax over all."""
+    first: Bool[Array, "B W"] = a.key >= b.key
+
+    def winner(x: Any, y: Any) -> Any:
+        return jnp.where(first, x, y)
+
+    loser_key, loser_logit = winner(b.key, a.key), winner(b.logit, a.logit)
+    top = jnp.maximum(a.top, b.top)
+    scale_a, scale_b = jnp.exp(a.top - top), jnp.exp(b.top - top)
+    return _Running(
+        token=winner(a.token, b.token),
+        key=winner(a.key, b.key),
+        next_key=jnp.maximum(loser_key, winner(a.next_key, b.next_key)),
+        logit=winner(a.logit, b.logit),
+        best_other=jnp.maximum(loser_logit, jnp.maximum(a.best_other, b.best_other)),
+        rest=jnp.logaddexp(jnp.logaddexp(a.rest, b.rest), loser_logit),
+        top=top,
+        mass=a.mass * scale_a + b.mass * scale_b,
+        moment=scale_a * (a.moment + (a.top - top) * a.mass) + scale_b * (b.moment + (b.top - top) * b.mass),
+    )
+
+
+def _finish(r: _Running, deferred: tuple[int, ...]) -> Beliefs:
+    log_odds = r.logit - r.rest
+    all_mass = jnp.logaddexp(r.logit, r.rest)
+    last = jnp.zeros(r.token.shape, bool)
+    for token in deferred:
+        last |= r.token == token
+    return Beliefs(
+        token=r.token,
+        prob=jnp.where(last, 0.0, jax.nn.sigmoid(log_odds)),
+        log_odds=jnp.where(last, NEVER, log_odds),
+        runner_up=jnp.where(last, 1.0, jnp.exp(r.best_other - all_mass)),
+        entropy=jnp.where(last, -NEVER, jnp.maximum(jnp.log(r.mass) - r.moment / r.mass, 0.0)),
+        gap=r.key - r.next_key,
+    )

@@ -1,0 +1,101 @@
+"""One file per policy. `parse` reads the command line's `NAME:k=v,...`, and combinations of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from jaxdiff.policies.above_mean import AboveMean
+from jaxdiff.policies.combine import AllOf, AnyOf, Cap, all_of, any_of, cap
+from jaxdiff.policies.entropy import Entropy
+from jaxdiff.policies.entropy_bounded import EntropyBounded
+from jaxdiff.policies.factor import Factor
+from jaxdiff.policies.fixed import Fixed
+from jaxdiff.policies.margin import Margin
+from jaxdiff.policies.threshold import Threshold
+from jaxdiff.types import InputError, Policy
+
+POLICIES: dict[str, type] = {
+    "fixed": Fixed,
+    "threshold": Threshold,
+    "factor": Factor,
+    "margin": Margin,
+    "entropy": Entropy,
+    "entropy_bounded": EntropyBounded,
+    "above_mean": AboveMean,
+}
+_COMBINED = re.compile(r"(any_of|all_of|cap)\((.*)\)", re.DOTALL)
+
+
+def parse(text: str, **defaults: Any) -> Policy:
+    """The policy that `text` names.
+
+        fixed:order=margin            threshold:tau=0.85            above_mean
+        any_of(threshold:tau=0.9 + entropy:tau=0.05)      cap(4 + threshold:tau=0.6)
+
+    `defaults` fill fields of the policies that have them and are not set in the text (`steps`).
+
+    Raises InputError for a name or an argument that is not known (with those that are), or a value out of range.
+    """
+    text = text.strip()
+    if combined := _COMBINED.fullmatch(text):
+        kind, parts = combined[1], [part.strip() for part in _split(combined[2])]
+        if kind == "cap":
+            if len(parts) != 2:
+                raise InputError(f"policy: found {text!r}, expected cap(K + POLICY)")
+            return cap(_number("cap k", parts[0]), parse(parts[1], **defaults))
+        policies = [parse(part, **defaults) for part in parts]
+        return any_of(*policies) if kind == "any_of" else all_of(*policies)
+    name, _, rest = text.partition(":")
+    if name not in POLICIES:
+        raise InputError(f"policy: found {name!r}, expected one of {', '.join(POLICIES)}, any_of(), all_of(), cap()")
+    fields = {f.name: f for f in dataclasses.fields(POLICIES[name])}
+    values = {k: v for k, v in defaults.items() if k in fields and v is not None}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        if key not in fields or not equals:
+            known = ", ".join(f"{k}=" for k in fields) or "none"
+            raise InputError(f"policy {name}: found argument {item!r}, expected {known}")
+        values[key] = value if fields[key].metadata.get("static") else _number(f"policy {name} {key}", value)
+    policy = POLICIES[name](**values)
+    policy.init(1, 1)  # a value that is not known is refused here, before compilation
+    return policy
+
+
+def _split(text: str) -> list[str]:
+    """At the `+` signs outside parentheses."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char == "(") - (char == ")")
+        if char == "+" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts
+
+
+def _number(what: str, text: str) -> float | int:
+    try:
+        return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+    except ValueError:
+        raise InputError(f"{what}: found {text!r}, expected a number") from None
+
+
+__all__ = [
+    "POLICIES",
+    "AboveMean",
+    "AllOf",
+    "AnyOf",
+    "Cap",
+    "Entropy",
+    "EntropyBounded",
+    "Factor",
+    "Fixed",
+    "Margin",
+    "Threshold",
+    "all_of",
+    "any_of",
+    "cap",
+    "parse",
+]

@@ -1,0 +1,73 @@
+"""A fixed number of steps: the standard decode of LLaDA and Dream."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Key
+
+from jaxdiff.policies.order import ORDERS, priority_of, ranks, uniform
+from jaxdiff.types import Count, InputError, Proposal, Score, number, pytree, static
+
+ONE_A_STEP = 2**20  # more steps than any block has positions: every step commits one
+
+
+@pytree
+class Fixed:
+    """Commit a quota of each step, best first.
+
+    Source: LLaDA `generate.py` (uniform), Dream `generation_utils.py` (dream).
+
+    Attributes:
+        steps: forwards for each block; the default commits one token a step.
+        order: who goes first: `confidence` (LLaDA's low_confidence), `margin`, `entropy` or `random`.
+        schedule: `uniform` spreads a block's n masked positions evenly, the first n % steps forwards taking one
+            more. `dream` takes floor(masked * (1 - s/t)) with t falling linearly from 1 to 0.001, all that is
+            left in the last forward; an early forward may take none, and `steps` bounds their number.
+    """
+
+    steps: Count = number(ONE_A_STEP, low=1, high=ONE_A_STEP, whole=True)
+    order: str = static("confidence")
+    schedule: str = static("uniform")
+
+    @property
+    def waits(self) -> bool:
+        return self.schedule == "dream"
+
+    def init(self, rows: int, window: int) -> Int[Array, " B"]:
+        """The number of masked positions at the start of each row's block."""
+        del window
+        for name, value, known in (
+            ("order", self.order, ORDERS),
+            ("schedule", self.schedule, ("uniform", "dream")),
+        ):
+            if value not in known:
+                raise InputError(f"fixed {name}: found {value!r}, expected one of {', '.join(known)}")
+        return jnp.zeros((rows,), jnp.int32)
+
+    def select(
+        self, state: Int[Array, " B"], score: Score, key: Key[Array, " B"]
+    ) -> tuple[Proposal, Int[Array, " B"]]:
+        left = jnp.sum(score.eligible, axis=1, dtype=jnp.int32)
+        at_start = jnp.where(score.block_step == 0, left, state)
+        quota = self._uniform(at_start, score) if self.schedule == "uniform" else self._dream(left, score)
+        if self.order == "random":
+            columns = score.start[:, None] + jnp.arange(score.masked.shape[1], dtype=jnp.int32)[None]
+            priority = uniform(key, columns - score.origin[:, None])
+        else:
+            priority = priority_of(score, self.order)
+        chosen: Bool[Array, "B W"] = (ranks(priority, score.eligible) < quota[:, None]) & score.eligible
+        none = jnp.zeros_like(chosen)  # a quota vouches for nothing
+        return Proposal(commit=chosen, accepted=none, priority=priority, token=score.token), at_start
+
+    def _uniform(self, at_start: Int[Array, " B"], score: Score) -> Int[Array, " B"]:
+        return at_start // self.steps + (score.block_step < at_start % self.steps).astype(jnp.int32)
+
+    def _dream(self, left: Int[Array, " B"], score: Score) -> Int[Array, " B"]:
+        steps = jnp.broadcast_to(self.steps, left.shape)
+
+        def time(index: Int[Array, " B"]) -> Array:
+            return 1.0 - index.astype(jnp.float32) * (1.0 - 1e-3) / steps.astype(jnp.float32)
+
+        share = 1.0 - time(score.block_step + 1) / time(score.block_step)
+        floor = jnp.floor(left.astype(jnp.float32) * share).astype(jnp.int32)
+        return jnp.where(score.block_step + 1 >= steps, left, floor)

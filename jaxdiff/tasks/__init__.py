@@ -1,0 +1,19 @@
+"""Data sets and their verifiers. A task is a module with NAME, `problems(split, seed)` and `verify(answer, problem)`."""
+
+from types import ModuleType
+
+from jaxdiff.tasks import drills, gsm_symbolic
+from jaxdiff.tasks.base import Problem, Split, Task
+from jaxdiff.types import InputError
+
+TASKS: dict[str, ModuleType] = {module.NAME: module for module in (gsm_symbolic, drills)}
+
+
+def task(name: str) -> ModuleType:
+    """The task called `name`. Raises InputError with the known names."""
+    if name not in TASKS:
+        raise InputError(f"task: found {name!r}, expected one of {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+__all__ = ["TASKS", "Problem", "Split", "Task", "task"]

@@ -1,0 +1,80 @@
+"""Batches as a pure function of the step: a run that restarts has no iterator state to lose.
+
+Every row is [prompt, answer, end-of-text ...] filled with end-of-text up to its bucket's length, so that no row
+needs padding: for a masked diffusion model the end-of-text padding is part of the answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+from jaxtyping import Int
+from rich.progress import track
+
+from jaxdiff.checkpoint import Tokenizer
+from jaxdiff.tasks import task
+from jaxdiff.types import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """One shape of batch: rows of `task` that fit into `length` tokens, `rows` at a time, drawn with `weight`."""
+
+    task: str
+    length: int
+    rows: int
+    weight: float
+    shortest: int = 0  # rows below this many tokens belong to another bucket
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    tokens: Int[np.ndarray, "B T"]
+    prompt_lengths: Int[np.ndarray, " B"]
+    answer_lengths: Int[np.ndarray, " B"]  # with the first end-of-text
+
+
+class Corpus:
+    """Tokenised training problems of each task, sorted into buckets."""
+
+    def __init__(self, buckets: tuple[Bucket, ...], sizes: dict[str, int], seed: int, tokenizer: Tokenizer) -> None:
+        """Draws `sizes[name]` training problems of each task; a progress bar goes to stderr.
+
+        Raises InputError where a bucket stays empty.
+        """
+        self.buckets = buckets
+        self._seed = seed
+        self._eos = tokenizer.eos_id
+        self._rows: dict[str, list[tuple[list[int], list[int]]]] = {}
+        for name, size in sizes.items():
+            stream = itertools.islice(task(name).problems("train", seed), size)
+            self._rows[name] = [
+                (tokenizer.prompt(p.question), tokenizer.encode(p.worked))
+                for p in track(stream, f"{name}: tokenising", total=size)
+            ]
+        self._members = []
+        for bucket in buckets:
+            lengths = [len(prompt) + len(answer) + 1 for prompt, answer in self._rows[bucket.task]]
+            members = [i for i, n in enumerate(lengths) if bucket.shortest <= n <= bucket.length]
+            if not members:
+                raise InputError(
+                    f"bucket {bucket.task}/{bucket.length}: no problem fits, the shortest has {min(lengths)} tokens"
+                )
+            self._members.append(np.asarray(members))
+        weights = np.asarray([b.weight for b in buckets])
+        self._probability = weights / weights.sum()
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one step; the same for the same step and seed, whatever ran before."""
+        rng = np.random.default_rng([self._seed, step])
+        which = int(rng.choice(len(self.buckets), p=self._probability))
+        bucket = self.buckets[which]
+        tokens = np.full((bucket.rows, bucket.length), self._eos, np.int32)
+        prompts, answers = np.zeros(bucket.rows, np.int32), np.zeros(bucket.rows, np.int32)
+        for row, index in enumerate(rng.choice(self._members[which], bucket.rows)):
+            prompt, answer = self._rows[bucket.task][index]
+            prompts[row], answers[row] = len(prompt), len(answer) + 1
+            tokens[row, : len(prompt) + len(answer)] = prompt + answer
+        return Batch(tokens, prompts, answers)

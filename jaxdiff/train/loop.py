@@ -1,0 +1,199 @@
+"""The training loop. A run is a folder; killing it loses only the steps since the last checkpoint.
+
+The step's batch and noise depend on (seed, step) alone, and parameters and optimizer state are restored exactly:
+a run that was killed and started again ends with the bits of one that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import orbax.checkpoint as ocp
+from jaxtyping import Array, Float, Int
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxdiff import checkpoint
+from jaxdiff.models import build
+from jaxdiff.train.data import Batch, Corpus
+from jaxdiff.train.objective import corrupt, loss
+from jaxdiff.train.recipe import Recipe
+from jaxdiff.train.tokenizer import train_tokenizer
+from jaxdiff.types import InputError, Model, Params
+
+SAVED_RECIPE = "recipe.json"
+MODEL = "model"
+
+
+def train(recipe: Recipe, folder: Path) -> Path:
+    """Run a recipe to its last step, from the folder's newest checkpoint if it has one.
+
+    Writes `folder/checkpoints/` (orbax, resumable), `log.jsonl`, and at the end `folder/model/`, which
+    `jaxdiff.load` reads. SIGTERM (a Cloud TPU pre-emption) saves and returns early.
+
+    Returns the model folder; it exists only when the last step was reached.
+
+    Raises InputError where the folder belongs to another recipe.
+    """
+    _claim(folder, recipe)
+    if not (folder / "tokenizer.json").is_file():
+        train_tokenizer(recipe.task, recipe.tokenizer_problems, recipe.model["vocab_size"], recipe.seed, folder)
+    tokenizer = checkpoint.load_tokenizer(folder)
+    assert tokenizer is not None
+    model = build({"family": "llada", "mask_token_id": 0, "eos_token_id": tokenizer.eos_id, **recipe.model})
+    corpus = Corpus(recipe.buckets, recipe.problems, recipe.seed, tokenizer)
+    optimizer = make_optimizer(recipe)
+    step_fn = make_step(model, optimizer, recipe)
+
+    params = model.init(jax.random.key(recipe.seed))
+    state = {"params": params, "optimizer": optimizer.init(params)}
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, save_interval_steps=recipe.save_every)
+    with ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options) as manager:
+        done = manager.latest_step()
+        if done is not None:
+            state = manager.restore(done, args=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state)))
+        first = 0 if done is None else done
+        with _Stop() as stop, _Log(folder / "log.jsonl", recipe.steps, first) as log:
+            for step in range(first, recipe.steps):
+                batch = corpus.batch(step)
+                state, value = step_fn(state, jnp.int32(step), *dataclasses.astuple(batch))
+                log(step, value, batch)
+                last = step + 1 == recipe.steps
+                if stop.asked or last or (step + 1) % recipe.save_every == 0:
+                    manager.save(step + 1, args=ocp.args.StandardSave(state), force=True)
+                if stop.asked:
+                    manager.wait_until_finished()
+                    log.note(f"stopped by a signal after step {step + 1}; run the same command to go on")
+                    return folder / MODEL
+    checkpoint.save(folder / MODEL, model, state["params"], tokenizer_from=folder)
+    return folder / MODEL
+
+
+def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    """Muon on the matrices, Adam on embeddings, head and norms; warm-up, plateau, linear decay; clipped."""
+    schedule = optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, recipe.learning_rate, recipe.warmup),
+            optax.constant_schedule(recipe.learning_rate),
+            optax.linear_schedule(recipe.learning_rate, 0.0, recipe.decay),
+        ],
+        [recipe.warmup, recipe.steps - recipe.decay],
+    )
+    per_layer_matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+
+    def numbers(params: Params) -> Any:
+        return jax.tree.map_with_path(
+            lambda path, x: per_layer_matrix if x.ndim == 3 and path[0].key == "layers" else None, params
+        )
+
+    muon = optax.contrib.muon(
+        schedule,
+        weight_decay=recipe.weight_decay,
+        consistent_rms=0.2,  # updates of Adam's size, so that one learning rate serves both
+        adam_b2=0.98,
+        muon_weight_dimension_numbers=numbers,
+    )
+    return optax.chain(optax.clip_by_global_norm(recipe.clip), muon)
+
+
+def make_step(model: Model, optimizer: optax.GradientTransformation, recipe: Recipe) -> Callable[..., Any]:
+    """One compiled training step for each bucket's shape; the state is donated."""
+    corruption = functools.partial(
+        corrupt, mask_id=model.config.mask_token_id, semi_ar=recipe.semi_ar, block_length=recipe.block_length
+    )
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step_fn(
+        state: dict[str, Any],
+        step: Int[Array, ""],
+        tokens: Int[Array, "B T"],
+        prompt_lengths: Int[Array, " B"],
+        answer_lengths: Int[Array, " B"],
+    ) -> tuple[dict[str, Any], Float[Array, ""]]:
+        key = jax.random.fold_in(jax.random.key(recipe.seed), step)
+        noisy, weight = corruption(key, tokens, prompt_lengths, answer_lengths)
+        value, gradients = jax.value_and_grad(lambda p: loss(model, p, noisy, tokens, weight))(state["params"])
+        updates, optimizer_state = optimizer.update(gradients, state["optimizer"], state["params"])
+        return {"params": optax.apply_updates(state["params"], updates), "optimizer": optimizer_state}, value
+
+    return step_fn
+
+
+def _claim(folder: Path, recipe: Recipe) -> None:
+    """The folder is new, or it belongs to this recipe: only the length of the plateau may change."""
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = folder / SAVED_RECIPE
+    if saved.is_file():
+        old = Recipe.read(saved)
+        if dataclasses.replace(old, steps=recipe.steps, decay=recipe.decay) != recipe:
+            changed = [
+                f.name
+                for f in dataclasses.fields(recipe)
+                if f.name not in ("steps", "decay") and getattr(old, f.name) != getattr(recipe, f.name)
+            ]
+            raise InputError(f"{folder}: holds a run of another recipe ({', '.join(changed)} differ); name a new folder")
+    recipe.write(saved)
+
+
+class _Stop:
+    """Turns SIGTERM into a flag that the loop reads between steps."""
+
+    asked = False
+
+    def __enter__(self) -> _Stop:
+        self._previous = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+
+    def __exit__(self, *_: Any) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+
+class _Log:
+    """A progress bar with loss and tokens/s on stderr, and a line of JSON for every twentieth step."""
+
+    EVERY = 20
+
+    def __init__(self, path: Path, steps: int, first: int) -> None:
+        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=Console(stderr=True))
+        self._task = self._bar.add_task("train", total=steps, completed=first, text="")
+        self._path, self._tokens, self._since = path, 0, time.perf_counter()
+        self._losses: dict[int, list[Float[Array, ""]]] = {}
+
+    def __enter__(self) -> _Log:
+        self._file = self._path.open("a")
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+        self._file.close()
+
+    def note(self, text: str) -> None:
+        self._bar.console.print(text)
+
+    def __call__(self, step: int, value: Float[Array, ""], batch: Batch) -> None:
+        self._tokens += batch.tokens.size
+        self._losses.setdefault(batch.tokens.shape[1], []).append(value)
+        if (step + 1) % self.EVERY:
+            return
+        losses = {length: float(jnp.stack(v).mean()) for length, v in sorted(self._losses.items())}
+        rate = self._tokens / (time.perf_counter() - self._since)
+        self._file.write(json.dumps({"step": step + 1, "tokens_per_second": rate, "loss_by_length": losses}) + "\n")
+        self._file.flush()
+        text = " ".join(f"{k}:{v:.3f}" for k, v in losses.items()) + f"  {rate:,.0f} tokens/s"
+        self._bar.update(self._task, completed=step + 1, text=text)
+        self._tokens, self._since, self._losses = 0, time.perf_counter(), {}

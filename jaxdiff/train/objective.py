@@ -1,0 +1,72 @@
+"""The training objective of a masked diffusion model: what is masked, and how the loss is weighted.
+
+Paper: LLaDA (arXiv 2502.09992), supervised fine-tuning. t ~ U(0, 1); each answer token is masked with probability
+p = (1 - eps) t + eps; the loss is the cross entropy of the masked ones / p, divided by the answer's length. The
+end-of-text padding is part of the answer. Prompts are never masked.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxdiff.types import Model, Params
+
+EPSILON = 1e-3
+
+
+def corrupt(
+    key: Key[Array, ""],
+    tokens: Int[Array, "B T"],
+    prompt_lengths: Int[Array, " B"],
+    answer_lengths: Int[Array, " B"],
+    *,
+    mask_id: int,
+    semi_ar: float,
+    block_length: int,
+) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
+    """Noisy tokens and the weight of each position's cross entropy (0 where it is not masked).
+
+    A share `semi_ar` of the rows is noised as semi-autoregressive decoding sees them (dParallel, arXiv 2509.26488):
+    one block of the answer is active, what lies before it is clean, what lies after it is all masked and carries no
+    loss; inside it the objective is the same, with the block's length in place of the answer's. The block is drawn
+    evenly from those that hold the answer and its first end-of-text (`answer_lengths` counts both).
+
+    t is stratified over the batch: the same expectation as independent draws, with less variance.
+    """
+    rows, length = tokens.shape
+    level_key, mask_key, block_key, kind_key = jax.random.split(key, 4)
+    column = jnp.arange(length)[None]
+    in_answer = column >= prompt_lengths[:, None]
+
+    blocks = (answer_lengths + block_length - 1) // block_length
+    chosen = jnp.floor(jax.random.uniform(block_key, (rows,)) * blocks).astype(jnp.int32)
+    first = (prompt_lengths + chosen * block_length)[:, None]
+    in_block = (column >= first) & (column < first + block_length)
+    by_block = jax.random.uniform(kind_key, (rows, 1)) < semi_ar
+
+    active = in_answer & jnp.where(by_block, in_block, True)
+    later = by_block & (column >= first + block_length)
+    level = (jax.random.uniform(level_key) + jnp.arange(rows) / rows) % 1.0
+    p = ((1 - EPSILON) * level + EPSILON)[:, None]
+    drawn: Bool[Array, "B T"] = active & (jax.random.uniform(mask_key, (rows, length)) < p)
+    weight = drawn / (p * jnp.sum(active, axis=1, keepdims=True))
+    return jnp.where(drawn | later, mask_id, tokens), weight
+
+
+def loss(
+    model: Model,
+    params: Params,
+    noisy: Int[Array, "B T"],
+    tokens: Int[Array, "B T"],
+    weight: Float[Array, "B T"],
+) -> Float[Array, ""]:
+    """Weighted cross entropy, nats per answer token, the mean over rows."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    features = model.features(params, noisy, positions, jnp.ones(tokens.shape, bool))
+    width = features.shape[-1]
+    logits = features.reshape(-1, width) @ model.head(params).astype(features.dtype)
+    entropy = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), tokens.reshape(-1))
+    return jnp.sum(entropy * weight.reshape(-1)) / tokens.shape[0]

@@ -1,0 +1,53 @@
+"""A recipe: all that a training run depends on, as a JSON file beside the model it made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxdiff.train.data import Bucket
+from jaxdiff.types import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Model shape, data, objective and optimizer of one run. Lengths are in tokens, rates per step."""
+
+    task: str  # the tokenizer's corpus
+    model: dict[str, Any]  # LladaConfig fields, less the special ids
+    problems: dict[str, int]  # training problems of each task
+    buckets: tuple[Bucket, ...]
+    steps: int
+    warmup: int = 200
+    decay: int = 1000  # the last steps, over which the rate falls to 0
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    semi_ar: float = 0.5
+    block_length: int = 32
+    tokenizer_problems: int = 20000
+    save_every: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.warmup + self.decay > self.steps:
+            raise InputError(
+                f"steps: found {self.steps}, expected at least warmup + decay = {self.warmup + self.decay}; raise --steps"
+            )
+
+    @classmethod
+    def read(cls, path: Path) -> Recipe:
+        """Raises InputError for a file that is missing, not JSON, or has other fields."""
+        try:
+            raw = json.loads(path.read_text())
+            buckets = tuple(Bucket(**b) for b in raw.pop("buckets"))
+            return cls(buckets=buckets, **raw)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"recipe {path}: cannot be read ({error})") from error
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")

@@ -1,0 +1,194 @@
+"""The words of the house: shape letters, what a policy sees and answers, and the protocols.
+
+Shape letters, used in every public docstring and annotation:
+
+    B rows (requests)      P prompt length          L canvas length (prompt + generated)
+    G generated length     W window (the block)     T tokens fed to the model
+    D hidden size          V vocabulary             N layers
+    H query heads          K key/value heads        E head size
+
+Everything here is plain data: policies import this module and nothing else of the package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+
+Params = Any  # a pytree of arrays
+State = Any  # a policy's or stopper's own pytree; () when it keeps none
+Leaf = Float[Array, ""] | Float[Array, " B"]  # one number for the batch, or one for each row
+Count = Int[Array, ""] | Int[Array, " B"]  # the same, whole
+
+_T = TypeVar("_T")
+
+
+class InputError(ValueError):
+    """The caller's input cannot be used: one line that says what, found, expected and the mend."""
+
+
+def pytree(cls: type[_T]) -> type[_T]:
+    """Frozen dataclass registered as a pytree; fields made with `static()` are part of the treedef.
+
+    Fields made with `number()` become array leaves, whatever they are given as.
+    """
+    numbers = {k: v.metadata for k, v in vars(cls).items() if isinstance(v, dataclasses.Field) and "low" in v.metadata}
+    if numbers:
+
+        def canonicalise(self: Any) -> None:
+            for name, limits in numbers.items():
+                object.__setattr__(self, name, _leaf(name, getattr(self, name), **limits))
+
+        cls.__post_init__ = canonicalise  # type: ignore[attr-defined]
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    jax.tree_util.register_dataclass(
+        cls,
+        data_fields=[f.name for f in fields if not f.metadata.get("static")],
+        meta_fields=[f.name for f in fields if f.metadata.get("static")],
+    )
+    return cls
+
+
+def static(default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that is compiled into the program (shapes, names, callables)."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+def number(default: Any = dataclasses.MISSING, *, low: float, high: float, whole: bool = False) -> Any:
+    """A dataclass field that is a traced number within [low, high]: one value, or one for each row [B].
+
+    A new value does not recompile, and a [B] vector sweeps B values as the rows of one program.
+    """
+    return dataclasses.field(default=default, metadata={"low": low, "high": high, "whole": whole})
+
+
+def _leaf(name: str, value: Any, *, low: float, high: float, whole: bool) -> Any:
+    """`value` as an array (a Python float would cost one more trace: weak type); checked where it is concrete."""
+    if not isinstance(value, bool | int | float | np.ndarray | np.generic | list | tuple):
+        return value  # an array or a tracer, or a placeholder of a pytree transformation
+    array = np.asarray(value)
+    if array.ndim > 1 or not np.all((array >= low) & (array <= high)) or (whole and np.any(array % 1)):
+        kind = "a whole number" if whole else "a number"
+        raise InputError(f"{name}: found {value}, expected {kind} from {low:g} to {high:g}, or a vector of them")
+    return jnp.asarray(array, jnp.int32 if whole else jnp.float32)
+
+
+def per_row(value: Leaf | Count) -> Shaped[Array, "..."]:
+    """`value` shaped to broadcast against [B, W]: a scalar stays, a [B] vector becomes [B, 1]."""
+    return value if value.ndim == 0 else value[:, None]
+
+
+@pytree
+class Score:
+    """What every policy sees: the model's belief at each position of the block.
+
+    Fields are [B, W] and float32 unless said. `token` is the candidate (the argmax, or the Gumbel sample at
+    temperature > 0) and never [MASK]. `log_odds` = its logit minus the logsumexp of all others: RANK by it,
+    since float32 probabilities near 1 tie; compare `prob` with thresholds. A field no policy reads is dead
+    code to the compiler.
+    """
+
+    token: Int[Array, "B W"]
+    prob: Float[Array, "B W"]  # softmax(logits)[token]
+    log_odds: Float[Array, "B W"]
+    runner_up: Float[Array, "B W"]  # probability of the best token other than `token`
+    entropy: Float[Array, "B W"]  # nats, of the whole distribution
+    gap: Float[Array, "B W"]  # logits between the candidate and the next best: a tie-break under 1e-5
+    hidden: Float[Array, "B W D"]  # the features that the head read, in the model's dtype
+    masked: Bool[Array, "B W"]  # still [MASK]
+    eligible: Bool[Array, "B W"]  # masked, in the row's block, before its end, in a live row: may be committed
+    canvas: Int[Array, "B L"]
+    start: Int[Array, " B"]  # canvas column of the block's first position
+    origin: Int[Array, " B"]  # canvas column of the row's first token: absolute position = column - origin
+    block_step: Int[Array, " B"]  # forwards this block has had before this one
+    row_step: Int[Array, " B"]  # forwards this row has had before this one
+
+    @property
+    def margin(self) -> Float[Array, "B W"]:
+        """prob - runner_up. Compare it with thresholds; rank by `certainty`."""
+        return self.prob - self.runner_up
+
+    @property
+    def certainty(self) -> Float[Array, "B W"]:
+        """-(1 - margin) without the cancellation near margin 1: the float32-safe order of margins."""
+        return -(jax.nn.sigmoid(-self.log_odds) + self.runner_up)
+
+
+@pytree
+class Proposal:
+    """What a policy answers, [B, W]. The loop commits `commit` (where eligible) and, in a row where that is
+    empty, forces the position of highest `priority` unless the policy `waits`."""
+
+    commit: Bool[Array, "B W"]
+    accepted: Bool[Array, "B W"]  # what the policy itself vouches for, before any quota
+    priority: Float[Array, "B W"]
+    token: Int[Array, "B W"]
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Which masked positions commit now. A frozen pytree: numbers are traced leaves, the rest is static.
+
+    `waits` (static) is True for a schedule that may leave a row untouched in a step and proves its own bound;
+    `max_block`, if not None, is the longest block that the proof holds for.
+    """
+
+    @property
+    def waits(self) -> bool: ...
+
+    def init(self, rows: int, window: int) -> State:
+        """The state before the first step, for `rows` = B and `window` = W."""
+        ...
+
+    def select(self, state: State, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, State]:
+        """One decision. `key` is the row's own, fresh for this step."""
+        ...
+
+
+@pytree
+class Progress:
+    """What a stopper sees after a commit. `end` is one past the last position that a row still generates."""
+
+    canvas: Int[Array, "B L"]
+    end: Int[Array, " B"]
+    live: Bool[Array, " B"]
+    generated: Bool[Array, "B L"]  # the positions this call is to fill (False on the prompt and the padding)
+    mask_id: int = static()
+    eos_ids: tuple[int, ...] = static()
+
+
+@runtime_checkable
+class Stopper(Protocol):
+    """When a row's end moves left (it never moves right)."""
+
+    def init(self, rows: int) -> State: ...
+
+    def update(self, state: State, progress: Progress) -> tuple[Int[Array, " B"], State]:
+        """The new end of each row, [B]; the loop takes the minimum of it and the old one."""
+        ...
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A static, hashable definition whose methods are pure functions of a params pytree."""
+
+    @property
+    def config(self) -> Any: ...
+
+    def init(self, key: Key[Array, ""]) -> Params: ...
+
+    def features(
+        self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        """Row i predicts token i (shifted families shift here). `valid` False: padding, attended by nobody."""
+        ...
+
+    def head(self, params: Params) -> Float[Array, "D V"]: ...
+
+
