@@ -1,9 +1,9 @@
 """jaxdiff: compiled decoding for masked diffusion language models, in JAX.
 
-    checkpoint = jaxdiff.load()
-    prompts, origin = jaxdiff.pad_prompts([checkpoint.tokenizer.prompt("...")], fill=0)
-    result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, origin=origin,
-                            policy=jaxdiff.policies.Threshold(0.9), stop=jaxdiff.EosStop())
+checkpoint = jaxdiff.load()
+prompts, origin = jaxdiff.pad_prompts([checkpoint.tokenizer.prompt("...")], fill=0)
+result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, origin=origin,
+policy=jaxdiff.policies.Threshold(0.9), stop=jaxdiff.EosStop())
 """
 
 from jaxdiff import policies

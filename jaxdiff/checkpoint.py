@@ -1,7 +1,7 @@
 """A model folder: config.json, params/ (orbax), and, unless the model speaks ids only, a tokenizer beside them.
 
-    jaxdiff.load("gsm-2m")      one of the models that ship
-    jaxdiff.load("runs/mine")   a folder that `jaxdiff train` wrote
+jaxdiff.load("gsm-2m")      one of the models that ship
+jaxdiff.load("runs/mine")   a folder that `jaxdiff train` wrote
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,15 @@ def load(path: str | Path = SHIPPED, *, dtype: str | None = None) -> Checkpoint:
         dtype = "float32"
     if dtype is not None:
         config["dtype"] = dtype
-    model = build(config)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    try:
+        model = build(config)
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+    except (ArithmeticError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{folder / 'config.json'}: makes no model ({_first_line(error)}); restore the file"
+        ) from error
     target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(config["dtype"])), shapes)
     return Checkpoint(model, _restore(folder / "params", target), load_tokenizer(folder), folder)
 
@@ -93,10 +101,10 @@ def load(path: str | Path = SHIPPED, *, dtype: str | None = None) -> Checkpoint:
 def load_tokenizer(folder: Path) -> Tokenizer | None:
     if not (folder / "tokenizer.json").is_file():
         return None
-    from transformers import AutoTokenizer  # slow to import, and not needed for ids
+    from transformers import PreTrainedTokenizerFast  # slow to import, and not needed for ids
 
     try:
-        fast = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        fast = PreTrainedTokenizerFast.from_pretrained(str(folder))
     except Exception as error:
         raise InputError(f"{folder / 'tokenizer.json'}: damaged ({_first_line(error)}); restore the file") from error
     return Tokenizer(fast, int(fast.eos_token_id))
@@ -104,9 +112,12 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text())
+        if not isinstance(config, dict):
+            raise ValueError(f"found {type(config).__name__}, expected an object")
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / 'config.json'}: damaged ({_first_line(error)}); restore the file") from error
+    return config
 
 
 def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | None = None) -> None:
@@ -130,11 +141,27 @@ def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | N
 def _restore(path: Path, target: Any) -> Params:
     if not path.is_dir():
         raise InputError(f"{path}: missing; the folder holds a config but no parameters")
+    hook = sys.unraisablehook
+
+    def silence_readers(report: Any) -> None:
+        """After the first failed read, orbax's other readers report a closed event loop: that one is enough."""
+        if str(report.exc_value) != "Event loop is closed":
+            hook(report)
+
+    sys.unraisablehook = silence_readers  # they may still report after an error has left this function, so it stays
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(path.absolute(), target)
+            params = checkpointer.restore(path.absolute(), target)
     except Exception as error:
         raise InputError(f"{path}: cannot be read ({_first_line(error)}); restore or convert it again") from error
+    sys.unraisablehook = hook
+    for (name, wanted), found in zip(jax.tree.leaves_with_path(target), jax.tree.leaves(params), strict=True):
+        if found.shape != wanted.shape:
+            raise InputError(
+                f"{path}: {jax.tree_util.keystr(name)} has shape {found.shape}, config.json says {wanted.shape}; "
+                "restore the folder"
+            )
+    return params
 
 
 def _first_line(error: Exception) -> str:

@@ -13,7 +13,8 @@ Everything here is plain data: policies import this module and nothing else of t
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 Params = Any  # a pytree of arrays
 State = Any  # a policy's or stopper's own pytree; () when it keeps none
-Leaf = Float[Array, ""] | Float[Array, " B"]  # one number for the batch, or one for each row
-Count = Int[Array, ""] | Int[Array, " B"]  # the same, whole
+# One number for the batch, or one for each row; `number()` fields turn Python's into arrays.
+Leaf = Float[Array, ""] | Float[Array, " B"] | float | int | np.ndarray | Sequence[float]
+Count = Int[Array, ""] | Int[Array, " B"] | int | np.ndarray | Sequence[int]
 
 _T = TypeVar("_T")
 
@@ -32,6 +34,20 @@ class InputError(ValueError):
     """The caller's input cannot be used: one line that says what, found, expected and the mend."""
 
 
+def static(*, default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that is compiled into the program (shapes, names, callables)."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+def number(*, default: Any = dataclasses.MISSING, low: float | int, high: float | int, whole: bool = False) -> Any:
+    """A dataclass field that is a traced number within [low, high]: one value, or one for each row [B].
+
+    A new value does not recompile, and a [B] vector sweeps B values as the rows of one program.
+    """
+    return dataclasses.field(default=default, metadata={"low": low, "high": high, "whole": whole})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static, number))
 def pytree(cls: type[_T]) -> type[_T]:
     """Frozen dataclass registered as a pytree; fields made with `static()` are part of the treedef.
 
@@ -55,20 +71,7 @@ def pytree(cls: type[_T]) -> type[_T]:
     return cls
 
 
-def static(default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field that is compiled into the program (shapes, names, callables)."""
-    return dataclasses.field(default=default, metadata={"static": True})
-
-
-def number(default: Any = dataclasses.MISSING, *, low: float, high: float, whole: bool = False) -> Any:
-    """A dataclass field that is a traced number within [low, high]: one value, or one for each row [B].
-
-    A new value does not recompile, and a [B] vector sweeps B values as the rows of one program.
-    """
-    return dataclasses.field(default=default, metadata={"low": low, "high": high, "whole": whole})
-
-
-def _leaf(name: str, value: Any, *, low: float, high: float, whole: bool) -> Any:
+def _leaf(name: str, value: Any, *, low: float | int, high: float | int, whole: bool) -> Any:
     """`value` as an array (a Python float would cost one more trace: weak type); checked where it is concrete."""
     if not isinstance(value, bool | int | float | np.ndarray | np.generic | list | tuple):
         return value  # an array or a tracer, or a placeholder of a pytree transformation
@@ -79,8 +82,9 @@ def _leaf(name: str, value: Any, *, low: float, high: float, whole: bool) -> Any
     return jnp.asarray(array, jnp.int32 if whole else jnp.float32)
 
 
-def per_row(value: Leaf | Count) -> Shaped[Array, "..."]:
+def per_row(value: Leaf | Count) -> Shaped[Array, ...]:
     """`value` shaped to broadcast against [B, W]: a scalar stays, a [B] vector becomes [B, 1]."""
+    value = jnp.asarray(value)
     return value if value.ndim == 0 else value[:, None]
 
 
@@ -111,7 +115,7 @@ class Score:
 
     @property
     def margin(self) -> Float[Array, "B W"]:
-        """prob - runner_up. Compare it with thresholds; rank by `certainty`."""
+        """Prob - runner_up. Compare it with thresholds; rank by `certainty`."""
         return self.prob - self.runner_up
 
     @property
@@ -123,7 +127,8 @@ class Score:
 @pytree
 class Proposal:
     """What a policy answers, [B, W]. The loop commits `commit` (where eligible) and, in a row where that is
-    empty, forces the position of highest `priority` unless the policy `waits`."""
+    empty, forces the position of highest `priority` unless the policy `waits`.
+    """
 
     commit: Bool[Array, "B W"]
     accepted: Bool[Array, "B W"]  # what the policy itself vouches for, before any quota
@@ -190,5 +195,3 @@ class Model(Protocol):
         ...
 
     def head(self, params: Params) -> Float[Array, "D V"]: ...
-
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ def decode(
     origin: Int[Array, " B"] | np.ndarray | None = None,
     forbid_eos: bool = False,
     defer_eos: bool = False,
+    run: Callable[..., loop.Result] = loop.run,
 ) -> loop.Result:
     """Generate `gen_length` tokens after each prompt, block by block, in one compiled program.
 
@@ -48,6 +49,7 @@ def decode(
         forbid_eos: LLaDA's `logits_eos_inf`: end-of-text is never predicted.
         defer_eos: LLaDA's `confidence_eos_eot_inf`: positions predicted end-of-text or end-of-turn commit last.
             (The official code's chained assignment spares one of the two ids above temperature 0; here both wait.)
+        run: what runs the program; a `Timed` compiles it ahead of time and tells compiling from running.
 
     Returns a `Result`; source of the loop: LLaDA `generate.py` (arXiv 2502.09992).
 
@@ -57,13 +59,13 @@ def decode(
     rows, width = _shape("prompts", prompts)
     if width < 1:
         raise InputError("prompts: found length 0, expected at least one token; give a prompt")
-    _check_lengths(model, width, gen_length, block_length)
+    check_lengths(model, width, gen_length, block_length)
     origin = _origin(origin, rows, width)
-    _check_ids(model, prompts, origin, masks_allowed=False)
+    check_ids(model, prompts, origin, masks_allowed=False)
     masks = jnp.full((rows, gen_length), model.config.mask_token_id, jnp.int32)
     canvas = jnp.concatenate([jnp.asarray(prompts, jnp.int32), masks], axis=1)
     settings = _settings(temperature, cfg_scale, rows, block_length, width, forbid_eos, defer_eos)
-    return loop.run(model, params, canvas, origin, _keys(key, rows), policy or Fixed(), stop or NoStop(), settings)
+    return run(model, params, canvas, origin, _keys(key, rows), policy or Fixed(), stop or NoStop(), settings)
 
 
 def infill(
@@ -80,6 +82,7 @@ def infill(
     origin: Int[Array, " B"] | np.ndarray | None = None,
     forbid_eos: bool = False,
     defer_eos: bool = False,
+    run: Callable[..., loop.Result] = loop.run,
 ) -> loop.Result:
     """Fill the [MASK] positions of a canvas, wherever they stand; all else is kept.
 
@@ -88,12 +91,12 @@ def infill(
     """
     rows, width = _shape("canvas", canvas)
     block_length = width if block_length is None else block_length
-    _check_lengths(model, 0, width, block_length)
+    check_lengths(model, 0, width, block_length)
     origin = _origin(origin, rows, width)
-    _check_ids(model, canvas, origin, masks_allowed=True)
+    check_ids(model, canvas, origin, masks_allowed=True)
     settings = _settings(temperature, cfg_scale, rows, block_length, 0, forbid_eos, defer_eos)
     ids = jnp.asarray(canvas, jnp.int32)
-    return loop.run(model, params, ids, origin, _keys(key, rows), policy or Fixed(), stop or NoStop(), settings)
+    return run(model, params, ids, origin, _keys(key, rows), policy or Fixed(), stop or NoStop(), settings)
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], fill: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -114,12 +117,18 @@ def _shape(name: str, array: Any) -> tuple[int, int]:
     return array.shape
 
 
-def _check_lengths(model: Model, prompt: int, generated: int, block: int) -> None:
+def check_blocks(generated: int, block: int) -> None:
+    """Blocks divide what is generated; else InputError."""
     if generated < 1 or block < 1 or generated % block:
         raise InputError(
             f"gen_length: found {generated} with block_length {block}, expected a multiple of the block; "
             f"try gen_length {max(1, -(-generated // max(block, 1))) * max(block, 1)}"
         )
+
+
+def check_lengths(model: Model, prompt: int, generated: int, block: int) -> None:
+    """Blocks divide what is generated, and with the prompt it fits the context; else InputError."""
+    check_blocks(generated, block)
     context = model.config.max_sequence_length
     if prompt + generated > context:
         raise InputError(
@@ -128,8 +137,11 @@ def _check_lengths(model: Model, prompt: int, generated: int, block: int) -> Non
         )
 
 
-def _check_ids(model: Model, ids: Any, origin: Any, *, masks_allowed: bool) -> None:
-    """On concrete arrays; under a trace the caller vouches for them."""
+def check_ids(model: Model, ids: Any, origin: Any, *, masks_allowed: bool) -> None:
+    """Ids lie in the vocabulary, and [MASK] only where it is allowed; else InputError.
+
+    On concrete arrays; under a trace the caller vouches for them.
+    """
     if isinstance(ids, jax.core.Tracer) or isinstance(origin, jax.core.Tracer):
         return
     ids, config = np.asarray(ids), model.config

@@ -41,8 +41,8 @@ class Settings:
     guidance: Leaf | None  # classifier-free guidance scale; None compiles the single forward
     block_length: int = static()
     first: int = static()  # canvas column where blocks begin
-    forbid_eos: bool = static(False)
-    defer_eos: bool = static(False)
+    forbid_eos: bool = static(default=False)
+    defer_eos: bool = static(default=False)
 
 
 @pytree
@@ -266,7 +266,7 @@ def _features(
     twice = [jnp.concatenate([x, x]) for x in (positions, valid)]
     both = model.features(params, jnp.concatenate([state.canvas, blind]), *twice)
     seeing, unseeing = (half.astype(jnp.float32) for half in jnp.split(both, 2))
-    scale = jnp.broadcast_to(settings.guidance, (state.canvas.shape[0],))[:, None, None]
+    scale = jnp.broadcast_to(jnp.asarray(settings.guidance), (state.canvas.shape[0],))[:, None, None]
     return (unseeing + (scale + 1.0) * (seeing - unseeing)).astype(both.dtype)
 
 

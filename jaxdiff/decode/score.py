@@ -69,7 +69,7 @@ def beliefs(
     vocabulary = head.shape[1]
     tile = min(TILE, vocabulary)
     tiles = -(-vocabulary // tile)
-    scale = jnp.broadcast_to(temperature, keys.shape).astype(jnp.float32)[:, None, None]
+    scale = jnp.broadcast_to(jnp.asarray(temperature), keys.shape).astype(jnp.float32)[:, None, None]
     position_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, positions)
 
     def one_tile(index: Int[Array, ""]) -> _Running:

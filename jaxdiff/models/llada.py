@@ -94,7 +94,7 @@ class RMSNorm(nn.Module):
 def rope_table(
     positions: Int[Array, "B T"], head_dim: int, theta: float
 ) -> tuple[Float[Array, "B T 1 h"], Float[Array, "B T 1 h"]]:
-    """cos and sin, float32, one column for each pair of dimensions (h = head_dim / 2)."""
+    """Cos and sin, float32, one column for each pair of dimensions (h = head_dim / 2)."""
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = positions[..., None, None].astype(jnp.float32) * frequency[None, None, None]
     return jnp.cos(angle), jnp.sin(angle)
@@ -144,7 +144,7 @@ class Block(nn.Module):
             init = nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
             return nn.Dense(width, use_bias=bias, dtype=x.dtype, kernel_init=init, name=name)
 
-        def heads(flat: Float[Array, "BT n"], count: int) -> Float[Array, "B T n E"]:
+        def heads(flat: Float[Array, "BT width"], count: int) -> Float[Array, "B T n E"]:
             return flat.reshape(rows, length, count, c.head_dim)
 
         # Matrix products run on [B*T, D]: on CPU the gradient of a three-dimensional one takes twice as long.
@@ -204,7 +204,8 @@ class Llada:
         self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
     ) -> Float[Array, "B T D"]:
         """Hidden states after the last norm, [B T D] in the config's dtype; row i predicts token i."""
-        return Network(self.config).apply({"params": params}, tokens, positions, valid)
+        features: jax.Array = Network(self.config).apply({"params": params}, tokens, positions, valid)  # type: ignore[assignment]
+        return features
 
     def head(self, params: Params) -> Float[Array, "D V"]:
         """The unembedding matrix."""

@@ -44,7 +44,7 @@ def parse(text: str, **defaults: Any) -> Policy:
         if kind == "cap":
             if len(parts) != 2:
                 raise InputError(f"policy: found {text!r}, expected cap(K + POLICY)")
-            return cap(_number("cap k", parts[0]), parse(parts[1], **defaults))
+            return cap(_number("cap k", parts[0], whole=True), parse(parts[1], **defaults))
         policies = [parse(part, **defaults) for part in parts]
         return any_of(*policies) if kind == "any_of" else all_of(*policies)
     name, _, rest = text.partition(":")
@@ -57,7 +57,8 @@ def parse(text: str, **defaults: Any) -> Policy:
         if key not in fields or not equals:
             known = ", ".join(f"{k}=" for k in fields) or "none"
             raise InputError(f"policy {name}: found argument {item!r}, expected {known}")
-        values[key] = value if fields[key].metadata.get("static") else _number(f"policy {name} {key}", value)
+        kind = fields[key].metadata
+        values[key] = value if kind.get("static") else _number(f"policy {name} {key}", value, whole=kind["whole"])
     policy = POLICIES[name](**values)
     policy.init(1, 1)  # a value that is not known is refused here, before compilation
     return policy
@@ -75,11 +76,12 @@ def _split(text: str) -> list[str]:
     return parts
 
 
-def _number(what: str, text: str) -> float | int:
+def _number(what: str, text: str, *, whole: bool) -> Any:
     try:
-        return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+        return int(text) if whole else float(text)
     except ValueError:
-        raise InputError(f"{what}: found {text!r}, expected a number") from None
+        kind = "a whole number" if whole else "a number"
+        raise InputError(f"{what}: found {text!r}, expected {kind}") from None
 
 
 __all__ = [

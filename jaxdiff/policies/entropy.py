@@ -12,7 +12,7 @@ from jaxdiff.types import Leaf, Proposal, Score, State, number, per_row, pytree
 class Entropy:
     """Commit every position whose entropy is at most `tau` nats; the loop forces the lowest."""
 
-    tau: Leaf = number(0.5, low=0.0, high=1e3)
+    tau: Leaf = number(default=0.5, low=0.0, high=1e3)
 
     waits = False
 

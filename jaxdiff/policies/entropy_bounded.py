@@ -16,7 +16,7 @@ class EntropyBounded:
     The sum without its largest bounds what committing the run at once loses against one by one.
     """
 
-    gamma: Leaf = number(0.1, low=0.0, high=1e6)
+    gamma: Leaf = number(default=0.1, low=0.0, high=1e6)
 
     waits = False
 

@@ -18,7 +18,7 @@ class Factor:
     ends at the last rank; this follows the inequality.
     """
 
-    f: Leaf = number(1.0, low=0.0, high=1e6)
+    f: Leaf = number(default=1.0, low=0.0, high=1e6)
 
     waits = False
 

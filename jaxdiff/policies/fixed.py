@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
 from jaxdiff.policies.order import ORDERS, priority_of, ranks, uniform
@@ -25,9 +27,9 @@ class Fixed:
             left in the last forward; an early forward may take none, and `steps` bounds their number.
     """
 
-    steps: Count = number(ONE_A_STEP, low=1, high=ONE_A_STEP, whole=True)
-    order: str = static("confidence")
-    schedule: str = static("uniform")
+    steps: Count = number(default=ONE_A_STEP, low=1, high=ONE_A_STEP, whole=True)
+    order: str = static(default="confidence")
+    schedule: str = static(default="uniform")
 
     @property
     def waits(self) -> bool:
@@ -42,11 +44,11 @@ class Fixed:
         ):
             if value not in known:
                 raise InputError(f"fixed {name}: found {value!r}, expected one of {', '.join(known)}")
+        if self.waits and not isinstance(self.steps, jax.core.Tracer) and np.any(np.asarray(self.steps) >= ONE_A_STEP):
+            raise InputError("fixed schedule=dream: the schedule needs its number of steps; set --steps or steps=")
         return jnp.zeros((rows,), jnp.int32)
 
-    def select(
-        self, state: Int[Array, " B"], score: Score, key: Key[Array, " B"]
-    ) -> tuple[Proposal, Int[Array, " B"]]:
+    def select(self, state: Int[Array, " B"], score: Score, key: Key[Array, " B"]) -> tuple[Proposal, Int[Array, " B"]]:
         left = jnp.sum(score.eligible, axis=1, dtype=jnp.int32)
         at_start = jnp.where(score.block_step == 0, left, state)
         quota = self._uniform(at_start, score) if self.schedule == "uniform" else self._dream(left, score)
@@ -60,10 +62,11 @@ class Fixed:
         return Proposal(commit=chosen, accepted=none, priority=priority, token=score.token), at_start
 
     def _uniform(self, at_start: Int[Array, " B"], score: Score) -> Int[Array, " B"]:
-        return at_start // self.steps + (score.block_step < at_start % self.steps).astype(jnp.int32)
+        steps = jnp.asarray(self.steps)
+        return at_start // steps + (score.block_step < at_start % steps).astype(jnp.int32)
 
     def _dream(self, left: Int[Array, " B"], score: Score) -> Int[Array, " B"]:
-        steps = jnp.broadcast_to(self.steps, left.shape)
+        steps = jnp.broadcast_to(jnp.asarray(self.steps), left.shape)
 
         def time(index: Int[Array, " B"]) -> Array:
             return 1.0 - index.astype(jnp.float32) * (1.0 - 1e-3) / steps.astype(jnp.float32)

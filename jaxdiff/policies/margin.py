@@ -15,7 +15,7 @@ class Margin:
     The quantity is Dream's `topk_margin` (HKUNLP/Dream); as a threshold it needs no step count.
     """
 
-    tau: Leaf = number(0.8, low=0.0, high=1.0)
+    tau: Leaf = number(default=0.8, low=0.0, high=1.0)
 
     waits = False
 

@@ -12,7 +12,7 @@ from jaxdiff.types import Leaf, Proposal, Score, State, number, per_row, pytree
 class Threshold:
     """Commit every position whose probability is at least `tau`; the loop forces the most confident one."""
 
-    tau: Leaf = number(0.9, low=0.0, high=1.0)
+    tau: Leaf = number(default=0.9, low=0.0, high=1.0)
 
     waits = False
 

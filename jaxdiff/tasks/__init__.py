@@ -1,4 +1,4 @@
-"""Data sets and their verifiers. A task is a module with NAME, `problems(split, seed)` and `verify(answer, problem)`."""
+"""Data sets and their verifiers: modules with NAME, `problems(split, seed)` and `verify(answer, problem)`."""
 
 from types import ModuleType
 

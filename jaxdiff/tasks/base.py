@@ -15,6 +15,7 @@ class Problem:
     worked: str  # the reference answer with its steps, as the model is to write it
     answer: str  # what the verifier looks for
     template: int = 0
+    continues: bool = False  # the question is a text to go on with, not a turn of a chat
 
 
 class Task(Protocol):

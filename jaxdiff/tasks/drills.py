@@ -1,6 +1,7 @@
-"""Arithmetic drills: `26 + 48` -> `26 + 48 = 74`. They teach in minutes the sums that worked answers teach slowly.
+"""Arithmetic drills: `26 + 48 = ` -> `74`. They teach in minutes the sums that worked answers teach slowly.
 
-Written the ways that the word problems write them (operators, units, spacing), with results under 100.
+Nothing but the result is to be predicted, and the expression stands right before it, written the ways that worked
+answers write it; all numbers are under 100.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def problems(split: Split, seed: int) -> Iterator[Problem]:
 
 
 def verify(answer: str, problem: Problem) -> bool:
-    return answer.strip() == problem.worked
+    return answer.strip() == problem.answer
 
 
 def _drill(rng: Random) -> Problem:
@@ -50,6 +51,5 @@ def _drill(rng: Random) -> Problem:
             parts, total = [total, small], large
     sign = rng.choice(("*", "x")) if kind == "*" else kind
     glue = rng.choice((f" {sign} ", f" {sign} ", sign))
-    left = glue.join(map(str, parts))
-    equals = " = " if " " in glue or rng.random() < 0.5 else "="
-    return Problem(question=left, worked=f"{left}{equals}{total}", answer=str(total))
+    equals = " = " if " " in glue else "="
+    return Problem(question=glue.join(map(str, parts)) + equals, worked=str(total), answer=str(total), continues=True)

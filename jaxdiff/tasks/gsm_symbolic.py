@@ -47,7 +47,7 @@ def problems(split: Split, seed: int) -> Iterator[Problem]:
 
 
 def split_of(question: str) -> Split:
-    """test for a hash of 0 mod 10, validation for 1, else train; case, digits' commas and spacing do not matter."""
+    """A hash of 0 mod 10 is test, of 1 validation, else train; case, digits' commas and spacing do not matter."""
     normal = " ".join(re.findall(r"[a-z0-9]+", question.lower()))
     bucket = int.from_bytes(hashlib.sha256(normal.encode()).digest(), "big") % 10
     return {0: "test", 1: "validation"}.get(bucket, "train")  # type: ignore[return-value]

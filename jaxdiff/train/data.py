@@ -11,6 +11,7 @@ import itertools
 
 import numpy as np
 from jaxtyping import Int
+from rich.console import Console
 from rich.progress import track
 
 from jaxdiff.checkpoint import Tokenizer
@@ -51,8 +52,11 @@ class Corpus:
         for name, size in sizes.items():
             stream = itertools.islice(task(name).problems("train", seed), size)
             self._rows[name] = [
-                (tokenizer.prompt(p.question), tokenizer.encode(p.worked))
-                for p in track(stream, f"{name}: tokenising", total=size)
+                (
+                    tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question),
+                    tokenizer.encode(p.worked),
+                )
+                for p in track(stream, f"{name}: tokenising", total=size, console=Console(stderr=True))
             ]
         self._members = []
         for bucket in buckets:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -46,7 +47,9 @@ def train(recipe: Recipe, folder: Path) -> Path:
     Raises InputError where the folder belongs to another recipe.
     """
     _claim(folder, recipe)
-    if not (folder / "tokenizer.json").is_file():
+    if recipe.init is not None:
+        _copy_tokenizer(Path(recipe.init), folder)
+    elif not (folder / "tokenizer.json").is_file():
         train_tokenizer(recipe.task, recipe.tokenizer_problems, recipe.model["vocab_size"], recipe.seed, folder)
     tokenizer = checkpoint.load_tokenizer(folder)
     assert tokenizer is not None
@@ -56,12 +59,16 @@ def train(recipe: Recipe, folder: Path) -> Path:
     step_fn = make_step(model, optimizer, recipe)
 
     params = model.init(jax.random.key(recipe.seed))
+    if recipe.init is not None:
+        params = _newest_params(Path(recipe.init), params)
     state = {"params": params, "optimizer": optimizer.init(params)}
     options = ocp.CheckpointManagerOptions(max_to_keep=2, save_interval_steps=recipe.save_every)
     with ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options) as manager:
         done = manager.latest_step()
         if done is not None:
-            state = manager.restore(done, args=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state)))
+            state = manager.restore(
+                done, args=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state))
+            )
         first = 0 if done is None else done
         with _Stop() as stop, _Log(folder / "log.jsonl", recipe.steps, first) as log:
             for step in range(first, recipe.steps):
@@ -129,6 +136,29 @@ def make_step(model: Model, optimizer: optax.GradientTransformation, recipe: Rec
     return step_fn
 
 
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    if not (source / "tokenizer.json").is_file():
+        raise InputError(f"init: no tokenizer.json in {source}; name the folder of a run or of a model")
+    for path in (*source.glob("tokenizer*.json"), *source.glob("chat_template.jinja")):
+        shutil.copy(path, folder / path.name)
+
+
+def _newest_params(source: Path, like: Params) -> Params:
+    """The parameters of a run's newest checkpoint, or of a model folder; the optimizer starts afresh."""
+    if not (source / "checkpoints").is_dir():
+        params = checkpoint.load(source, dtype="float32").params
+    else:
+        with ocp.CheckpointManager((source / "checkpoints").absolute()) as manager:
+            step = manager.latest_step()
+            if step is None:
+                raise InputError(f"init: no checkpoint in {source}; name a run that has saved one, or a model folder")
+            params = manager.restore(step, args=ocp.args.StandardRestore())["params"]
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (params, like)]
+    if shapes[0] != shapes[1]:
+        raise InputError(f"init: the parameters in {source} have other shapes than the recipe's model")
+    return jax.tree.map(jnp.asarray, params)
+
+
 def _claim(folder: Path, recipe: Recipe) -> None:
     """The folder is new, or it belongs to this recipe: only the length of the plateau may change."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +171,9 @@ def _claim(folder: Path, recipe: Recipe) -> None:
                 for f in dataclasses.fields(recipe)
                 if f.name not in ("steps", "decay") and getattr(old, f.name) != getattr(recipe, f.name)
             ]
-            raise InputError(f"{folder}: holds a run of another recipe ({', '.join(changed)} differ); name a new folder")
+            raise InputError(
+                f"{folder}: holds a run of another recipe ({', '.join(changed)} differ); name a new folder"
+            )
     recipe.write(saved)
 
 
@@ -167,7 +199,13 @@ class _Log:
     EVERY = 20
 
     def __init__(self, path: Path, steps: int, first: int) -> None:
-        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+        )
         self._bar = Progress(*columns, console=Console(stderr=True))
         self._task = self._bar.add_task("train", total=steps, completed=first, text="")
         self._path, self._tokens, self._since = path, 0, time.perf_counter()

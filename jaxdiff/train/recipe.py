@@ -29,13 +29,13 @@ class Recipe:
     block_length: int = 32
     tokenizer_problems: int = 20000
     save_every: int = 200
+    init: str | None = None  # a run or model folder whose parameters and tokenizer this run starts from
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.warmup + self.decay > self.steps:
-            raise InputError(
-                f"steps: found {self.steps}, expected at least warmup + decay = {self.warmup + self.decay}; raise --steps"
-            )
+        least = self.warmup + self.decay
+        if self.steps < least:
+            raise InputError(f"steps: found {self.steps}, expected warmup + decay = {least} or more; raise --steps")
 
     @classmethod
     def read(cls, path: Path) -> Recipe:

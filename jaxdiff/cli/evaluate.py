@@ -1,0 +1,83 @@
+"""`jaxdiff eval`: accuracy, NFE, TPF and seconds of a policy on a task."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jaxdiff.checkpoint import SHIPPED, load
+from jaxdiff.cli import options
+from jaxdiff.cli.options import Decoding
+from jaxdiff.cli.show import progress
+from jaxdiff.tasks import TASKS, task
+from jaxdiff.tasks.evaluate import evaluate as evaluate_task
+
+
+def evaluate(
+    task_name: Annotated[str, typer.Option("--task", help=f"{' or '.join(TASKS)}.")] = "gsm_symbolic",
+    n: Annotated[int, typer.Option("--n", min=1, help="Problems.")] = 100,
+    split: Annotated[str, typer.Option("--split", help="test or validation.")] = "test",
+    model: options.Model = SHIPPED,
+    policy: options.Policy = "fixed",
+    cache: options.Cache = "none",
+    stop: options.Stop = "none",
+    gen_length: options.GenLength = 256,
+    block_length: options.BlockLength = None,
+    steps: options.Steps = None,
+    temperature: options.Temperature = 0.0,
+    cfg_scale: options.CfgScale = None,
+    forbid_eos: options.ForbidEos = False,
+    defer_eos: options.DeferEos = False,
+    seed: options.Seed = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Problems decoded together.")] = 16,
+    mesh: options.Mesh = "1x1",
+    dtype: options.Dtype = None,
+    as_json: options.Json = False,
+) -> None:
+    """Decode a task's held-out problems and score them with its verifier."""
+    decoding = Decoding(
+        policy, stop, steps, gen_length, block_length, temperature, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype
+    )
+    arguments = decoding.arguments(gen_length, decoding.block)
+    task(task_name)  # a misspelt name is refused before the model is read
+    checkpoint = load(model, dtype=decoding.dtype)
+    with progress("problems", n) as update:
+        report = evaluate_task(
+            checkpoint,
+            task_name,
+            n=n,
+            seed=seed,
+            split=split,
+            batch_size=batch_size,
+            gen_length=gen_length,
+            progress=update,
+            **arguments,
+        )
+    numbers = report.summary()
+    setting = {
+        "task": task_name,
+        "split": split,
+        "seed": seed,
+        "model": model,
+        "policy": policy,
+        "stop": stop,
+        "gen_length": gen_length,
+        "block_length": decoding.block,
+        "near_ties": int(report.near_ties.sum()),
+    }
+    if as_json:
+        print(json.dumps(numbers | setting))
+        return
+    table = Table(title=f"{task_name}/{split}, n {n}, seed {seed}", box=None, show_header=False, title_justify="left")
+    table.add_row("model", model)
+    table.add_row("policy", f"{policy}, stop {stop}, length {gen_length}, block {decoding.block}")
+    interval = f"{numbers['accuracy_low']:.1%} to {numbers['accuracy_high']:.1%}"
+    table.add_row("accuracy", f"{numbers['accuracy']:.1%}  (95 %: {interval})")
+    table.add_row("NFE", f"{numbers['nfe']:.1f} on average")
+    table.add_row("TPF", f"{numbers['tpf']:.2f} tokens per forward")
+    table.add_row("seconds", f"{numbers['seconds']:.2f}, and {numbers['compile_seconds']:.2f} of compiling")
+    Console().print(table)

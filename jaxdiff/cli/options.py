@@ -1,0 +1,109 @@
+"""The options that `generate` and `eval` share, and what they mean to `decode`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+import typer
+
+from jaxdiff.decode import parse_stopper
+from jaxdiff.decode.api import check_blocks
+from jaxdiff.policies import parse
+from jaxdiff.types import InputError
+
+BLOCK_LENGTH = 32
+DTYPES = ("float32", "bfloat16")
+
+Model = Annotated[str, typer.Option("--model", help="A model folder, or the name of a model that ships.")]
+Policy = Annotated[
+    str,
+    typer.Option(
+        "--policy",
+        metavar="NAME[:K=V,...]",
+        help="Which masks commit at a step: fixed:order=margin, threshold:tau=0.9, any_of(A + B), cap(K + A) ...",
+    ),
+]
+Cache = Annotated[str, typer.Option("--cache", help="Which keys and values are reused: none.")]
+Stop = Annotated[str, typer.Option("--stop", help="When a row ends: none (at the canvas' end), eos.")]
+GenLength = Annotated[int, typer.Option("--gen-length", min=1, help="Tokens to generate.")]
+BlockLength = Annotated[
+    int | None,
+    typer.Option("--block-length", min=1, help=f"Tokens in a block. Default {BLOCK_LENGTH}; a canvas to fill is one."),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        "--steps", min=1, help="All steps of a policy with a schedule, a multiple of the blocks. Default one a token."
+    ),
+]
+Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")]
+CfgScale = Annotated[
+    float | None, typer.Option("--cfg-scale", min=0.0, help="Classifier-free guidance; each forward then costs 2 NFE.")
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of all randomness.")]
+Mesh = Annotated[str, typer.Option("--mesh", metavar="DxM", help="Data x model devices: 1x1.")]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", help=f"{' or '.join(DTYPES)}. Default float32 on CPU, else the config's.")
+]
+ForbidEos = Annotated[bool, typer.Option("--forbid-eos", help="Never predict end-of-text.")]
+DeferEos = Annotated[bool, typer.Option("--defer-eos", help="Commit end-of-text last in its block.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; all else goes to stderr.")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How to decode, as the command line says it; checked when it is made, before any model is read.
+
+    Raises InputError, in one line, for a policy, cache, stopper, mesh or dtype that is not known.
+    """
+
+    policy: str
+    stop: str
+    steps: int | None
+    gen_length: int
+    block_length: int | None
+    temperature: float
+    cfg_scale: float | None
+    forbid_eos: bool
+    defer_eos: bool
+    cache: str
+    mesh: str
+    dtype: str | None
+
+    def __post_init__(self) -> None:
+        if self.cache != "none":
+            raise InputError(f"cache: found {self.cache!r}, expected none; no other cache exists yet")
+        if self.mesh != "1x1":
+            raise InputError(f"mesh: found {self.mesh!r}, expected 1x1; more than one device is not supported yet")
+        if self.dtype not in (None, *DTYPES):
+            raise InputError(f"dtype: found {self.dtype!r}, expected {' or '.join(DTYPES)}")
+        parse_stopper(self.stop)
+        parse(self.policy)
+
+    @property
+    def block(self) -> int:
+        """Block length after a prompt."""
+        return BLOCK_LENGTH if self.block_length is None else self.block_length
+
+    def arguments(self, length: int, block: int) -> dict[str, Any]:
+        """The keywords that `decode` and `infill` share, for `length` positions in blocks of `block`.
+
+        Raises InputError where the blocks do not divide the length, or the steps do not spread evenly over them.
+        """
+        check_blocks(length, block)
+        blocks = length // block
+        if self.steps is not None and self.steps % blocks:
+            raise InputError(
+                f"steps: found {self.steps} for {blocks} blocks ({length} / {block}), expected a multiple of the "
+                f"blocks; try --steps {-(-self.steps // blocks) * blocks}"
+            )
+        return {
+            "policy": parse(self.policy, steps=None if self.steps is None else self.steps // blocks),
+            "stop": parse_stopper(self.stop),
+            "block_length": block,
+            "temperature": self.temperature,
+            "cfg_scale": self.cfg_scale,
+            "forbid_eos": self.forbid_eos,
+            "defer_eos": self.defer_eos,
+        }

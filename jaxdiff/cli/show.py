@@ -1,0 +1,39 @@
+"""What the commands say on stderr, so that stdout holds results alone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def stderr() -> Console:
+    """Made anew for each use: tests and pipes change `sys.stderr`."""
+    return Console(stderr=True)
+
+
+def note(text: str, style: str = "dim") -> None:
+    """One line, as it is: no markup, no wrapping."""
+    stderr().print(text, style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def progress(name: str, total: int) -> Iterator[Callable[[int, int, float], None]]:
+    """A bar that is told what is done, the tokens that made and the seconds it took; none if stderr is no terminal."""
+    console = stderr()
+    columns = (
+        TextColumn(name),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(name, total=total, rate="")
+
+        def update(done: int, tokens: int, seconds: float) -> None:
+            bar.update(task, completed=done, rate=f"{tokens / seconds:,.0f} tokens/s")
+
+        yield update

@@ -1,0 +1,52 @@
+"""The decode seen again: masks turn into text in the order in which they were committed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from jaxdiff.checkpoint import Tokenizer
+
+FRAMES_A_SECOND = 8
+MOST_FRAMES = 48  # longer decodes show several forwards in one frame
+MASK, FRESH = "░", "black on green"
+
+
+def replay(
+    tokens: Int[np.ndarray, " G"],
+    commit_step: Int[np.ndarray, " G"],
+    tokenizer: Tokenizer | None,
+    console: Console,
+    seconds_a_frame: float = 1 / FRAMES_A_SECOND,
+) -> None:
+    """Play one row's decode on a terminal and wipe it away; anywhere else do nothing."""
+    if not console.is_terminal:
+        return
+    pieces = [_piece(int(token), tokenizer) for token in tokens]
+    forwards = int(commit_step.max()) + 1
+    stride = -(-forwards // MOST_FRAMES)
+    with Live(console=console, transient=True, auto_refresh=False) as live:
+        for done in range(0, forwards + stride, stride):
+            live.update(frame(pieces, commit_step, done - stride, done), refresh=True)
+            time.sleep(seconds_a_frame)
+
+
+def frame(pieces: Sequence[str], commit_step: Int[np.ndarray, " G"], since: int, done: int) -> Text:
+    """The canvas after `done` forwards; what was committed from forward `since` on is highlighted."""
+    text = Text()
+    for piece, step in zip(pieces, commit_step.tolist(), strict=True):
+        if step < 0 or step >= done:  # a position past the end stays a mask until the row ends
+            text.append(MASK, "dim")
+        else:
+            text.append(piece, FRESH if step >= since else "")
+    return text
+
+
+def _piece(token: int, tokenizer: Tokenizer | None) -> str:
+    return f"{token} " if tokenizer is None else tokenizer.fast.decode([token], skip_special_tokens=True)

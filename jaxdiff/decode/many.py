@@ -1,0 +1,92 @@
+"""Many requests through few programs: batches of one shape, a key for each request, compile time told apart."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+from jaxtyping import Array, Int, Key
+
+from jaxdiff.decode import loop
+from jaxdiff.decode.api import pad_prompts
+from jaxdiff.types import Model, Params, Policy, Stopper
+
+BUCKET = 32  # prompts are padded to a multiple of this, so that batches share compiled programs
+
+
+class Timed:
+    """What `decode(..., run=...)` takes: compiles each shape once, ahead of time, and times that apart from running.
+
+    Attributes:
+        compile_seconds: tracing and compiling, so far.
+        seconds: the runs, so far; a program that is compiled ahead of time is warm at its first run.
+    """
+
+    def __init__(self, *, persistent_cache: bool = True) -> None:
+        """`persistent_cache` False: compile even what JAX's cache on disk holds, for the time that compiling takes."""
+        self.compile_seconds = 0.0
+        self.seconds = 0.0
+        self._around = contextlib.nullcontext if persistent_cache else _past_persistent_cache
+        self._programs: dict[Any, jax.stages.Compiled] = {}
+
+    def __call__(
+        self,
+        model: Model,
+        params: Params,
+        canvas: Int[Array, "B L"],
+        origin: Int[Array, " B"],
+        keys: Key[Array, " B"],
+        policy: Policy,
+        stop: Stopper,
+        settings: loop.Settings,
+    ) -> loop.Result:
+        """`loop.run` of the same arguments; returns when the result is there."""
+        leaves, structure = jax.tree.flatten((params, canvas, origin, keys, policy, stop, settings))
+        shapes = (model, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        since = time.perf_counter()
+        if shapes not in self._programs:
+            with self._around():
+                program = jax.jit(lambda *leaves: loop.run(model, *jax.tree.unflatten(structure, leaves)))
+                self._programs[shapes] = program.lower(*leaves).compile()
+        ready = time.perf_counter()
+        result = jax.block_until_ready(self._programs[shapes](*leaves))
+        self.compile_seconds += ready - since
+        self.seconds += time.perf_counter() - ready
+        return result
+
+
+def batches(count: int, size: int) -> Iterator[Int[np.ndarray, " B"]]:
+    """Numbers 0 to count - 1 in batches of one size; the last one repeats its own, so that no new shape compiles."""
+    size = min(size, count)
+    for first in range(0, count, size):
+        yield np.resize(np.arange(first, min(first + size, count)), size)
+
+
+def pad_to_bucket(prompts: Sequence[Sequence[int]], fill: int, room: int) -> tuple[np.ndarray, np.ndarray]:
+    """`pad_prompts` to a multiple of BUCKET, or to the `room` that the context leaves where that is less."""
+    longest = max(len(prompt) for prompt in prompts)
+    return pad_prompts(prompts, fill, multiple=min(-(-longest // BUCKET) * BUCKET, room))
+
+
+def request_keys(seed: int, requests: Int[np.ndarray, " B"]) -> Key[Array, " B"]:
+    """The key of each request of a run: the same in whatever batch it is decoded."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(requests))
+
+
+@contextlib.contextmanager
+def _past_persistent_cache() -> Iterator[None]:
+    """Nothing is read from JAX's persistent cache or written to it. JAX looks at the flag once: hence the resets."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()

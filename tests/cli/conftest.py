@@ -1,0 +1,109 @@
+"""A tiny random model on disk, with a tokenizer and without; the command line called in this process."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+import jaxdiff
+from jaxdiff.checkpoint import load_tokenizer
+from jaxdiff.cli.main import main
+from jaxdiff.train.tokenizer import train_tokenizer
+
+CONTEXT = 96
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """What a command line did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        (line,) = self.out.splitlines()
+        return json.loads(line)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def compilation_cache_folder(tmp_path_factory):
+    """Programs that several tests need are compiled once; the user's own cache is left alone."""
+    wanted = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: jax.config.values[name] for name in wanted}
+    for values in (wanted, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is wanted:
+            yield wanted["jax_compilation_cache_dir"]
+
+
+@pytest.fixture(scope="package")
+def folder(tmp_path_factory):
+    """A model folder with a tokenizer: 2 layers, random, context 96."""
+    home = tmp_path_factory.mktemp("models")
+    (home / "tokenizer").mkdir()
+    train_tokenizer("drills", 50, 270, 0, home / "tokenizer")
+    config = jaxdiff.LladaConfig(
+        vocab_size=280,
+        d_model=32,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=4,
+        mlp_hidden_size=48,
+        mask_token_id=0,
+        eos_token_id=load_tokenizer(home / "tokenizer").eos_id,
+        max_sequence_length=CONTEXT,
+        dtype="float32",
+    )
+    model = jaxdiff.Llada(config)
+    params = model.init(jax.random.key(0))
+    params["head"] = params["head"] * 4
+    jaxdiff.save(home / "tiny", model, params, tokenizer_from=home / "tokenizer")
+    jaxdiff.save(home / "ids", model, params)
+    return home / "tiny"
+
+
+@pytest.fixture(scope="package")
+def ids_folder(folder):
+    """The same model without a tokenizer."""
+    return folder.parent / "ids"
+
+
+@pytest.fixture
+def run(capsys):
+    """Calls the command line with these arguments."""
+
+    def call(*arguments):
+        code = main([str(argument) for argument in arguments])
+        return Ran(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def refused(run, tmp_path):
+    """Calls a command line that must fail: exit code 2, one line on stderr, nothing else; returns the line."""
+
+    def call(*arguments):
+        before = sorted(tmp_path.rglob("*"))
+        ran = run(*arguments)
+        assert (ran.code, ran.out, sorted(tmp_path.rglob("*"))) == (2, "", before)
+        assert ran.err.startswith("jaxdiff: ")
+        (line,) = ran.err.splitlines()
+        return line
+
+    return call
+
+
+@pytest.fixture(scope="package")
+def checkpoint(folder):
+    """The tiny model, loaded."""
+    return jaxdiff.load(folder)

@@ -1,0 +1,198 @@
+"""`jaxdiff generate`: one prompt, a file of them, the live view."""
+
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import jaxdiff
+from jaxdiff.cli import requests, watch
+from jaxdiff.cli.options import Decoding
+from jaxdiff.decode import Timed
+
+SHORT = ("--gen-length", 16, "--block-length", 8)
+ROWS = [
+    '{"id": "a", "prompt": "26 + 48"}',
+    '{"id": "b", "prompt_ids": [5, 6, 7]}',
+    "not JSON",
+    "",
+    '{"prompt": "3 * 4"}',
+    '{"id": "hole", "canvas_ids": [5, 0, 0, 6, 7, 0, 0, 8]}',
+    '{"id": 7, "prompt": ""}',
+]
+BAD_ROWS = [
+    ("[1]", "found list, expected a JSON object"),
+    ('"text"', "found str"),
+    ("{}", "found no prompt, expected one of prompt, prompt_ids, canvas_ids"),
+    ('{"prompt": "x", "prompt_ids": [5]}', "found prompt and prompt_ids"),
+    ('{"prompt": 5}', "found int, expected a text"),
+    ('{"prompt": "  "}', "empty text"),
+    ('{"prompt": "x <|mask|> y"}', r"holds \[MASK\] \(id 0\)"),
+    ('{"prompt": "\\ud800"}', "UTF-8"),
+    ('{"prompt_ids": []}', "no ids"),
+    ('{"prompt_ids": [5, 0]}', r"holds \[MASK\] \(id 0\) in column 1"),
+    ('{"prompt_ids": [280]}', "found id 280, expected 0 to 279"),
+    ('{"prompt_ids": [1267650600228229401496703205376]}', "found id 1267650600228229401496703205376"),
+    ('{"prompt_ids": [true]}', "a list of whole numbers"),
+    ('{"prompt_ids": [1.5]}', "a list of whole numbers"),
+    (json.dumps({"prompt_ids": [5] * 81}), r"81 tokens \+ gen_length 16 = 97, expected at most the context of 96"),
+    ('{"canvas_ids": [5, 6, 7, 8, 9, 10, 11, 12]}', r"no mask \(id 0\)"),
+    ('{"canvas_ids": [5, 0, 0]}', "found 3 ids with --block-length 8"),
+    ('{"canvas_ids": [0, 0, 0, 0, 0, 0, 0, 900]}', "found id 900"),
+]
+
+
+def write(path, lines):
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_json_is_one_object_with_what_the_library_decodes(run, folder, checkpoint):
+    ran = run("generate", "26 + 48", "--model", folder, *SHORT, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    prompts, origin = jaxdiff.pad_prompts([checkpoint.tokenizer.prompt("26 + 48")], fill=1, multiple=32)
+    fits = {"origin": origin, "gen_length": 16, "block_length": 8}
+    result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, run=Timed(), **fits)
+    got = ran.json
+    assert got["token_ids"] == result.tokens[0, prompts.shape[1] :].tolist()
+    assert got["commit_step"] == result.commit_step[0].tolist()
+    assert got["text"] == checkpoint.tokenizer.decode(got["token_ids"])
+    assert (got["nfe"], got["generated_tokens"]) == (16, int(result.lengths[0]))
+    assert got["tpf"] == got["generated_tokens"] / 16
+    assert got["seconds"] > 0
+    assert got["compile_seconds"] > 0
+    assert set(got) == {
+        *("text", "token_ids", "commit_step", "nfe", "generated_tokens", "tpf", "near_ties"),
+        *("seconds", "compile_seconds", "seed"),
+    }
+
+
+def test_text_on_stdout_and_the_numbers_on_stderr(run, folder):
+    plain = run("generate", "26 + 48", "--model", folder, *SHORT)
+    watched = run("generate", "26 + 48", "--model", folder, *SHORT, "--watch")
+    as_json = run("generate", "26 + 48", "--model", folder, *SHORT, "--json").json
+    assert plain.out == as_json["text"] + "\n"
+    assert plain.err.startswith(f"NFE 16 · {as_json['generated_tokens']} tokens · TPF ")
+    assert plain.err.count("\n") == 1
+    assert watched.out == plain.out  # no terminal: no live view
+    assert "\x1b" not in watched.err
+
+
+def test_steps_are_the_total_of_all_blocks(run, folder):
+    assert run("generate", "26 + 48", "--model", folder, *SHORT, "--steps", 4, "--json").json["nfe"] == 4
+
+
+def test_every_option_reaches_the_decode():
+    decoding = Decoding("fixed", "eos", 8, 32, None, 0.5, 1.5, True, True, "none", "1x1", "bfloat16")
+    arguments = decoding.arguments(32, 16)
+    assert int(arguments.pop("policy").steps) == 4
+    assert isinstance(arguments.pop("stop"), jaxdiff.EosStop)
+    assert arguments == {
+        "block_length": 16,
+        "temperature": 0.5,
+        "cfg_scale": 1.5,
+        "forbid_eos": True,
+        "defer_eos": True,
+    }
+
+
+def test_file_keeps_its_order_and_reports_bad_rows(run, folder, tmp_path):
+    source = write(tmp_path / "in.jsonl", ROWS)
+    ran = run("generate", "--in", source, "--out", tmp_path / "out.jsonl", "--model", folder, *SHORT, "--json")
+    rows = read(tmp_path / "out.jsonl")
+    assert ran.code == 1
+    assert [row["id"] for row in rows] == ["a", "b", 3, 5, "hole", 7]
+    assert ran.err.splitlines() == [f"{source} line 3: {rows[2]['error']}", f"{source} line 7: {rows[5]['error']}"]
+    assert (ran.json["rows"], ran.json["refused"]) == (4, 2)
+    for row in (rows[0], rows[1], rows[3]):
+        assert set(row) == {"id", "text", "token_ids", "nfe", "commit_step", "seconds"}
+        assert (len(row["token_ids"]), len(row["commit_step"]), row["nfe"]) == (16, 16, 16)
+        assert 0 not in row["token_ids"]
+    hole = rows[4]
+    assert [token for token, step in zip(hole["token_ids"], hole["commit_step"], strict=True) if step < 0] == [
+        5,
+        6,
+        7,
+        8,
+    ]
+    assert 0 not in hole["token_ids"]
+    assert sorted(tmp_path.iterdir()) == [source, tmp_path / "out.jsonl"]
+
+
+def test_rows_do_not_depend_on_the_batch(run, folder, tmp_path):
+    """Nor on bad rows beside them, nor on the padding; drawn at random, so that the keys matter too."""
+    source = write(tmp_path / "in.jsonl", ROWS)
+    hot = ("--model", folder, *SHORT, "--temperature", 1.0, "--seed", 3)
+    for size in (1, 8):
+        run("generate", "--in", source, "--out", tmp_path / f"{size}.jsonl", *hot, "--batch-size", size)
+    small, large = (
+        [{k: v for k, v in row.items() if k != "seconds"} for row in read(tmp_path / name)]
+        for name in ("1.jsonl", "8.jsonl")
+    )
+    assert small == large
+    alone = run("generate", "26 + 48", *hot, "--json").json
+    assert alone["token_ids"] == small[0]["token_ids"]
+
+
+@pytest.mark.parametrize(("line", "words"), BAD_ROWS)
+def test_bad_row(line, words, folder, checkpoint, tmp_path):
+    decoding = Decoding("fixed", "none", None, 16, 8, 0.0, None, False, False, "none", "1x1", None)
+    source = write(tmp_path / "in.jsonl", ['{"id": "fine", "prompt": "x"}', line])
+    fine, bad = requests.read(source, checkpoint, decoding)
+    assert (fine.number, fine.id) == (0, "fine")
+    assert (bad.number, bad.id) == (1, 2)
+    assert re.search(words, bad.error)
+
+
+def test_file_that_is_not_text(checkpoint, tmp_path):
+    decoding = Decoding("fixed", "none", None, 16, 8, 0.0, None, False, False, "none", "1x1", None)
+    (tmp_path / "in.jsonl").write_bytes(b'\xff\xfe\n\xef\xbb\xbf{"prompt_ids": [5]}\r\n')
+    bad, fine = requests.read(tmp_path / "in.jsonl", checkpoint, decoding)
+    assert "not JSON" in bad.error
+    assert fine.ids == [5]
+
+
+def test_model_without_a_tokenizer_speaks_ids(run, refused, ids_folder, tmp_path):
+    source = write(tmp_path / "in.jsonl", ['{"id": "b", "prompt_ids": [5, 6, 7]}'])
+    out = tmp_path / "out.jsonl"
+    assert run("generate", "--in", source, "--out", out, "--model", ids_folder, *SHORT).code == 0
+    (row,) = read(out)
+    assert row["text"] is None
+    assert len(row["token_ids"]) == 16
+    assert "no tokenizer.json" in refused("generate", "26 + 48", "--model", ids_folder, *SHORT)
+
+
+def test_output_is_whole_or_untouched(tmp_path):
+    out = tmp_path / "out.jsonl"
+    requests.write(out, [{"id": 1}])
+    with pytest.raises(TypeError):
+        requests.write(out, [{"id": 2}, {"id": object()}])
+    assert read(out) == [{"id": 1}]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_frames_show_masks_fresh_and_settled_tokens():
+    steps = np.asarray([2, 0, 1, -1], np.int32)
+    pieces = ["c", "a", "b", ""]
+    assert watch.frame(pieces, steps, -1, 0).plain == watch.MASK * 4
+    second = watch.frame(pieces, steps, 1, 2)
+    assert second.plain == f"{watch.MASK}ab{watch.MASK}"
+    assert [str(span.style) for span in second.spans] == ["dim", watch.FRESH, "dim"]
+
+
+def test_replay_draws_on_terminals_only(checkpoint):
+    tokens, steps = np.asarray([50, 51, 52, 53], np.int32), np.asarray([3, 1, 0, 2], np.int32)
+    for tokenizer in (checkpoint.tokenizer, None):
+        screen, pipe = io.StringIO(), io.StringIO()
+        terminal = Console(file=screen, force_terminal=True, width=60)
+        watch.replay(tokens, steps, tokenizer, terminal, seconds_a_frame=0.0)
+        assert screen.getvalue().count(watch.MASK) == 4 + 3 + 2 + 1
+        watch.replay(tokens, steps, tokenizer, Console(file=pipe), seconds_a_frame=0.0)
+        assert pipe.getvalue() == ""

@@ -1,0 +1,122 @@
+"""Bad input: exit code 2, one line that names the value and the mend, no traceback, nothing written."""
+
+import json
+import shutil
+
+import pytest
+
+SHORT = ("--gen-length", 16, "--block-length", 8)
+KNOWN = "fixed, threshold, factor, margin, entropy, entropy_bounded, above_mean"
+OPTIONS = [
+    (("--policy", "learned"), f"policy: found 'learned', expected one of {KNOWN}"),
+    (("--policy", "oracle"), f"policy: found 'oracle', expected one of {KNOWN}"),
+    (("--policy", "threshold:limit=1"), "policy threshold: found argument 'limit=1', expected tau="),
+    (("--policy", "threshold:tau=3"), "tau: found 3"),
+    (("--policy", ""), "policy: found ''"),
+    (("--cache", "dual"), "cache: found 'dual', expected none"),
+    (("--mesh", "2x1"), "mesh: found '2x1', expected 1x1"),
+    (("--stop", "eotp"), "stop: found 'eotp', expected one of none, eos"),
+    (("--dtype", "int8"), "dtype: found 'int8', expected float32 or bfloat16"),
+    (("--steps", "3"), "steps: found 3 for 2 blocks (16 / 8), expected a multiple of the blocks; try --steps 4"),
+    (("--steps", "x"), "--steps"),
+    (("--gen-length", "15"), "gen_length: found 15 with block_length 8, expected a multiple of the block; try"),
+    (("--gen-length", "0"), "--gen-length"),
+    (("--temperature", "-1"), "--temperature"),
+    (("--temperature", "nan"), "temperature"),
+    (("--cfg-scale", "inf"), "cfg_scale: found inf"),
+    (("--seed", "-1"), "--seed"),
+    (("--batch-size", "0"), "--batch-size"),
+    (("--tempo", "1"), "--tempo"),
+]
+PROMPTS = [
+    ("", "prompt: found an empty text"),
+    (" \n", "prompt: found an empty text"),
+    ("is <|mask|> it", "[MASK] (id 0)"),
+    ("\udcff", "UTF-8"),
+    ("word " * 30, "expected at most the context of 96; shorten the prompt or the generation"),
+]
+COMMANDS = [
+    (("generate",), "give a PROMPT or --in FILE.jsonl"),
+    (("generate", "x", "--in", "a", "--out", "b"), "one of the two"),
+    (("generate", "--in", "a"), "--in and --out go together"),
+    (("generate", "x", "--out", "b"), "--in and --out go together"),
+    (("generate", "--in", "a", "--out", "b", "--watch"), "--watch shows a single PROMPT"),
+    (("generate", "x", "--model", "nowhere"), "model: no config.json in 'nowhere'"),
+    (("eval", "--task", "chess"), "task: found 'chess', expected one of gsm_symbolic, drills"),
+    (("eval", "--n", "0"), "--n"),
+    (("eval", "--gen-length", "30"), "gen_length: found 30 with block_length 32"),
+    (("train",), "--out"),
+    (("train", "--out", "new", "--recipe", "nowhere.json"), "recipe nowhere.json: cannot be read"),
+    (("train", "--out", "new", "--steps", "5"), "steps: found 5, expected at least warmup + decay"),
+    (("dance",), "dance"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(("option", "words"), OPTIONS)
+def test_option(option, words, refused, folder):
+    assert words in refused("generate", "26 + 48", "--model", folder, *SHORT, *option)
+
+
+@pytest.mark.parametrize(("prompt", "words"), PROMPTS)
+def test_prompt(prompt, words, refused, folder):
+    assert words in refused("generate", prompt, "--model", folder, *SHORT)
+
+
+@pytest.mark.parametrize(("command", "words"), COMMANDS)
+def test_command(command, words, refused):
+    assert words in refused(*command)
+
+
+def test_file_with_the_wrong_decoding_is_refused_as_a_whole(refused, folder, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n')
+    file = ("generate", "--in", "in.jsonl", "--out", "out.jsonl", "--model", folder)
+    assert "steps: found 3" in refused(*file, *SHORT, "--steps", 3)
+    assert "gen_length: found 15" in refused(*file, "--gen-length", 15)
+
+
+def test_files_that_cannot_be_used(refused, folder, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n')
+    (tmp_path / "folder").mkdir()
+    options = ("--model", folder, *SHORT)
+    assert "no.jsonl: No such file" in refused("generate", "--in", "no.jsonl", "--out", "out.jsonl", *options)
+    assert "folder is not a file" in refused("generate", "--in", "in.jsonl", "--out", "folder", *options)
+    assert "nowhere is no folder" in refused("generate", "--in", "in.jsonl", "--out", "nowhere/out.jsonl", *options)
+    assert "in.jsonl is a file" in refused("train", "--out", "in.jsonl")
+
+
+def damage_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {
+    "config cut": (lambda folder: truncate(folder / "config.json"), "config.json: damaged"),
+    "config a list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json: damaged"),
+    "config wrong": (lambda folder: damage_config(folder, n_heads=0), "config.json: makes no model"),
+    "config of another model": (lambda folder: damage_config(folder, d_model=64), "config.json says (64, 280)"),
+    "config of another family": (lambda folder: damage_config(folder, family="gpt"), "family 'gpt'"),
+    "tokenizer cut": (lambda folder: truncate(folder / "tokenizer.json"), "tokenizer.json: damaged"),
+    "no params": (lambda folder: shutil.rmtree(folder / "params"), "params: missing"),
+    "params cut": (
+        lambda folder: [truncate(path) for path in (folder / "params").rglob("d/*")],
+        "params: cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_model(damage, refused, folder, tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    do, words = DAMAGES[damage]
+    do(copy)
+    assert words in refused("generate", "26 + 48", "--model", copy, *SHORT)

@@ -1,0 +1,46 @@
+"""The conformance table: one line for each policy. To add a policy is to add its line."""
+
+from hypothesis import strategies as st
+
+from jaxdiff import EosStop, NoStop
+from jaxdiff import policies as p
+
+
+def _floats(low, high):
+    return st.floats(low, high, width=32)
+
+
+def _fixed(**options):
+    return lambda steps: p.Fixed(steps=steps, **options)
+
+
+_STEPS = {"steps": st.integers(1, 16)}
+_TAU = {"tau": _floats(0, 1)}
+
+# name -> (constructor, how to draw its numbers)
+POLICIES = {
+    "fixed": (_fixed(), _STEPS),
+    "fixed-margin": (_fixed(order="margin"), _STEPS),
+    "fixed-entropy": (_fixed(order="entropy"), _STEPS),
+    "fixed-random": (_fixed(order="random"), _STEPS),
+    "fixed-dream": (_fixed(schedule="dream"), _STEPS),
+    "threshold": (p.Threshold, _TAU),
+    "factor": (p.Factor, {"f": _floats(0, 10)}),
+    "margin": (p.Margin, _TAU),
+    "entropy": (p.Entropy, {"tau": _floats(0, 3)}),
+    "entropy_bounded": (p.EntropyBounded, {"gamma": _floats(0, 6)}),
+    "above_mean": (p.AboveMean, {}),
+    "any_of": (lambda tau: p.any_of(p.Threshold(tau), p.Fixed(order="random")), _TAU),
+    "all_of": (lambda tau: p.all_of(p.Threshold(tau), p.Entropy(1.0)), _TAU),
+    "cap": (lambda k, tau: p.cap(k, p.Threshold(tau)), {"k": st.integers(1, 9), **_TAU}),
+}
+STOPPERS = {"none": NoStop, "eos": EosStop}
+
+# A pairwise cover: every policy meets every stopper over the properties, no property runs the whole product.
+COVER = [(policy, list(STOPPERS)[i % 2]) for i, policy in enumerate(POLICIES)]
+
+
+def draw(data, policy):
+    """A policy of the table with drawn numbers."""
+    build, numbers = POLICIES[policy]
+    return build(**data.draw(st.fixed_dictionaries(numbers)))

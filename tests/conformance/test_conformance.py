@@ -1,0 +1,155 @@
+"""Rules 1 to 7 of the design, for every policy. Shapes are fixed; hypothesis draws values only."""
+
+import dataclasses
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxdiff import Llada, decode
+from jaxdiff.decode import api, loop
+from jaxdiff.decode.score import TILE
+from jaxdiff.policies import Threshold
+from tests import small
+from tests.conformance.table import COVER, STOPPERS, draw
+
+pytestmark = pytest.mark.usefixtures("strict")
+few = settings(max_examples=4)
+cover = pytest.mark.parametrize(("policy", "stop"), COVER, ids=[f"{p}-{s}" for p, s in COVER])
+temperatures = st.sampled_from([0.0, 0.7])
+
+
+def run(policy, stop, *, order=(0, 1, 2, 3), seed=0, model_seed=0, temperature=0.0):
+    prompts, origin = small.batch()
+    order = list(order)
+    return decode(
+        small.MODEL,
+        small.params(model_seed),
+        prompts[order],
+        origin=origin[order],
+        key=small.keys(4, seed)[jnp.asarray(order)],
+        policy=policy,
+        stop=STOPPERS[stop](),
+        gen_length=small.GEN,
+        block_length=small.BLOCK,
+        temperature=temperature,
+    )
+
+
+@cover
+@few
+@given(data=st.data(), seed=st.integers(0, 3), temperature=temperatures)
+def test_rules_1_and_2_commits(policy, stop, data, seed, temperature):
+    drawn = draw(data, policy)
+    steady = not drawn.waits  # every live row commits in every step
+    result = run(drawn, stop, seed=seed, model_seed=seed, temperature=temperature)
+    prompts, _ = small.batch()
+    tokens, trace = np.asarray(result.tokens), np.asarray(result.commit_step)
+    np.testing.assert_array_equal(tokens[:, : prompts.shape[1]], prompts)  # what was given is kept
+    answer = tokens[:, prompts.shape[1] :]
+    assert (answer != small.MASK).all()  # never predicted, and nothing stays masked
+    for row in range(4):
+        steps = trace[row][trace[row] >= 0]
+        bound = small.GEN if steady else 2 * int(np.max(drawn.steps))
+        assert 0 < result.nfe[row] <= bound
+        if steady and result.reason[row] == loop.Reason.FULL:
+            assert set(steps) == set(range(int(result.nfe[row])))  # each forward committed something
+        blocks = trace[row].reshape(-1, small.BLOCK)
+        for left, right in itertools.pairwise(blocks[(blocks >= 0).any(1)]):
+            assert left[left >= 0].max() < right[right >= 0].min()  # block after block
+        if result.reason[row] == loop.Reason.STOPPED:
+            assert stop == "eos"
+            end = int(result.lengths[row])
+            assert answer[row, end - 1] in (small.EOS, small.EOT)
+            assert (trace[row, :end] >= 0).all()
+            assert (trace[row, end:] == -1).all()
+            assert (answer[row, end:] == small.EOS).all()
+
+
+@cover
+@few
+@given(data=st.data(), order=st.permutations(range(4)), neighbours=st.lists(st.integers(0, 3), min_size=4, max_size=4))
+def test_rule_3_rows_do_not_see_each_other(policy, stop, data, order, neighbours):
+    drawn, temperature = draw(data, policy), data.draw(temperatures)
+    home = run(drawn, stop, temperature=temperature)
+    for places in (order, neighbours):
+        away = run(drawn, stop, order=places, temperature=temperature)
+        if int(home.near_ties.sum() + away.near_ties.sum()):
+            continue  # float rounding may decide these
+        for place, row in enumerate(places):
+            for field in ("tokens", "commit_step", "nfe", "lengths"):
+                np.testing.assert_array_equal(getattr(away, field)[place], getattr(home, field)[row])
+
+
+@pytest.mark.parametrize("multiple", [7, 10])
+def test_rule_3_padding_does_not_matter(multiple):
+    prompts, origin = small.batch(multiple=multiple)
+    options = dict(gen_length=small.GEN, block_length=small.BLOCK, key=small.keys(4), temperature=0.7)
+    padded = decode(small.MODEL, small.params(), prompts, origin=origin, **options)
+    plain, start = small.batch()
+    home = decode(small.MODEL, small.params(), plain, origin=start, **options)
+    assert prompts.shape[1] > plain.shape[1]
+    np.testing.assert_array_equal(padded.tokens[:, -small.GEN :], home.tokens[:, -small.GEN :])
+    np.testing.assert_array_equal(padded.commit_step, home.commit_step)
+
+
+@cover
+@settings(max_examples=3)
+@given(data=st.data(), temperature=temperatures)
+def test_rule_4_values_are_traced(policy, stop, data, temperature):
+    run(draw(data, policy), stop)  # may compile
+    before = loop.run._cache_size()
+    run(draw(data, policy), stop, temperature=temperature)
+    assert loop.run._cache_size() == before
+
+
+@cover
+@settings(max_examples=1)
+@given(data=st.data())
+def test_rule_5_the_while_loop_is_a_python_loop(policy, stop, data):
+    drawn, stopper = draw(data, policy), STOPPERS[stop]()
+    prompts, origin = small.batch()
+    tree, keys = small.params(), small.keys(4)
+    numbers = api._settings(0.7, None, 4, small.BLOCK, prompts.shape[1], False, False)
+    masks = np.full((4, small.GEN), small.MASK, np.int32)
+    canvas = jnp.concatenate([jnp.asarray(prompts), jnp.asarray(masks)], axis=1)
+    state = loop.begin(small.MODEL, canvas, jnp.asarray(origin), keys, drawn, stopper, numbers)
+    once = jax.jit(lambda state: loop.step(small.MODEL, tree, drawn, stopper, numbers, state))
+    while bool(loop.holes(small.MODEL, state).any()):
+        state = once(state)
+    by_hand = loop.finish(small.MODEL, numbers, state)
+    compiled = run(drawn, stop, temperature=0.7)
+    for left, right in zip(jax.tree.leaves(by_hand), jax.tree.leaves(compiled), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def traced_program(model=small.MODEL):
+    prompts, origin = small.batch()
+    numbers = api._settings(0.0, None, 4, small.BLOCK, prompts.shape[1], False, False)
+    canvas = jnp.zeros((4, prompts.shape[1] + small.GEN), jnp.int32)
+    tree = jax.eval_shape(model.init, jax.random.key(0))
+    return loop.run.trace(
+        model, tree, canvas, jnp.asarray(origin), small.keys(4), Threshold(0.9), STOPPERS["eos"](), numbers
+    )
+
+
+def test_rule_6_one_while_loop_and_no_callback():
+    traced = traced_program()
+    assert [eqn.primitive.name for eqn in traced.jaxpr.eqns].count("while") == 1
+    assert "callback" not in str(traced.jaxpr)
+
+
+def test_rule_7_no_scores_of_the_whole_canvas():
+    """With a vocabulary of two tiles: no float32 [B, L, V], nor a whole [B, W, V]."""
+    vocabulary = 8191
+    model = Llada(dataclasses.replace(small.CONFIG, vocab_size=vocabulary))
+    text = traced_program(model).lower().compile().as_text()
+    shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", text)}
+    assert any(TILE in shape for shape in shapes)  # the tiles are there
+    assert max(int(np.prod(shape)) for shape in shapes if vocabulary not in shape) <= 4 * small.BLOCK * TILE
+    assert not [shape for shape in shapes if vocabulary in shape and small.CONFIG.d_model not in shape]

@@ -1,0 +1,30 @@
+"""Every test: CPU with 8 simulated devices, annotations checked at run time, warnings are errors."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+from jaxtyping import install_import_hook
+
+install_import_hook("jaxdiff", "beartype.beartype")
+
+import hypothesis
+import jax
+import pytest
+
+hypothesis.settings.register_profile(
+    "ci",
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("ci")
+
+
+@pytest.fixture(scope="package")
+def strict():
+    """No implicit dtype or rank promotion: for our own code (optax and Flax's layers do not bear it)."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield

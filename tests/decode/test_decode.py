@@ -1,0 +1,163 @@
+"""What a user of `decode` and `infill` relies on, beside the parity and the conformance table."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff import EosStop, InputError, NoStop, decode, infill, pad_prompts
+from jaxdiff.decode import loop
+from jaxdiff.policies import Fixed, Threshold
+from tests import small
+
+OPTIONS = dict(gen_length=small.GEN, block_length=small.BLOCK)
+
+
+def run(**changes):
+    prompts, origin = small.batch()
+    return decode(small.MODEL, small.params(), prompts, **(OPTIONS | dict(origin=origin) | changes))
+
+
+def test_eos_gives_the_text_of_the_whole_decode_and_saves_forwards():
+    saved = 0
+    for seed in range(3):
+        prompts, origin = small.batch()
+        whole, stopped = (
+            decode(small.MODEL, small.params(seed), prompts, origin=origin, stop=stop, **OPTIONS)
+            for stop in (NoStop(), EosStop())
+        )
+        np.testing.assert_array_equal(whole.lengths, stopped.lengths)
+        for row, length in enumerate(np.asarray(whole.lengths)):
+            end = prompts.shape[1] + length
+            np.testing.assert_array_equal(whole.tokens[row, :end], stopped.tokens[row, :end])
+        saved += int((whole.nfe - stopped.nfe).sum())
+        assert (np.asarray(stopped.nfe) <= np.asarray(whole.nfe)).all()
+    assert saved > 0
+
+
+def test_a_vector_of_thresholds_sweeps_rows_of_one_program():
+    prompts = np.asarray([small.PROMPTS[1]] * 4)
+    taus = [0.2, 0.5, 0.8, 1.0]
+    swept = decode(small.MODEL, small.params(), prompts, policy=Threshold(jnp.asarray(taus)), **OPTIONS)
+    for row, tau in enumerate(taus):
+        one = decode(small.MODEL, small.params(), prompts, policy=Threshold(tau), **OPTIONS)
+        np.testing.assert_array_equal(swept.tokens[row], one.tokens[row])
+        assert swept.nfe[row] == one.nfe[row]
+    assert swept.nfe[0] < swept.nfe[3]
+
+
+def test_infilling_keeps_what_is_known_and_fills_every_hole():
+    canvas = np.array([[5, small.MASK, 7, small.MASK, small.MASK, 9], [small.MASK] * 6])
+    result = infill(small.MODEL, small.params(), canvas)
+    known = canvas != small.MASK
+    np.testing.assert_array_equal(np.asarray(result.tokens)[known], canvas[known])
+    assert (np.asarray(result.tokens) != small.MASK).all()
+    assert result.nfe.tolist() == [3, 6]
+    assert ((np.asarray(result.commit_step) >= 0) == ~known).all()
+
+
+def test_infilling_by_blocks_skips_blocks_without_holes():
+    canvas = np.full((1, 12), 7)
+    canvas[0, [1, 9, 10]] = small.MASK
+    result = infill(small.MODEL, small.params(), canvas, block_length=4)
+    assert result.nfe.tolist() == [3]
+    assert result.commit_step[0, 1] == 0  # the first block's hole, then the third's
+    assert sorted(np.asarray(result.commit_step)[0, 9:11].tolist()) == [1, 2]
+
+
+def test_infilling_without_a_hole_costs_nothing():
+    result = infill(small.MODEL, small.params(), np.array([[5, 6, 7]]))
+    assert result.nfe.tolist() == [0]
+    assert result.tokens.tolist() == [[5, 6, 7]]
+
+
+def test_infilling_equals_decoding_where_the_holes_are_a_suffix():
+    prompts, _ = small.batch([small.PROMPTS[1]])
+    canvas = np.concatenate([prompts, np.full((1, 8), small.MASK)], axis=1)
+    filled = infill(small.MODEL, small.params(), canvas)
+    decoded = decode(small.MODEL, small.params(), prompts, gen_length=8, block_length=8)
+    np.testing.assert_array_equal(filled.tokens, decoded.tokens)
+
+
+def test_decode_runs_under_an_outer_jit():
+    prompts, origin = small.batch()
+
+    @jax.jit
+    def outer(tree, prompts, origin):
+        return decode(small.MODEL, tree, prompts, origin=origin, **OPTIONS).tokens
+
+    np.testing.assert_array_equal(outer(small.params(), jnp.asarray(prompts), jnp.asarray(origin)), run().tokens)
+
+
+def test_temperature_may_differ_by_row():
+    mixed = run(temperature=jnp.asarray([0.0, 1.5, 0.0, 1.5]), key=small.keys(4))
+    greedy, hot = run(), run(temperature=1.5, key=small.keys(4))
+    for row in range(4):
+        np.testing.assert_array_equal(mixed.tokens[row], (hot if row % 2 else greedy).tokens[row])
+    assert (np.asarray(greedy.tokens) != np.asarray(hot.tokens)).any()
+
+
+def test_near_ties_are_counted():
+    tree = small.params() | {"head": jnp.zeros_like(small.params()["head"])}  # every token equally likely
+    assert run().near_ties.tolist() == [0] * 4
+    prompts, origin = small.batch()
+    result = decode(small.MODEL, tree, prompts, origin=origin, **OPTIONS)
+    # each step ties twice: which token, and (but for the last of a block) which position
+    assert result.near_ties.tolist() == [2 * small.GEN - small.GEN // small.BLOCK] * 4
+
+
+def test_pad_prompts():
+    padded, origin = pad_prompts([[1, 2, 3], [4]], fill=9, multiple=4)
+    assert padded.tolist() == [[9, 1, 2, 3], [9, 9, 9, 4]]
+    assert origin.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(gen_length=12), "gen_length: found 12 with block_length 8, .*; try gen_length 16"),
+        (dict(gen_length=0), "gen_length: found 0"),
+        (dict(gen_length=64), "expected at most the context of 64"),
+        (dict(temperature=-1.0), "temperature: found -1.0"),
+        (dict(temperature=float("nan")), "temperature: found nan"),
+        (dict(cfg_scale=np.ones(3)), "cfg_scale: found"),
+        (dict(key=jax.random.split(jax.random.key(0), 3)), r"key: found shape \(3,\), expected \(\) or \(4,\)"),
+        (dict(origin=np.array([0, 0, 6, 0])), "no row may be empty"),
+        (dict(origin=np.array([0, 0])), r"origin: found shape \(2,\)"),
+    ],
+)
+def test_bad_calls_are_refused_before_compilation(changes, words):
+    before = loop.run._cache_size()
+    with pytest.raises(InputError, match=words) as caught:
+        run(**changes)
+    assert "\n" not in str(caught.value)
+    assert loop.run._cache_size() == before
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        (np.array([[5, small.MASK]]), r"prompt: row 0 holds \[MASK\] \(id 3\) in column 1"),
+        (np.array([[5, 61]]), "row 0: found id 61, expected 0 to 60"),
+        (np.array([[-1, 5]]), "row 0: found id -1"),
+        (np.zeros((1, 0), int), "found length 0"),
+        (np.array([5, 6]), r"prompts: found shape \(2,\)"),
+    ],
+)
+def test_bad_prompts_are_refused(prompts, words):
+    with pytest.raises(InputError, match=words):
+        decode(small.MODEL, small.params(), prompts, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Threshold(1.5), "tau: found 1.5, expected a number from 0 to 1"),
+        (lambda: Threshold([0.5, -1.0]), "tau: found"),
+        (lambda: Fixed(steps=0), "steps: found 0, expected a whole number"),
+        (lambda: Fixed(steps=np.asarray(1.5)), "steps: found 1.5, expected a whole number"),
+    ],
+)
+def test_policy_numbers_out_of_range_are_refused(make, words):
+    with pytest.raises(InputError, match=words):
+        make()

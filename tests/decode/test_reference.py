@@ -1,0 +1,121 @@
+"""Temperature 0 and above: tokens, NFE and the whole trace equal a plain numpy loop, for every policy."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdiff import EosStop, NoStop, decode
+from jaxdiff.policies import parse
+from tests import reference, small
+
+CASES = {
+    "fixed": reference.Fixed,
+    "fixed:steps=3": lambda: reference.Fixed(3),
+    "fixed:order=margin,steps=5": lambda: reference.Fixed(5, "margin"),
+    "fixed:order=entropy": lambda: reference.Fixed(None, "entropy"),
+    "fixed:order=random,steps=4": lambda: reference.Fixed(4, "random"),
+    "fixed:schedule=dream,steps=8": lambda: reference.Dream(8),
+    "threshold:tau=0.6": lambda: reference.threshold(0.6),
+    "factor:f=1.2": lambda: reference.factor(1.2),
+    "margin:tau=0.5": lambda: reference.margin(0.5),
+    "entropy:tau=0.9": lambda: reference.entropy(0.9),
+    "entropy_bounded:gamma=1.5": lambda: reference.entropy_bounded(1.5),
+    "above_mean": lambda: reference.above_mean,
+}
+
+
+def compare(policy, rule, *, seeds=(0, 1), stop=False, **options):
+    prompts, origin = small.batch()
+    nfe = []
+    for seed in seeds:
+        params, keys = small.params(seed), small.keys(len(prompts), seed)
+        result = decode(
+            small.MODEL,
+            params,
+            prompts,
+            origin=origin,
+            policy=parse(policy),
+            stop=EosStop() if stop else NoStop(),
+            gen_length=small.GEN,
+            block_length=small.BLOCK,
+            key=keys,
+            temperature=options.get("temperature", 0.0),
+            cfg_scale=options.get("cfg"),
+            forbid_eos=bool(options.get("forbid")),
+            defer_eos=bool(options.get("defer")),
+        )
+        assert int(result.near_ties.sum()) == 0, "draw another seed: float rounding decides here"
+        for row, prompt in enumerate(small.PROMPTS):
+            tokens, trace, calls = reference.decode(
+                lambda x, params=params: small.logits(params, x),
+                prompt,
+                rule(),
+                gen=small.GEN,
+                block=small.BLOCK,
+                mask=small.MASK,
+                eos_ids=(small.EOS, small.EOT),
+                stop=stop,
+                key=keys[row],
+                **options,
+            )
+            np.testing.assert_array_equal(np.asarray(result.tokens[row, -small.GEN :]), tokens)
+            np.testing.assert_array_equal(np.asarray(result.commit_step[row]), trace)
+            assert int(result.nfe[row]) == calls
+            nfe.append(calls)
+    return nfe
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("stop", [False, True], ids=["none", "eos"])
+@pytest.mark.parametrize("policy", CASES)
+def test_every_policy_equals_numpy(policy, stop):
+    nfe = compare(policy, CASES[policy], stop=stop)
+    if ":tau" in policy and not stop:
+        assert len(set(nfe)) > 2, "the case does not exercise the rule"
+
+
+@pytest.mark.usefixtures("strict")
+def test_sampling_equals_numpy():
+    compare("threshold:tau=0.6", CASES["threshold:tau=0.6"], temperature=0.8)
+
+
+@pytest.mark.usefixtures("strict")
+def test_guidance_equals_numpy_and_counts_two():
+    nfe = compare("fixed", CASES["fixed"], seeds=(0,), cfg=1.5)
+    assert set(nfe) == {2 * small.GEN}
+
+
+@pytest.mark.usefixtures("strict")
+def test_forbidden_end_of_text_is_never_predicted():
+    compare("fixed", CASES["fixed"], forbid=(small.EOS,))
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("policy", ["fixed:steps=3", "threshold:tau=0.6", "entropy_bounded:gamma=1.5"])
+def test_deferred_end_of_text_goes_last(policy):
+    rule = CASES[policy]
+    if policy.startswith("entropy_bounded"):
+        rule = lambda: lambda seen: _vouched(reference.entropy_bounded(1.5)(seen), seen)  # noqa: E731
+    compare(policy, rule, defer=(small.EOS, small.EOT))
+
+
+def _vouched(chosen, seen):
+    """A candidate that was put off is taken only as the forced one."""
+    return [i for i in chosen if seen.entropy[i] < 1e29] or chosen[:1]
+
+
+def test_the_standard_decode_of_a_row_needs_one_forward_a_token():
+    prompts, origin = small.batch()
+    result = decode(small.MODEL, small.params(), prompts, origin=origin, gen_length=small.GEN, block_length=small.BLOCK)
+    assert result.nfe.tolist() == [small.GEN] * 4
+    assert all(sorted(row) == list(range(small.GEN)) for row in result.commit_step.tolist())
+
+
+def test_one_key_for_all_is_folded_by_row():
+    prompts, origin = small.batch()
+    options = dict(origin=origin, gen_length=small.GEN, block_length=small.BLOCK, temperature=1.0)
+    one = decode(small.MODEL, small.params(), prompts, key=jax.random.key(7), **options)
+    each = decode(small.MODEL, small.params(), prompts, key=small.keys(4, 7), **options)
+    np.testing.assert_array_equal(np.asarray(one.tokens), np.asarray(each.tokens))
+    other = decode(small.MODEL, small.params(), prompts, key=jax.random.key(8), **options)
+    assert (np.asarray(one.tokens) != np.asarray(other.tokens)).any()

@@ -1,0 +1,163 @@
+"""The published decoding loops in plain numpy, one row at a time: what the compiled loop is held against.
+
+Written from the algorithms (LLaDA `generate.py`, Fast-dLLM, Dream, dParallel, the EB and BLC papers), float64, with
+Python loops. It shares no code with the library; only random draws, which are part of the contract, come from
+jax.random.
+"""
+
+import jax
+import numpy as np
+
+
+def transfer_counts(masked, steps):
+    """LLaDA's get_num_transfer_tokens for one row."""
+    base, rest = divmod(masked, steps)
+    return [base + (i < rest) for i in range(steps)]
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def best_first(values, masked):
+    """Indices of masked positions, highest value first, ties to the left."""
+    return [i for i in np.argsort(-values, kind="stable") if masked[i]]
+
+
+class Fixed:
+    def __init__(self, steps=None, order="confidence"):
+        self.steps, self.order = steps, order
+
+    def __call__(self, seen):
+        if seen.block_step == 0:
+            self.counts = transfer_counts(int(seen.masked.sum()), self.steps or len(seen.masked))
+        if self.order == "random":
+            value = seen.random
+        else:
+            value = {"confidence": seen.conf, "margin": seen.margin, "entropy": -seen.entropy}[self.order]
+        return best_first(value, seen.masked)[: self.counts[seen.block_step]]
+
+
+class Dream:
+    """HKUNLP/Dream's time steps, order by confidence, counts per row."""
+
+    def __init__(self, steps):
+        self.times = np.linspace(1, 1e-3, steps + 1)
+
+    def __call__(self, seen):
+        i, left = seen.block_step, int(seen.masked.sum())
+        t, s = self.times[i], self.times[i + 1]
+        count = left if i + 2 == len(self.times) else int(left * (1 - s / t))
+        return best_first(seen.conf, seen.masked)[:count]
+
+
+def threshold(tau):
+    return lambda seen: [i for i in np.flatnonzero(seen.masked) if seen.conf[i] >= tau] or _best(seen.conf, seen)
+
+
+def factor(f):
+    def select(seen):
+        order, n = best_first(seen.conf, seen.masked), 0
+        while n < len(order) and (n + 2) * (1 - seen.conf[order[n]]) <= f:
+            n += 1
+        return order[: max(n, 1)]
+
+    return select
+
+
+def margin(tau):
+    return lambda seen: [i for i in np.flatnonzero(seen.masked) if seen.margin[i] >= tau] or _best(seen.margin, seen)
+
+
+def entropy(tau):
+    return lambda seen: [i for i in np.flatnonzero(seen.masked) if seen.entropy[i] <= tau] or _best(-seen.entropy, seen)
+
+
+def entropy_bounded(gamma):
+    def select(seen):
+        order = best_first(-seen.entropy, seen.masked)
+        n = 1
+        while n < len(order) and sum(seen.entropy[i] for i in order[: n + 1]) - seen.entropy[order[n]] <= gamma:
+            n += 1
+        return order[:n]
+
+    return select
+
+
+def above_mean(seen):
+    mean = seen.conf[seen.masked].mean()
+    return [i for i in np.flatnonzero(seen.masked) if seen.conf[i] > mean] or _best(seen.conf, seen)
+
+
+def _best(values, seen):
+    return best_first(values, seen.masked)[:1]
+
+
+class Seen:
+    """What a selection rule may look at, for one block of one row."""
+
+
+def decode(
+    logits_of,
+    prompt,
+    select,
+    *,
+    gen,
+    block,
+    mask,
+    eos_ids,
+    stop=False,
+    temperature=0.0,
+    key=None,
+    cfg=None,
+    forbid=(),
+    defer=(),
+):
+    """(generated tokens, commit steps, NFE) of one row."""
+    x = np.array(list(prompt) + [mask] * gen)
+    first, nfe, trace = len(prompt), 0, np.full(gen, -1)
+    forwards = 0
+    for start in range(first, first + gen, block):
+        block_step = 0
+        window = slice(start, start + block)
+        while (x[window] == mask).any():
+            table = logits_of(x)
+            if cfg is not None:
+                blind = x.copy()
+                blind[:first] = mask
+                unseeing = logits_of(blind)
+                table = unseeing + (cfg + 1) * (table - unseeing)
+            table[:, [mask, *forbid]] = -np.inf
+            row_key = None if key is None else jax.random.fold_in(key, forwards)
+            noisy = table.copy()
+            if temperature > 0:
+                for position in range(len(x)):
+                    draw = jax.random.fold_in(jax.random.fold_in(row_key, 0), position)
+                    draw = jax.random.gumbel(jax.random.fold_in(draw, 0), (table.shape[1],), np.float32)
+                    noisy[position] += temperature * np.asarray(draw, np.float64)
+            candidate = noisy.argmax(-1)
+            p = softmax(table)
+            seen = Seen()
+            seen.conf = np.take_along_axis(p, candidate[:, None], -1)[:, 0]
+            others = p.copy()
+            np.put_along_axis(others, candidate[:, None], -1.0, -1)
+            seen.margin = seen.conf - others.max(-1)
+            seen.entropy = -(p * np.log(np.where(p > 0, p, 1.0))).sum(-1)
+            last = np.isin(candidate, defer)
+            seen.conf[last], seen.margin[last], seen.entropy[last] = 0.0, -1.0, 1e30
+            seen.masked, seen.block_step = x == mask, block_step
+            for name in ("conf", "margin", "entropy", "masked"):
+                setattr(seen, name, getattr(seen, name)[window])
+            if row_key is not None:
+                at = [jax.random.fold_in(jax.random.fold_in(row_key, 1), start + i) for i in range(block)]
+                seen.random = np.array([jax.random.uniform(k) for k in at])
+            for i in select(seen):
+                x[start + i], trace[start + i - first] = candidate[start + i], forwards
+            forwards, block_step, nfe = forwards + 1, block_step + 1, nfe + (1 if cfg is None else 2)
+            answer = x[first:]
+            ends = np.flatnonzero(np.isin(answer, eos_ids))
+            if stop and ends.size and not (answer[: ends[0]] == mask).any():
+                trace[ends[0] + 1 :] = -1
+                return np.concatenate([answer[: ends[0] + 1], np.full(gen - ends[0] - 1, eos_ids[0])]), trace, nfe
+    return x[first:], trace, nfe

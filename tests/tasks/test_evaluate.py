@@ -1,0 +1,126 @@
+"""The arithmetic of a report, on decodes that are made up: nothing is compiled."""
+
+import types
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff import Checkpoint, InputError, Result, Tokenizer
+from jaxdiff.tasks import TASKS
+from jaxdiff.tasks.base import Problem
+from jaxdiff.tasks.evaluate import evaluate
+from tests import small
+
+N, BATCH = 5, 2
+
+
+class Letters:
+    """Ids 10, 11, ... are a, b, ...; one letter is a prompt."""
+
+    chat_template = None
+
+    def encode(self, text, add_special_tokens=True):
+        return [10 + ord(letter) - ord("a") for letter in text]
+
+    def decode(self, ids, skip_special_tokens=True):
+        return "".join(chr(i - 10 + ord("a")) for i in ids)
+
+
+@pytest.fixture
+def checkpoint():
+    return Checkpoint(small.MODEL, {}, Tokenizer(Letters(), small.EOS), Path("tiny"))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """A task of problems a, b, c, d, e, and a decode that answers each with its letter, except that c says d."""
+    module = types.ModuleType("letters")
+    vars(module).update(
+        NAME="letters",
+        problems=lambda split, seed: (Problem(letter, "", letter) for letter in "abcdefgh"),
+        verify=lambda answer, problem: answer == problem.answer,
+    )
+    monkeypatch.setitem(TASKS, "letters", module)
+    seen = []
+
+    def decode(model, params, prompts, *, origin, key, gen_length, run, **options):
+        seen.append({"origin": origin, "key": key, "shape": prompts.shape, **options})
+        rows = prompts.shape[0]
+        said = prompts[:, -1] + (prompts[:, -1] == 12)
+        tail = np.full((rows, gen_length - 1), small.EOS, np.int32)
+        run.seconds += 0.5
+        run.compile_seconds = 3.0
+        order = jnp.asarray(prompts[:, -1] - 10, jnp.int32)
+        return Result(
+            tokens=jnp.asarray(np.concatenate([prompts, said[:, None], tail], axis=1)),
+            lengths=order + 1,
+            nfe=order + 2,
+            commit_step=jnp.zeros((rows, gen_length), jnp.int32),
+            reason=jnp.zeros((rows,), jnp.int32),
+            near_ties=order,
+            policy=(),
+        )
+
+    monkeypatch.setattr("jaxdiff.tasks.evaluate.decode", decode)
+    return seen
+
+
+def test_report_counts_each_problem_once(checkpoint, calls):
+    heard = []
+    report = evaluate(
+        checkpoint,
+        "letters",
+        n=N,
+        batch_size=BATCH,
+        gen_length=small.GEN,
+        block_length=small.BLOCK,
+        progress=lambda *told: heard.append(told),
+    )
+    assert report.texts == ("a", "b", "d", "d", "e")
+    assert report.correct.tolist() == [True, True, False, True, True]
+    assert report.nfe.tolist() == [2, 3, 4, 5, 6]
+    assert report.lengths.tolist() == [1, 2, 3, 4, 5]
+    assert report.near_ties.tolist() == [0, 1, 2, 3, 4]
+    assert [problem.answer for problem in report.problems] == list("abcde")
+    summary = report.summary()
+    assert (summary["accuracy"], summary["nfe"], summary["tpf"], summary["n"]) == (0.8, 4.0, 15 / 20, 5)
+    assert summary["accuracy_low"] < 0.8 < summary["accuracy_high"]
+    assert (summary["seconds"], summary["compile_seconds"]) == (1.5, 3.0)
+    assert heard == [(2, 3, 0.5), (4, 10, 1.0), (5, 15, 1.5)]
+
+
+def test_batches_share_one_shape_and_problems_keep_their_keys(checkpoint, calls):
+    settings = {"n": N, "gen_length": small.GEN, "block_length": small.BLOCK, "temperature": 1.0}
+    evaluate(checkpoint, "letters", batch_size=BATCH, **settings)
+    pairs = [call for call in calls if call["temperature"] == 1.0]
+    assert {call["shape"] for call in pairs} == {(BATCH, 32)}
+    evaluate(checkpoint, "letters", batch_size=N, **settings)
+    together = calls[-1]["key"]
+    assert (jnp.concatenate([call["key"] for call in pairs])[:N] == together).all()
+
+
+def test_padding_gives_way_to_the_context(checkpoint, calls):
+    room = small.CONFIG.max_sequence_length - 56
+    evaluate(checkpoint, "letters", n=2, gen_length=56, block_length=small.BLOCK)
+    assert calls[0]["shape"] == (2, room)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"split": "train"}, "split: found 'train', expected test or validation"),
+        ({"n": 0}, "n, batch_size: found 0, 16"),
+        ({"gen_length": 64}, r"1 tokens \+ gen_length 64 = 65, expected at most the context of 64"),
+    ],
+)
+def test_refused(changes, words, checkpoint, calls):
+    with pytest.raises(InputError, match=words):
+        evaluate(checkpoint, "letters", **{"gen_length": small.GEN, "block_length": small.BLOCK, **changes})
+    assert not calls
+
+
+def test_a_model_that_speaks_ids_only_cannot_be_scored(calls):
+    with pytest.raises(InputError, match="has no tokenizer"):
+        evaluate(Checkpoint(small.MODEL, {}, None, Path("tiny")), "letters")

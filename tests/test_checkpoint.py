@@ -1,0 +1,77 @@
+"""Model folders: round trip, and every kind of damage as one line."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxdiff
+from jaxdiff import InputError
+from tests import small
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    jaxdiff.save(path, small.MODEL, small.params())
+    return path
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def test_round_trip(folder):
+    loaded = jaxdiff.load(folder)
+    assert loaded.model == small.MODEL  # float32 on CPU, whatever the file says
+    assert loaded.tokenizer is None
+    kept = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), small.params())
+    for left, right in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(kept), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_dtype_overrides(folder):
+    loaded = jaxdiff.load(folder, dtype="bfloat16")
+    assert {x.dtype.name for x in jax.tree.leaves(loaded.params)} == {"bfloat16"}
+    assert loaded.model.config.dtype == "bfloat16"
+
+
+def test_saving_replaces_a_folder_as_a_whole(copy):
+    (copy / "stale").touch()
+    jaxdiff.save(copy, small.MODEL, small.params(1))
+    assert not (copy / "stale").exists()
+    assert [p.name for p in copy.parent.iterdir()] == ["copy"]  # no scratch folder left
+
+
+def _truncate(path):
+    for file in (path / "params").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+
+
+def _other_shape(path):
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"mlp_hidden_size": 64}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (shutil.rmtree, "no config.json in"),
+        (lambda path: shutil.rmtree(path / "params"), "params: missing"),
+        (_truncate, "cannot be read"),
+        (_other_shape, "cannot be read"),
+        (lambda path: (path / "config.json").write_text("{"), "config.json: damaged"),
+        (lambda path: (path / "tokenizer.json").write_text("{"), "tokenizer.json: damaged"),
+    ],
+    ids=["gone", "no-params", "truncated", "other-shape", "config", "tokenizer"],
+)
+def test_damage_is_one_clear_line(copy, damage, words):
+    damage(copy)
+    with pytest.raises(InputError, match=words) as caught:
+        jaxdiff.load(copy)
+    assert "\n" not in str(caught.value)

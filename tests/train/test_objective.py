@@ -1,0 +1,85 @@
+"""LLaDA's objective: what is masked, how it is weighted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.train.objective import corrupt, loss
+from tests import small
+
+ROWS, LENGTH, MASK = 512, 40, small.MASK
+TOKENS = jnp.broadcast_to(jnp.arange(10, 10 + LENGTH), (ROWS, LENGTH))
+PROMPTS = jnp.asarray(np.random.default_rng(0).integers(1, 12, ROWS), jnp.int32)
+ANSWERS = jnp.asarray(np.random.default_rng(1).integers(1, 28, ROWS), jnp.int32)
+COLUMN = np.arange(LENGTH)[None]
+
+
+def draw(semi_ar, seed=0):
+    noisy, weight = corrupt(
+        jax.random.key(seed), TOKENS, PROMPTS, ANSWERS, mask_id=MASK, semi_ar=semi_ar, block_length=8
+    )
+    return np.asarray(noisy), np.asarray(weight)
+
+
+@pytest.mark.parametrize("semi_ar", [0.0, 0.5, 1.0])
+def test_prompts_are_never_masked_and_the_rest_is_kept_or_masked(semi_ar):
+    noisy, weight = draw(semi_ar)
+    prompt = np.asarray(PROMPTS)[:, None] > COLUMN
+    np.testing.assert_array_equal(noisy[prompt], np.asarray(TOKENS)[prompt])
+    assert (weight[prompt] == 0).all()
+    assert np.isin(noisy[noisy != np.asarray(TOKENS)], MASK).all()
+    assert (noisy[weight > 0] == MASK).all()
+
+
+@pytest.mark.parametrize("semi_ar", [0.0, 1.0])
+def test_the_weights_sum_to_one_in_expectation(semi_ar):
+    """E[sum of 1/p over masked / length] = 1: the loss is an unbiased average over the answer's tokens."""
+    totals = np.concatenate([draw(semi_ar, seed)[1].sum(1) for seed in range(20)])
+    assert abs(totals.mean() - 1.0) < 4 * totals.std() / np.sqrt(totals.size)
+
+
+def test_levels_are_spread_evenly_over_a_batch():
+    noisy, _ = draw(0.0)
+    answer = np.asarray(PROMPTS)[:, None] <= COLUMN
+    share = ((noisy == MASK) & answer).sum(1) / answer.sum(1)
+    assert abs(share.mean() - 0.5) < 0.02
+    assert np.histogram(share, 4, (0, 1))[0].min() > ROWS / 4 * 0.8
+
+
+def test_end_of_text_padding_is_part_of_the_answer():
+    noisy, weight = draw(0.0)
+    padding = np.asarray(PROMPTS + ANSWERS)[:, None] <= COLUMN
+    assert abs((noisy[padding] == MASK).mean() - 0.5) < 0.05
+    assert (weight[padding] > 0).any()
+
+
+def test_semi_autoregressive_rows_have_one_active_block():
+    noisy, weight = draw(1.0)
+    seen_blocks = set()
+    for row in range(ROWS):
+        start = int(PROMPTS[row])
+        answer = noisy[row, start:]
+        active = np.flatnonzero(weight[row, start:])
+        if not active.size:
+            continue
+        block = active[0] // 8
+        seen_blocks.add(int(block))
+        assert (active // 8 == block).all()
+        assert block * 8 < int(ANSWERS[row])  # a block that holds the answer or its first end-of-text
+        assert (answer[: block * 8] != MASK).all()
+        assert (answer[(block + 1) * 8 :] == MASK).all()
+    assert len(seen_blocks) > 2
+
+
+def test_loss_is_the_weighted_cross_entropy():
+    tree = small.params()
+    tokens = jnp.asarray([[5, 6, 7, 8], [9, 10, 11, 12]])
+    noisy = jnp.asarray([[5, MASK, 7, MASK], [9, 10, MASK, 12]])
+    weight = jnp.asarray([[0.0, 2.0, 0.0, 0.5], [0.0, 0.0, 3.0, 0.0]])
+    expected = 0.0
+    for row in range(2):
+        logits = small.logits(tree, noisy[row])
+        nats = np.log(np.exp(logits).sum(-1)) - logits[np.arange(4), np.asarray(tokens[row])]
+        expected += (nats * np.asarray(weight[row])).sum() / 2
+    assert float(loss(small.MODEL, tree, noisy, tokens, weight)) == pytest.approx(expected, rel=1e-4)

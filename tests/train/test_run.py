@@ -1,0 +1,124 @@
+"""A run: deterministic, resumable after SIGKILL to the bit, clean on SIGTERM."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import jaxdiff
+from jaxdiff import InputError
+from jaxdiff.tasks.gsm_symbolic import split_of
+from jaxdiff.train import Recipe, train
+from jaxdiff.train.data import Corpus
+
+
+def final_params(folder, steps):
+    with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
+        assert manager.latest_step() == steps
+        return jax.tree.leaves(manager.restore(steps, args=ocp.args.StandardRestore())["params"])
+
+
+def start(recipe_file, folder, log):
+    """The training in a process of its own, slowed down enough to be hit by a signal."""
+    code = (
+        "import sys, time; from pathlib import Path; from jaxdiff.train import Recipe, train, data; "
+        "plain = data.Corpus.batch; "
+        "data.Corpus.batch = lambda self, step: (time.sleep(0.3), plain(self, step))[1]; "
+        "train(Recipe.read(Path(sys.argv[1])), Path(sys.argv[2]))"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, recipe_file, folder], stderr=log)
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, "the run ended before its checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, recipe_file):
+    recipe, broken = recipe_file(), tmp_path / "broken"
+    train(Recipe.read(recipe), tmp_path / "whole")
+    with (tmp_path / "log").open("wb") as log:
+        killed = start(recipe, broken, log)
+        wait_for(broken / "checkpoints" / "4", killed)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        assert not (broken / "model").exists()
+
+        stopped = start(recipe, broken, log)
+        wait_for(broken / "checkpoints" / "8", stopped)
+        stopped.send_signal(signal.SIGTERM)
+        assert stopped.wait(60) == 0
+    assert "stopped by a signal" in (tmp_path / "log").read_text()
+    assert not (broken / "model").exists()
+
+    model = train(Recipe.read(recipe), broken)
+    for left, right in zip(final_params(tmp_path / "whole", 12), final_params(broken, 12), strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert jaxdiff.load(model).tokenizer.decode([1]) == ""
+
+
+def test_training_learns(tmp_path, recipe_file):
+    recipe = Recipe.read(recipe_file(steps=60, warmup=5, decay=20, save_every=60, seed=3))
+    train(recipe, tmp_path / "run")
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [20, 40, 60]
+    assert log[-1]["loss_by_length"]["32"] < 0.7 * log[0]["loss_by_length"]["32"]
+
+
+def test_batches_depend_on_the_step_alone_and_hold_out_by_content(tmp_path, recipe_file):
+    recipe = Recipe.read(recipe_file(steps=6, warmup=1, decay=1, save_every=6))
+    tokenizer = jaxdiff.load(train(recipe, tmp_path / "run")).tokenizer
+    buckets = tuple(jaxdiff.train.data.Bucket("gsm_symbolic", 320, 4, 1.0) for _ in range(1))
+    one, two = (Corpus(buckets, {"gsm_symbolic": 80}, 5, tokenizer) for _ in range(2))
+    for step in (7, 3):
+        np.testing.assert_array_equal(one.batch(step).tokens, two.batch(step).tokens)
+    np.testing.assert_array_equal(one.batch(3).tokens, two.batch(3).tokens)
+    assert (one.batch(3).tokens != one.batch(4).tokens).any()
+    batch = one.batch(0)
+    for row, prompt, answer in zip(batch.tokens, batch.prompt_lengths, batch.answer_lengths, strict=True):
+        question = tokenizer.fast.decode(row[1 : prompt - 1])
+        assert split_of(question) == "train"
+        assert (row[prompt + answer - 1 :] == tokenizer.eos_id).all()
+        assert (row[prompt : prompt + answer - 1] != tokenizer.eos_id).all()
+
+
+def test_a_folder_belongs_to_one_recipe(tmp_path, recipe_file):
+    train(Recipe.read(recipe_file(steps=6, warmup=1, decay=1)), tmp_path / "run")
+    with pytest.raises(InputError, match=r"another recipe's run \(learning_rate differ\)"):
+        train(Recipe.read(recipe_file(steps=6, warmup=1, decay=1, learning_rate=1.0)), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(steps=3), "steps: found 3, expected warmup \\+ decay = 6 or more"),
+        (dict(colour="red"), "cannot be read"),
+    ],
+)
+def test_a_recipe_that_does_not_fit(recipe_file, changes, words):
+    with pytest.raises(InputError, match=words):
+        Recipe.read(recipe_file(**changes))
+
+
+def test_a_bucket_that_nothing_fits(tmp_path, recipe_file):
+    short = [{"task": "drills", "length": 3, "rows": 4, "weight": 1.0}]
+    with pytest.raises(InputError, match="bucket drills/3: no problem fits"):
+        train(Recipe.read(recipe_file(buckets=short)), tmp_path / "run")
+
+
+def test_the_shipped_recipe_is_the_kind_that_the_card_promises():
+    recipe = Recipe.read(jaxdiff.checkpoint.shipped_folder() / jaxdiff.checkpoint.SHIPPED / "recipe.json")
+    shape = recipe.model
+    assert all(shape[name] % 8 == 0 for name in ("n_heads", "n_kv_heads", "mlp_hidden_size", "vocab_size"))
+    assert max(bucket.length for bucket in recipe.buckets) >= 1024 + 60
+    assert jnp.dtype(shape["dtype"]) == jnp.float32
