@@ -107,6 +107,8 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
         fast = PreTrainedTokenizerFast.from_pretrained(str(folder))
     except Exception as error:
         raise InputError(f"{folder / 'tokenizer.json'}: damaged ({_first_line(error)}); restore the file") from error
+    if fast.eos_token_id is None:
+        raise InputError(f"{folder / 'tokenizer_config.json'}: names no eos_token; add the one that ends an answer")
     return Tokenizer(fast, int(fast.eos_token_id))
 
 
@@ -123,19 +125,20 @@ def read_config(folder: Path) -> dict[str, Any]:
 def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | None = None) -> None:
     """Write a model folder as a whole or not at all: params in bfloat16, the config, a copy of the tokenizer."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    config = dataclasses.asdict(model.config) | {"dtype": "bfloat16", "family": type(model).__name__.lower()}
-    (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    small = jax.tree.map(lambda x: np.asarray(x.astype(jnp.bfloat16)), params)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((scratch / "params").absolute(), small)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        if tokenizer_from is not None and (tokenizer_from / name).is_file():
-            shutil.copy(tokenizer_from / name, scratch / name)
-    if folder.exists():
-        shutil.rmtree(folder)
-    scratch.chmod(0o755)
-    scratch.rename(folder)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        new.mkdir()
+        config = dataclasses.asdict(model.config) | {"dtype": "bfloat16", "family": type(model).__name__.lower()}
+        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        small = jax.tree.map(lambda x: np.asarray(x.astype(jnp.bfloat16)), params)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((new / "params").absolute(), small)
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            if tokenizer_from is not None and (tokenizer_from / name).is_file():
+                shutil.copy(tokenizer_from / name, new / name)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
 
 
 def _restore(path: Path, target: Any) -> Params:
@@ -152,15 +155,12 @@ def _restore(path: Path, target: Any) -> Params:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             params = checkpointer.restore(path.absolute(), target)
+        for (name, wanted), found in zip(jax.tree.leaves_with_path(target), jax.tree.leaves(params), strict=True):
+            if found.shape != wanted.shape:
+                raise ValueError(f"{jax.tree_util.keystr(name)}: {found.shape}, config.json says {wanted.shape}")
     except Exception as error:
         raise InputError(f"{path}: cannot be read ({_first_line(error)}); restore or convert it again") from error
     sys.unraisablehook = hook
-    for (name, wanted), found in zip(jax.tree.leaves_with_path(target), jax.tree.leaves(params), strict=True):
-        if found.shape != wanted.shape:
-            raise InputError(
-                f"{path}: {jax.tree_util.keystr(name)} has shape {found.shape}, config.json says {wanted.shape}; "
-                "restore the folder"
-            )
     return params
 
 

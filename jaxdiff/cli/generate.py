@@ -24,7 +24,12 @@ def generate(
         Path | None, typer.Option("--in", metavar="JSONL", help="Rows of id and prompt, prompt_ids or canvas_ids.")
     ] = None,
     out_file: Annotated[
-        Path | None, typer.Option("--out", metavar="JSONL", help="Rows of id, text, token_ids, nfe ..., or error.")
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="JSONL",
+            help="Rows of id, text, token_ids, nfe, commit_step, seconds (of its batch); or id, error.",
+        ),
     ] = None,
     model: options.Model = SHIPPED,
     policy: options.Policy = "fixed",
@@ -49,7 +54,7 @@ def generate(
         policy, stop, steps, gen_length, block_length, temperature, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype
     )
     if (prompt is None) == (in_file is None):
-        raise InputError('give a PROMPT or --in FILE.jsonl, one of the two; for example: jaxdiff generate "26 + 48"')
+        raise InputError("give a PROMPT or --in FILE.jsonl, one of the two")
     if (in_file is None) != (out_file is None):
         raise InputError("--in and --out go together: name the JSONL file to read and the one to write")
     if watch and in_file is not None:

@@ -79,7 +79,7 @@ class Decoding:
         if self.dtype not in (None, *DTYPES):
             raise InputError(f"dtype: found {self.dtype!r}, expected {' or '.join(DTYPES)}")
         parse_stopper(self.stop)
-        parse(self.policy)
+        parse(self.policy, steps=self.steps)
 
     @property
     def block(self) -> int:

@@ -89,7 +89,7 @@ def evaluate(
         raise InputError(f"model: {checkpoint.path} has no tokenizer, and {task_name} is text; add its tokenizer.json")
 
     problems = tuple(itertools.islice(module.problems(split, seed), n))
-    questions = [tokenizer.prompt(problem.question) for problem in problems]
+    questions = [tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question) for p in problems]
     check_lengths(checkpoint.model, max(map(len, questions)), gen_length, block_length)
     config = checkpoint.model.config
     prompts, origin = pad_to_bucket(questions, fill=config.eos_token_id, room=config.max_sequence_length - gen_length)

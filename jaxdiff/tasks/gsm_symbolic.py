@@ -24,16 +24,19 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def problems(split: Split, seed: int) -> Iterator[Problem]:
-    """An endless stream of distinct problems of one split, in the order that `seed` fixes.
+    """A stream of distinct problems of one split, in the order that `seed` fixes.
 
-    Templates take turns, so that every prefix of the stream covers them evenly until one has no new problem left.
+    Templates take turns, so that every prefix of the stream covers them evenly until one has no new problem left;
+    the stream ends when none has.
 
     Raises InputError when `reasoning-gym` is not installed.
     """
     generators = _generators()
     rng = Random(f"{NAME}/{seed}")
     seen: set[bytes] = set()
-    while True:
+    before = -1
+    while len(seen) > before:
+        before = len(seen)
         for template in TEMPLATES:
             for _ in range(_TRIES):
                 problem = _problem(generators[template](rng, 1.0), template)

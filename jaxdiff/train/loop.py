@@ -36,13 +36,13 @@ SAVED_RECIPE = "recipe.json"
 MODEL = "model"
 
 
-def train(recipe: Recipe, folder: Path) -> Path:
+def train(recipe: Recipe, folder: Path) -> Path | None:
     """Run a recipe to its last step, from the folder's newest checkpoint if it has one.
 
     Writes `folder/checkpoints/` (orbax, resumable), `log.jsonl`, and at the end `folder/model/`, which
     `jaxdiff.load` reads. SIGTERM (a Cloud TPU pre-emption) saves and returns early.
 
-    Returns the model folder; it exists only when the last step was reached.
+    Returns the model folder, or None where a signal ended the run early.
 
     Raises InputError where the folder belongs to another recipe.
     """
@@ -81,7 +81,7 @@ def train(recipe: Recipe, folder: Path) -> Path:
                 if stop.asked:
                     manager.wait_until_finished()
                     log.note(f"stopped by a signal after step {step + 1}; run the same command to go on")
-                    return folder / MODEL
+                    return None
     checkpoint.save(folder / MODEL, model, state["params"], tokenizer_from=folder)
     return folder / MODEL
 

@@ -17,12 +17,12 @@ N, BATCH = 5, 2
 
 
 class Letters:
-    """Ids 10, 11, ... are a, b, ...; one letter is a prompt."""
+    """Ids 10, 11, ... are a, b, ...; one letter is a question, and a turn of a chat opens with an id of its own."""
 
     chat_template = None
 
     def encode(self, text, add_special_tokens=True):
-        return [10 + ord(letter) - ord("a") for letter in text]
+        return [small.EOT] * add_special_tokens + [10 + ord(letter) - ord("a") for letter in text]
 
     def decode(self, ids, skip_special_tokens=True):
         return "".join(chr(i - 10 + ord("a")) for i in ids)
@@ -39,14 +39,14 @@ def calls(monkeypatch):
     module = types.ModuleType("letters")
     vars(module).update(
         NAME="letters",
-        problems=lambda split, seed: (Problem(letter, "", letter) for letter in "abcdefgh"),
+        problems=lambda split, seed: (Problem(letter, "", letter, continues=letter == "b") for letter in "abcdefgh"),
         verify=lambda answer, problem: answer == problem.answer,
     )
     monkeypatch.setitem(TASKS, "letters", module)
     seen = []
 
     def decode(model, params, prompts, *, origin, key, gen_length, run, **options):
-        seen.append({"origin": origin, "key": key, "shape": prompts.shape, **options})
+        seen.append({"origin": origin, "key": key, "shape": prompts.shape, "before": prompts[:, -2], **options})
         rows = prompts.shape[0]
         said = prompts[:, -1] + (prompts[:, -1] == 12)
         tail = np.full((rows, gen_length - 1), small.EOS, np.int32)
@@ -91,6 +91,11 @@ def test_report_counts_each_problem_once(checkpoint, calls):
     assert heard == [(2, 3, 0.5), (4, 10, 1.0), (5, 15, 1.5)]
 
 
+def test_what_is_to_be_gone_on_with_is_no_turn_of_a_chat(checkpoint, calls):
+    evaluate(checkpoint, "letters", n=3, gen_length=small.GEN, block_length=small.BLOCK)
+    assert (calls[0]["before"] == small.EOT).tolist() == [True, False, True]
+
+
 def test_batches_share_one_shape_and_problems_keep_their_keys(checkpoint, calls):
     settings = {"n": N, "gen_length": small.GEN, "block_length": small.BLOCK, "temperature": 1.0}
     evaluate(checkpoint, "letters", batch_size=BATCH, **settings)
@@ -112,7 +117,7 @@ def test_padding_gives_way_to_the_context(checkpoint, calls):
     [
         ({"split": "train"}, "split: found 'train', expected test or validation"),
         ({"n": 0}, "n, batch_size: found 0, 16"),
-        ({"gen_length": 64}, r"1 tokens \+ gen_length 64 = 65, expected at most the context of 64"),
+        ({"gen_length": 64}, r"2 tokens \+ gen_length 64 = 66, expected at most the context of 64"),
     ],
 )
 def test_refused(changes, words, checkpoint, calls):

@@ -62,6 +62,7 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, recipe_fi
     assert not (broken / "model").exists()
 
     model = train(Recipe.read(recipe), broken)
+    assert model is not None
     for left, right in zip(final_params(tmp_path / "whole", 12), final_params(broken, 12), strict=True):
         np.testing.assert_array_equal(left, right)
     assert jaxdiff.load(model).tokenizer.decode([1]) == ""
