@@ -13,7 +13,7 @@ Everything here is plain data: policies import this module and nothing else of t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
 import jax
@@ -63,11 +63,20 @@ def pytree(cls: type[_T]) -> type[_T]:
         cls.__post_init__ = canonicalise  # type: ignore[attr-defined]
     cls = dataclasses.dataclass(frozen=True)(cls)
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    jax.tree_util.register_dataclass(
-        cls,
-        data_fields=[f.name for f in fields if not f.metadata.get("static")],
-        meta_fields=[f.name for f in fields if f.metadata.get("static")],
-    )
+    leaves = [f.name for f in fields if not f.metadata.get("static")]
+    statics = [f.name for f in fields if f.metadata.get("static")]
+
+    def flatten(self: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+        children = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in leaves]
+        return children, tuple(getattr(self, name) for name in statics)
+
+    def unflatten(values: tuple[Any, ...], children: Iterable[Any]) -> Any:
+        self = object.__new__(cls)  # not through __init__: JAX also builds trees of placeholders, which are no arrays
+        for name, value in (*zip(leaves, children, strict=True), *zip(statics, values, strict=True)):
+            object.__setattr__(self, name, value)
+        return self
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
     return cls
 
 

@@ -47,15 +47,15 @@ class Timed:
         settings: loop.Settings,
     ) -> loop.Result:
         """`loop.run` of the same arguments; returns when the result is there."""
-        leaves, structure = jax.tree.flatten((params, canvas, origin, keys, policy, stop, settings))
+        arguments = (params, canvas, origin, keys, policy, stop, settings)
+        leaves, structure = jax.tree.flatten(arguments)
         shapes = (model, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         since = time.perf_counter()
         if shapes not in self._programs:
             with self._around():
-                program = jax.jit(lambda *leaves: loop.run(model, *jax.tree.unflatten(structure, leaves)))
-                self._programs[shapes] = program.lower(*leaves).compile()
+                self._programs[shapes] = loop.run.lower(model, *arguments).compile()
         ready = time.perf_counter()
-        result = jax.block_until_ready(self._programs[shapes](*leaves))
+        result = jax.block_until_ready(self._programs[shapes](*arguments))
         self.compile_seconds += ready - since
         self.seconds += time.perf_counter() - ready
         return result

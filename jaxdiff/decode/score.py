@@ -86,7 +86,7 @@ def beliefs(
         def drawn() -> Float[Array, "B W v"]:
             tile_keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, index)))(position_keys)
             noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (tile,), jnp.float32)))(tile_keys)
-            return jnp.roll(noise, first - index * tile, axis=-1)
+            return jnp.take(noise, (ids - index * tile) % tile, axis=-1)
 
         noise = jax.lax.cond(jnp.any(scale > 0.0), drawn, lambda: jnp.zeros_like(logits))
         return _summarise(logits, jnp.where(allowed[None, None], logits + scale * noise, NEVER), ids)
