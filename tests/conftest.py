@@ -25,7 +25,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ci")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture
 def strict():
     """No implicit dtype or rank promotion: for our own code (optax and Flax's layers do not bear it)."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):

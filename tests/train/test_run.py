@@ -95,7 +95,7 @@ def test_batches_depend_on_the_step_alone_and_hold_out_by_content(tmp_path, reci
 
 def test_a_folder_belongs_to_one_recipe(tmp_path, recipe_file):
     train(Recipe.read(recipe_file(steps=6, warmup=1, decay=1)), tmp_path / "run")
-    with pytest.raises(InputError, match=r"another recipe's run \(learning_rate differ\)"):
+    with pytest.raises(InputError, match=r"a run of another recipe \(learning_rate differ\)"):
         train(Recipe.read(recipe_file(steps=6, warmup=1, decay=1, learning_rate=1.0)), tmp_path / "run")
 
 
