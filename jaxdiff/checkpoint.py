@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -101,6 +102,7 @@ def load(path: str | Path = SHIPPED, *, dtype: str | None = None) -> Checkpoint:
 def load_tokenizer(folder: Path) -> Tokenizer | None:
     if not (folder / "tokenizer.json").is_file():
         return None
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch: none is needed
     from transformers import PreTrainedTokenizerFast  # slow to import, and not needed for ids
 
     try:
