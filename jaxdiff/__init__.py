@@ -1,7 +1,7 @@
 """jaxdiff: compiled decoding for masked diffusion language models, in JAX.
 
 checkpoint = jaxdiff.load()
-prompts, origin = jaxdiff.pad_prompts([checkpoint.tokenizer.prompt("...")], fill=0)
+prompts, origin = jaxdiff.pad_prompts([checkpoint.tokenizer.prompt("...")], fill=checkpoint.tokenizer.eos_id)
 result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, origin=origin,
 policy=jaxdiff.policies.Threshold(0.9), stop=jaxdiff.EosStop())
 """

@@ -163,7 +163,7 @@ def _restore(path: Path, target: Any) -> Params:
     except Exception as error:
         raise InputError(f"{path}: cannot be read ({_first_line(error)}); restore or convert it again") from error
     sys.unraisablehook = hook
-    return params
+    return jax.tree.map(jnp.asarray, params)  # on the device once, not at each call
 
 
 def _first_line(error: Exception) -> str:

@@ -149,8 +149,7 @@ class Proposal:
 class Policy(Protocol):
     """Which masked positions commit now. A frozen pytree: numbers are traced leaves, the rest is static.
 
-    `waits` (static) is True for a schedule that may leave a row untouched in a step and proves its own bound;
-    `max_block`, if not None, is the longest block that the proof holds for.
+    `waits` (static) is True for a schedule that may leave a row untouched in a step and proves its own bound.
     """
 
     @property

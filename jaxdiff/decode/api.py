@@ -79,20 +79,19 @@ def infill(
     temperature: Leaf | float = 0.0,
     cfg_scale: Leaf | float | None = None,
     key: Key[Array, ""] | Key[Array, " B"] | None = None,
-    origin: Int[Array, " B"] | np.ndarray | None = None,
     forbid_eos: bool = False,
     defer_eos: bool = False,
     run: Callable[..., loop.Result] = loop.run,
 ) -> loop.Result:
     """Fill the [MASK] positions of a canvas, wherever they stand; all else is kept.
 
-    Blocks tile the canvas from column 0; by default it is one block, so that any hole may be filled first. The
-    other arguments, the errors and the result are `decode`'s, with G = L.
+    The canvas has no padding. Blocks tile it from column 0; by default it is one block, so that any hole may be filled
+    first. The other arguments, the errors and the result are `decode`'s, with G = L.
     """
     rows, width = _shape("canvas", canvas)
     block_length = width if block_length is None else block_length
     check_lengths(model, 0, width, block_length)
-    origin = _origin(origin, rows, width)
+    origin = jnp.zeros((rows,), jnp.int32)
     check_ids(model, canvas, origin, masks_allowed=True)
     settings = _settings(temperature, cfg_scale, rows, block_length, 0, forbid_eos, defer_eos)
     ids = jnp.asarray(canvas, jnp.int32)
@@ -170,6 +169,8 @@ def _origin(origin: Any, rows: int, width: int) -> Int[Array, " B"]:
 
 def _keys(key: Any, rows: int) -> Key[Array, " B"]:
     key = jax.random.key(0) if key is None else key
+    if not jnp.issubdtype(getattr(key, "dtype", None) or np.asarray(key).dtype, jax.dtypes.prng_key):
+        raise InputError("key: found no typed key; make one with jax.random.key(seed)")
     if key.ndim == 0:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
     if key.shape != (rows,):

@@ -75,8 +75,9 @@ class Result:
         commit_step: the row's forward (from 0) at which each generated position was committed; -1 for what was
             given, and past the end.
         reason: a `Reason`.
-        near_ties: decisions that hung on less than 1e-5 of log-odds: between a committed token and the next best
-            token, or between the last position let in and the first left out.
+        near_ties: decisions that hung on less than 1e-5: between the logits of a committed token and the next best
+            one, or between the priorities of the last position let in and the first left out (log-odds for a policy
+            that ranks by them). Comparisons with a threshold are not counted.
         policy: the policy's final state (a recorder's recording).
     """
 
@@ -104,7 +105,7 @@ def begin(
     column = jnp.arange(length, dtype=jnp.int32)[None]
     return State(
         canvas=canvas,
-        given=(canvas != model.config.mask_token_id) | (column < settings.first),
+        given=(canvas != model.config.mask_token_id) | (column < jnp.maximum(settings.first, origin[:, None])),
         origin=origin,
         end=zero + length,
         keys=keys,
@@ -273,7 +274,9 @@ def _features(
 def _resolve(proposal: Proposal, score: Score, waits: bool) -> tuple[Bool[Array, "B W"], Bool[Array, " B"]]:
     """What is committed, and whether the choice of positions was a near-tie."""
     commit = proposal.commit & score.eligible
-    priority = jnp.where(score.eligible, proposal.priority, -jnp.inf)
+    # A NaN ranks last, and nobody who is eligible ranks with those who are not: a broken model still ends.
+    finite = jnp.nan_to_num(proposal.priority, nan=NEVER, neginf=NEVER)
+    priority = jnp.where(score.eligible, finite, -jnp.inf)
     if not waits:
         best = jnp.arange(priority.shape[1])[None] == jnp.argmax(priority, axis=1, keepdims=True)
         commit = jnp.where(jnp.any(commit, axis=1, keepdims=True), commit, best & score.eligible)

@@ -18,7 +18,7 @@ def priority_of(score: Score, order: str) -> Float[Array, "B W"]:
 
 def ranks(priority: Float[Array, "B W"], eligible: Bool[Array, "B W"]) -> Int[Array, "B W"]:
     """0 for the first to commit. Ties go to the leftmost; whoever is not eligible ranks behind all who are."""
-    order = jnp.argsort(jnp.where(eligible, -priority, jnp.inf), axis=1, stable=True)
+    order = jnp.lexsort((-priority, ~eligible), axis=1)  # stable; a NaN comes last of its kind
     return jnp.argsort(order, axis=1, stable=True)
 
 

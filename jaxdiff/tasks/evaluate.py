@@ -89,6 +89,8 @@ def evaluate(
         raise InputError(f"model: {checkpoint.path} has no tokenizer, and {task_name} is text; add its tokenizer.json")
 
     problems = tuple(itertools.islice(module.problems(split, seed), n))
+    if len(problems) < n:
+        raise InputError(f"n: found {n}, but {task_name}/{split} has {len(problems)} problems; ask for fewer")
     questions = [tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question) for p in problems]
     check_lengths(checkpoint.model, max(map(len, questions)), gen_length, block_length)
     config = checkpoint.model.config

@@ -50,7 +50,7 @@ def problems(split: Split, seed: int) -> Iterator[Problem]:
 
 
 def split_of(question: str) -> Split:
-    """A hash of 0 mod 10 is test, of 1 validation, else train; case, digits' commas and spacing do not matter."""
+    """A hash of 0 mod 10 is test, of 1 validation, else train; case, punctuation and spacing do not matter."""
     normal = " ".join(re.findall(r"[a-z0-9]+", question.lower()))
     bucket = int.from_bytes(hashlib.sha256(normal.encode()).digest(), "big") % 10
     return {0: "test", 1: "validation"}.get(bucket, "train")  # type: ignore[return-value]
@@ -58,7 +58,7 @@ def split_of(question: str) -> Split:
 
 def verify(answer: str, problem: Problem) -> bool:
     """True if the number after the last `####` is the problem's."""
-    found = re.findall(r"####\s*(-?\d+)", answer)
+    found = re.findall(r"####\s*(-?\d+)(?![\d.,]*\d)", answer)
     return bool(found) and found[-1] == problem.answer
 
 

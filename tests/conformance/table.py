@@ -36,8 +36,10 @@ POLICIES = {
 }
 STOPPERS = {"none": NoStop, "eos": EosStop}
 
-# A pairwise cover: every policy meets every stopper over the properties, no property runs the whole product.
-COVER = [(policy, list(STOPPERS)[i % 2]) for i, policy in enumerate(POLICIES)]
+
+def cover(offset):
+    """A share of policies x stoppers; neighbouring offsets together hold them all, each at half the cost."""
+    return [(policy, list(STOPPERS)[(i + offset) % len(STOPPERS)]) for i, policy in enumerate(POLICIES)]
 
 
 def draw(data, policy):

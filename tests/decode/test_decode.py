@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdiff import EosStop, InputError, NoStop, decode, infill, pad_prompts
-from jaxdiff.decode import loop
+from jaxdiff.decode import api, loop
 from jaxdiff.policies import Fixed, Threshold
 from tests import small
 
@@ -161,3 +161,17 @@ def test_bad_prompts_are_refused(prompts, words):
 def test_policy_numbers_out_of_range_are_refused(make, words):
     with pytest.raises(InputError, match=words):
         make()
+
+
+def test_a_broken_model_still_ends():
+    """NaN everywhere: every policy must still commit, or the compiled loop would never end."""
+    broken = jax.tree.map(lambda x: x * jnp.nan, small.params())
+    prompts, origin = small.batch()
+    for policy in (Fixed(), Fixed(steps=4, schedule="dream"), Threshold(0.5)):
+        result = decode(small.MODEL, broken, prompts, origin=origin, policy=policy, **OPTIONS)
+        assert (np.asarray(result.tokens)[:, -small.GEN :] != small.MASK).all()
+
+
+def test_a_key_that_is_not_one_is_refused():
+    with pytest.raises(InputError, match="found no typed key"):
+        api._keys(jax.random.PRNGKey(0), 2)

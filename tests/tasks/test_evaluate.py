@@ -117,7 +117,7 @@ def test_padding_gives_way_to_the_context(checkpoint, calls):
     [
         ({"split": "train"}, "split: found 'train', expected test or validation"),
         ({"n": 0}, "n, batch_size: found 0, 16"),
-        ({"gen_length": 64}, r"2 tokens \+ gen_length 64 = 66, expected at most the context of 64"),
+        ({"n": 2, "gen_length": 64}, r"2 tokens \+ gen_length 64 = 66, expected at most the context of 64"),
     ],
 )
 def test_refused(changes, words, checkpoint, calls):

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +109,9 @@ def test_unknown_task_is_named_with_the_known_ones():
     assert task("drills") is TASKS["drills"] is drills
     with pytest.raises(InputError, match="task: found 'chess', expected one of gsm_symbolic, drills"):
         task("chess")
+
+
+def test_the_readme_decodes_a_held_out_problem():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    question = re.search(r'jaxdiff generate "([^"]{40,})"', readme)[1]
+    assert gsm_symbolic.split_of(question) == "test"
