@@ -38,7 +38,7 @@ STOPPERS = {"none": NoStop, "eos": EosStop}
 
 
 def cover(offset):
-    """A share of policies x stoppers; neighbouring offsets together hold them all, each at half the cost."""
+    """Each policy with one stopper, at half the cost of the product; rules with another offset take the other."""
     return [(policy, list(STOPPERS)[(i + offset) % len(STOPPERS)]) for i, policy in enumerate(POLICIES)]
 
 
