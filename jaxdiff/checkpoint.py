@@ -7,6 +7,7 @@ jaxdiff.load("runs/mine")   a folder that `jaxdiff train` wrote
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ class Tokenizer:
 
     fast: Any  # transformers.PreTrainedTokenizerFast
     eos_id: int
+    eot_id: int | None = None  # what else ends an answer: the model's end of a turn
 
     def encode(self, text: str) -> list[int]:
         return self.fast.encode(text, add_special_tokens=False)
@@ -44,10 +46,8 @@ class Tokenizer:
         return self.fast.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
 
     def decode(self, ids: Any) -> str:
-        """The text up to the first end-of-text; special tokens left out."""
-        ids = [int(i) for i in ids]
-        if self.eos_id in ids:
-            ids = ids[: ids.index(self.eos_id)]
+        """The text up to the first end-of-text or end of turn; special tokens left out."""
+        ids = list(itertools.takewhile(lambda i: i not in (self.eos_id, self.eot_id), map(int, ids)))
         return self.fast.decode(ids, skip_special_tokens=True)
 
 
@@ -96,7 +96,10 @@ def load(path: str | Path = SHIPPED, *, dtype: str | None = None) -> Checkpoint:
             f"{folder / 'config.json'}: makes no model ({_first_line(error)}); restore the file"
         ) from error
     target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(config["dtype"])), shapes)
-    return Checkpoint(model, _restore(folder / "params", target), load_tokenizer(folder), folder)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is not None:
+        tokenizer = dataclasses.replace(tokenizer, eot_id=getattr(model.config, "eot_token_id", None))
+    return Checkpoint(model, _restore(folder / "params", target), tokenizer, folder)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:

@@ -10,6 +10,7 @@ import pytest
 
 import jaxdiff
 from jaxdiff import InputError
+from jaxdiff.train.tokenizer import train_tokenizer
 from tests import small
 
 
@@ -38,6 +39,14 @@ def test_dtype_overrides(folder):
     loaded = jaxdiff.load(folder, dtype="bfloat16")
     assert {x.dtype.name for x in jax.tree.leaves(loaded.params)} == {"bfloat16"}
     assert loaded.model.config.dtype == "bfloat16"
+
+
+def test_text_ends_at_the_end_of_a_turn_too(copy, tmp_path):
+    train_tokenizer("drills", 50, 270, 0, copy)
+    tokenizer = jaxdiff.load(copy).tokenizer
+    assert tokenizer.eot_id == small.CONFIG.eot_token_id
+    ids = tokenizer.encode("12")
+    assert tokenizer.decode([*ids, small.EOT, *ids]) == tokenizer.decode([*ids, tokenizer.eos_id, *ids]) == "12"
 
 
 def test_saving_replaces_a_folder_as_a_whole(copy):

@@ -84,8 +84,9 @@ def beliefs(
         logits = jnp.where(allowed[None, None], logits, NEVER)
 
         def drawn() -> Float[Array, "B W v"]:
+            # Mode "high": the fast one draws no value above 17, and a large vocabulary reaches that.
             tile_keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, index)))(position_keys)
-            noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (tile,), jnp.float32)))(tile_keys)
+            noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (tile,), mode="high")))(tile_keys)
             return jnp.take(noise, (ids - index * tile) % tile, axis=-1)
 
         noise = jax.lax.cond(jnp.any(scale > 0.0), drawn, lambda: jnp.zeros_like(logits))

@@ -20,6 +20,20 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.types import InputError, Params
 
+# What this code does whatever config.json says: another value is refused, not ignored.
+_REQUIRED = {
+    "block_type": "llama",
+    "activation_type": "silu",
+    "layer_norm_type": "rms",
+    "rope": True,
+    "alibi": False,
+    "weight_tying": False,
+    "include_bias": False,
+    "scale_logits": False,
+    "attention_layer_norm": False,
+    "input_emb_norm": False,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class LladaConfig:
@@ -68,12 +82,14 @@ class LladaConfig:
 
         Raises InputError for a file that lacks a shape or asks for a feature that this code does not have.
         """
-        for key, wanted in {"block_type": "llama", "activation_type": "silu", "weight_tying": False}.items():
+        for key, wanted in _REQUIRED.items():
             if raw.get(key, wanted) != wanted:
                 raise InputError(f"config.json {key}: found {raw[key]!r}, expected {wanted!r}")
         known = {f.name: f for f in dataclasses.fields(cls)}
         values = {k: v for k, v in raw.items() if k in known}
         values.setdefault("n_kv_heads", values.get("n_heads"))
+        if (values.get("vocab_size"), values.get("eos_token_id")) == (126464, 126081):
+            values.setdefault("eot_token_id", 126348)  # the published files name it in `generate.py` alone
         missing = [k for k, f in known.items() if f.default is dataclasses.MISSING and values.get(k) is None]
         if missing:
             raise InputError(f"config.json: missing {', '.join(missing)}; add the key or name another folder")

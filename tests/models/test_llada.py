@@ -135,7 +135,7 @@ def test_the_published_config_is_read():
     model = build(published)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)) == 8_015_581_184
-    assert model.config.eos_ids == (126081,)
+    assert model.config.eos_ids == (126081, 126348)  # the end of a turn, which the published file does not name
 
 
 @pytest.mark.parametrize(
@@ -143,6 +143,8 @@ def test_the_published_config_is_read():
     [
         ({"family": "mamba"}, "expected family llada"),
         ({"block_type": "sequential"}, "block_type: found 'sequential'"),
+        ({"attention_layer_norm": True}, "attention_layer_norm: found True"),
+        ({"scale_logits": True}, "scale_logits: found True"),
         ({"n_heads": 5}, "d_model: found 32 with 5 heads"),
         ({"n_kv_heads": 3}, "n_kv_heads: found 3"),
         ({"mask_token_id": 61}, "mask_token_id: found 61"),
