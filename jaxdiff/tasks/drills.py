@@ -1,7 +1,7 @@
 """Arithmetic drills: `26 + 48 = ` -> `74`. They teach in minutes the sums that worked answers teach slowly.
 
 Nothing but the result is to be predicted, and the expression stands right before it, written the ways that worked
-answers write it; all numbers are under 100.
+answers write it; two operands, and all numbers under 100.
 """
 
 from __future__ import annotations
@@ -10,13 +10,18 @@ from collections.abc import Iterator
 from random import Random
 
 from jaxdiff.tasks.base import Problem, Split
+from jaxdiff.types import InputError
 
 NAME = "drills"
 
 
 def problems(split: Split, seed: int) -> Iterator[Problem]:
-    """An endless stream of sums, products, differences and quotients (drills have no held-out part)."""
-    del split
+    """An endless stream of sums, products, differences and quotients.
+
+    Raises InputError for a held-out split: there are too few different drills to hold any out.
+    """
+    if split != "train":
+        raise InputError(f"split: found {split!r}, but all {NAME} are for training; score another task")
     rng = Random(f"{NAME}/{seed}")
     while True:
         yield _drill(rng)
@@ -27,29 +32,22 @@ def verify(answer: str, problem: Problem) -> bool:
 
 
 def _drill(rng: Random) -> Problem:
-    kind = rng.choice("+++---***/")
+    kind = rng.choice("+++---**/")
     if kind == "+":
         total = rng.randint(2, 99)
-        parts = [total - (first := rng.randint(1, total - 1)), first]
-        if parts[0] > 2 and rng.random() < 0.4:
-            cut = rng.randint(1, parts[0] - 1)
-            parts = [parts[0] - cut, cut, parts[1]]
-        rng.shuffle(parts)
+        first = rng.randint(1, total - 1)
+        parts = [first, total - first]
     elif kind == "-":
-        total = rng.randint(2, 99)
-        parts = [total, rng.randint(1, total - 1)]
-        for _ in range(rng.choice((0, 0, 1, 2))):
-            left = parts[0] - sum(parts[1:])
-            if left > 1:
-                parts.append(rng.randint(1, left - 1))
-        total = parts[0] - sum(parts[1:])
+        first = rng.randint(2, 99)
+        parts = [first, rng.randint(1, first - 1)]
+        total = first - parts[1]
     else:
-        small = rng.randint(1, 12)
+        small = rng.randint(2, 12)
         large = rng.randint(1, 99 // small)
         parts, total = ([small, large] if rng.random() < 0.5 else [large, small]), small * large
         if kind == "/":
             parts, total = [total, small], large
     sign = rng.choice(("*", "x")) if kind == "*" else kind
-    glue = rng.choice((f" {sign} ", f" {sign} ", sign))
+    glue = rng.choice((f" {sign} ", sign))
     equals = " = " if " " in glue else "="
     return Problem(question=glue.join(map(str, parts)) + equals, worked=str(total), answer=str(total), continues=True)

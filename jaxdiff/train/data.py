@@ -21,13 +21,21 @@ from jaxdiff.types import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """One shape of batch: rows of `task` that fit into `length` tokens, `rows` at a time, drawn with `weight`."""
+    """One shape of batch: rows of `task` that fit into `length` tokens, `rows` at a time, drawn with `weight`.
+
+    A curriculum is a bucket that starts late or ends early: it is drawn in the steps from `since` on, before `until`.
+    """
 
     task: str
     length: int
     rows: int
     weight: float
     shortest: int = 0  # rows below this many tokens belong to another bucket
+    since: int = 0
+    until: int | None = None
+
+    def is_drawn(self, step: int) -> bool:
+        return self.since <= step and (self.until is None or step < self.until)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +75,17 @@ class Corpus:
                     f"bucket {bucket.task}/{bucket.length}: no problem fits, the shortest has {min(lengths)} tokens"
                 )
             self._members.append(np.asarray(members))
-        weights = np.asarray([b.weight for b in buckets])
-        self._probability = weights / weights.sum()
 
     def batch(self, step: int) -> Batch:
-        """The batch of one step; the same for the same step and seed, whatever ran before."""
+        """The batch of one step; the same for the same step and seed, whatever ran before.
+
+        Raises InputError where no bucket covers the step.
+        """
         rng = np.random.default_rng([self._seed, step])
-        which = int(rng.choice(len(self.buckets), p=self._probability))
+        weights = np.asarray([b.weight * b.is_drawn(step) for b in self.buckets])
+        if not weights.any():
+            raise InputError(f"buckets: none is drawn in step {step}; let one start earlier or end later")
+        which = int(rng.choice(len(self.buckets), p=weights / weights.sum()))
         bucket = self.buckets[which]
         tokens = np.full((bucket.rows, bucket.length), self._eos, np.int32)
         prompts, answers = np.zeros(bucket.rows, np.int32), np.zeros(bucket.rows, np.int32)

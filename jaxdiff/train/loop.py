@@ -46,10 +46,16 @@ def train(recipe: Recipe, folder: Path) -> Path | None:
 
     Raises InputError where the folder belongs to another recipe.
     """
-    _claim(folder, recipe)
+    with _Stop() as stop:
+        return _run(recipe, folder, stop)
+
+
+def _run(recipe: Recipe, folder: Path, stop: _Stop) -> Path | None:
+    fresh = _is_fresh(folder, recipe)
+    folder.mkdir(parents=True, exist_ok=True)
     if recipe.init is not None:
         _copy_tokenizer(Path(recipe.init), folder)
-    elif not (folder / "tokenizer.json").is_file():
+    elif fresh:
         train_tokenizer(recipe.task, recipe.tokenizer_problems, recipe.model["vocab_size"], recipe.seed, folder)
     tokenizer = checkpoint.load_tokenizer(folder)
     assert tokenizer is not None
@@ -70,7 +76,10 @@ def train(recipe: Recipe, folder: Path) -> Path | None:
                 done, args=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state))
             )
         first = 0 if done is None else done
-        with _Stop() as stop, _Log(folder / "log.jsonl", recipe.steps, first) as log:
+        if first > recipe.steps:
+            raise InputError(f"steps: found {recipe.steps}, but {folder} has done {first}; raise --steps")
+        recipe.write(folder / SAVED_RECIPE)  # from here on the folder is this recipe's
+        with _Log(folder / "log.jsonl", recipe.steps, first) as log:
             for step in range(first, recipe.steps):
                 batch = corpus.batch(step)
                 state, value = step_fn(state, jnp.int32(step), *dataclasses.astuple(batch))
@@ -159,22 +168,20 @@ def _newest_params(source: Path, like: Params) -> Params:
     return jax.tree.map(jnp.asarray, params)
 
 
-def _claim(folder: Path, recipe: Recipe) -> None:
-    """The folder is new, or it belongs to this recipe: only the length of the plateau may change."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _is_fresh(folder: Path, recipe: Recipe) -> bool:
+    """Whether the folder holds no run; one that it holds is this recipe's: only the plateau's length may change."""
     saved = folder / SAVED_RECIPE
-    if saved.is_file():
-        old = Recipe.read(saved)
-        if dataclasses.replace(old, steps=recipe.steps, decay=recipe.decay) != recipe:
-            changed = [
-                f.name
-                for f in dataclasses.fields(recipe)
-                if f.name not in ("steps", "decay") and getattr(old, f.name) != getattr(recipe, f.name)
-            ]
-            raise InputError(
-                f"{folder}: holds a run of another recipe ({', '.join(changed)} differ); name a new folder"
-            )
-    recipe.write(saved)
+    if not saved.is_file():
+        return True
+    old = Recipe.read(saved)
+    changed = [
+        f.name
+        for f in dataclasses.fields(recipe)
+        if f.name not in ("steps", "decay") and getattr(old, f.name) != getattr(recipe, f.name)
+    ]
+    if changed:
+        raise InputError(f"{folder}: holds a run of another recipe ({', '.join(changed)} differ); name a new folder")
+    return False
 
 
 class _Stop:

@@ -1,8 +1,12 @@
 """The training objective of a masked diffusion model: what is masked, and how the loss is weighted.
 
-Paper: LLaDA (arXiv 2502.09992), supervised fine-tuning. t ~ U(0, 1); each answer token is masked with probability
-p = (1 - eps) t + eps; the loss is the cross entropy of the masked ones / p, divided by the answer's length. The
-end-of-text padding is part of the answer. Prompts are never masked.
+Paper: LLaDA (arXiv 2502.09992), supervised fine-tuning. t ~ U(0, 1), a share t of the answer is masked, and the loss is
+the cross entropy of the masked tokens / t, divided by the answer's length. The end-of-text padding is part of the
+answer. Prompts are never masked.
+
+The share is of tokens, not of probability: k = ceil(t n) of the answer's n tokens are masked, as in the paper's
+likelihood estimate (its equation 6). Every set of masks has the expected weight that independent draws give it, while
+no row is left without a mask and no weight exceeds n: on answers of a few tokens the gradient varies far less.
 """
 
 from __future__ import annotations
@@ -13,8 +17,6 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.types import Model, Params
-
-EPSILON = 1e-3
 
 
 def corrupt(
@@ -47,13 +49,13 @@ def corrupt(
     in_block = (column >= first) & (column < first + block_length)
     by_block = jax.random.uniform(kind_key, (rows, 1)) < semi_ar
 
-    active = in_answer & jnp.where(by_block, in_block, True)
+    active: Bool[Array, "B T"] = in_answer & jnp.where(by_block, in_block, True)
     later = by_block & (column >= first + block_length)
     level = (jax.random.uniform(level_key) + jnp.arange(rows) / rows) % 1.0
-    p = ((1 - EPSILON) * level + EPSILON)[:, None]
-    drawn: Bool[Array, "B T"] = active & (jax.random.uniform(mask_key, (rows, length)) < p)
-    weight = drawn / (p * jnp.sum(active, axis=1, keepdims=True))
-    return jnp.where(drawn | later, mask_id, tokens), weight
+    count = jnp.clip(jnp.ceil(level * jnp.sum(active, axis=1)), 1).astype(jnp.int32)[:, None]
+    lot = jnp.where(active, jax.random.uniform(mask_key, (rows, length)), 2.0)
+    drawn = active & (jnp.argsort(jnp.argsort(lot, axis=1), axis=1) < count)
+    return jnp.where(drawn | later, mask_id, tokens), drawn / count
 
 
 def loss(

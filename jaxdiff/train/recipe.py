@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -50,4 +51,7 @@ class Recipe:
             raise InputError(f"recipe {path}: cannot be read ({error})") from error
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        """As a whole or not at all."""
+        scratch = path.with_name(f".{path.name}-{os.getpid()}")
+        scratch.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        scratch.replace(path)

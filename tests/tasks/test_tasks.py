@@ -2,10 +2,12 @@
 
 import itertools
 import re
+import statistics
 from pathlib import Path
 
 import pytest
 
+import jaxdiff
 from jaxdiff.tasks import TASKS, drills, gsm_symbolic, task
 from jaxdiff.tasks.base import Problem
 from jaxdiff.types import InputError
@@ -103,6 +105,16 @@ def test_drills_are_right():
         assert not drills.verify(problem.question, problem)
     first, again, other = (list(itertools.islice(drills.problems("train", seed), 20)) for seed in (0, 0, 1))
     assert first == again != other
+
+
+def test_drills_have_no_held_out_split():
+    with pytest.raises(InputError, match="split: found 'test', but all drills are for training"):
+        next(drills.problems("test", 0))
+
+
+def test_worked_answers_are_long_enough_for_a_comparison_of_policies(streams):
+    tokenizer = jaxdiff.load().tokenizer
+    assert statistics.median(len(tokenizer.encode(p.worked)) for p in streams["test", 0]) >= 48
 
 
 def test_unknown_task_is_named_with_the_known_ones():

@@ -34,9 +34,31 @@ def test_prompts_are_never_masked_and_the_rest_is_kept_or_masked(semi_ar):
 
 @pytest.mark.parametrize("semi_ar", [0.0, 1.0])
 def test_the_weights_sum_to_one_in_expectation(semi_ar):
-    """E[sum of 1/p over masked / length] = 1: the loss is an unbiased average over the answer's tokens."""
-    totals = np.concatenate([draw(semi_ar, seed)[1].sum(1) for seed in range(20)])
-    assert abs(totals.mean() - 1.0) < 4 * totals.std() / np.sqrt(totals.size)
+    """Each row's weights sum to 1, and each answer token has its even share of them in expectation."""
+    weights = np.stack([draw(semi_ar, seed)[1] for seed in range(40)])
+    np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-6)
+    if semi_ar == 0.0:
+        answer = np.asarray(PROMPTS)[:, None] <= COLUMN
+        share = np.where(answer, weights.mean(0) * answer.sum(1, keepdims=True), np.nan)
+        assert np.abs(np.nanmean(share[:, 12:], axis=0) - 1.0).max() < 0.1  # no column is favoured
+
+
+def test_every_set_of_masks_has_the_weight_that_independent_draws_give_it():
+    """LLaDA's SFT loss draws t and masks each token with probability t, weight 1/t: integrated over t by quadrature."""
+    rows, n = 60000, 3
+    tokens = jnp.broadcast_to(jnp.arange(10, 14), (rows, 4))
+    ones = jnp.ones((rows,), jnp.int32)
+    noisy, weight = corrupt(jax.random.key(0), tokens, ones, n * ones, mask_id=MASK, semi_ar=0.0, block_length=8)
+    masks = np.asarray(noisy)[:, 1:] == MASK
+    weight = np.asarray(weight)[:, 1:]
+    t = (np.arange(20000) + 0.5) / 20000
+    for bits in range(1, 2**n):
+        drawn = np.array([bits >> i & 1 for i in range(n)], bool)
+        k = drawn.sum()
+        expected = np.mean(t ** (k - 1) * (1 - t) ** (n - k)) / n  # E[1(this set) / t] / n
+        found = np.where((masks == drawn).all(1)[:, None], weight, 0.0).mean(0)
+        np.testing.assert_allclose(found[drawn], expected, rtol=0.05)
+        assert (found[~drawn] == 0).all()
 
 
 def test_levels_are_spread_evenly_over_a_batch():

@@ -68,6 +68,24 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, recipe_fi
     assert jaxdiff.load(model).tokenizer.decode([1]) == ""
 
 
+def test_sigterm_before_the_first_step_ends_cleanly(tmp_path, recipe_file):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from jaxdiff.train import Recipe, train, data; "
+        "plain = data.Corpus.__init__; "
+        "data.Corpus.__init__ = lambda self, *a: (os.kill(os.getpid(), signal.SIGTERM), plain(self, *a))[1]; "
+        "sys.exit(train(Recipe.read(Path(sys.argv[1])), Path(sys.argv[2])) is not None)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, recipe_file(), tmp_path / "run"]).returncode == 0
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_run_cannot_be_cut_below_what_it_has_done(tmp_path, recipe_file):
+    train(Recipe.read(recipe_file(steps=12)), tmp_path / "run")
+    with pytest.raises(InputError, match=r"steps: found 8, but .* has done 12; raise --steps"):
+        train(Recipe.read(recipe_file(steps=8)), tmp_path / "run")
+    assert Recipe.read(tmp_path / "run" / "recipe.json").steps == 12  # the folder's recipe is left alone
+
+
 def test_training_learns(tmp_path, recipe_file):
     recipe = Recipe.read(recipe_file(steps=60, warmup=5, decay=20, save_every=60, seed=3))
     train(recipe, tmp_path / "run")
@@ -91,6 +109,17 @@ def test_batches_depend_on_the_step_alone_and_hold_out_by_content(tmp_path, reci
         assert split_of(question) == "train"
         assert (row[prompt + answer - 1 :] == tokenizer.eos_id).all()
         assert (row[prompt : prompt + answer - 1] != tokenizer.eos_id).all()
+
+
+def test_a_bucket_may_start_late_or_end_early(tmp_path, recipe_file):
+    tokenizer = jaxdiff.load("gsm-2m").tokenizer
+    early = jaxdiff.train.data.Bucket("drills", 16, 2, 1.0, until=3)
+    late = jaxdiff.train.data.Bucket("drills", 24, 2, 1.0, since=2, until=5)
+    corpus = Corpus((early, late), {"drills": 20}, 0, tokenizer)
+    lengths = [corpus.batch(step).tokens.shape[1] for step in (0, 1, 3, 4)]
+    assert lengths == [16, 16, 24, 24]
+    with pytest.raises(InputError, match="buckets: none is drawn in step 5"):
+        corpus.batch(5)
 
 
 def test_a_folder_belongs_to_one_recipe(tmp_path, recipe_file):
