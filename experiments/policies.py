@@ -39,6 +39,7 @@ from jaxdiff.policies import (
     Factor,
     Fixed,
     Margin,
+    Oracle,
     Threshold,
     all_of,
     any_of,
@@ -85,6 +86,7 @@ SWEEPS = (
     Sweep("entropy", "tau", ENTROPIES, lambda v: Entropy(tau=v), "#cc79a7", "^-"),
     Sweep("entropy bounded", "gamma", GAMMAS, lambda v: EntropyBounded(gamma=v), "#e69f00", "D-"),
     Sweep("above mean", "", (0.0,), lambda v: AboveMean(), "#56b4e9", "*"),
+    Sweep("oracle", "", (0.0,), lambda v: Oracle(), "#000000", "*"),
     Sweep(
         "any of threshold, fixed 16 steps",
         "tau",

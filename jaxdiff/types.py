@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
+NEAR_TIE = 1e-5  # log-odds: below this gap, float rounding decides
 Params = Any  # a pytree of arrays
 State = Any  # a policy's or stopper's own pytree; () when it keeps none
 # One number for the batch, or one for each row; `number()` fields turn Python's into arrays.
@@ -81,9 +82,9 @@ def pytree(cls: type[_T]) -> type[_T]:
 
 
 def _leaf(name: str, value: Any, *, low: float | int, high: float | int, whole: bool) -> Any:
-    """`value` as an array (a Python float would cost one more trace: weak type); checked where it is concrete."""
-    if not isinstance(value, bool | int | float | np.ndarray | np.generic | list | tuple):
-        return value  # an array or a tracer, or a placeholder of a pytree transformation
+    """`value` as an array (a Python float would cost one more trace: weak type); checked unless it is traced."""
+    if isinstance(value, jax.core.Tracer):
+        return value
     array = np.asarray(value)
     if array.ndim > 1 or not np.all((array >= low) & (array <= high)) or (whole and np.any(array % 1)):
         kind = "a whole number" if whole else "a number"
@@ -129,8 +130,8 @@ class Score:
 
     @property
     def certainty(self) -> Float[Array, "B W"]:
-        """-(1 - margin) without the cancellation near margin 1: the float32-safe order of margins."""
-        return -(jax.nn.sigmoid(-self.log_odds) + self.runner_up)
+        """-log(1 - margin) without the cancellation near margin 1: the float32-safe order of margins."""
+        return -jnp.log(jnp.maximum(jax.nn.sigmoid(-self.log_odds) + self.runner_up, 1e-30))
 
 
 @pytree
@@ -141,6 +142,7 @@ class Proposal:
 
     commit: Bool[Array, "B W"]
     accepted: Bool[Array, "B W"]  # what the policy itself vouches for, before any quota
+    close: Bool[Array, "B W"]  # a comparison with a number of the policy's own hung on less than NEAR_TIE
     priority: Float[Array, "B W"]
     token: Int[Array, "B W"]
 
@@ -161,6 +163,18 @@ class Policy(Protocol):
 
     def select(self, state: State, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, State]:
         """One decision. `key` is the row's own, fresh for this step."""
+        ...
+
+
+@runtime_checkable
+class NeedsReference(Protocol):
+    """A policy that may be given the answer of the standard decode, one token a step (`Oracle`, and what holds one)."""
+
+    @property
+    def lacks_reference(self) -> bool: ...
+
+    def bind(self, reference: Int[Array, "B L"]) -> Policy:
+        """The policy with the reference, a canvas, wherever it lacks one."""
         ...
 
 

@@ -90,6 +90,28 @@ def above_mean(seen):
     return [i for i in np.flatnonzero(seen.masked) if seen.conf[i] > mean] or _best(seen.conf, seen)
 
 
+def any_of(*rules):
+    return lambda seen: sorted({i for chosen in [rule(seen) for rule in rules] for i in chosen})
+
+
+def all_of(*rules):
+    """Rules that force nobody; where they share nothing, the most confident goes."""
+
+    def select(seen):
+        chosen = [set(rule(seen)) for rule in rules]
+        return sorted(set.intersection(*chosen)) or _best(seen.conf, seen)
+
+    return select
+
+
+def cap(k, rule):
+    def select(seen):
+        chosen = rule(seen)
+        return [i for i in best_first(seen.conf, seen.masked) if i in chosen][:k]
+
+    return select
+
+
 def _best(values, seen):
     return best_first(values, seen.masked)[:1]
 
@@ -134,7 +156,7 @@ def decode(
             if temperature > 0:
                 for position in range(len(x)):
                     draw = jax.random.fold_in(jax.random.fold_in(row_key, 0), position)
-                    draw = jax.random.gumbel(jax.random.fold_in(draw, 0), (table.shape[1],), np.float32)
+                    draw = jax.random.gumbel(jax.random.fold_in(draw, 0), (table.shape[1],), mode="high")
                     noisy[position] += temperature * np.asarray(draw, np.float64)
             candidate = noisy.argmax(-1)
             p = softmax(table)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, Key
 from jaxdiff.decode import loop
 from jaxdiff.decode.stop import NoStop
 from jaxdiff.policies import Fixed
-from jaxdiff.types import InputError, Leaf, Model, Params, Policy, Stopper
+from jaxdiff.types import InputError, Leaf, Model, NeedsReference, Params, Policy, Stopper
 
 
 def decode(
@@ -65,7 +65,7 @@ def decode(
     masks = jnp.full((rows, gen_length), model.config.mask_token_id, jnp.int32)
     canvas = jnp.concatenate([jnp.asarray(prompts, jnp.int32), masks], axis=1)
     settings = _settings(temperature, cfg_scale, rows, block_length, width, forbid_eos, defer_eos)
-    return run(model, params, canvas, origin, _keys(key, rows), policy or Fixed(), stop or NoStop(), settings)
+    return _run(run, model, params, canvas, origin, _keys(key, rows), policy or Fixed(), stop or NoStop(), settings)
 
 
 def infill(
@@ -95,7 +95,7 @@ def infill(
     check_ids(model, canvas, origin, masks_allowed=True)
     settings = _settings(temperature, cfg_scale, rows, block_length, 0, forbid_eos, defer_eos)
     ids = jnp.asarray(canvas, jnp.int32)
-    return run(model, params, ids, origin, _keys(key, rows), policy or Fixed(), stop or NoStop(), settings)
+    return _run(run, model, params, ids, origin, _keys(key, rows), policy or Fixed(), stop or NoStop(), settings)
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], fill: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -108,6 +108,23 @@ def pad_prompts(prompts: Sequence[Sequence[int]], fill: int, multiple: int = 1) 
     for row, prompt in zip(padded, prompts, strict=True):
         row[width - len(prompt) :] = prompt
     return padded, np.asarray([width - len(p) for p in prompts], np.int32)
+
+
+def _run(
+    run: Callable[..., loop.Result],
+    model: Model,
+    params: Params,
+    canvas: Int[Array, "B L"],
+    origin: Int[Array, " B"],
+    keys: Key[Array, " B"],
+    policy: Policy,
+    stop: Stopper,
+    settings: loop.Settings,
+) -> loop.Result:
+    """`run`; before it, uncounted and untimed, the standard decode for a policy that lacks its answer."""
+    if isinstance(policy, NeedsReference) and policy.lacks_reference:
+        policy = policy.bind(loop.run(model, params, canvas, origin, keys, Fixed(), stop, settings).tokens)
+    return run(model, params, canvas, origin, keys, policy, stop, settings)
 
 
 def _shape(name: str, array: Any) -> tuple[int, int]:

@@ -21,9 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.decode.score import NEVER, beliefs
-from jaxdiff.types import Leaf, Model, Params, Policy, Progress, Proposal, Score, Stopper, pytree, static
-
-NEAR_TIE = 1e-5  # log-odds: below this gap, float rounding decides
+from jaxdiff.types import NEAR_TIE, Leaf, Model, Params, Policy, Progress, Proposal, Score, Stopper, pytree, static
 
 
 class Reason(enum.IntEnum):
@@ -76,8 +74,8 @@ class Result:
             given, and past the end.
         reason: a `Reason`.
         near_ties: decisions that hung on less than 1e-5: between the logits of a committed token and the next best
-            one, or between the priorities of the last position let in and the first left out (log-odds for a policy
-            that ranks by them). Comparisons with a threshold are not counted.
+            one, between the priorities of the last position let in and the first left out (log-odds for a policy
+            that ranks by them), or between a position's score and the policy's threshold.
         policy: the policy's final state (a recorder's recording).
     """
 
@@ -140,7 +138,7 @@ def step(model: Model, params: Params, policy: Policy, stop: Stopper, settings: 
     proposal, policy_state = policy.select(state.policy, score, step_keys)
     commit, contest = _resolve(proposal, score, policy.waits)
 
-    token_ties = jnp.sum(commit & (score.gap < NEAR_TIE), axis=1, dtype=jnp.int32)
+    close = (commit & (score.gap < NEAR_TIE)) | (score.eligible & proposal.close)
     canvas = _put(state.canvas, jnp.where(commit, proposal.token, _take(state.canvas, start, window)), start)
     trace = jnp.where(commit, state.row_step[:, None], _take(state.commit_step, start, window))
     progress = Progress(
@@ -162,7 +160,7 @@ def step(model: Model, params: Params, policy: Policy, stop: Stopper, settings: 
         block_step=block_step + count,
         row_step=state.row_step + count,
         nfe=state.nfe + cost * count,
-        near_ties=state.near_ties + token_ties + contest.astype(jnp.int32),
+        near_ties=state.near_ties + jnp.sum(close, axis=1, dtype=jnp.int32) + contest.astype(jnp.int32),
         commit_step=_put(state.commit_step, trace, start),
         policy=_keep(live, policy_state, state.policy),
         stop=_keep(live, stop_state, state.stop),

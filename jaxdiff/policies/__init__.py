@@ -13,6 +13,7 @@ from jaxdiff.policies.entropy_bounded import EntropyBounded
 from jaxdiff.policies.factor import Factor
 from jaxdiff.policies.fixed import Fixed
 from jaxdiff.policies.margin import Margin
+from jaxdiff.policies.oracle import Oracle
 from jaxdiff.policies.threshold import Threshold
 from jaxdiff.types import InputError, Policy
 
@@ -24,6 +25,7 @@ POLICIES: dict[str, type] = {
     "entropy": Entropy,
     "entropy_bounded": EntropyBounded,
     "above_mean": AboveMean,
+    "oracle": Oracle,
 }
 _COMBINED = re.compile(r"(any_of|all_of|cap)\((.*)\)", re.DOTALL)
 
@@ -50,7 +52,7 @@ def parse(text: str, **defaults: Any) -> Policy:
     name, _, rest = text.partition(":")
     if name not in POLICIES:
         raise InputError(f"policy: found {name!r}, expected one of {', '.join(POLICIES)}, any_of(), all_of(), cap()")
-    fields = {f.name: f for f in dataclasses.fields(POLICIES[name])}
+    fields = {f.name: f for f in dataclasses.fields(POLICIES[name]) if f.metadata}  # numbers and names
     values = {k: v for k, v in defaults.items() if k in fields and v is not None}
     for item in filter(None, rest.split(",")):
         key, equals, value = item.partition("=")
@@ -95,6 +97,7 @@ __all__ = [
     "Factor",
     "Fixed",
     "Margin",
+    "Oracle",
     "Threshold",
     "all_of",
     "any_of",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from jaxdiff.policies.order import propose
+from jaxdiff.policies.order import PER_NAT, propose
 from jaxdiff.types import Proposal, Score, State, pytree
 
 
@@ -23,4 +23,5 @@ class AboveMean:
         del key
         count = jnp.maximum(jnp.sum(score.eligible, axis=1, keepdims=True), 1).astype(jnp.float32)
         mean = jnp.sum(jnp.where(score.eligible, score.prob, 0.0), axis=1, keepdims=True) / count
-        return propose(score, score.prob > mean, score.log_odds), state
+        slack = jnp.where(count > 1, score.prob - mean, -jnp.inf)  # the last one is its own mean: the loop forces it
+        return propose(score, slack > 0.0, score.log_odds, PER_NAT * slack), state

@@ -7,10 +7,10 @@ import functools
 import operator
 
 import jax
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from jaxdiff.policies.order import ranks
-from jaxdiff.types import Count, Policy, Proposal, Score, State, number, per_row, pytree
+from jaxdiff.types import Count, NeedsReference, Policy, Proposal, Score, State, number, per_row, pytree
 
 
 def _select_each(
@@ -25,6 +25,18 @@ def _select_each(
     return proposals, tuple(after)
 
 
+def _lacks_reference(part: Policy) -> bool:
+    return isinstance(part, NeedsReference) and part.lacks_reference
+
+
+def _bind(part: Policy, reference: Int[Array, "B L"]) -> Policy:
+    return part.bind(reference) if isinstance(part, NeedsReference) else part
+
+
+def _close(proposals: list[Proposal]) -> Bool[Array, "B W"]:
+    return functools.reduce(operator.or_, [p.close for p in proposals])
+
+
 @pytree
 class AnyOf:
     """Commit what any part commits. Learn2PD's official decode is `any_of(filter, fixed)`."""
@@ -35,6 +47,13 @@ class AnyOf:
     def waits(self) -> bool:
         return all(part.waits for part in self.parts)
 
+    @property
+    def lacks_reference(self) -> bool:
+        return any(map(_lacks_reference, self.parts))
+
+    def bind(self, reference: Int[Array, "B L"]) -> Policy:
+        return dataclasses.replace(self, parts=tuple(_bind(part, reference) for part in self.parts))
+
     def init(self, rows: int, window: int) -> tuple[State, ...]:
         return tuple(part.init(rows, window) for part in self.parts)
 
@@ -44,7 +63,7 @@ class AnyOf:
         proposals, state = _select_each(self.parts, state, score, key)
         commit = functools.reduce(operator.or_, [p.commit for p in proposals])
         accepted = functools.reduce(operator.or_, [p.accepted for p in proposals])
-        return dataclasses.replace(proposals[0], commit=commit, accepted=accepted), state
+        return dataclasses.replace(proposals[0], commit=commit, accepted=accepted, close=_close(proposals)), state
 
 
 @pytree
@@ -55,6 +74,13 @@ class AllOf:
 
     waits = False
 
+    @property
+    def lacks_reference(self) -> bool:
+        return any(map(_lacks_reference, self.parts))
+
+    def bind(self, reference: Int[Array, "B L"]) -> Policy:
+        return dataclasses.replace(self, parts=tuple(_bind(part, reference) for part in self.parts))
+
     def init(self, rows: int, window: int) -> tuple[State, ...]:
         return tuple(part.init(rows, window) for part in self.parts)
 
@@ -64,7 +90,7 @@ class AllOf:
         proposals, state = _select_each(self.parts, state, score, key)
         commit = functools.reduce(operator.and_, [p.commit for p in proposals])
         accepted = functools.reduce(operator.and_, [p.accepted for p in proposals])
-        return dataclasses.replace(proposals[0], commit=commit, accepted=accepted), state
+        return dataclasses.replace(proposals[0], commit=commit, accepted=accepted, close=_close(proposals)), state
 
 
 @pytree
@@ -77,6 +103,13 @@ class Cap:
     @property
     def waits(self) -> bool:
         return self.policy.waits
+
+    @property
+    def lacks_reference(self) -> bool:
+        return _lacks_reference(self.policy)
+
+    def bind(self, reference: Int[Array, "B L"]) -> Policy:
+        return dataclasses.replace(self, policy=_bind(self.policy, reference))
 
     def init(self, rows: int, window: int) -> State:
         return self.policy.init(rows, window)

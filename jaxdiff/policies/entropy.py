@@ -22,4 +22,5 @@ class Entropy:
 
     def select(self, state: State, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, State]:
         del key
-        return propose(score, score.entropy <= per_row(self.tau), -score.entropy), state
+        slack = per_row(self.tau) - score.entropy
+        return propose(score, slack >= 0.0, -score.entropy, slack), state

@@ -29,6 +29,6 @@ class EntropyBounded:
         rank = ranks(-score.entropy, score.eligible)
         by_rank = in_order(jnp.where(score.eligible, score.entropy, 0.0), rank)
         before = jnp.cumsum(by_rank, axis=1) - by_rank
-        affordable = jnp.take_along_axis(before, rank, axis=1) <= per_row(self.gamma)
+        slack = per_row(self.gamma) - jnp.take_along_axis(before, rank, axis=1)
         # A candidate without mass (an end-of-text put off to the last) is never vouched for.
-        return propose(score, affordable & (score.prob > 0.0), -score.entropy), state
+        return propose(score, (slack >= 0.0) & (score.prob > 0.0), -score.entropy, slack), state

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from jaxdiff.policies.order import propose, ranks
+from jaxdiff.policies.order import PER_NAT, propose, ranks
 from jaxdiff.types import Leaf, Proposal, Score, State, number, per_row, pytree
 
 
@@ -30,5 +30,5 @@ class Factor:
         del key
         rank = ranks(score.log_odds, score.eligible)
         doubt = jax.nn.sigmoid(-score.log_odds)
-        bearable = (rank + 2).astype(jnp.float32) * doubt <= per_row(self.f)
-        return propose(score, bearable, score.log_odds), state
+        slack = per_row(self.f) / (rank + 2).astype(jnp.float32) - doubt
+        return propose(score, slack >= 0.0, score.log_odds, PER_NAT * slack), state

@@ -58,8 +58,8 @@ class Fixed:
         else:
             priority = priority_of(score, self.order)
         chosen: Bool[Array, "B W"] = (ranks(priority, score.eligible) < quota[:, None]) & score.eligible
-        none = jnp.zeros_like(chosen)  # a quota vouches for nothing
-        return Proposal(commit=chosen, accepted=none, priority=priority, token=score.token), at_start
+        none = jnp.zeros_like(chosen)  # a quota vouches for nothing, and compares with nothing
+        return Proposal(commit=chosen, accepted=none, close=none, priority=priority, token=score.token), at_start
 
     def _uniform(self, at_start: Int[Array, " B"], score: Score) -> Int[Array, " B"]:
         steps = jnp.asarray(self.steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxtyping import Array, Key
 
-from jaxdiff.policies.order import propose
+from jaxdiff.policies.order import PER_NAT, propose
 from jaxdiff.types import Leaf, Proposal, Score, State, number, per_row, pytree
 
 
@@ -25,4 +25,5 @@ class Margin:
 
     def select(self, state: State, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, State]:
         del key
-        return propose(score, score.margin >= per_row(self.tau), score.certainty), state
+        slack = score.margin - per_row(self.tau)
+        return propose(score, slack >= 0.0, score.certainty, PER_NAT * slack), state

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.types import Proposal, Score
+from jaxdiff.types import NEAR_TIE, Proposal, Score
 
+PER_NAT = 4.0  # a log-odds gap of g moves no probability by more than g / 4
 ORDERS = ("confidence", "margin", "entropy", "random")
 
 
@@ -27,10 +28,23 @@ def in_order(values: Float[Array, "B W"], rank: Int[Array, "B W"]) -> Float[Arra
     return jnp.take_along_axis(values, jnp.argsort(rank, axis=1), axis=1)
 
 
-def propose(score: Score, accepted: Bool[Array, "B W"], priority: Float[Array, "B W"]) -> Proposal:
-    """The proposal of a policy that commits just what it accepts."""
+def propose(
+    score: Score, accepted: Bool[Array, "B W"], priority: Float[Array, "B W"], slack: Float[Array, "B W"]
+) -> Proposal:
+    """The proposal of a policy that commits just what it accepts.
+
+    `slack`: how far each score lies from the bound that it was compared with, either side; in nats, or `PER_NAT` times
+    a difference of probabilities.
+    """
     accepted = accepted & score.eligible
-    return Proposal(commit=accepted, accepted=accepted, priority=priority, token=score.token)
+    close = jnp.abs(slack) < NEAR_TIE
+    return Proposal(commit=accepted, accepted=accepted, close=close, priority=priority, token=score.token)
+
+
+def block_of(canvas: Int[Array, "B L"], score: Score) -> Int[Array, "B W"]:
+    """The block that `score` is about, out of another canvas of the same layout."""
+    column = score.start[:, None] + jnp.arange(score.masked.shape[1], dtype=jnp.int32)[None]
+    return jnp.take_along_axis(canvas, column, axis=1)
 
 
 def uniform(keys: Array, positions: Int[Array, "B W"]) -> Float[Array, "B W"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxtyping import Array, Key
 
-from jaxdiff.policies.order import propose
+from jaxdiff.policies.order import PER_NAT, propose
 from jaxdiff.types import Leaf, Proposal, Score, State, number, per_row, pytree
 
 
@@ -22,4 +22,5 @@ class Threshold:
 
     def select(self, state: State, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, State]:
         del key
-        return propose(score, score.prob >= per_row(self.tau), score.log_odds), state
+        slack = score.prob - per_row(self.tau)
+        return propose(score, slack >= 0.0, score.log_odds, PER_NAT * slack), state

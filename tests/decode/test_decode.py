@@ -1,5 +1,7 @@
 """What a user of `decode` and `infill` relies on, beside the parity and the conformance table."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 
 from jaxdiff import EosStop, InputError, NoStop, decode, infill, pad_prompts
 from jaxdiff.decode import api, loop
-from jaxdiff.policies import Fixed, Threshold
+from jaxdiff.policies import Entropy, EntropyBounded, Factor, Fixed, Margin, Threshold
+from jaxdiff.types import pytree
 from tests import small
 
 OPTIONS = dict(gen_length=small.GEN, block_length=small.BLOCK)
@@ -106,6 +109,38 @@ def test_near_ties_are_counted():
     assert result.near_ties.tolist() == [2 * small.GEN - small.GEN // small.BLOCK] * 4
 
 
+@pytest.mark.parametrize("name", ["threshold", "margin", "entropy", "factor", "entropy_bounded"])
+def test_a_comparison_that_float_rounding_decides_is_a_near_tie(name):
+    """A first step's threshold is set to a score that occurs in it, and then away from it."""
+
+    @pytree
+    class Spy:
+        inner: Any
+        waits = False
+
+        def init(self, rows, window):
+            return jnp.zeros((rows, window, 4))
+
+        def select(self, state, score, key):
+            doubt = jax.nn.sigmoid(-score.log_odds)
+            all_of_it = jnp.stack([score.prob, score.margin, score.entropy, doubt], -1)
+            state = jnp.where(score.row_step[:, None, None] == 0, all_of_it, state)
+            return self.inner.select((), score, key)[0], state
+
+    first = np.asarray(run(policy=Spy(Threshold(1.0))).policy)[0]  # one row's block at its first step
+    prob, margin, entropy, doubt = (first[:, i] for i in range(4))
+    order = np.sort(entropy)
+    number, make = {
+        "threshold": (np.sort(prob)[-2], Threshold),
+        "margin": (np.sort(margin)[-2], Margin),
+        "entropy": (order[1], Entropy),
+        "factor": (3 * np.sort(doubt)[1], Factor),
+        "entropy_bounded": (order[0], EntropyBounded),
+    }[name]
+    assert run(policy=make(float(number))).near_ties[0] > 0
+    assert run(policy=make(float(number) + 1e-3)).near_ties[0] == 0
+
+
 def test_pad_prompts():
     padded, origin = pad_prompts([[1, 2, 3], [4]], fill=9, multiple=4)
     assert padded.tolist() == [[9, 1, 2, 3], [9, 9, 9, 4]]
@@ -154,6 +189,7 @@ def test_bad_prompts_are_refused(prompts, words):
     [
         (lambda: Threshold(1.5), "tau: found 1.5, expected a number from 0 to 1"),
         (lambda: Threshold([0.5, -1.0]), "tau: found"),
+        (lambda: Threshold(jnp.asarray(1.5)), "tau: found 1.5"),
         (lambda: Fixed(steps=0), "steps: found 0, expected a whole number"),
         (lambda: Fixed(steps=np.asarray(1.5)), "steps: found 1.5, expected a whole number"),
     ],

@@ -66,12 +66,12 @@ def test_timed_gives_the_loops_result_and_can_compile_past_the_persistent_cache(
     for run, hits in ((compiled, 0), (cached, 1), (measured, 0)):
         cache_hits.clear()
         first = decode(small.MODEL, small.params(), prompts, run=run, **settings)
-        compiling, running = run.compile_seconds, run.seconds
+        running = run.seconds
         assert len(cache_hits) == hits
+        assert run.compile_seconds > 0
         again = decode(small.MODEL, small.params(), prompts, run=run, temperature=0.0, **settings)
-        assert run.compile_seconds < 1.1 * compiling  # a shape is compiled once
+        assert len(run._programs) == 1  # a shape is compiled once
         assert run.seconds > running > 0
         for result in (first, again):
             for got, wanted in zip(jax.tree.leaves(result), jax.tree.leaves(plain), strict=True):
                 np.testing.assert_array_equal(got, wanted)
-    assert measured.compile_seconds > cached.compile_seconds
