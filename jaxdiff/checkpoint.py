@@ -7,6 +7,7 @@ jaxdiff.load("runs/mine")   a folder that `jaxdiff train` wrote
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -22,9 +23,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxdiff.models import build
-from jaxdiff.types import InputError, Model, Params
+from jaxdiff.policies import Fixed, Learned, any_of
+from jaxdiff.policies.filters import Block, Local, init_layers
+from jaxdiff.types import InputError, Model, Params, Policy
 
 SHIPPED = "gsm-2m"
+FILTERS, FILTER = "filters", "filter.json"  # <model>/filters/<name>/filter.json
+BEST_FILTER = "local"  # what bare `learned` means
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +70,17 @@ def shipped_folder() -> Path:
     return here / "checkpoints" if (here / "checkpoints").is_dir() else here.parent / "checkpoints"
 
 
+def model_folder(path: str | Path) -> Path:
+    """A folder, or the one of a shipped model's name. Raises InputError where it holds no config."""
+    folder = Path(path)
+    if not folder.is_dir():
+        folder = shipped_folder() / str(path)
+    if not (folder / "config.json").is_file():
+        known = ", ".join(sorted(p.parent.name for p in shipped_folder().glob("*/config.json")))
+        raise InputError(f"model: no config.json in {str(path)!r}; name a model folder or a shipped model ({known})")
+    return folder
+
+
 def load(path: str | Path = SHIPPED, *, dtype: str | None = None) -> Checkpoint:
     """A model, its params and its tokenizer (None where the folder has none).
 
@@ -75,12 +91,7 @@ def load(path: str | Path = SHIPPED, *, dtype: str | None = None) -> Checkpoint:
 
     Raises InputError for a folder that is missing, incomplete or damaged, in one line.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        folder = shipped_folder() / str(path)
-    if not (folder / "config.json").is_file():
-        known = ", ".join(sorted(p.parent.name for p in shipped_folder().glob("*/config.json")))
-        raise InputError(f"model: no config.json in {str(path)!r}; name a model folder or a shipped model ({known})")
+    folder = model_folder(path)
     config = read_config(folder)
     if dtype is None and jax.default_backend() == "cpu":
         dtype = "float32"
@@ -144,6 +155,66 @@ def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | N
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
+
+
+def save_filter(folder: Path, learned: Learned, *, quota: bool) -> None:
+    """Write a learned filter with its threshold to `folder`, as a whole or not at all.
+
+    `quota`: whether the policy joins it with one token a step, as the published decode does.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    judge = learned.filter
+    config = {
+        "kind": type(judge).__name__.lower(),
+        "widths": [judge.layers[0].kernel.shape[0], *(layer.kernel.shape[1] for layer in judge.layers)],
+        "reach": getattr(judge, "reach", None),
+        "tau": float(np.asarray(learned.tau)),
+        "quota": quota,
+    }
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        new.mkdir()
+        (new / FILTER).write_text(json.dumps(config, indent=2) + "\n")
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((new / "params").absolute(), judge.layers)
+        if (folder / "README.md").is_file():
+            shutil.copy(folder / "README.md", new / "README.md")
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+
+
+def learned_policy(model: str | Path, name: str | None = None, tau: float | None = None) -> Policy:
+    """What `learned:name=NAME,tau=TAU` means for a model: one of the filters in its folder, the best one by default.
+
+    `tau` replaces the threshold of the filter's card; a filter of the published kind is joined with one token a step.
+
+    Raises InputError for a filter that the model has not, or that is damaged.
+    """
+    home = model_folder(model) / FILTERS
+    name = BEST_FILTER if name is None else name
+    if not (home / name / FILTER).is_file():
+        known = ", ".join(sorted(path.parent.name for path in home.glob(f"*/{FILTER}"))) or "none"
+        raise InputError(f"policy learned: found name {name!r}, but {home} holds {known}; name one, or fit a filter")
+    learned, quota = load_filter(home / name)
+    if tau is not None:
+        learned = dataclasses.replace(learned, tau=tau)
+    return any_of(learned, Fixed()) if quota else learned
+
+
+def load_filter(folder: Path) -> tuple[Learned, bool]:
+    """A learned policy with the threshold of its card, and whether it is joined with the fixed quota.
+
+    Raises InputError for a folder that is missing or damaged.
+    """
+    try:
+        config = json.loads((folder / FILTER).read_text())
+        layers = jax.eval_shape(lambda key: init_layers(key, tuple(config["widths"])), jax.random.key(0))
+        make = {"block": Block, "local": functools.partial(Local, reach=config["reach"])}[config["kind"]]
+        tau, quota = float(config["tau"]), bool(config["quota"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / FILTER}: missing or damaged ({_first_line(error)}); fit it again") from error
+    return Learned(make(_restore(folder / "params", layers)), tau), quota
 
 
 def _restore(path: Path, target: Any) -> Params:

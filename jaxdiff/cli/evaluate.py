@@ -40,7 +40,8 @@ def evaluate(
 ) -> None:
     """Decode a task's held-out problems and score them with its verifier."""
     decoding = Decoding(
-        policy, stop, steps, gen_length, block_length, temperature, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype
+        *(model, policy, stop, steps, gen_length, block_length),
+        *(temperature, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype),
     )
     arguments = decoding.arguments(gen_length, decoding.block)
     task(task_name)  # a misspelt name is refused before the model is read

@@ -51,7 +51,8 @@ def generate(
 ) -> int:
     """Generate text after a prompt, or after (or into) each row of a file."""
     decoding = Decoding(
-        policy, stop, steps, gen_length, block_length, temperature, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype
+        *(model, policy, stop, steps, gen_length, block_length),
+        *(temperature, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype),
     )
     if (prompt is None) == (in_file is None):
         raise InputError("give a PROMPT or --in FILE.jsonl, one of the two")

@@ -16,6 +16,7 @@ import typer
 import jaxdiff
 from jaxdiff.cli.evaluate import evaluate
 from jaxdiff.cli.generate import generate
+from jaxdiff.cli.learn import collect, fit
 from jaxdiff.cli.show import stderr
 from jaxdiff.cli.train import train
 from jaxdiff.types import InputError
@@ -24,6 +25,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 app.command("generate")(generate)
 app.command("eval")(evaluate)
 app.command("train")(train)
+app.command("collect")(collect)
+app.command("fit")(fit)
 
 
 def _show_version(asked: bool) -> bool:

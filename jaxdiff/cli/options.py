@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Annotated, Any
 
 import typer
 
+import jaxdiff
+from jaxdiff.checkpoint import learned_policy
 from jaxdiff.decode import parse_stopper
 from jaxdiff.decode.api import check_blocks
 from jaxdiff.policies import parse
@@ -58,6 +61,7 @@ class Decoding:
     Raises InputError, in one line, for a policy, cache, stopper, mesh or dtype that is not known.
     """
 
+    model: str
     policy: str
     stop: str
     steps: int | None
@@ -79,7 +83,11 @@ class Decoding:
         if self.dtype not in (None, *DTYPES):
             raise InputError(f"dtype: found {self.dtype!r}, expected {' or '.join(DTYPES)}")
         parse_stopper(self.stop)
-        parse(self.policy, steps=self.steps)
+        self.parse(self.steps)
+
+    def parse(self, steps: int | None) -> jaxdiff.Policy:
+        """The policy, for `steps` in a block; a learned one is looked for in the model's folder."""
+        return parse(self.policy, learned=functools.partial(learned_policy, self.model), steps=steps)
 
     @property
     def block(self) -> int:
@@ -99,7 +107,7 @@ class Decoding:
                 f"blocks; try --steps {-(-self.steps // blocks) * blocks}"
             )
         return {
-            "policy": parse(self.policy, steps=None if self.steps is None else self.steps // blocks),
+            "policy": self.parse(None if self.steps is None else self.steps // blocks),
             "stop": parse_stopper(self.stop),
             "block_length": block,
             "temperature": self.temperature,

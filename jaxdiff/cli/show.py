@@ -20,8 +20,12 @@ def note(text: str, style: str = "dim") -> None:
 
 
 @contextlib.contextmanager
-def progress(name: str, total: int) -> Iterator[Callable[[int, int, float], None]]:
-    """A bar that is told what is done, the tokens that made and the seconds it took; none if stderr is no terminal."""
+def progress(
+    name: str,
+    total: int,
+    says: Callable[[float, float], str] = lambda tokens, seconds: f"{tokens / seconds:,.0f} tokens/s",
+) -> Iterator[Callable[[int, float, float], None]]:
+    """A bar that is told what is done, and two numbers that it `says` something of; none if stderr is no terminal."""
     console = stderr()
     columns = (
         TextColumn(name),
@@ -33,7 +37,7 @@ def progress(name: str, total: int) -> Iterator[Callable[[int, int, float], None
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=total, rate="")
 
-        def update(done: int, tokens: int, seconds: float) -> None:
-            bar.update(task, completed=done, rate=f"{tokens / seconds:,.0f} tokens/s")
+        def update(done: int, made: float, seconds: float) -> None:
+            bar.update(task, completed=done, rate=says(made, seconds))
 
         yield update

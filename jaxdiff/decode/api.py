@@ -121,9 +121,13 @@ def _run(
     stop: Stopper,
     settings: loop.Settings,
 ) -> loop.Result:
-    """`run`; before it, uncounted and untimed, the standard decode for a policy that lacks its answer."""
+    """`run`; before it, uncounted and untimed, the standard decode for a policy that lacks its answer.
+
+    Raises InputError, before compilation, for what the policy refuses.
+    """
     if isinstance(policy, NeedsReference) and policy.lacks_reference:
         policy = policy.bind(loop.run(model, params, canvas, origin, keys, Fixed(), stop, settings).tokens)
+    jax.eval_shape(lambda: policy.init(canvas.shape[0], settings.block_length))
     return run(model, params, canvas, origin, keys, policy, stop, settings)
 
 

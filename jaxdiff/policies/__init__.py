@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 from jaxdiff.policies.above_mean import AboveMean
@@ -12,6 +13,7 @@ from jaxdiff.policies.entropy import Entropy
 from jaxdiff.policies.entropy_bounded import EntropyBounded
 from jaxdiff.policies.factor import Factor
 from jaxdiff.policies.fixed import Fixed
+from jaxdiff.policies.learned import Learned
 from jaxdiff.policies.margin import Margin
 from jaxdiff.policies.oracle import Oracle
 from jaxdiff.policies.threshold import Threshold
@@ -26,16 +28,19 @@ POLICIES: dict[str, type] = {
     "entropy_bounded": EntropyBounded,
     "above_mean": AboveMean,
     "oracle": Oracle,
+    "learned": Learned,
 }
 _COMBINED = re.compile(r"(any_of|all_of|cap)\((.*)\)", re.DOTALL)
 
 
-def parse(text: str, **defaults: Any) -> Policy:
+def parse(text: str, *, learned: Callable[[str | None, float | None], Policy] | None = None, **defaults: Any) -> Policy:
     """The policy that `text` names.
 
         fixed:order=margin            threshold:tau=0.85            above_mean
-        any_of(threshold:tau=0.9 + entropy:tau=0.05)      cap(4 + threshold:tau=0.6)
+        any_of(threshold:tau=0.9 + entropy:tau=0.05)      cap(4 + threshold:tau=0.6)      learned:name=official
 
+    `learned` finds a learned policy by its name and threshold, either of which may be left to its default: it belongs
+    to a model.
     `defaults` fill fields of the policies that have them and are not set in the text (`steps`).
 
     Raises InputError for a name or an argument that is not known (with those that are), or a value out of range.
@@ -46,21 +51,27 @@ def parse(text: str, **defaults: Any) -> Policy:
         if kind == "cap":
             if len(parts) != 2:
                 raise InputError(f"policy: found {text!r}, expected cap(K + POLICY)")
-            return cap(_number("cap k", parts[0], whole=True), parse(parts[1], **defaults))
-        policies = [parse(part, **defaults) for part in parts]
+            return cap(_number("cap k", parts[0], whole=True), parse(parts[1], learned=learned, **defaults))
+        policies = [parse(part, learned=learned, **defaults) for part in parts]
         return any_of(*policies) if kind == "any_of" else all_of(*policies)
     name, _, rest = text.partition(":")
     if name not in POLICIES:
         raise InputError(f"policy: found {name!r}, expected one of {', '.join(POLICIES)}, any_of(), all_of(), cap()")
-    fields = {f.name: f for f in dataclasses.fields(POLICIES[name]) if f.metadata}  # numbers and names
+    fields: dict[str, Any] = {f.name: f.metadata for f in dataclasses.fields(POLICIES[name]) if f.metadata}
+    if name == "learned":
+        fields["name"] = {"static": True}
     values = {k: v for k, v in defaults.items() if k in fields and v is not None}
     for item in filter(None, rest.split(",")):
         key, equals, value = item.partition("=")
         if key not in fields or not equals:
             known = ", ".join(f"{k}=" for k in fields) or "none"
             raise InputError(f"policy {name}: found argument {item!r}, expected {known}")
-        kind = fields[key].metadata
+        kind = fields[key]
         values[key] = value if kind.get("static") else _number(f"policy {name} {key}", value, whole=kind["whole"])
+    if name == "learned":
+        if learned is None:
+            raise InputError("policy learned: found no model, expected one whose filters it names")
+        return learned(values.get("name"), values.get("tau"))
     policy = POLICIES[name](**values)
     policy.init(1, 1)  # a value that is not known is refused here, before compilation
     return policy
@@ -96,6 +107,7 @@ __all__ = [
     "EntropyBounded",
     "Factor",
     "Fixed",
+    "Learned",
     "Margin",
     "Oracle",
     "Threshold",

@@ -1,9 +1,12 @@
 """The conformance table: one line for each policy. To add a policy is to add its line."""
 
+import jax
 from hypothesis import strategies as st
 
 from jaxdiff import EosStop, NoStop
 from jaxdiff import policies as p
+from jaxdiff.policies.filters import Block, Local, init_layers, local_width
+from tests import small
 
 
 def _floats(low, high):
@@ -16,6 +19,14 @@ def _fixed(**options):
 
 _STEPS = {"steps": st.integers(1, 16)}
 _TAU = {"tau": _floats(0, 1)}
+
+
+def random_filter(kind):
+    """A filter of random weights, sharp enough to accept some positions and refuse others."""
+    widths = (small.BLOCK, small.BLOCK, small.BLOCK) if kind == "block" else (local_width(3), 8, 1)
+    layers = jax.tree.map(lambda x: 4.0 * x, init_layers(jax.random.key(1), widths))
+    return Block(layers) if kind == "block" else Local(layers)
+
 
 # name -> (constructor, how to draw its numbers)
 POLICIES = {
@@ -31,6 +42,9 @@ POLICIES = {
     "entropy_bounded": (p.EntropyBounded, {"gamma": _floats(0, 6)}),
     "above_mean": (p.AboveMean, {}),
     "oracle": (p.Oracle, {}),
+    "learned-block": (lambda tau: p.Learned(random_filter("block"), tau), _TAU),
+    "learned-local": (lambda tau: p.Learned(random_filter("local"), tau), _TAU),
+    "learned-published": (lambda tau: p.any_of(p.Learned(random_filter("block"), tau), p.Fixed()), _TAU),
     "any_of": (lambda tau: p.any_of(p.Threshold(tau), p.Fixed(order="random")), _TAU),
     "all_of": (lambda tau: p.all_of(p.Threshold(tau), p.Entropy(1.0)), _TAU),
     "cap": (lambda k, tau: p.cap(k, p.Threshold(tau)), {"k": st.integers(1, 9), **_TAU}),

@@ -1,0 +1,105 @@
+"""`jaxdiff collect` and `jaxdiff fit`: traces of a model's own answers, and the filter that is learned from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jaxdiff.checkpoint import FILTERS, SHIPPED, load, model_folder, save_filter
+from jaxdiff.cli import options
+from jaxdiff.cli.show import note, progress
+from jaxdiff.decode import parse_stopper
+from jaxdiff.policies import Learned
+from jaxdiff.tasks import TASKS, task
+from jaxdiff.types import InputError
+
+
+def collect(
+    out: Annotated[
+        Path, typer.Option("--out", help="The traces' folder; the same command goes on with what it holds.")
+    ],
+    model: options.Model = SHIPPED,
+    task_name: Annotated[str, typer.Option("--task", help=f"{' or '.join(TASKS)}: its training problems.")] = (
+        "gsm_symbolic"
+    ),
+    n: Annotated[int, typer.Option("--n", min=1, help="Prompts.")] = 500,
+    seed: options.Seed = 0,
+    stop: options.Stop = "eos",
+    gen_length: options.GenLength = 256,
+    block_length: Annotated[
+        int, typer.Option("--block-length", min=1, help="Tokens in a block.")
+    ] = options.BLOCK_LENGTH,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts decoded together.")] = 16,
+    as_json: options.Json = False,
+) -> None:
+    """Decode training prompts one token a step, replay the answers greedily, and write what was seen."""
+    from jaxdiff.train.traces import collect as run
+
+    stopper, source = parse_stopper(stop), task(task_name)
+    checkpoint = load(model)
+    if checkpoint.tokenizer is None:
+        raise InputError(f"model: {checkpoint.path} has no tokenizer, and {task_name} is text; add its tokenizer.json")
+    tokenizer = checkpoint.tokenizer
+    problems = list(itertools.islice(source.problems("train", seed), n))
+    prompts = [tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question) for p in problems]
+    with progress("prompts", n, lambda rows, seconds: f"{rows / seconds:,.0f} rows/s") as update:
+        traces = run(
+            checkpoint.model,
+            checkpoint.params,
+            prompts,
+            list(range(len(prompts))),
+            out,
+            gen_length=gen_length,
+            block_length=options.BLOCK_LENGTH if block_length is None else block_length,
+            stop=stopper,
+            batch_size=batch_size,
+            progress=update,
+        )
+    numbers = {"prompts": len(prompts), "rows": int(traces.prompt.size), "seed": seed}
+    if as_json:
+        print(json.dumps(numbers))
+    else:
+        note(f"{numbers['rows']} rows of {numbers['prompts']} prompts in {out}")
+
+
+def fit(
+    traces: Annotated[Path, typer.Option("--traces", help="A folder that `collect` wrote.")],
+    name: Annotated[str, typer.Option("--name", help="What the policy is called: learned:name=NAME.")],
+    model: options.Model = SHIPPED,
+    kind: Annotated[str, typer.Option("--kind", help="block (as published) or local.")] = "local",
+    layers: Annotated[int, typer.Option("--layers", min=1, help="Linear layers.")] = 2,
+    hidden: Annotated[int | None, typer.Option("--hidden", min=1, help="Width between. Default the block.")] = None,
+    wrong: Annotated[float, typer.Option("--wrong", min=0.0, help="What a wrong commit costs, in waits.")] = 1.0,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Of the optimizer.")] = 5000,
+    tau: Annotated[float, typer.Option("--tau", min=0.0, max=1.0, help="The threshold of its card.")] = 0.96,
+    quota: Annotated[bool, typer.Option("--quota", help="Join it with one token a step, as published.")] = False,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Fit a filter to traces, and put it into the model's folder."""
+    from jaxdiff.train.fit_filter import FilterRecipe, fit_filter
+    from jaxdiff.train.traces import load_traces
+
+    if not name.isidentifier():
+        raise InputError(f"name: found {name!r}, expected letters, digits and underscores")
+    recipe = FilterRecipe(kind=kind, layers=layers, hidden=hidden, wrong=wrong, steps=steps, seed=seed)
+    folder = model_folder(model) / FILTERS / name
+    with progress("steps", steps, lambda loss, _: f"validation loss {loss:.4f}") as update:
+        fitted = fit_filter(load_traces(traces), recipe, lambda done, loss: update(done, loss, 1.0))
+    save_filter(folder, Learned(fitted.filter, tau), quota=quota)
+    numbers = {
+        "filter": str(folder),
+        "validation_loss": fitted.best,
+        "rows": fitted.rows,
+        "prompts": fitted.prompts,
+        **dataclasses.asdict(recipe),
+    }
+    if as_json:
+        print(json.dumps(numbers))
+    else:
+        note(f"{folder}: validation loss {fitted.best:.4f} nats, {fitted.rows} rows of {fitted.prompts} prompts")

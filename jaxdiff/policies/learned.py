@@ -1,0 +1,38 @@
+"""Commit what a learned filter takes for final already (Learn2PD)."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from jaxdiff.policies.filters import Filter, evidence_of
+from jaxdiff.policies.order import propose
+from jaxdiff.types import Leaf, Proposal, Score, State, number, per_row, pytree
+
+
+@pytree
+class Learned:
+    """Commit every position whose filter says "final" with more than `tau`; the loop forces the most confident one.
+
+    The published decode joins the filter with the fixed quota: `any_of(Learned(filter), Fixed())`.
+
+    Source: ims-kdks/Learning-to-Parallel-Decoding `generate.py`.
+    """
+
+    filter: Filter
+    tau: Leaf = number(default=0.96, low=0.0, high=1.0)
+
+    waits = False
+
+    def init(self, rows: int, window: int) -> State:
+        """Raises InputError for a block length that the filter cannot judge."""
+        del rows
+        self.filter.check(window)
+        return ()
+
+    def select(self, state: State, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, State]:
+        del key
+        tau = per_row(self.tau)
+        slack = self.filter(evidence_of(score)) - (jnp.log(tau) - jnp.log1p(-tau))
+        # A candidate without mass (an end-of-text put off to the last) is never vouched for.
+        return propose(score, (slack > 0.0) & (score.prob > 0.0), score.log_odds, slack), state

@@ -1,0 +1,167 @@
+"""Traces for a learned filter: what a greedy replay of the model's own answers saw, forward by forward.
+
+    prompts -> standard decode -> reference -> Replay -> rows of one block at one forward -> part-00000.npz ...
+
+Both passes are compiled and batched. A part is one batch, written as a whole, so that a collection that was interrupted
+goes on after the parts that it finished.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jaxdiff.decode.api import decode
+from jaxdiff.decode.many import Timed, batches, pad_to_bucket
+from jaxdiff.policies import Fixed
+from jaxdiff.policies.replay import Recording, Replay
+from jaxdiff.types import InputError, Model, Params, Stopper
+
+SETTING = "setting.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Traces:
+    """R rows: one block of W positions at one forward each. Visible positions carry the model's own belief."""
+
+    log_odds: Float[np.ndarray, "R W"]
+    runner_up: Float[np.ndarray, "R W"]
+    entropy: Float[np.ndarray, "R W"]
+    masked: Bool[np.ndarray, "R W"]
+    final: Bool[np.ndarray, "R W"]  # the candidate is the reference's token
+    step: Int[np.ndarray, " R"]  # forwards that the block had before
+    block: Int[np.ndarray, " R"]  # from 0, after the prompt
+    prompt: Int[np.ndarray, " R"]  # the prompt's id
+
+    def take(self, rows: Any) -> Traces:
+        """Some of the rows, by index or by mask."""
+        return Traces(*(column[rows] for column in _columns(self)))
+
+    def check(self) -> None:
+        """Raises InputError for traces that are empty or hold a NaN, with the prompt's id."""
+        if not self.prompt.size:
+            raise InputError("traces: found no rows, expected at least one; collect more prompts")
+        for name in ("log_odds", "runner_up", "entropy"):
+            bad = np.flatnonzero(~np.isfinite(getattr(self, name)).all(1))
+            if bad.size:
+                raise InputError(f"traces: {name} of prompt {self.prompt[bad[0]]} is not finite; collect it again")
+
+
+def collect(
+    model: Model,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    ids: Sequence[int],
+    folder: Path,
+    *,
+    gen_length: int = 256,
+    block_length: int = 32,
+    stop: Stopper | None = None,
+    batch_size: int = 16,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> Traces:
+    """Decode each prompt one token a step, replay it, and keep what the replay saw.
+
+    Args:
+        ids: one for each prompt; rows of one prompt must not be split between fitting and validation.
+        folder: of the parts; parts that it holds from the same call are not made again.
+        stop: `EosStop` leaves out what follows the end of the text; the published collection has all of it.
+        progress: called after each batch with the prompts, the rows and the seconds so far.
+
+    Raises InputError where the folder belongs to other prompts, weights or lengths, and what `decode` raises.
+    """
+    if not prompts or len(prompts) != len(ids):
+        raise InputError(f"collect: found {len(prompts)} prompts and {len(ids)} ids, expected as many, at least one")
+    _claim(folder, model, params, prompts, ids, gen_length, block_length, stop, batch_size)
+    config, run = model.config, Timed()
+    padded, origin = pad_to_bucket(prompts, fill=config.eos_token_id, room=config.max_sequence_length - gen_length)
+    parts: list[Traces] = []
+    done = 0
+    for index, rows in enumerate(batches(len(prompts), batch_size)):
+        path = folder / f"part-{index:05d}.npz"
+        fresh = len(set(rows.tolist()))
+        if not path.is_file():
+            options = {"origin": origin[rows], "gen_length": gen_length, "block_length": block_length, "stop": stop}
+            reference = decode(model, params, padded[rows], policy=Fixed(), run=run, **options).tokens
+            replayed = decode(model, params, padded[rows], policy=Replay(reference), run=run, **options)
+            recording = jax.device_get(replayed.policy)
+            _write(path, _rows_of(recording, np.asarray(ids)[rows], fresh, gen_length // block_length))
+        parts.append(_read(path))
+        done += fresh
+        if progress is not None:
+            progress(done, sum(part.prompt.size for part in parts), max(run.seconds, 1e-9))
+    return join(parts)
+
+
+def load_traces(folder: Path) -> Traces:
+    """All parts of a folder. Raises InputError where there is none, or one is damaged."""
+    paths = sorted(folder.glob("part-*.npz"))
+    if not paths:
+        raise InputError(f"traces: no part-*.npz in {folder}; collect some first")
+    traces = join([_read(path) for path in paths])
+    traces.check()
+    return traces
+
+
+def join(parts: Sequence[Traces]) -> Traces:
+    return Traces(*(np.concatenate(columns) for columns in zip(*map(_columns, parts), strict=True)))
+
+
+def _columns(traces: Traces) -> tuple[np.ndarray, ...]:
+    return tuple(getattr(traces, field.name) for field in dataclasses.fields(traces))
+
+
+def _rows_of(recording: Recording, ids: Int[np.ndarray, " B"], rows: int, blocks: int) -> Traces:
+    """The forwards that happened, of the first `rows` rows and the last `blocks` blocks."""
+    first = recording.forwards.shape[1] - blocks
+    forwards = np.asarray(recording.forwards)[:rows]
+    row, block, step = np.nonzero(np.arange(recording.final.shape[2])[None, None] < forwards[..., None])
+    picked = {
+        name: np.asarray(getattr(recording, name))[row, block, step]
+        for name in ("log_odds", "runner_up", "entropy", "masked", "final")
+    }
+    return Traces(**picked, step=step, block=block - first, prompt=ids[row])
+
+
+def _claim(
+    folder: Path,
+    model: Model,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    ids: Sequence[int],
+    *numbers: Any,
+) -> None:
+    """The folder is new, or holds the beginning of this very collection."""
+    digest = hashlib.sha256(json.dumps([list(map(list, prompts)), list(map(int, ids))]).encode())
+    for leaf in jax.tree.leaves(jax.device_get(params)):
+        digest.update(np.asarray(leaf).tobytes())
+    setting = json.dumps({"digest": digest.hexdigest(), "model": repr(model), "setting": repr(numbers)}, indent=1)
+    saved = folder / SETTING
+    if saved.is_file() and saved.read_text() != setting:
+        raise InputError(f"{folder}: holds traces of other prompts, weights or lengths; name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    saved.write_text(setting)
+
+
+def _write(path: Path, traces: Traces) -> None:
+    """As a whole or not at all."""
+    scratch = path.with_name(f".{path.stem}-{os.getpid()}.npz")
+    np.savez_compressed(scratch, **{f.name: getattr(traces, f.name) for f in dataclasses.fields(traces)})
+    scratch.replace(path)
+
+
+def _read(path: Path) -> Traces:
+    try:
+        with np.load(path) as part:
+            return Traces(**{field.name: part[field.name] for field in dataclasses.fields(Traces)})
+    except Exception as error:
+        raise InputError(f"{path}: damaged ({error}); remove it and collect again") from error

@@ -1,0 +1,109 @@
+"""Trace collection equals a plain Python loop step for step; it goes on where it stopped; bad traces are refused."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jaxdiff import EosStop, InputError, NoStop, decode
+from jaxdiff.policies.replay import Replay
+from jaxdiff.train.traces import collect, join, load_traces
+from tests import reference, small
+
+IDS = [10, 11, 12, 13]
+
+
+def gather(folder, seed=0, stop=None, **changes):
+    options = dict(gen_length=small.GEN, block_length=small.BLOCK, batch_size=3, stop=stop) | changes
+    return collect(small.MODEL, small.params(seed), small.PROMPTS, IDS, folder, **options)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_equals_a_plain_loop(tmp_path, seed):
+    """Learn2PD's generate_training_data: one row for each forward, the stuck one too, visible positions as they are."""
+    traces, tree = gather(tmp_path, seed), small.params(seed)
+    expected = []
+    stuck = 0
+    for prompt, name in zip(small.PROMPTS, IDS, strict=True):
+        answer, _, _ = reference.decode(
+            lambda x: small.logits(tree, x),
+            prompt,
+            reference.Fixed(),
+            gen=small.GEN,
+            block=small.BLOCK,
+            mask=small.MASK,
+            eos_ids=(small.EOS, small.EOT),
+        )
+        x = np.array([*prompt, *[small.MASK] * small.GEN])
+        wanted = np.concatenate([prompt, answer])
+        for number, start in enumerate(range(len(prompt), len(x), small.BLOCK)):
+            block, step, previous = slice(start, start + small.BLOCK), 0, None
+            while (x[block] == small.MASK).any():
+                table = small.logits(tree, x)[block]
+                table[:, small.MASK] = -np.inf
+                candidate, p = table.argmax(-1), reference.softmax(table)
+                final = candidate == wanted[block]
+                ordered = np.sort(p, -1)
+                expected.append((p.max(-1), ordered[:, -2], x[block] == small.MASK, final, step, number, name))
+                if previous is not None and (candidate == previous).all():
+                    x[block] = wanted[block]
+                    stuck += 1
+                    continue
+                x[block] = np.where(final & (x[block] == small.MASK), candidate, x[block])
+                step, previous = step + 1, candidate
+    probs, runners, masked, final, steps, blocks, prompts = map(np.asarray, zip(*expected, strict=True))
+    np.testing.assert_allclose(1 / (1 + np.exp(-traces.log_odds)), probs, atol=1e-4)
+    np.testing.assert_allclose(traces.runner_up, runners, atol=1e-4)
+    np.testing.assert_array_equal(traces.masked, masked)
+    np.testing.assert_array_equal(traces.final, final)
+    np.testing.assert_array_equal(traces.step, steps)
+    np.testing.assert_array_equal(traces.block, blocks)
+    np.testing.assert_array_equal(traces.prompt, prompts)
+    assert stuck or seed, "no case exercises the stuck rule"
+
+
+def test_the_replay_ends_with_the_reference():
+    prompts, origin = small.batch()
+    options = dict(origin=origin, gen_length=small.GEN, block_length=small.BLOCK)
+    for stop in (NoStop(), EosStop()):
+        standard = decode(small.MODEL, small.params(), prompts, stop=stop, **options)
+        replayed = decode(small.MODEL, small.params(), prompts, stop=stop, policy=Replay(), **options)
+        for row, length in enumerate(np.asarray(standard.lengths)):
+            end = prompts.shape[1] + length
+            np.testing.assert_array_equal(replayed.tokens[row, :end], standard.tokens[row, :end])
+        assert (np.asarray(replayed.nfe) == np.asarray(replayed.policy.forwards).sum(1)).all()
+
+
+def test_a_collection_goes_on_where_it_stopped(tmp_path):
+    whole = gather(tmp_path)
+    part = tmp_path / "part-00001.npz"
+    kept = (tmp_path / "part-00000.npz").stat().st_mtime_ns
+    part.unlink()
+    again = gather(tmp_path)
+    for field in dataclasses.fields(whole):
+        np.testing.assert_array_equal(getattr(again, field.name), getattr(whole, field.name))
+        np.testing.assert_array_equal(getattr(load_traces(tmp_path), field.name), getattr(whole, field.name))
+    assert part.exists()
+    assert (tmp_path / "part-00000.npz").stat().st_mtime_ns == kept
+
+
+def test_a_folder_belongs_to_one_collection(tmp_path):
+    gather(tmp_path)
+    with pytest.raises(InputError, match="holds traces of other prompts, weights or lengths"):
+        gather(tmp_path, seed=1)
+
+
+def test_bad_traces_are_refused(tmp_path):
+    traces = gather(tmp_path)
+    with pytest.raises(InputError, match="traces: found no rows"):
+        traces.take(slice(0, 0)).check()
+    broken = traces.take(slice(None))
+    broken.entropy[3, 2] = np.nan
+    with pytest.raises(InputError, match=f"entropy of prompt {traces.prompt[3]} is not finite"):
+        broken.check()
+    with pytest.raises(InputError, match="no part-"):
+        load_traces(tmp_path / "nothing")
+    (tmp_path / "part-00000.npz").write_bytes(b"no array")
+    with pytest.raises(InputError, match=r"part-00000.npz: damaged"):
+        load_traces(tmp_path)
+    assert join([traces, traces]).prompt.size == 2 * traces.prompt.size
