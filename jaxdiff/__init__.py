@@ -8,7 +8,7 @@ policy=jaxdiff.policies.Threshold(0.9), stop=jaxdiff.EosStop())
 
 from jaxdiff import policies
 from jaxdiff.checkpoint import Checkpoint, Tokenizer, load, save
-from jaxdiff.decode import EosStop, NoStop, Reason, Result, decode, infill, pad_prompts
+from jaxdiff.decode import EosStop, EotpStop, NoStop, Reason, Result, decode, infill, pad_prompts
 from jaxdiff.models import Llada, LladaConfig, build
 from jaxdiff.types import InputError, Model, Policy, Proposal, Score, Stopper
 
@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Checkpoint",
     "EosStop",
+    "EotpStop",
     "InputError",
     "Llada",
     "LladaConfig",

@@ -179,6 +179,14 @@ class NeedsReference(Protocol):
 
 
 @pytree
+class Tail:
+    """What a stopper that asks is told of the whole canvas: where end-of-text is the candidate, and how surely."""
+
+    ends: Bool[Array, "B L"]  # still masked before the commit, and the candidate is end-of-text
+    log_odds: Float[Array, "B L"]  # of those; elsewhere lower than any
+
+
+@pytree
 class Progress:
     """What a stopper sees after a commit. `end` is one past the last position that a row still generates."""
 
@@ -186,13 +194,26 @@ class Progress:
     end: Int[Array, " B"]
     live: Bool[Array, " B"]
     generated: Bool[Array, "B L"]  # the positions this call is to fill (False on the prompt and the padding)
+    score: Score  # of the block, before the commit
+    accepted: Bool[Array, "B W"]  # what the policy vouched for, among the eligible
+    tail: Tail | None  # where the stopper `wants_tail`
     mask_id: int = static()
     eos_ids: tuple[int, ...] = static()
 
 
 @runtime_checkable
 class Stopper(Protocol):
-    """When a row's end moves left (it never moves right)."""
+    """When a row's end moves left (it never moves right).
+
+    `wants_tail` (static): the head is to run over the whole canvas, so that `Progress.tail` is there. `cuts` (static):
+    ends move left of masks, so that shorter forwards are worth compiling.
+    """
+
+    @property
+    def wants_tail(self) -> bool: ...
+
+    @property
+    def cuts(self) -> bool: ...
 
     def init(self, rows: int) -> State: ...
 

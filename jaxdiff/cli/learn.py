@@ -88,9 +88,9 @@ def fit(
     if not name.isidentifier():
         raise InputError(f"name: found {name!r}, expected letters, digits and underscores")
     recipe = FilterRecipe(kind=kind, layers=layers, hidden=hidden, wrong=wrong, steps=steps, seed=seed)
-    folder = model_folder(model) / FILTERS / name
+    folder, rows = model_folder(model) / FILTERS / name, load_traces(traces)
     with progress("steps", steps, lambda loss, _: f"validation loss {loss:.4f}") as update:
-        fitted = fit_filter(load_traces(traces), recipe, lambda done, loss: update(done, loss, 1.0))
+        fitted = fit_filter(rows, recipe, lambda done, loss: update(done, loss, 1.0))
     save_filter(folder, Learned(fitted.filter, tau), quota=quota)
     numbers = {
         "filter": str(folder),

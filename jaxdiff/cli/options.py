@@ -28,7 +28,9 @@ Policy = Annotated[
     ),
 ]
 Cache = Annotated[str, typer.Option("--cache", help="Which keys and values are reused: none.")]
-Stop = Annotated[str, typer.Option("--stop", help="When a row ends: none (at the canvas' end), eos.")]
+Stop = Annotated[
+    str, typer.Option("--stop", help="When a row ends: none (at the canvas' end), eos, eotp:way=official|block|safe.")
+]
 GenLength = Annotated[int, typer.Option("--gen-length", min=1, help="Tokens to generate.")]
 BlockLength = Annotated[
     int | None,

@@ -1,12 +1,14 @@
 """The compiled decode: loop, scores, stoppers."""
 
 from jaxdiff.decode.api import decode, infill, pad_prompts
-from jaxdiff.decode.loop import Reason, Result, State
+from jaxdiff.decode.loop import Reason, Result
 from jaxdiff.decode.many import Timed
-from jaxdiff.decode.stop import EosStop, NoStop, parse_stopper
+from jaxdiff.decode.state import State
+from jaxdiff.decode.stop import EosStop, EotpStop, NoStop, parse_stopper
 
 __all__ = [
     "EosStop",
+    "EotpStop",
     "NoStop",
     "Reason",
     "Result",

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 from jaxdiff.decode import loop
+from jaxdiff.decode.state import Settings
 from jaxdiff.decode.stop import NoStop
 from jaxdiff.policies import Fixed
 from jaxdiff.types import InputError, Leaf, Model, NeedsReference, Params, Policy, Stopper
@@ -64,8 +65,10 @@ def decode(
     check_ids(model, prompts, origin, masks_allowed=False)
     masks = jnp.full((rows, gen_length), model.config.mask_token_id, jnp.int32)
     canvas = jnp.concatenate([jnp.asarray(prompts, jnp.int32), masks], axis=1)
-    settings = _settings(temperature, cfg_scale, rows, block_length, width, forbid_eos, defer_eos)
-    return _run(run, model, params, canvas, origin, _keys(key, rows), policy or Fixed(), stop or NoStop(), settings)
+    stop = stop or NoStop()
+    ladder = _ladder(width, gen_length, block_length) if stop.cuts else ()
+    settings = _settings(temperature, cfg_scale, rows, block_length, width, forbid_eos, defer_eos, ladder)
+    return _run(run, model, params, canvas, origin, _keys(key, rows), policy or Fixed(), stop, settings)
 
 
 def infill(
@@ -93,9 +96,11 @@ def infill(
     check_lengths(model, 0, width, block_length)
     origin = jnp.zeros((rows,), jnp.int32)
     check_ids(model, canvas, origin, masks_allowed=True)
-    settings = _settings(temperature, cfg_scale, rows, block_length, 0, forbid_eos, defer_eos)
+    stop = stop or NoStop()
+    ladder = _ladder(0, width, block_length) if stop.cuts else ()
+    settings = _settings(temperature, cfg_scale, rows, block_length, 0, forbid_eos, defer_eos, ladder)
     ids = jnp.asarray(canvas, jnp.int32)
-    return _run(run, model, params, ids, origin, _keys(key, rows), policy or Fixed(), stop or NoStop(), settings)
+    return _run(run, model, params, ids, origin, _keys(key, rows), policy or Fixed(), stop, settings)
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], fill: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +124,7 @@ def _run(
     keys: Key[Array, " B"],
     policy: Policy,
     stop: Stopper,
-    settings: loop.Settings,
+    settings: Settings,
 ) -> loop.Result:
     """`run`; before it, uncounted and untimed, the standard decode for a policy that lacks its answer.
 
@@ -199,20 +204,34 @@ def _keys(key: Any, rows: int) -> Key[Array, " B"]:
     return key
 
 
+def _ladder(first: int, generated: int, block: int) -> tuple[int, ...]:
+    """Canvas lengths with 1, 2, 4 ... blocks to generate: few programs, and no forward twice as long as it need be."""
+    blocks = [2**power for power in range((generated // block).bit_length()) if 2**power * block < generated]
+    return tuple(first + count * block for count in blocks)
+
+
 def _settings(
-    temperature: Any, guidance: Any, rows: int, block: int, first: int, forbid_eos: bool, defer_eos: bool
-) -> loop.Settings:
+    temperature: Any,
+    guidance: Any,
+    rows: int,
+    block: int,
+    first: int,
+    forbid_eos: bool,
+    defer_eos: bool,
+    ladder: tuple[int, ...] = (),
+) -> Settings:
     for name, value in (("temperature", temperature), ("cfg_scale", guidance)):
         if value is None or isinstance(value, jax.core.Tracer):
             continue
         array = np.asarray(value)
         if array.shape not in ((), (rows,)) or not np.all(np.isfinite(array)) or np.any(array < 0):
             raise InputError(f"{name}: found {value}, expected a number of 0 or more, or {rows} of them")
-    return loop.Settings(
+    return Settings(
         temperature=jnp.asarray(temperature, jnp.float32),
         guidance=None if guidance is None else jnp.asarray(guidance, jnp.float32),
         block_length=block,
         first=first,
+        ladder=ladder,
         forbid_eos=forbid_eos,
         defer_eos=defer_eos,
     )

@@ -2,7 +2,7 @@
 
     begin -> State -> while any row is unfinished: step -> finish -> Result
 
-    step:  canvas [B L] -> model.features -> the row's block [B W D] -> beliefs -> policy.select
+    step:  canvas [B L] -> one forward (`forward.py`) -> the row's block [B W] scored -> policy.select
            -> the loop commits, forces the best where nothing was -> stopper may move the end left
 
 Each row stands in its own block: the one of its leftmost mask. The three functions are pure and public, so that a
@@ -18,10 +18,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 
-from jaxdiff.decode.score import NEVER, beliefs
-from jaxdiff.types import NEAR_TIE, Leaf, Model, Params, Policy, Progress, Proposal, Score, Stopper, pytree, static
+from jaxdiff.decode.forward import read
+from jaxdiff.decode.score import NEVER
+from jaxdiff.decode.state import Settings, State, fold, holes, put, take
+from jaxdiff.types import NEAR_TIE, Model, Params, Policy, Progress, Proposal, Score, Stopper, pytree
 
 
 class Reason(enum.IntEnum):
@@ -29,37 +31,6 @@ class Reason(enum.IntEnum):
 
     FULL = 0  # no mask was left on the canvas
     STOPPED = 1  # the stopper moved its end left
-
-
-@pytree
-class Settings:
-    """What one decode is compiled for (static), and the numbers that it traces."""
-
-    temperature: Leaf
-    guidance: Leaf | None  # classifier-free guidance scale; None compiles the single forward
-    block_length: int = static()
-    first: int = static()  # canvas column where blocks begin
-    forbid_eos: bool = static(default=False)
-    defer_eos: bool = static(default=False)
-
-
-@pytree
-class State:
-    """Everything that a step changes, and what a row was given. A slot can be refilled between steps."""
-
-    canvas: Int[Array, "B L"]
-    given: Bool[Array, "B L"]  # not to be generated: prompt, known part of an infilling canvas
-    origin: Int[Array, " B"]  # column of the row's first token; padding lies left of it
-    end: Int[Array, " B"]
-    keys: Key[Array, " B"]  # the request's own seed
-    start: Int[Array, " B"]  # column of the block that the row stood in at its last step
-    block_step: Int[Array, " B"]
-    row_step: Int[Array, " B"]
-    nfe: Int[Array, " B"]
-    near_ties: Int[Array, " B"]
-    commit_step: Int[Array, "B L"]
-    policy: Any
-    stop: Any
 
 
 @pytree
@@ -118,12 +89,6 @@ def begin(
     )
 
 
-def holes(model: Model, state: State) -> Bool[Array, "B L"]:
-    """Positions still to be committed. A row is live while it has one."""
-    column = jnp.arange(state.canvas.shape[1], dtype=jnp.int32)[None]
-    return (state.canvas == model.config.mask_token_id) & ~state.given & (column < state.end[:, None])
-
-
 def step(model: Model, params: Params, policy: Policy, stop: Stopper, settings: Settings, state: State) -> State:
     """One forward for the whole batch; rows without holes are left as they are."""
     window = settings.block_length
@@ -133,19 +98,22 @@ def step(model: Model, params: Params, policy: Policy, stop: Stopper, settings: 
     start = jnp.where(live, settings.first + block * window, state.start.clip(min=settings.first))
     block_step = jnp.where(start == state.start, state.block_step, 0)
 
-    score = _score(model, params, settings, state, open_, start, block_step)
-    step_keys = _fold(_fold(state.keys, state.row_step), 1)
+    score, tail = read(model, params, settings, state, open_, start, block_step, wants_tail=stop.wants_tail)
+    step_keys = fold(fold(state.keys, state.row_step), 1)
     proposal, policy_state = policy.select(state.policy, score, step_keys)
     commit, contest = _resolve(proposal, score, policy.waits)
 
     close = (commit & (score.gap < NEAR_TIE)) | (score.eligible & proposal.close)
-    canvas = _put(state.canvas, jnp.where(commit, proposal.token, _take(state.canvas, start, window)), start)
-    trace = jnp.where(commit, state.row_step[:, None], _take(state.commit_step, start, window))
+    canvas = put(state.canvas, jnp.where(commit, proposal.token, take(state.canvas, start, window)), start)
+    trace = jnp.where(commit, state.row_step[:, None], take(state.commit_step, start, window))
     progress = Progress(
         canvas=canvas,
         end=state.end,
         live=live,
         generated=~state.given,
+        score=score,
+        accepted=proposal.accepted & score.eligible,
+        tail=tail,
         mask_id=model.config.mask_token_id,
         eos_ids=model.config.eos_ids,
     )
@@ -161,7 +129,7 @@ def step(model: Model, params: Params, policy: Policy, stop: Stopper, settings: 
         row_step=state.row_step + count,
         nfe=state.nfe + cost * count,
         near_ties=state.near_ties + jnp.sum(close, axis=1, dtype=jnp.int32) + contest.astype(jnp.int32),
-        commit_step=_put(state.commit_step, trace, start),
+        commit_step=put(state.commit_step, trace, start),
         policy=_keep(live, policy_state, state.policy),
         stop=_keep(live, stop_state, state.stop),
     )
@@ -209,66 +177,6 @@ def run(
     return finish(model, settings, state)
 
 
-def _score(
-    model: Model,
-    params: Params,
-    settings: Settings,
-    state: State,
-    open_: Bool[Array, "B L"],
-    start: Int[Array, " B"],
-    block_step: Int[Array, " B"],
-) -> Score:
-    config, window = model.config, settings.block_length
-    column = jnp.arange(state.canvas.shape[1], dtype=jnp.int32)[None]
-    positions = jnp.maximum(column - state.origin[:, None], 0)
-    valid = (column >= state.origin[:, None]) & (column < state.end[:, None])
-    hidden = _take(_features(model, params, settings, state, positions, valid), start, window)
-    belief = beliefs(
-        hidden,
-        model.head(params),
-        forbidden=(config.mask_token_id, *((config.eos_token_id,) if settings.forbid_eos else ())),
-        deferred=config.eos_ids if settings.defer_eos else (),
-        temperature=settings.temperature,
-        keys=_fold(_fold(state.keys, state.row_step), 0),
-        positions=_take(positions, start, window),
-    )
-    eligible = _take(open_, start, window)
-    return Score(
-        **{field.name: getattr(belief, field.name) for field in dataclasses.fields(belief)},
-        hidden=hidden,
-        masked=_take(state.canvas, start, window) == config.mask_token_id,
-        eligible=eligible,
-        canvas=state.canvas,
-        start=start,
-        origin=state.origin,
-        block_step=block_step,
-        row_step=state.row_step,
-    )
-
-
-def _features(
-    model: Model,
-    params: Params,
-    settings: Settings,
-    state: State,
-    positions: Int[Array, "B L"],
-    valid: Bool[Array, "B L"],
-) -> Float[Array, "B L D"]:
-    """One forward, or with guidance the pair of LLaDA's `generate.py`: un + (scale + 1) (cond - un).
-
-    The unconditional copy has all that was given masked. The head is linear, so guiding the features guides the
-    logits, and no second [B, W, V] exists.
-    """
-    if settings.guidance is None:
-        return model.features(params, state.canvas, positions, valid)
-    blind = jnp.where(state.given & valid, model.config.mask_token_id, state.canvas)
-    twice = [jnp.concatenate([x, x]) for x in (positions, valid)]
-    both = model.features(params, jnp.concatenate([state.canvas, blind]), *twice)
-    seeing, unseeing = (half.astype(jnp.float32) for half in jnp.split(both, 2))
-    scale = jnp.broadcast_to(jnp.asarray(settings.guidance), (state.canvas.shape[0],))[:, None, None]
-    return (unseeing + (scale + 1.0) * (seeing - unseeing)).astype(both.dtype)
-
-
 def _resolve(proposal: Proposal, score: Score, waits: bool) -> tuple[Bool[Array, "B W"], Bool[Array, " B"]]:
     """What is committed, and whether the choice of positions was a near-tie."""
     commit = proposal.commit & score.eligible
@@ -282,19 +190,6 @@ def _resolve(proposal: Proposal, score: Score, waits: bool) -> tuple[Bool[Array,
     highest_out = jnp.max(jnp.where(score.eligible & ~commit, priority, -jnp.inf), axis=1)
     put_off = highest_out <= NEVER  # end-of-texts put off tie with each other by intent
     return commit, (jnp.abs(lowest_in - highest_out) < NEAR_TIE) & ~put_off
-
-
-def _fold(keys: Key[Array, " B"], data: int | Int[Array, " B"]) -> Key[Array, " B"]:
-    return jax.vmap(jax.random.fold_in, (0, None if isinstance(data, int) else 0))(keys, data)
-
-
-def _take(rows: Array, start: Int[Array, " B"], window: int) -> Array:
-    """Each row's block, [B W ...]."""
-    return jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, window))(rows, start)
-
-
-def _put(rows: Array, block: Array, start: Int[Array, " B"]) -> Array:
-    return jax.vmap(lambda row, part, at: jax.lax.dynamic_update_slice_in_dim(row, part, at, 0))(rows, block, start)
 
 
 def _keep(live: Bool[Array, " B"], new: Any, old: Any) -> Any:

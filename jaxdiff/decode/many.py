@@ -15,6 +15,7 @@ from jaxtyping import Array, Int, Key
 
 from jaxdiff.decode import loop
 from jaxdiff.decode.api import pad_prompts
+from jaxdiff.decode.state import Settings
 from jaxdiff.types import Model, Params, Policy, Stopper
 
 BUCKET = 32  # prompts are padded to a multiple of this, so that batches share compiled programs
@@ -44,7 +45,7 @@ class Timed:
         keys: Key[Array, " B"],
         policy: Policy,
         stop: Stopper,
-        settings: loop.Settings,
+        settings: Settings,
     ) -> loop.Result:
         """`loop.run` of the same arguments; returns when the result is there."""
         arguments = (params, canvas, origin, keys, policy, stop, settings)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxdiff.types import InputError, Progress, State, Stopper, pytree
+from jaxdiff.types import Count, InputError, Leaf, Progress, State, Stopper, number, per_row, pytree, static
 
 
 @pytree
 class NoStop:
     """Decode the whole canvas."""
+
+    wants_tail = cuts = False
 
     def init(self, rows: int) -> State:
         del rows
@@ -28,6 +30,8 @@ class EosStop:
     token, what decoding the whole canvas gives: this stopper costs no quality under any policy.
     """
 
+    wants_tail = cuts = False
+
     def init(self, rows: int) -> State:
         del rows
         return ()
@@ -44,11 +48,85 @@ class EosStop:
         return jnp.where(first_end < first_hole, first_end + 1, progress.end), state
 
 
-STOPPERS: dict[str, type[Stopper]] = {"none": NoStop, "eos": EosStop}
+@pytree
+class EotpStop:
+    """End-of-text prediction (Learn2PD): move the end left to where an end-of-text is foreseen, before it is committed.
+
+    The kept position may still be masked and is decoded later; what lies past the end is attended to by nobody, and
+    forwards run on a canvas that was cut. Source: ims-kdks/Learning-to-Parallel-Decoding `generate_l2p_eot`.
+
+    Attributes:
+        way: `official`: the leftmost end-of-text that the policy itself accepts in the block, else the most confident
+            candidate of end-of-text anywhere on the canvas, however unsure. `block`: the same with the block alone in
+            place of the canvas, as the published cached loops have it. `safe`, our own: `EosStop`, and a canvas that is
+            cut only where all that follows is foreseen as end-of-text with probability `tau`, `keep` positions behind
+            its first.
+        tau, keep: of `safe`.
+    """
+
+    way: str = static(default="safe")
+    tau: Leaf = number(default=0.9, low=0.0, high=1.0)
+    keep: Count = number(default=32, low=1, high=2**20, whole=True)
+
+    cuts = True
+
+    @property
+    def wants_tail(self) -> bool:
+        return self.way != "block"
+
+    def init(self, rows: int) -> State:
+        """Raises InputError for a way that is not known."""
+        del rows
+        if self.way not in WAYS:
+            raise InputError(f"stop eotp way: found {self.way!r}, expected one of {', '.join(WAYS)}")
+        return ()
+
+    def update(self, state: State, progress: Progress) -> tuple[Int[Array, " B"], State]:
+        return (self._safe(progress) if self.way == "safe" else self._published(progress)), state
+
+    def _published(self, progress: Progress) -> Int[Array, " B"]:
+        score = progress.score
+        in_block = (score.token == progress.eos_ids[0]) & score.eligible
+        at = score.start[:, None] + jnp.arange(in_block.shape[1], dtype=jnp.int32)[None]
+        vouched = in_block & progress.accepted
+        leftmost = jnp.min(jnp.where(vouched, at, progress.end[:, None]), axis=1)
+        if progress.tail is None:
+            surest = jnp.argmax(jnp.where(in_block, score.log_odds, -jnp.inf), axis=1).astype(jnp.int32) + score.start
+            found = jnp.any(in_block, axis=1)
+        else:
+            surest = jnp.argmax(progress.tail.log_odds, axis=1).astype(jnp.int32)
+            found = jnp.any(progress.tail.ends, axis=1)
+        other = jnp.where(found, surest + 1, progress.end)
+        return jnp.where(jnp.any(vouched, axis=1), leftmost + 1, other)
+
+    def _safe(self, progress: Progress) -> Int[Array, " B"]:
+        assert progress.tail is not None
+        column = jnp.arange(progress.canvas.shape[1], dtype=jnp.int32)[None]
+        tau = per_row(self.tau)
+        sure = progress.tail.ends & (progress.tail.log_odds >= jnp.log(tau) - jnp.log1p(-tau))
+        settled = sure | (progress.canvas == progress.eos_ids[0])
+        other = progress.generated & (column < progress.end[:, None]) & ~settled
+        behind = jnp.max(jnp.where(other, column + 1, 0), axis=1)  # from here on nothing but end-of-text is foreseen
+        behind = jnp.maximum(behind, jnp.argmax(progress.generated, axis=1).astype(jnp.int32))
+        ended, _ = EosStop().update((), progress)
+        return jnp.minimum(ended, behind + jnp.asarray(self.keep))
 
 
-def parse_stopper(name: str) -> Stopper:
-    """The stopper called `name`. Raises InputError with the known names."""
+WAYS = ("official", "block", "safe")
+STOPPERS: dict[str, type[Stopper]] = {"none": NoStop, "eos": EosStop, "eotp": EotpStop}
+
+
+def parse_stopper(text: str) -> Stopper:
+    """The stopper that `text` names: none, eos, eotp, or eotp:way=official|block|safe.
+
+    Raises InputError with what is known.
+    """
+    name, _, rest = text.partition(":")
     if name not in STOPPERS:
         raise InputError(f"stop: found {name!r}, expected one of {', '.join(STOPPERS)}")
-    return STOPPERS[name]()
+    key, _, value = rest.partition("=")
+    if rest and (name != "eotp" or key != "way"):
+        raise InputError(f"stop {name}: found argument {rest!r}, expected {'way=' if name == 'eotp' else 'none'}")
+    stopper = EotpStop(way=value) if rest else STOPPERS[name]()
+    stopper.init(1)
+    return stopper

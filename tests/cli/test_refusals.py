@@ -6,16 +6,21 @@ import shutil
 import pytest
 
 SHORT = ("--gen-length", 16, "--block-length", 8)
-KNOWN = "fixed, threshold, factor, margin, entropy, entropy_bounded, above_mean"
+KNOWN = "fixed, threshold, factor, margin, entropy, entropy_bounded, above_mean, oracle, learned"
 OPTIONS = [
-    (("--policy", "learned"), f"policy: found 'learned', expected one of {KNOWN}"),
-    (("--policy", "oracle"), f"policy: found 'oracle', expected one of {KNOWN}"),
+    (("--policy", "unlearned"), f"policy: found 'unlearned', expected one of {KNOWN}"),
+    (("--policy", "learned"), "policy learned: found name 'local', but "),
+    (("--policy", "any_of(fixed + learned:name=x)"), "holds none; name one, or fit a filter"),
+    (("--policy", "learned:tau=3"), "holds none"),
+    (("--policy", "oracle:tau=1"), "policy oracle: found argument 'tau=1', expected none"),
     (("--policy", "threshold:limit=1"), "policy threshold: found argument 'limit=1', expected tau="),
     (("--policy", "threshold:tau=3"), "tau: found 3"),
     (("--policy", ""), "policy: found ''"),
     (("--cache", "dual"), "cache: found 'dual', expected none"),
     (("--mesh", "2x1"), "mesh: found '2x1', expected 1x1"),
-    (("--stop", "eotp"), "stop: found 'eotp', expected one of none, eos"),
+    (("--stop", "never"), "stop: found 'never', expected one of none, eos, eotp"),
+    (("--stop", "eotp:way=bold"), "stop eotp way: found 'bold', expected one of official, block, safe"),
+    (("--stop", "eos:way=safe"), "stop eos: found argument 'way=safe', expected none"),
     (("--dtype", "int8"), "dtype: found 'int8', expected float32 or bfloat16"),
     (("--steps", "3"), "steps: found 3 for 2 blocks (16 / 8), expected a multiple of the blocks; try --steps 4"),
     (("--steps", "x"), "--steps"),
@@ -48,6 +53,11 @@ COMMANDS = [
     (("train",), "--out"),
     (("train", "--out", "new", "--recipe", "nowhere.json"), "recipe nowhere.json: cannot be read"),
     (("train", "--out", "new", "--steps", "5"), "steps: found 5, expected warmup + decay"),
+    (("collect",), "--out"),
+    (("collect", "--out", "new", "--task", "chess"), "task: found 'chess'"),
+    (("fit", "--traces", "nowhere", "--name", "x"), "traces: no part-*.npz in nowhere"),
+    (("fit", "--traces", "nowhere", "--name", "../x"), "name: found '../x', expected letters"),
+    (("fit", "--traces", "nowhere", "--name", "x", "--kind", "wide"), "filter kind: found 'wide'"),
     (("dance",), "dance"),
 ]
 

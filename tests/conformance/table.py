@@ -3,7 +3,7 @@
 import jax
 from hypothesis import strategies as st
 
-from jaxdiff import EosStop, NoStop
+from jaxdiff import EosStop, EotpStop, NoStop
 from jaxdiff import policies as p
 from jaxdiff.policies.filters import Block, Local, init_layers, local_width
 from tests import small
@@ -49,11 +49,16 @@ POLICIES = {
     "all_of": (lambda tau: p.all_of(p.Threshold(tau), p.Entropy(1.0)), _TAU),
     "cap": (lambda k, tau: p.cap(k, p.Threshold(tau)), {"k": st.integers(1, 9), **_TAU}),
 }
-STOPPERS = {"none": NoStop, "eos": EosStop}
+STOPPERS = {
+    "none": NoStop,
+    "eos": EosStop,
+    "eotp": EotpStop,
+    "eotp-official": lambda: EotpStop(way="official"),
+}
 
 
 def cover(offset):
-    """Each policy with one stopper, at half the cost of the product; rules with another offset take the other."""
+    """Each policy with one stopper, at a quarter of the cost of the product; rules with another offset take another."""
     return [(policy, list(STOPPERS)[(i + offset) % len(STOPPERS)]) for i, policy in enumerate(POLICIES)]
 
 

@@ -7,7 +7,7 @@ from jaxdiff import InputError
 from jaxdiff.policies import POLICIES, AllOf, AnyOf, Cap, Fixed, Threshold, parse
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", [name for name in POLICIES if name != "learned"])
 def test_every_policy_has_a_bare_name(name):
     assert type(parse(name)) is POLICIES[name]
 
@@ -17,6 +17,22 @@ def test_arguments():
     assert isinstance(policy, Fixed)
     assert (policy.order, policy.schedule, int(policy.steps)) == ("random", "dream", 7)
     assert float(parse("threshold:tau=0.85").tau) == pytest.approx(0.85)
+
+
+def test_a_learned_policy_is_found_by_its_name_and_threshold():
+    asked = []
+
+    def learned(name, tau):
+        asked.append((name, tau))
+        return Threshold(0.5)
+
+    parse("learned", learned=learned)
+    parse("cap(2 + learned:name=official,tau=0.9)", learned=learned)
+    assert asked == [(None, None), ("official", 0.9)]
+    with pytest.raises(InputError, match="policy learned: found no model"):
+        parse("learned")
+    with pytest.raises(InputError, match="policy learned: found argument 'size=2', expected tau=, name="):
+        parse("learned:size=2", learned=learned)
 
 
 def test_steps_come_from_the_option_unless_the_text_says_so():

@@ -1,0 +1,64 @@
+"""What one decode is compiled for, and everything that a step of it changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Key
+
+from jaxdiff.types import Leaf, Model, pytree, static
+
+
+@pytree
+class Settings:
+    """What one decode is compiled for (static), and the numbers that it traces."""
+
+    temperature: Leaf
+    guidance: Leaf | None  # classifier-free guidance scale; None compiles the single forward
+    block_length: int = static()
+    first: int = static()  # canvas column where blocks begin
+    ladder: tuple[int, ...] = static(default=())  # canvas lengths a forward may be cut to, once ends moved left
+    forbid_eos: bool = static(default=False)
+    defer_eos: bool = static(default=False)
+
+
+@pytree
+class State:
+    """Everything that a step changes, and what a row was given. A slot can be refilled between steps."""
+
+    canvas: Int[Array, "B L"]
+    given: Bool[Array, "B L"]  # not to be generated: prompt, known part of an infilling canvas
+    origin: Int[Array, " B"]  # column of the row's first token; padding lies left of it
+    end: Int[Array, " B"]
+    keys: Key[Array, " B"]  # the request's own seed
+    start: Int[Array, " B"]  # column of the block that the row stood in at its last step
+    block_step: Int[Array, " B"]
+    row_step: Int[Array, " B"]
+    nfe: Int[Array, " B"]
+    near_ties: Int[Array, " B"]
+    commit_step: Int[Array, "B L"]
+    policy: Any
+    stop: Any
+
+
+def holes(model: Model, state: State) -> Bool[Array, "B L"]:
+    """Positions still to be committed. A row is live while it has one."""
+    column = jnp.arange(state.canvas.shape[1], dtype=jnp.int32)[None]
+    return (state.canvas == model.config.mask_token_id) & ~state.given & (column < state.end[:, None])
+
+
+def fold(keys: Key[Array, " B"], data: int | Int[Array, " B"]) -> Key[Array, " B"]:
+    """Each row's key, folded with one number or with its own."""
+    return jax.vmap(jax.random.fold_in, (0, None if isinstance(data, int) else 0))(keys, data)
+
+
+def take(rows: Array, start: Int[Array, " B"], window: int) -> Array:
+    """Each row's block, [B W ...]."""
+    return jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, window))(rows, start)
+
+
+def put(rows: Array, block: Array, start: Int[Array, " B"]) -> Array:
+    """`rows` with each one's block written over."""
+    return jax.vmap(lambda row, part, at: jax.lax.dynamic_update_slice_in_dim(row, part, at, 0))(rows, block, start)

@@ -1,0 +1,48 @@
+"""`jaxdiff collect`, `fit`, and the policies that they make, from end to end on a tiny model."""
+
+import json
+import shutil
+
+import pytest
+
+LENGTHS = ("--gen-length", 16, "--block-length", 8)
+
+
+@pytest.fixture
+def home(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "model")
+
+
+def test_a_filter_from_traces_to_text(home, run, tmp_path):
+    collecting = ("collect", "--out", tmp_path / "traces", "--model", home, "--task", "drills", "--n", 40, *LENGTHS)
+    ran = run(*collecting, "--stop", "none", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["prompts"] == 40
+    assert ran.json["rows"] >= 40 * 2  # a forward for each block, at the least
+    assert len(list((tmp_path / "traces").glob("part-*.npz"))) == 3
+
+    for kind, name, options in (("local", "local", ()), ("block", "official", ("--quota",))):
+        fitting = ("fit", "--traces", tmp_path / "traces", "--name", name, "--model", home, "--kind", kind)
+        ran = run(*fitting, "--steps", 20, "--tau", 0.3, *options, "--json")
+        assert ran.code == 0, ran.err
+        assert ran.json["validation_loss"] > 0
+        assert json.loads((home / "filters" / name / "filter.json").read_text())["tau"] == pytest.approx(0.3)
+
+    outs = {}
+    for policy in ("fixed", "oracle", "learned", "learned:name=official", "learned:tau=0.0", "learned:tau=1.0"):
+        ran = run("generate", "26 + 48 = ", "--model", home, "--policy", policy, *LENGTHS, "--json")
+        assert ran.code == 0, ran.err
+        outs[policy] = ran.json
+    assert outs["fixed"]["nfe"] == outs["learned:tau=1.0"]["nfe"] == 16
+    assert outs["learned:tau=0.0"]["nfe"] == 2  # all of a block at once
+    assert outs["oracle"]["nfe"] <= 16
+    assert outs["oracle"]["token_ids"] == outs["fixed"]["token_ids"]
+
+
+def test_a_filter_of_another_block_length_is_refused(home, run, refused, tmp_path):
+    collecting = ("collect", "--out", tmp_path / "traces", "--model", home, "--task", "drills", "--n", 20, *LENGTHS)
+    assert run(*collecting).code == 0
+    fitting = ("fit", "--traces", tmp_path / "traces", "--name", "mine", "--model", home, "--kind", "block")
+    assert run(*fitting, "--steps", 5).code == 0
+    other = ("--model", home, "--policy", "learned:name=mine", "--gen-length", 16, "--block-length", 4)
+    assert "found block_length 4, but this filter judges blocks of 8" in refused("generate", "26 + 48 = ", *other)

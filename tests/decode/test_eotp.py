@@ -1,0 +1,126 @@
+"""End-of-text prediction: the published cuts equal a plain loop, the safe one loses nothing, a cut only saves work."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff import EosStop, EotpStop, InputError, decode
+from jaxdiff.decode import api, loop
+from jaxdiff.policies import Fixed, Threshold
+from tests import reference, small
+
+GEN, BLOCK = 32, 8
+SEEDS = range(4)
+
+
+def run(stop, seed=0, policy=None, **options):
+    prompts, origin = small.batch()
+    options = dict(gen_length=GEN, block_length=BLOCK, policy=policy or Threshold(0.6)) | options
+    return decode(small.MODEL, small.params(seed), prompts, origin=origin, stop=stop, **options)
+
+
+def plain(tree, prompt, tau, way):
+    """Learned-to-parallel-decode's loop with end-of-text prediction: the canvas is cut for real."""
+    x, nfe = np.array([*prompt, *[small.MASK] * GEN]), 0
+    for start in range(len(prompt), len(prompt) + GEN, BLOCK):
+        while (x[start : start + BLOCK] == small.MASK).any():
+            table = small.logits(tree, x)
+            table[:, small.MASK] = -np.inf
+            conf, token = reference.softmax(table).max(-1), table.argmax(-1)
+            masked = x == small.MASK
+            block = [i for i in range(start, min(start + BLOCK, len(x))) if masked[i]]
+            accepted = [i for i in block if conf[i] >= tau]
+            for i in accepted or [max(block, key=lambda i, conf=conf: conf[i])]:
+                x[i] = token[i]
+            scope = block if way == "block" else np.flatnonzero(masked)
+            sure = [i for i in accepted if token[i] == small.EOS]
+            any_ = [i for i in scope if token[i] == small.EOS]
+            if sure:
+                x = x[: sure[0] + 1]
+            elif any_:
+                x = x[: max(any_, key=lambda i, conf=conf: conf[i]) + 1]
+            nfe += 1
+    return x[len(prompt) :], nfe
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("way", ["official", "block"])
+def test_the_published_ways_equal_a_plain_loop(way):
+    cut = 0
+    for seed in SEEDS:
+        result = run(EotpStop(way=way), seed)
+        assert int(result.near_ties.sum()) == 0
+        for row, prompt in enumerate(small.PROMPTS):
+            tokens, nfe = plain(small.params(seed), prompt, 0.6, way)
+            answer = np.asarray(result.tokens[row, -GEN:])
+            np.testing.assert_array_equal(answer[: len(tokens)], tokens)
+            np.testing.assert_array_equal(answer[len(tokens) :], small.EOS)
+            assert result.nfe[row] == nfe
+            cut += len(tokens) < GEN
+    assert cut > 4, "the case does not exercise the rule"
+
+
+def test_the_safe_way_never_costs_a_forward_and_without_certainty_it_is_eos():
+    for seed in SEEDS:
+        eos, never = run(EosStop(), seed), run(EotpStop(tau=1.0), seed)
+        for field in ("tokens", "nfe", "commit_step"):
+            np.testing.assert_array_equal(getattr(never, field), getattr(eos, field))
+
+
+def test_the_safe_way_keeps_what_is_not_foreseen_as_end_of_text():
+    """A model that foresees end-of-text everywhere: the end moves to `keep` positions behind the prompt."""
+    tree = small.params() | {"head": jnp.zeros_like(small.params()["head"])}
+    hidden = jnp.zeros((small.CONFIG.d_model,)).at[0].set(1.0)
+    tree["layers"] = jax.tree.map(jnp.zeros_like, tree["layers"])
+    tree["wte"] = jnp.broadcast_to(hidden, tree["wte"].shape)
+    tree["head"] = tree["head"].at[0, small.EOS].set(5.0)  # after the norm, one feature is sqrt(D) and the rest are 0
+    prompts, origin = small.batch()
+    for keep in (3, 8, 20):
+        options = dict(origin=origin, gen_length=GEN, block_length=BLOCK, policy=Fixed(order="random"))
+        result = decode(small.MODEL, tree, prompts, stop=EotpStop(keep=keep), **options)
+        committed = (np.asarray(result.commit_step) >= 0).sum(1)
+        assert (committed <= keep).all()
+        assert (np.asarray(result.commit_step)[:, keep:] == -1).all()
+
+
+@pytest.mark.parametrize("way", ["official", "block", "safe"])
+def test_a_cut_canvas_changes_nothing_but_the_work(way, monkeypatch):
+    results = [run(EotpStop(way=way, tau=0.3, keep=4), seed) for seed in SEEDS]
+    monkeypatch.setattr(api, "_ladder", lambda *_: ())
+    for seed, result in zip(SEEDS, results, strict=True):
+        whole = run(EotpStop(way=way, tau=0.3, keep=4), seed)
+        assert not int(whole.near_ties.sum() + result.near_ties.sum())
+        for field in ("tokens", "nfe", "commit_step", "lengths"):
+            np.testing.assert_array_equal(getattr(result, field), getattr(whole, field))
+
+
+def test_rungs_double():
+    assert api._ladder(7, 256, 32) == (39, 71, 135)
+    assert api._ladder(0, 96, 32) == (32, 64)
+    assert api._ladder(5, 32, 32) == ()
+
+
+def test_a_forward_is_compiled_for_each_rung_and_only_where_ends_are_foreseen():
+    def lengths(stop):
+        prompts, origin = small.batch()
+        settings = []
+        api.decode(
+            small.MODEL,
+            small.params(),
+            prompts,
+            origin=origin,
+            stop=stop,
+            gen_length=GEN,
+            block_length=BLOCK,
+            run=lambda *arguments: settings.append(arguments[-1]) or loop.run(*arguments),
+        )
+        return settings[0].ladder
+
+    assert lengths(EosStop()) == ()
+    assert lengths(EotpStop()) == (14, 22)
+
+
+def test_a_way_that_is_not_known_is_refused():
+    with pytest.raises(InputError, match="stop eotp way: found 'bold', expected one of official, block, safe"):
+        run(EotpStop(way="bold"))
