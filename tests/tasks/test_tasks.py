@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import jaxdiff
-from jaxdiff.tasks import TASKS, drills, gsm_symbolic, task
+from jaxdiff.tasks import TASKS, drills, gsm_symbolic, task, worksheets
 from jaxdiff.tasks.base import Problem
 from jaxdiff.types import InputError
 
@@ -64,7 +64,7 @@ def test_numbers_are_whole_and_at_most_two_digits(streams):
         for problem in problems
         for number in re.findall(r"\d+", f"{problem.question} {problem.worked}")
     ]
-    assert max(numbers) <= gsm_symbolic.LARGEST == 99
+    assert 10 <= max(numbers) <= gsm_symbolic.LARGEST < 100
     for problems in streams.values():
         with_two_digits = [re.search(r"\d\d", problem.question) is not None for problem in problems]
         assert sum(with_two_digits) > N / 2
@@ -100,16 +100,29 @@ def test_drills_are_right():
     for problem in itertools.islice(drills.problems("train", 0), N):
         assert problem.question.endswith(("=", "= "))
         assert eval(problem.question.replace("x", "*").rstrip(" =")) == int(problem.worked) == int(problem.answer)
-        assert 0 < int(problem.answer) <= 99
+        assert 0 < int(problem.answer) <= drills.LARGEST == gsm_symbolic.LARGEST
         assert drills.verify(f" {problem.worked}\n", problem)
         assert not drills.verify(problem.question, problem)
     first, again, other = (list(itertools.islice(drills.problems("train", seed), 20)) for seed in (0, 0, 1))
     assert first == again != other
 
 
-def test_drills_have_no_held_out_split():
-    with pytest.raises(InputError, match="split: found 'test', but all drills are for training"):
-        next(drills.problems("test", 0))
+def test_worksheets_copy_each_expression_and_work_it_out():
+    for problem in itertools.islice(worksheets.problems("train", 0), N):
+        asked, done = problem.question.split("; "), problem.worked.split("; ")
+        assert 2 <= len(asked) == len(done) <= 6
+        for question, answer in zip(asked, done, strict=True):
+            left, right = answer.split("=")
+            assert left.strip() == question
+            assert eval(question.replace("x", "*")) == int(right)
+        assert worksheets.verify(f"{problem.worked}\n", problem)
+        assert not worksheets.verify(problem.question, problem)
+
+
+@pytest.mark.parametrize("module", [drills, worksheets])
+def test_exercises_have_no_held_out_split(module):
+    with pytest.raises(InputError, match=f"split: found 'test', but all {module.NAME} are for training"):
+        next(module.problems("test", 0))
 
 
 def test_worked_answers_are_long_enough_for_a_comparison_of_policies(streams):
@@ -119,7 +132,7 @@ def test_worked_answers_are_long_enough_for_a_comparison_of_policies(streams):
 
 def test_unknown_task_is_named_with_the_known_ones():
     assert task("drills") is TASKS["drills"] is drills
-    with pytest.raises(InputError, match="task: found 'chess', expected one of gsm_symbolic, drills"):
+    with pytest.raises(InputError, match="task: found 'chess', expected one of gsm_symbolic, drills, worksheets"):
         task("chess")
 
 
