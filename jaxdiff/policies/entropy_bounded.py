@@ -29,6 +29,7 @@ class EntropyBounded:
         rank = ranks(-score.entropy, score.eligible)
         by_rank = in_order(jnp.where(score.eligible, score.entropy, 0.0), rank)
         before = jnp.cumsum(by_rank, axis=1) - by_rank
-        slack = per_row(self.gamma) - jnp.take_along_axis(before, rank, axis=1)
+        spent = jnp.take_along_axis(before, rank, axis=1)
+        slack = jnp.where(rank == 0, jnp.inf, per_row(self.gamma) - spent)  # the first costs nothing, whatever gamma
         # A candidate without mass (an end-of-text put off to the last) is never vouched for.
         return propose(score, (slack >= 0.0) & (score.prob > 0.0), -score.entropy, slack), state

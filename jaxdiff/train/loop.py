@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -133,11 +133,12 @@ def make_step(model: Model, optimizer: optax.GradientTransformation, recipe: Rec
         state: dict[str, Any],
         step: Int[Array, ""],
         tokens: Int[Array, "B T"],
+        answers: Bool[Array, "B T"],
         prompt_lengths: Int[Array, " B"],
         answer_lengths: Int[Array, " B"],
     ) -> tuple[dict[str, Any], Float[Array, ""]]:
         key = jax.random.fold_in(jax.random.key(recipe.seed), step)
-        noisy, weight = corruption(key, tokens, prompt_lengths, answer_lengths)
+        noisy, weight = corruption(key, tokens, answers, prompt_lengths, answer_lengths)
         value, gradients = jax.value_and_grad(lambda p: loss(model, p, noisy, tokens, weight))(state["params"])
         updates, optimizer_state = optimizer.update(gradients, state["optimizer"], state["params"])
         return {"params": optax.apply_updates(state["params"], updates), "optimizer": optimizer_state}, value

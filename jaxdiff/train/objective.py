@@ -22,6 +22,7 @@ from jaxdiff.types import Model, Params
 def corrupt(
     key: Key[Array, ""],
     tokens: Int[Array, "B T"],
+    answers: Bool[Array, "B T"],
     prompt_lengths: Int[Array, " B"],
     answer_lengths: Int[Array, " B"],
     *,
@@ -34,22 +35,21 @@ def corrupt(
     A share `semi_ar` of the rows is noised as semi-autoregressive decoding sees them (dParallel, arXiv 2509.26488):
     one block of the answer is active, what lies before it is clean, what lies after it is all masked and carries no
     loss; inside it the objective is the same, with the block's length in place of the answer's. The block is drawn
-    evenly from those that hold the answer and its first end-of-text (`answer_lengths` counts both).
+    evenly from those that hold the answer and its first end-of-text (`answer_lengths` counts both; 0: no such row).
+    `answers` says what may be masked.
 
     t is stratified over the batch: the same expectation as independent draws, with less variance.
     """
     rows, length = tokens.shape
     level_key, mask_key, block_key, kind_key = jax.random.split(key, 4)
     column = jnp.arange(length)[None]
-    in_answer = column >= prompt_lengths[:, None]
-
     blocks = (answer_lengths + block_length - 1) // block_length
     chosen = jnp.floor(jax.random.uniform(block_key, (rows,)) * blocks).astype(jnp.int32)
     first = (prompt_lengths + chosen * block_length)[:, None]
     in_block = (column >= first) & (column < first + block_length)
-    by_block = jax.random.uniform(kind_key, (rows, 1)) < semi_ar
+    by_block = (jax.random.uniform(kind_key, (rows, 1)) < semi_ar) & (answer_lengths > 0)[:, None]
 
-    active: Bool[Array, "B T"] = in_answer & jnp.where(by_block, in_block, True)
+    active = answers & jnp.where(by_block, in_block, True)
     later = by_block & (column >= first + block_length)
     level = (jax.random.uniform(level_key) + jnp.arange(rows) / rows) % 1.0
     count = jnp.clip(jnp.ceil(level * jnp.sum(active, axis=1)), 1).astype(jnp.int32)[:, None]

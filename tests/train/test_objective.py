@@ -13,11 +13,12 @@ TOKENS = jnp.broadcast_to(jnp.arange(10, 10 + LENGTH), (ROWS, LENGTH))
 PROMPTS = jnp.asarray(np.random.default_rng(0).integers(1, 12, ROWS), jnp.int32)
 ANSWERS = jnp.asarray(np.random.default_rng(1).integers(1, 28, ROWS), jnp.int32)
 COLUMN = np.arange(LENGTH)[None]
+IN_ANSWER = jnp.asarray(np.asarray(PROMPTS)[:, None] <= COLUMN)
 
 
 def draw(semi_ar, seed=0):
     noisy, weight = corrupt(
-        jax.random.key(seed), TOKENS, PROMPTS, ANSWERS, mask_id=MASK, semi_ar=semi_ar, block_length=8
+        jax.random.key(seed), TOKENS, IN_ANSWER, PROMPTS, ANSWERS, mask_id=MASK, semi_ar=semi_ar, block_length=8
     )
     return np.asarray(noisy), np.asarray(weight)
 
@@ -48,7 +49,16 @@ def test_every_set_of_masks_has_the_weight_that_independent_draws_give_it():
     rows, n = 60000, 3
     tokens = jnp.broadcast_to(jnp.arange(10, 14), (rows, 4))
     ones = jnp.ones((rows,), jnp.int32)
-    noisy, weight = corrupt(jax.random.key(0), tokens, ones, n * ones, mask_id=MASK, semi_ar=0.0, block_length=8)
+    noisy, weight = corrupt(
+        jax.random.key(0),
+        tokens,
+        jnp.arange(4)[None] >= ones[:, None],
+        ones,
+        n * ones,
+        mask_id=MASK,
+        semi_ar=0.0,
+        block_length=8,
+    )
     masks = np.asarray(noisy)[:, 1:] == MASK
     weight = np.asarray(weight)[:, 1:]
     t = (np.arange(20000) + 0.5) / 20000
@@ -92,6 +102,25 @@ def test_semi_autoregressive_rows_have_one_active_block():
         assert (answer[: block * 8] != MASK).all()
         assert (answer[(block + 1) * 8 :] == MASK).all()
     assert len(seen_blocks) > 2
+
+
+def test_a_packed_row_masks_what_may_be_masked_and_has_no_blocks():
+    answers = jnp.asarray(np.isin(np.arange(LENGTH), [4, 5, 20, 21, 33]))[None]
+    nothing = jnp.zeros((ROWS,), jnp.int32)
+    noisy, weight = corrupt(
+        jax.random.key(0),
+        TOKENS,
+        jnp.broadcast_to(answers, TOKENS.shape),
+        nothing,
+        nothing,
+        mask_id=MASK,
+        semi_ar=1.0,
+        block_length=8,
+    )
+    masked = np.asarray(noisy) == MASK
+    assert (np.asarray(weight) > 0)[masked].all()
+    assert not masked[:, ~np.asarray(answers)[0]].any()
+    assert (np.bincount(masked.sum(1), minlength=6)[1:] > ROWS / 5 * 0.8).all()  # one to all five, evenly
 
 
 def test_loss_is_the_weighted_cross_entropy():

@@ -1,6 +1,7 @@
 """A run: deterministic, resumable after SIGKILL to the bit, clean on SIGTERM."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -120,6 +121,18 @@ def test_a_bucket_may_start_late_or_end_early(tmp_path, recipe_file):
     assert lengths == [16, 16, 24, 24]
     with pytest.raises(InputError, match="buckets: none is drawn in step 5"):
         corpus.batch(5)
+
+
+def test_a_packed_bucket_fills_rows_with_drills():
+    tokenizer = jaxdiff.load().tokenizer
+    bucket = jaxdiff.train.data.Bucket("drills", 48, 8, 1.0, pack=True)
+    batch = Corpus((bucket,), {"drills": 200}, 0, tokenizer).batch(0)
+    for row, answers in zip(batch.tokens, batch.answers, strict=True):
+        lines = tokenizer.decode(row).splitlines()
+        assert len(lines) > 3
+        values = [re.search(r"= ?(\d+)$", line)[1] for line in lines]
+        assert "".join(tokenizer.decode([token]) for token in row[answers]) == "".join(values)
+    assert (batch.answer_lengths == 0).all()
 
 
 def test_a_folder_belongs_to_one_recipe(tmp_path, recipe_file):
