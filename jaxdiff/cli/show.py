@@ -37,7 +37,7 @@ def progress(
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=total, rate="")
 
-        def update(done: int, made: float, seconds: float) -> None:
+        def update(done: int, made: float | int, seconds: float | int) -> None:
             bar.update(task, completed=done, rate=says(made, seconds))
 
         yield update

@@ -35,26 +35,32 @@ def corrupt(
     A share `semi_ar` of the rows is noised as semi-autoregressive decoding sees them (dParallel, arXiv 2509.26488):
     one block of the answer is active, what lies before it is clean, what lies after it is all masked and carries no
     loss; inside it the objective is the same, with the block's length in place of the answer's. The block is drawn
-    evenly from those that hold the answer and its first end-of-text (`answer_lengths` counts both; 0: no such row).
-    `answers` says what may be masked.
+    evenly from those that hold the answer and its first end-of-text (`answer_lengths` counts both).
+
+    `answers` says what may be masked. A packed row (`answer_lengths` 0) has no blocks: that share of them is cut at one
+    of its answers' tokens, which is masked together with all that follows it.
 
     t is stratified over the batch: the same expectation as independent draws, with less variance.
     """
     rows, length = tokens.shape
     level_key, mask_key, block_key, kind_key = jax.random.split(key, 4)
     column = jnp.arange(length)[None]
+    as_decoded = jax.random.uniform(kind_key, (rows, 1)) < semi_ar
+    packed = (answer_lengths == 0)[:, None]
+    lot = jnp.where(answers, jax.random.uniform(mask_key, (rows, length)), 2.0)  # who is masked first
+
     blocks = (answer_lengths + block_length - 1) // block_length
     chosen = jnp.floor(jax.random.uniform(block_key, (rows,)) * blocks).astype(jnp.int32)
     first = (prompt_lengths + chosen * block_length)[:, None]
-    in_block = (column >= first) & (column < first + block_length)
-    by_block = (jax.random.uniform(kind_key, (rows, 1)) < semi_ar) & (answer_lengths > 0)[:, None]
+    cut = jnp.argmin(lot, axis=1, keepdims=True)
+    last = jnp.where(packed, cut, first + block_length - 1)
+    active = answers & (~as_decoded | ((column <= last) & (packed | (column >= first))))
+    later = as_decoded & (column > last)
 
-    active = answers & jnp.where(by_block, in_block, True)
-    later = by_block & (column >= first + block_length)
     level = (jax.random.uniform(level_key) + jnp.arange(rows) / rows) % 1.0
     count = jnp.clip(jnp.ceil(level * jnp.sum(active, axis=1)), 1).astype(jnp.int32)[:, None]
-    lot = jnp.where(active, jax.random.uniform(mask_key, (rows, length)), 2.0)
-    drawn = active & (jnp.argsort(jnp.argsort(lot, axis=1), axis=1) < count)
+    rank = jnp.argsort(jnp.argsort(jnp.where(active, lot, 2.0), axis=1), axis=1)
+    drawn: Bool[Array, "B T"] = active & (rank < count)
     return jnp.where(drawn | later, mask_id, tokens), drawn / count
 
 

@@ -104,8 +104,10 @@ def test_semi_autoregressive_rows_have_one_active_block():
     assert len(seen_blocks) > 2
 
 
-def test_a_packed_row_masks_what_may_be_masked_and_has_no_blocks():
-    answers = jnp.asarray(np.isin(np.arange(LENGTH), [4, 5, 20, 21, 33]))[None]
+@pytest.mark.parametrize("semi_ar", [0.0, 1.0])
+def test_a_packed_row_masks_what_may_be_masked_and_may_be_cut(semi_ar):
+    columns = [4, 5, 20, 21, 33]
+    answers = jnp.asarray(np.isin(np.arange(LENGTH), columns))[None]
     nothing = jnp.zeros((ROWS,), jnp.int32)
     noisy, weight = corrupt(
         jax.random.key(0),
@@ -114,13 +116,21 @@ def test_a_packed_row_masks_what_may_be_masked_and_has_no_blocks():
         nothing,
         nothing,
         mask_id=MASK,
-        semi_ar=1.0,
+        semi_ar=semi_ar,
         block_length=8,
     )
-    masked = np.asarray(noisy) == MASK
-    assert (np.asarray(weight) > 0)[masked].all()
-    assert not masked[:, ~np.asarray(answers)[0]].any()
-    assert (np.bincount(masked.sum(1), minlength=6)[1:] > ROWS / 5 * 0.8).all()  # one to all five, evenly
+    masked, weight = np.asarray(noisy) == MASK, np.asarray(weight)
+    np.testing.assert_allclose(weight.sum(1), 1.0, rtol=1e-6)
+    assert not weight[:, ~np.asarray(answers)[0]].any()
+    if not semi_ar:
+        assert (masked == (weight > 0)).all()
+        assert (np.bincount(masked.sum(1), minlength=6)[1:] > ROWS / 5 * 0.8).all()  # one to all five, evenly
+        return
+    cut = LENGTH - 1 - np.argmax(weight[:, ::-1] > 0, axis=1)  # the last token that carries loss
+    assert set(cut) == set(columns)
+    for row in range(ROWS):
+        assert masked[row, cut[row] :].all()
+        assert (masked[row, : cut[row]] == (weight[row, : cut[row]] > 0)).all()
 
 
 def test_loss_is_the_weighted_cross_entropy():
