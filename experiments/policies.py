@@ -373,7 +373,7 @@ def main(
     n: Annotated[int, typer.Option(min=1, help="problems, the same for every point")] = 100,
     stop: Annotated[Literal["eos", "none"], typer.Option(help="stopper")] = "eos",
     seed: Annotated[int, typer.Option(help="of the problems and of random orders")] = 0,
-    model: Annotated[str, typer.Option(help="model folder, or the name of a shipped model")] = "gsm-2m",
+    model: Annotated[str, typer.Option(help="model folder, or the name of a shipped model")] = "gsm-1m",
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path(__file__).parent / "results",
 ) -> None:
     """Sweep every policy; write policies-STOP.json, .md and .png and commit-order-STOP.png; print the table."""

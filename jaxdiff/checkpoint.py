@@ -1,6 +1,6 @@
 """A model folder: config.json, params/ (orbax), and, unless the model speaks ids only, a tokenizer beside them.
 
-jaxdiff.load("gsm-2m")      one of the models that ship
+jaxdiff.load("gsm-1m")      one of the models that ship
 jaxdiff.load("runs/mine")   a folder that `jaxdiff train` wrote
 """
 
@@ -27,7 +27,7 @@ from jaxdiff.policies import Fixed, Learned, any_of
 from jaxdiff.policies.filters import Block, Local, init_layers
 from jaxdiff.types import InputError, Model, Params, Policy
 
-SHIPPED = "gsm-2m"
+SHIPPED = "gsm-1m"
 FILTERS, FILTER = "filters", "filter.json"  # <model>/filters/<name>/filter.json
 BEST_FILTER = "local"  # what bare `learned` means
 

@@ -21,10 +21,10 @@ CASES = {
     "entropy:tau=0.9": lambda: reference.entropy(0.9),
     "entropy_bounded:gamma=1.5": lambda: reference.entropy_bounded(1.5),
     "above_mean": lambda: reference.above_mean,
-    "any_of(threshold:tau=0.7 + fixed:steps=4)": lambda: reference.any_of(reference.threshold(0.7), reference.Fixed(4)),
-    "all_of(threshold:tau=0.5 + entropy:tau=1.1)": lambda: reference.all_of(
+    "any_of(threshold:tau=0.5 + fixed:steps=6)": lambda: reference.any_of(reference.threshold(0.5), reference.Fixed(6)),
+    "all_of(threshold:tau=0.5 + entropy:tau=1.4)": lambda: reference.all_of(
         lambda seen: [i for i in np.flatnonzero(seen.masked) if seen.conf[i] >= 0.5],
-        lambda seen: [i for i in np.flatnonzero(seen.masked) if seen.entropy[i] <= 1.1],
+        lambda seen: [i for i in np.flatnonzero(seen.masked) if seen.entropy[i] <= 1.4],
     ),
     "cap(2 + threshold:tau=0.4)": lambda: reference.cap(2, reference.threshold(0.4)),
 }

@@ -113,7 +113,7 @@ def test_batches_depend_on_the_step_alone_and_hold_out_by_content(tmp_path, reci
 
 
 def test_a_bucket_may_start_late_or_end_early(tmp_path, recipe_file):
-    tokenizer = jaxdiff.load("gsm-2m").tokenizer
+    tokenizer = jaxdiff.load("gsm-1m").tokenizer
     early = jaxdiff.train.data.Bucket("drills", 16, 2, 1.0, until=3)
     late = jaxdiff.train.data.Bucket("drills", 24, 2, 1.0, since=2, until=5)
     corpus = Corpus((early, late), {"drills": 20}, 0, tokenizer)
