@@ -55,7 +55,7 @@ def collect(
             list(range(len(prompts))),
             out,
             gen_length=gen_length,
-            block_length=options.BLOCK_LENGTH if block_length is None else block_length,
+            block_length=block_length,
             stop=stopper,
             batch_size=batch_size,
             progress=update,

@@ -11,8 +11,8 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from jaxdiff.policies.order import block_of
-from jaxdiff.types import InputError, Proposal, Score, State, pytree
+from jaxdiff.policies.order import reference_block
+from jaxdiff.types import Proposal, Score, State, pytree
 
 
 @pytree
@@ -43,10 +43,7 @@ class Oracle:
     def select(self, state: State, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, State]:
         """Raises InputError, while tracing, for a reference of another shape than the canvas."""
         del key
-        if self.reference is None or self.reference.shape != score.canvas.shape:
-            found = None if self.reference is None else self.reference.shape
-            raise InputError(f"oracle: found a reference of shape {found}, expected the canvas' {score.canvas.shape}")
-        wanted = block_of(self.reference, score)
+        wanted = reference_block("oracle", self.reference, score)
         agreed = (score.token == wanted) & score.eligible
         close = jnp.zeros_like(agreed)
         return Proposal(commit=agreed, accepted=agreed, close=close, priority=score.log_odds, token=wanted), state

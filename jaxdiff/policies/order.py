@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.types import NEAR_TIE, Proposal, Score
+from jaxdiff.types import NEAR_TIE, InputError, Proposal, Score
 
 PER_NAT = 4.0  # a log-odds gap of g moves no probability by more than g / 4
 ORDERS = ("confidence", "margin", "entropy", "random")
@@ -41,10 +41,16 @@ def propose(
     return Proposal(commit=accepted, accepted=accepted, close=close, priority=priority, token=score.token)
 
 
-def block_of(canvas: Int[Array, "B L"], score: Score) -> Int[Array, "B W"]:
-    """The block that `score` is about, out of another canvas of the same layout."""
+def reference_block(policy: str, reference: Int[Array, "B L"] | None, score: Score) -> Int[Array, "B W"]:
+    """The block that `score` is about, out of a policy's reference.
+
+    Raises InputError, while tracing, for a reference that is missing or of another shape than the canvas.
+    """
+    if reference is None or reference.shape != score.canvas.shape:
+        found = None if reference is None else reference.shape
+        raise InputError(f"{policy}: found a reference of shape {found}, expected the canvas' {score.canvas.shape}")
     column = score.start[:, None] + jnp.arange(score.masked.shape[1], dtype=jnp.int32)[None]
-    return jnp.take_along_axis(canvas, column, axis=1)
+    return jnp.take_along_axis(reference, column, axis=1)
 
 
 def uniform(keys: Array, positions: Int[Array, "B W"]) -> Float[Array, "B W"]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.policies.filters import evidence_of
-from jaxdiff.policies.order import block_of
+from jaxdiff.policies.order import reference_block
 from jaxdiff.types import InputError, Proposal, Score, pytree
 
 
@@ -64,10 +64,7 @@ class Replay:
 
     def select(self, state: Recording, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, Recording]:
         del key
-        if self.reference is None or self.reference.shape != score.canvas.shape:
-            found = None if self.reference is None else self.reference.shape
-            raise InputError(f"replay: found a reference of shape {found}, expected the canvas' {score.canvas.shape}")
-        wanted = block_of(self.reference, score)
+        wanted = reference_block("replay", self.reference, score)
         final = score.token == wanted
         same = jnp.all(score.token == state.previous, axis=1, keepdims=True)
         stuck = same & (score.block_step > 0)[:, None]
