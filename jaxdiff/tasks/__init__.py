@@ -2,11 +2,11 @@
 
 from types import ModuleType
 
-from jaxdiff.tasks import drills, gsm_symbolic, worksheets
+from jaxdiff.tasks import drills, gsm_symbolic, steps
 from jaxdiff.tasks.base import Problem, Split, Task
 from jaxdiff.types import InputError
 
-TASKS: dict[str, ModuleType] = {module.NAME: module for module in (gsm_symbolic, drills, worksheets)}
+TASKS: dict[str, ModuleType] = {module.NAME: module for module in (gsm_symbolic, drills, steps)}
 
 
 def task(name: str) -> ModuleType:

@@ -125,7 +125,11 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
 def make_step(model: Model, optimizer: optax.GradientTransformation, recipe: Recipe) -> Callable[..., Any]:
     """One compiled training step for each bucket's shape; the state is donated."""
     corruption = functools.partial(
-        corrupt, mask_id=model.config.mask_token_id, semi_ar=recipe.semi_ar, block_length=recipe.block_length
+        corrupt,
+        mask_id=model.config.mask_token_id,
+        semi_ar=recipe.semi_ar,
+        in_order=recipe.in_order,
+        block_length=recipe.block_length,
     )
 
     @functools.partial(jax.jit, donate_argnums=0)

@@ -18,6 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.types import Model, Params
 
+AHEAD = 8  # how far a left-to-right decode looks: the tokens beyond wait for those before them
+
 
 def corrupt(
     key: Key[Array, ""],
@@ -28,6 +30,7 @@ def corrupt(
     *,
     mask_id: int,
     semi_ar: float,
+    in_order: float,
     block_length: int,
 ) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
     """Noisy tokens and the weight of each position's cross entropy (0 where it is not masked).
@@ -37,16 +40,20 @@ def corrupt(
     loss; inside it the objective is the same, with the block's length in place of the answer's. The block is drawn
     evenly from those that hold the answer and its first end-of-text (`answer_lengths` counts both).
 
+    A share `in_order` of those is masked from the right: the last k tokens of the block, as when it is decoded left
+    to right, as worked answers mostly are. The first AHEAD of them carry the loss.
+
     `answers` says what may be masked. A packed row (`answer_lengths` 0) has no blocks: that share of them is cut at one
     of its answers' tokens, which is masked together with all that follows it.
 
     t is stratified over the batch: the same expectation as independent draws, with less variance.
     """
     rows, length = tokens.shape
-    level_key, mask_key, block_key, kind_key = jax.random.split(key, 4)
+    level_key, mask_key, block_key, kind_key, order_key = jax.random.split(key, 5)
     column = jnp.arange(length)[None]
     as_decoded = jax.random.uniform(kind_key, (rows, 1)) < semi_ar
     packed = (answer_lengths == 0)[:, None]
+    ordered = as_decoded & ~packed & (jax.random.uniform(order_key, (rows, 1)) < in_order)
     lot = jnp.where(answers, jax.random.uniform(mask_key, (rows, length)), 2.0)  # who is masked first
 
     blocks = (answer_lengths + block_length - 1) // block_length
@@ -59,9 +66,12 @@ def corrupt(
 
     level = (jax.random.uniform(level_key) + jnp.arange(rows) / rows) % 1.0
     count = jnp.clip(jnp.ceil(level * jnp.sum(active, axis=1)), 1).astype(jnp.int32)[:, None]
+    lot = jnp.where(ordered, 1.0 - column / length, lot)
     rank = jnp.argsort(jnp.argsort(jnp.where(active, lot, 2.0), axis=1), axis=1)
     drawn: Bool[Array, "B T"] = active & (rank < count)
-    return jnp.where(drawn | later, mask_id, tokens), drawn / count
+    looked_at = jnp.where(ordered, jnp.minimum(count, AHEAD), count)
+    weight = (drawn & (rank >= count - looked_at)) / looked_at
+    return jnp.where(drawn | later, mask_id, tokens), weight
 
 
 def loss(

@@ -26,7 +26,8 @@ class Recipe:
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     clip: float = 1.0
-    semi_ar: float = 0.5
+    semi_ar: float = 0.5  # share of the rows that are noised as decoding sees them (`objective.corrupt`)
+    in_order: float = 0.0  # share of those that are masked from the right
     block_length: int = 32
     tokenizer_problems: int = 20000
     save_every: int = 200

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import jaxdiff
-from jaxdiff.tasks import TASKS, drills, gsm_symbolic, task, worksheets
+from jaxdiff.tasks import TASKS, drills, gsm_symbolic, steps, task
 from jaxdiff.tasks.base import Problem
 from jaxdiff.types import InputError
 
@@ -107,19 +107,25 @@ def test_drills_are_right():
     assert first == again != other
 
 
-def test_worksheets_copy_each_expression_and_work_it_out():
-    for problem in itertools.islice(worksheets.problems("train", 0), N):
-        asked, done = problem.question.split("; "), problem.worked.split("; ")
-        assert 2 <= len(asked) == len(done) <= 6
-        for question, answer in zip(asked, done, strict=True):
-            left, right = answer.split("=")
-            assert left.strip() == question
-            assert eval(question.replace("x", "*")) == int(right)
-        assert worksheets.verify(f"{problem.worked}\n", problem)
-        assert not worksheets.verify(problem.question, problem)
+def test_steps_are_the_sums_of_worked_answers_and_right():
+    operand = r"(?:half|\d+(?: [a-z/]{3,})?)"
+    wanted = {}
+    for problem in itertools.islice(gsm_symbolic.problems("train", 0), N):
+        for line in problem.worked.split("\n")[:-1]:
+            wanted[line] = problem.template
+    found = list(itertools.islice(steps.problems("train", 0), N))
+    assert {problem.template for problem in found} == set(gsm_symbolic.TEMPLATES)
+    for problem in found:
+        line = next(text for text in wanted if text.startswith(problem.question + problem.worked))
+        assert wanted[line] == problem.template
+        sum_ = re.search(rf"(?:{operand} ?[-+*/x] ?)+{operand} ?= ?$", re.sub(r"[€£$]", "", problem.question))[0]
+        sum_ = re.sub(r"[a-z/]{3,}|=", "", sum_.replace("half", "0.5"))
+        assert eval(sum_.replace("x", "*")) == int(problem.answer) == int(problem.worked)
+        assert steps.verify(f" {problem.worked}\n", problem)
+        assert not steps.verify(problem.question, problem)
 
 
-@pytest.mark.parametrize("module", [drills, worksheets])
+@pytest.mark.parametrize("module", [drills, steps])
 def test_exercises_have_no_held_out_split(module):
     with pytest.raises(InputError, match=f"split: found 'test', but all {module.NAME} are for training"):
         next(module.problems("test", 0))
@@ -132,7 +138,7 @@ def test_worked_answers_are_long_enough_for_a_comparison_of_policies(streams):
 
 def test_unknown_task_is_named_with_the_known_ones():
     assert task("drills") is TASKS["drills"] is drills
-    with pytest.raises(InputError, match="task: found 'chess', expected one of gsm_symbolic, drills, worksheets"):
+    with pytest.raises(InputError, match="task: found 'chess', expected one of gsm_symbolic, drills, steps"):
         task("chess")
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.train.objective import corrupt, loss
+from jaxdiff.train.objective import AHEAD, corrupt, loss
 from tests import small
 
 ROWS, LENGTH, MASK = 512, 40, small.MASK
@@ -16,9 +16,17 @@ COLUMN = np.arange(LENGTH)[None]
 IN_ANSWER = jnp.asarray(np.asarray(PROMPTS)[:, None] <= COLUMN)
 
 
-def draw(semi_ar, seed=0):
+def draw(semi_ar, seed=0, in_order=0.0, block_length=8):
     noisy, weight = corrupt(
-        jax.random.key(seed), TOKENS, IN_ANSWER, PROMPTS, ANSWERS, mask_id=MASK, semi_ar=semi_ar, block_length=8
+        jax.random.key(seed),
+        TOKENS,
+        IN_ANSWER,
+        PROMPTS,
+        ANSWERS,
+        mask_id=MASK,
+        semi_ar=semi_ar,
+        in_order=in_order,
+        block_length=block_length,
     )
     return np.asarray(noisy), np.asarray(weight)
 
@@ -57,6 +65,7 @@ def test_every_set_of_masks_has_the_weight_that_independent_draws_give_it():
         n * ones,
         mask_id=MASK,
         semi_ar=0.0,
+        in_order=0.0,
         block_length=8,
     )
     masks = np.asarray(noisy)[:, 1:] == MASK
@@ -104,6 +113,24 @@ def test_semi_autoregressive_rows_have_one_active_block():
     assert len(seen_blocks) > 2
 
 
+def test_rows_in_order_are_masked_from_the_right_and_learn_what_comes_next():
+    block = 16
+    noisy, weight = draw(1.0, in_order=1.0, block_length=block)
+    np.testing.assert_allclose(weight.sum(1), 1.0, rtol=1e-6)
+    cuts = set()
+    for row in range(ROWS):
+        answer, weights = noisy[row, int(PROMPTS[row]) :], weight[row, int(PROMPTS[row]) :]
+        cut = int(np.argmax(answer == MASK))
+        assert (answer[:cut] != MASK).all()
+        assert (answer[cut:] == MASK).all()
+        ahead = np.flatnonzero(weights)
+        np.testing.assert_array_equal(ahead, np.arange(cut, min(cut + AHEAD, (cut // block + 1) * block, len(answer))))
+        assert len(set(weights[ahead])) == 1
+        cuts.add(cut)
+    assert cuts >= set(range(block))
+    np.testing.assert_array_equal(draw(0.0, in_order=1.0), draw(0.0))  # a share of the rows noised as decoded
+
+
 @pytest.mark.parametrize("semi_ar", [0.0, 1.0])
 def test_a_packed_row_masks_what_may_be_masked_and_may_be_cut(semi_ar):
     columns = [4, 5, 20, 21, 33]
@@ -117,6 +144,7 @@ def test_a_packed_row_masks_what_may_be_masked_and_may_be_cut(semi_ar):
         nothing,
         mask_id=MASK,
         semi_ar=semi_ar,
+        in_order=1.0,  # of no account: a packed row has no order
         block_length=8,
     )
     masked, weight = np.asarray(noisy) == MASK, np.asarray(weight)
