@@ -15,7 +15,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,7 +30,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import jaxdiff
-from jaxdiff.decode.many import Timed, batches, request_keys
 from jaxdiff.metrics import aup, paired_difference, tpf, wilson
 from jaxdiff.policies import (
     AboveMean,
@@ -45,7 +44,7 @@ from jaxdiff.policies import (
     any_of,
     cap,
 )
-from jaxdiff.tasks import gsm_symbolic
+from jaxdiff.tasks import evaluate, gsm_symbolic
 
 GEN_LENGTH, BLOCK_LENGTH = 256, 32
 ROWS = 4  # per batch: a batch runs until its slowest row ends, and on CPU a row costs least in small batches
@@ -107,69 +106,23 @@ SWEEPS = (
 )
 
 
-# --- decode ---------------------------------------------------------------------------------------------------------
-
-
-def decode_sweep(
-    checkpoint: jaxdiff.Checkpoint,
-    sweep: Sweep,
-    prompts: Int[np.ndarray, "n P"],
-    origin: Int[np.ndarray, " n"],
-    seed: int,
-    stop: jaxdiff.Stopper,
-    run: Callable[..., jaxdiff.Result],
-    advance: Callable[[int], Any] = lambda rows: None,
-) -> dict[str, np.ndarray]:
-    """`answers`, `lengths`, `nfe` and `near_ties` of every value under every prompt, [values, n, ...].
-
-    Row r holds value r // n under prompt r % n. Neighbours share a batch, so prompts should come in the order of how
-    long their answers will be.
-    """
-    n, values = len(prompts), np.asarray(sweep.values)
-    total = len(values) * n
-    decoded: dict[str, np.ndarray] = {}
-    for rows in batches(total, ROWS):
-        at = rows % n
-        result = jaxdiff.decode(
-            checkpoint.model,
-            checkpoint.params,
-            prompts[at],
-            origin=origin[at],
-            key=request_keys(seed, at),
-            policy=sweep.policy(values[rows // n]),
-            stop=stop,
-            gen_length=GEN_LENGTH,
-            block_length=BLOCK_LENGTH,
-            run=run,
-        )
-        answers = result.tokens[:, prompts.shape[1] :]
-        columns = {"answers": answers, "lengths": result.lengths, "nfe": result.nfe, "near_ties": result.near_ties}
-        for name, column in jax.device_get(columns).items():
-            decoded.setdefault(name, np.zeros((total, *column.shape[1:]), np.int32))[rows] = column
-        advance(len(np.unique(rows)))
-    return {name: column.reshape(len(values), n, *column.shape[1:]) for name, column in decoded.items()}
-
-
-def measure(sweep: Sweep, decoded: dict[str, np.ndarray], verdicts: np.ndarray) -> list[dict[str, Any]]:
-    """One point of the frontier for each value; `verdicts` [values, n] says which answers are right."""
-    points = []
-    for i, value in enumerate(sweep.values):
-        right, n = int(verdicts[i].sum()), verdicts.shape[1]
-        points.append(
-            {
-                "value": value,
-                "accuracy": 100 * right / n,
-                "interval": [100 * end for end in wilson(right, n)],
-                "nfe": float(decoded["nfe"][i].mean()),
-                "tpf": tpf(decoded["lengths"][i], decoded["nfe"][i]),
-                "near_ties": int(decoded["near_ties"][i].sum()),
-                "correct": "".join(map(str, verdicts[i].astype(int))),
-            }
-        )
-    return points
-
-
 # --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def measure(values: Sequence[float], reports: Sequence[evaluate.Report]) -> list[dict[str, Any]]:
+    """One point of the frontier for each value."""
+    return [
+        {
+            "value": value,
+            "accuracy": 100 * report.correct.mean(),
+            "interval": [100 * end for end in wilson(int(report.correct.sum()), report.correct.size)],
+            "nfe": float(report.nfe.mean()),
+            "tpf": tpf(report.lengths, report.nfe),
+            "near_ties": int(report.near_ties.sum()),
+            "correct": "".join(map(str, report.correct.astype(int))),
+        }
+        for value, report in zip(values, reports, strict=True)
+    ]
 
 
 def compare(results: dict[str, Any]) -> None:
@@ -381,15 +334,7 @@ def main(
         checkpoint = jaxdiff.load(model)
     except jaxdiff.InputError as error:
         sys.exit(f"error: {error}")
-    tokenizer = checkpoint.tokenizer
-    if tokenizer is None:
-        sys.exit(f"error: {model} has no tokenizer; the problems are text")
     stopper = {"eos": jaxdiff.EosStop, "none": jaxdiff.NoStop}[stop]()
-    # Problems whose worked answers are about as long share a batch, and end together.
-    problems = sorted(
-        itertools.islice(gsm_symbolic.problems("test", seed), n), key=lambda p: len(tokenizer.encode(p.worked))
-    )
-    prompts, origin = jaxdiff.pad_prompts([tokenizer.prompt(p.question) for p in problems], fill=tokenizer.eos_id)
 
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"policies-{stop}.json"
@@ -400,21 +345,25 @@ def main(
         rows = bar.add_task("", total=n * sum(len(sweep.values) for sweep in left))
         for sweep in left:
             bar.update(rows, description=sweep.name)
-            run = Timed()
-            decoded = decode_sweep(
-                checkpoint, sweep, prompts, origin, seed, stopper, run, lambda count: bar.advance(rows, count)
-            )
-            verdicts = np.asarray(
-                [
-                    [gsm_symbolic.verify(tokenizer.decode(ids), p) for ids, p in zip(answers, problems, strict=True)]
-                    for answers in decoded["answers"]
-                ]
+            before = bar.tasks[rows].completed
+            reports = evaluate.sweep(
+                checkpoint,
+                gsm_symbolic.NAME,
+                sweep.policy,
+                sweep.values,
+                n=n,
+                seed=seed,
+                batch_size=ROWS,
+                stop=stopper,
+                gen_length=GEN_LENGTH,
+                block_length=BLOCK_LENGTH,
+                progress=lambda done, *_: bar.update(rows, completed=before + done),  # noqa: B023
             )
             results["sweeps"][sweep.name] = {
                 "number": sweep.number,
-                "points": measure(sweep, decoded, verdicts),
-                "seconds": run.seconds,
-                "compile_seconds": run.compile_seconds,
+                "points": measure(sweep.values, reports),
+                "seconds": sum(report.seconds for report in reports),
+                "compile_seconds": reports[0].compile_seconds,
             }
             write(path, results)
 
@@ -424,15 +373,19 @@ def main(
     path.with_suffix(".md").write_text(table)
     draw_frontiers(results, path.with_suffix(".png"))
 
-    few = np.linspace(0, n - 1, min(SHOWN, n)).astype(int)  # from short answers to long ones
+    tokenizer = checkpoint.tokenizer
+    assert tokenizer is not None  # the sweep refuses a model without one
+    problems = sorted(itertools.islice(gsm_symbolic.problems("test", seed), n), key=lambda p: len(p.worked))
+    few = [problems[i] for i in np.linspace(0, n - 1, min(SHOWN, n)).astype(int)]  # from short answers to long ones
+    prompts, origin = jaxdiff.pad_prompts([tokenizer.prompt(p.question) for p in few], fill=tokenizer.eos_id)
     shown = {"standard: one token a step": Fixed(), f"threshold, tau = {SHOWN_TAU:g}": Threshold(tau=SHOWN_TAU)}
     traces, lengths = {}, {}
     for name, policy in shown.items():
         result = jaxdiff.decode(
             checkpoint.model,
             checkpoint.params,
-            prompts[few],
-            origin=origin[few],
+            prompts,
+            origin=origin,
             policy=policy,
             stop=jaxdiff.EosStop(),  # the same commits through the first end-of-text as without it
             gen_length=GEN_LENGTH,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxdiff.checkpoint import Checkpoint
 from jaxdiff.decode.api import check_lengths, decode
@@ -16,7 +16,7 @@ from jaxdiff.decode.many import Timed, batches, pad_to_bucket, request_keys
 from jaxdiff.metrics import tpf, wilson
 from jaxdiff.tasks import task
 from jaxdiff.tasks.base import Problem
-from jaxdiff.types import InputError, Policy, Stopper
+from jaxdiff.types import InputError, Policy
 
 HELD_OUT = ("test", "validation")
 
@@ -52,29 +52,32 @@ class Report:
         }
 
 
-def evaluate(
+def evaluate(checkpoint: Checkpoint, task_name: str, *, policy: Policy | None = None, **options: Any) -> Report:
+    """Decode the first `n` problems of a held-out split and let the task judge the texts; `options` are `sweep`'s."""
+    return sweep(checkpoint, task_name, lambda _: policy, (0.0,), **options)[0]
+
+
+def sweep(
     checkpoint: Checkpoint,
     task_name: str,
+    policy: Callable[[Float[np.ndarray, " B"]], Policy | None],
+    values: Sequence[float],
     *,
     n: int = 100,
     seed: int = 0,
     split: str = "test",
     batch_size: int = 16,
-    policy: Policy | None = None,
-    stop: Stopper | None = None,
     gen_length: int = 256,
     block_length: int = 32,
-    temperature: float = 0.0,
-    cfg_scale: float | None = None,
-    forbid_eos: bool = False,
-    defer_eos: bool = False,
     progress: Callable[[int, int, float], None] | None = None,
-) -> Report:
-    """Decode the first `n` problems of a held-out split and let the task judge the texts.
+    **options: Any,
+) -> tuple[Report, ...]:
+    """One report for each value of a policy's number, from one compiled program: rows are values x problems.
 
-    All batches share one shape, so one program is compiled. `seed` is that of the problems and of the decode's
-    randomness, where each problem has its own key; `progress` is called after each batch with the problems, the
-    tokens and the seconds so far; the rest is as in `decode`.
+    `policy` makes a policy from the values of a batch's rows. `seed` is that of the problems and of the decode's
+    randomness, where each problem has its own key. Problems whose worked answers are about as long share a batch, and
+    end together. `progress` is called after each batch with the rows, the tokens and the seconds so far; `options` are
+    `decode`'s. A report's seconds are its rows' share of their batches'.
 
     Raises InputError for a task that is not known, the training split, a model without a tokenizer, and what
     `decode` refuses.
@@ -95,41 +98,47 @@ def evaluate(
     check_lengths(checkpoint.model, max(map(len, questions)), gen_length, block_length)
     config = checkpoint.model.config
     prompts, origin = pad_to_bucket(questions, fill=config.eos_token_id, room=config.max_sequence_length - gen_length)
-    run = Timed(persistent_cache=False)
-    decode_rows = functools.partial(
-        decode,
-        checkpoint.model,
-        checkpoint.params,
-        policy=policy,
-        stop=stop,
-        gen_length=gen_length,
-        block_length=block_length,
-        temperature=temperature,
-        cfg_scale=cfg_scale,
-        forbid_eos=forbid_eos,
-        defer_eos=defer_eos,
-        run=run,
-    )
-    texts: list[str] = []
-    nfe, lengths, near_ties = (np.zeros(n, np.int32) for _ in range(3))
-    for rows in batches(n, batch_size):
-        result = decode_rows(prompts[rows], origin=origin[rows], key=request_keys(seed, rows))
-        nfe[rows], lengths[rows], near_ties[rows] = result.nfe, result.lengths, result.near_ties
-        generated = np.asarray(result.tokens)[:, prompts.shape[1] :]
-        texts += [tokenizer.decode(generated[i]) for i in range(min(len(rows), n - len(texts)))]
+    by_length = np.argsort([len(problem.worked) for problem in problems], kind="stable")
+
+    run, numbers = Timed(persistent_cache=False), np.asarray(values, np.float32)
+    texts = np.empty((len(values), n), object)
+    nfe, lengths, near_ties = (np.zeros((len(values), n), np.int32) for _ in range(3))
+    seconds, done = np.zeros(len(values)), 0
+    for rows in batches(len(values) * n, batch_size):
+        which, at = rows // n, by_length[rows % n]
+        before = run.seconds
+        result = decode(
+            checkpoint.model,
+            checkpoint.params,
+            prompts[at],
+            policy=policy(numbers[which]),
+            gen_length=gen_length,
+            block_length=block_length,
+            origin=origin[at],
+            key=request_keys(seed, at),
+            run=run,
+            **options,
+        )
+        nfe[which, at], lengths[which, at], near_ties[which, at] = result.nfe, result.lengths, result.near_ties
+        for generated, *place in zip(np.asarray(result.tokens)[:, prompts.shape[1] :], which, at, strict=True):
+            texts[tuple(place)] = tokenizer.decode(generated)
+        np.add.at(seconds, which, (run.seconds - before) / len(rows))
+        done += len(np.unique(rows))
         if progress is not None:
-            progress(len(texts), int(lengths.sum()), run.seconds)
-    correct = np.asarray([module.verify(text, problem) for text, problem in zip(texts, problems, strict=True)])
-    return Report(
-        task=task_name,
-        split=split,
-        seed=seed,
-        problems=problems,
-        texts=tuple(texts),
-        correct=correct,
-        nfe=nfe,
-        lengths=lengths,
-        near_ties=near_ties,
-        seconds=run.seconds,
-        compile_seconds=run.compile_seconds,
+            progress(done, int(lengths.sum()), run.seconds)
+    return tuple(
+        Report(
+            task=task_name,
+            split=split,
+            seed=seed,
+            problems=problems,
+            texts=tuple(texts[i]),
+            correct=np.asarray([module.verify(text, p) for text, p in zip(texts[i], problems, strict=True)]),
+            nfe=nfe[i],
+            lengths=lengths[i],
+            near_ties=near_ties[i],
+            seconds=float(seconds[i]),
+            compile_seconds=run.compile_seconds,
+        )
+        for i in range(len(values))
     )

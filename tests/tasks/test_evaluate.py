@@ -7,13 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxdiff
 from jaxdiff import Checkpoint, InputError, Result, Tokenizer
+from jaxdiff.decode.many import request_keys
+from jaxdiff.policies import Threshold
 from jaxdiff.tasks import TASKS
 from jaxdiff.tasks.base import Problem
-from jaxdiff.tasks.evaluate import evaluate
+from jaxdiff.tasks.evaluate import evaluate, sweep
 from tests import small
 
 N, BATCH = 5, 2
+TAUS = (0.9, 0.6, 0.3)
 
 
 class Letters:
@@ -89,6 +93,32 @@ def test_report_counts_each_problem_once(checkpoint, calls):
     assert summary["accuracy_low"] < 0.8 < summary["accuracy_high"]
     assert (summary["seconds"], summary["compile_seconds"]) == (1.5, 3.0)
     assert heard == [(2, 3, 0.5), (4, 10, 1.0), (5, 15, 1.5)]
+
+
+def test_problems_of_like_length_share_a_batch(checkpoint, calls, monkeypatch):
+    worked = {"a": "....", "b": "", "c": "...", "d": "", "e": ""}
+    made = [Problem(letter, text, letter) for letter, text in worked.items()]
+    monkeypatch.setattr(TASKS["letters"], "problems", lambda split, seed: iter(made))
+    report = evaluate(checkpoint, "letters", n=N, batch_size=BATCH, gen_length=small.GEN, block_length=small.BLOCK)
+    order = [1, 3, 4, 2, 0, 0]  # the last batch repeats its own
+    for call, rows in zip(calls, (order[:2], order[2:4], order[4:]), strict=True):
+        assert (call["key"] == request_keys(0, np.asarray(rows))).all()
+    assert report.texts == ("a", "b", "d", "d", "e")
+
+
+def test_a_sweep_equals_an_evaluation_of_each_value(calls, monkeypatch):
+    """3 values x 4 problems in batches of 5: batches straddle values, and the last one is filled up."""
+    monkeypatch.setattr("jaxdiff.tasks.evaluate.decode", jaxdiff.decode)
+    checkpoint = Checkpoint(small.MODEL, small.params(), Tokenizer(Letters(), small.EOS), Path("tiny"))
+    options = {"n": 4, "stop": jaxdiff.EosStop(), "gen_length": small.GEN, "block_length": small.BLOCK}
+    swept = sweep(checkpoint, "letters", lambda tau: Threshold(tau=tau), TAUS, batch_size=5, **options)
+    for report, tau in zip(swept, TAUS, strict=True):
+        alone = evaluate(checkpoint, "letters", policy=Threshold(tau=tau), **options)
+        assert report.texts == alone.texts
+        np.testing.assert_array_equal(report.nfe, alone.nfe)
+        np.testing.assert_array_equal(report.lengths, alone.lengths)
+    first, second, third = (report.nfe.sum() for report in swept)
+    assert first > second > third, "the values must matter, or the test says nothing"
 
 
 def test_what_is_to_be_gone_on_with_is_no_turn_of_a_chat(checkpoint, calls):
