@@ -16,7 +16,7 @@ from jaxdiff.types import InputError
 def train(
     out: Annotated[Path, typer.Option("--out", help="The run's folder; the same command goes on with what it holds.")],
     recipe: Annotated[
-        Path | None, typer.Option("--recipe", metavar="JSON", help=f"Default: the recipe that made {SHIPPED}.")
+        Path | None, typer.Option("--recipe", metavar="JSON", help=f"Default: the one beside {SHIPPED}.")
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="In place of the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="In place of the recipe's.")] = None,

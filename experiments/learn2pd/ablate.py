@@ -1,0 +1,119 @@
+"""Step 4: what the filters owe to depth, to data, to the threshold and to the block length.
+
+    python -m experiments.learn2pd.ablate
+
+On the validation split, stop `eos`, n = CHOSEN_ON. The filters of this step are fitted to the traces of step 1 and are
+not kept. `official` judges blocks of the length that it was fitted for; what `local` does at others is its transfer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import jaxdiff
+from experiments.learn2pd.common import (
+    BLOCK,
+    CHOSEN_ON,
+    LENGTH,
+    MODEL,
+    RESULTS,
+    TRACES,
+    Results,
+    learned,
+    points,
+)
+from experiments.learn2pd.fit import OFFICIAL
+from jaxdiff.checkpoint import FILTERS, load_filter
+from jaxdiff.policies import Fixed, Threshold
+from jaxdiff.train.fit_filter import FilterRecipe, fit_filter
+from jaxdiff.train.traces import Traces, load_traces
+
+LAYERS = (1, 2, 4)
+SHARES = (0.01, 0.1, 1.0)  # of the prompts
+TAUS = (0.99, 0.96, 0.9, 0.8, 0.6)
+BLOCKS, LENGTHS = (8, 16, 64), (128, 512)
+COLOURS = ("#56b4e9", "#0072b2", "#000000")
+
+
+def main() -> None:
+    checkpoint = jaxdiff.load(MODEL)
+    traces, results = load_traces(TRACES), Results("ablate", checkpoint)
+    local, _ = load_filter(checkpoint.path / FILTERS / "local")
+
+    for layers in LAYERS:
+        fit_and_sweep(
+            checkpoint, results, f"official, {layers} layers", traces, dataclasses.replace(OFFICIAL, layers=layers)
+        )
+    for share in SHARES:
+        few = traces.take(traces.prompt < share * (traces.prompt.max() + 1))
+        fit_and_sweep(checkpoint, results, f"official, {share:.0%} of the prompts", few, OFFICIAL)
+        recipe = FilterRecipe(kind="local", layers=2, hidden=local.filter.layers[0].kernel.shape[1])
+        fit_and_sweep(checkpoint, results, f"local, {share:.0%} of the prompts", few, recipe)
+    ways = {"standard": Fixed(), "threshold 0.9": Threshold(tau=0.9), "learned local": local}
+    for gen_length, block in [*((LENGTH, block) for block in (*BLOCKS, BLOCK)), *((n, BLOCK) for n in LENGTHS)]:
+        for name, policy in ways.items():
+            label = f"{name}, length {gen_length}, block {block}"
+            results.once(
+                label,
+                lambda label=label, policy=policy, gen_length=gen_length, block=block: points(
+                    checkpoint,
+                    label,
+                    lambda _: policy,
+                    n=CHOSEN_ON,
+                    split="validation",
+                    gen_length=gen_length,
+                    block_length=block,
+                ),
+            )
+    (RESULTS / "ablate.md").write_text(report(results))
+    draw(results)
+    print(report(results))
+
+
+def fit_and_sweep(
+    checkpoint: jaxdiff.Checkpoint, results: Results, name: str, traces: Traces, recipe: FilterRecipe
+) -> None:
+    def make() -> list[dict]:
+        policy = learned(fit_filter(traces, recipe).filter, quota=recipe.kind == "block")
+        return points(checkpoint, name, policy, TAUS, n=CHOSEN_ON, split="validation")
+
+    results.once(name, make)
+
+
+def report(results: Results) -> str:
+    lines = ["# What the filters owe", "", f"Validation split, n = {CHOSEN_ON}, stop eos.", ""]
+    lines += ["| what | tau | accuracy % | NFE | TPF |", "|---|---:|---:|---:|---:|"]
+    for name, swept in results.entries.items():
+        for point in swept:
+            tau = f"{point['value']:g}" if len(swept) > 1 else "-"
+            lines.append(f"| {name} | {tau} | {point['accuracy']:.1f} | {point['nfe']:.1f} | {point['tpf']:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: Results) -> None:
+    """Accuracy against TPF by depth, and by data."""
+    groups = {
+        "official, by depth": [f"official, {layers} layers" for layers in LAYERS],
+        "official, by data": [f"official, {share:.0%} of the prompts" for share in SHARES],
+        "local, by data": [f"local, {share:.0%} of the prompts" for share in SHARES],
+    }
+    figure, axes = plt.subplots(1, len(groups), figsize=(13, 4.2), layout="constrained", sharex=True, sharey=True)
+    for axis, (title, names) in zip(np.ravel(axes), groups.items(), strict=True):
+        for name, colour in zip(names, COLOURS, strict=True):
+            swept = results.entries[name]
+            axis.plot([p["tpf"] for p in swept], [p["accuracy"] for p in swept], "o-", color=colour, label=name)
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel("TPF")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=9)
+    axes[0].set_ylabel("accuracy (%)")
+    figure.savefig(RESULTS / "ablate.png", dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

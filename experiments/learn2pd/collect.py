@@ -1,0 +1,45 @@
+"""Step 1: standard decodes of training prompts, and their greedy replay.
+
+python -m experiments.learn2pd.collect
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import jaxdiff
+from experiments.learn2pd.common import BLOCK, EOS, LENGTH, MODEL, ROWS, SEED, TRACES, Results, speaker
+from jaxdiff.cli.show import progress
+from jaxdiff.tasks import gsm_symbolic
+from jaxdiff.train.traces import collect
+
+PROMPTS = 2000
+
+
+def main() -> None:
+    checkpoint = jaxdiff.load(MODEL)
+    problems = itertools.islice(gsm_symbolic.problems("train", SEED + 1000), PROMPTS)
+    prompts = [speaker(checkpoint).prompt(problem.question) for problem in problems]
+    since = time.perf_counter()
+    with progress("prompts", PROMPTS) as update:
+        traces = collect(
+            checkpoint.model,
+            checkpoint.params,
+            prompts,
+            range(PROMPTS),
+            TRACES,
+            gen_length=LENGTH,
+            block_length=BLOCK,
+            stop=EOS,
+            batch_size=ROWS,
+            progress=update,
+        )
+    seconds = time.perf_counter() - since
+    facts = {"prompts": PROMPTS, "rows": int(traces.prompt.size), "share final": float(traces.final.mean())}
+    Results("collect", checkpoint).once("traces", lambda: facts | {"seconds of this call": seconds})
+    print(f"{facts['rows']} rows of {PROMPTS} prompts in {TRACES}")
+
+
+if __name__ == "__main__":
+    main()

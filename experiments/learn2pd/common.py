@@ -1,0 +1,120 @@
+"""What the four steps of this experiment share: the setting, the policies, and results that a killed run keeps."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jaxdiff
+from experiments.policies import SWEEPS, TAUS, Sweep, describe, measure
+from jaxdiff.cli.show import progress
+from jaxdiff.policies import Fixed, Learned, any_of
+from jaxdiff.policies.filters import Filter
+from jaxdiff.tasks import evaluate, gsm_symbolic
+
+MODEL = "gsm-1m"
+LENGTH, LONG, BLOCK = 256, 1024, 32
+ROWS = 4  # per batch: on CPU a row costs least in small batches
+SEED = 0
+CHOSEN_ON = 100  # validation problems
+TRACES = Path("runs/learn2pd/traces")
+RESULTS = Path(__file__).parent / "results"
+
+HEURISTICS = tuple(s for s in SWEEPS if s.name in ("threshold", "factor", "entropy", "entropy bounded", "above mean"))
+FILTER_TAUS = (0.999, 0.995, 0.99, 0.98, *TAUS[2:9], 0.65, 0.5)
+EOS = jaxdiff.EosStop()
+
+
+def learned(judge: Filter, *, quota: bool) -> Callable[[Any], jaxdiff.Policy]:
+    """A policy for each threshold; the published one is joined with one token a step."""
+    return lambda tau: any_of(Learned(judge, tau), Fixed()) if quota else Learned(judge, tau)
+
+
+class Results:
+    """A JSON file of named entries: what is there is not measured again, unless the weights or the setting changed."""
+
+    def __init__(self, name: str, checkpoint: jaxdiff.Checkpoint) -> None:
+        RESULTS.mkdir(exist_ok=True)
+        self.path = RESULTS / f"{name}.json"
+        setting = describe(checkpoint, MODEL, CHOSEN_ON, "as named", SEED) | {"split": "as named"}
+        self.content: dict[str, Any] = {"setting": setting, "entries": {}}
+        if self.path.is_file() and (kept := json.loads(self.path.read_text()))["setting"] == setting:
+            self.content = kept
+
+    @property
+    def entries(self) -> dict[str, Any]:
+        return self.content["entries"]
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """The entry called `name`, made and written where it is missing."""
+        if name not in self.entries:
+            self.entries[name] = make()
+            scratch = self.path.with_suffix(".tmp")
+            scratch.write_text(json.dumps(self.content, indent=1) + "\n")
+            scratch.replace(self.path)
+        return self.entries[name]
+
+
+def points(
+    checkpoint: jaxdiff.Checkpoint,
+    name: str,
+    policy: Callable[[Any], jaxdiff.Policy],
+    values: Sequence[float] = (0.0,),
+    *,
+    n: int,
+    split: str,
+    stop: jaxdiff.Stopper = EOS,
+    gen_length: int = LENGTH,
+    block_length: int = BLOCK,
+) -> list[dict[str, Any]]:
+    """One point of the frontier for each value, with its share of the decode's seconds; a bar on stderr."""
+    with progress(name, n * len(values)) as update:
+        reports = evaluate.sweep(
+            checkpoint,
+            gsm_symbolic.NAME,
+            policy,
+            values,
+            n=n,
+            seed=SEED,
+            split=split,
+            batch_size=ROWS,
+            stop=stop,
+            gen_length=gen_length,
+            block_length=block_length,
+            progress=update,
+        )
+    made = measure(values, reports)
+    return [point | {"seconds": report.seconds, "n": n} for point, report in zip(made, reports, strict=True)]
+
+
+def fastest(swept: Sequence[dict[str, Any]], standard: dict[str, Any]) -> dict[str, Any] | None:
+    """The point of highest TPF that is no less accurate than standard decoding; None where all are."""
+    close = [point for point in swept if point["accuracy"] >= standard["accuracy"]]
+    return max(close, key=lambda point: point["tpf"]) if close else None
+
+
+def standard_on_validation(checkpoint: jaxdiff.Checkpoint, results: Results) -> dict[str, Any]:
+    return results.once(
+        "standard, validation",
+        lambda: points(checkpoint, "standard", lambda _: Fixed(), n=CHOSEN_ON, split="validation")[0],
+    )
+
+
+def swept_on_validation(checkpoint: jaxdiff.Checkpoint, results: Results, sweep: Sweep) -> list[dict[str, Any]]:
+    make = functools.partial(points, checkpoint, sweep.name, sweep.policy, sweep.values)
+    return results.once(f"{sweep.name}, validation", lambda: make(n=CHOSEN_ON, split="validation"))
+
+
+def verdicts(point: dict[str, Any]) -> np.ndarray:
+    return np.asarray([mark == "1" for mark in point["correct"]])
+
+
+def speaker(checkpoint: jaxdiff.Checkpoint) -> jaxdiff.Tokenizer:
+    if checkpoint.tokenizer is None:
+        raise jaxdiff.InputError(f"model: {checkpoint.path} has no tokenizer; the problems are text")
+    return checkpoint.tokenizer

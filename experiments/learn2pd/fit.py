@@ -1,0 +1,126 @@
+"""Step 2: fit the filters, choose their thresholds on the validation split, and put them beside the model.
+
+python -m experiments.learn2pd.fit
+
+`official` is the published recipe. `local` is chosen among CANDIDATES: the one whose fastest threshold, of those that
+are no less accurate than standard decoding on the validation problems, has the highest TPF.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import Float
+
+import jaxdiff
+from experiments.learn2pd.common import (
+    CHOSEN_ON,
+    FILTER_TAUS,
+    MODEL,
+    RESULTS,
+    SEED,
+    TRACES,
+    Results,
+    fastest,
+    learned,
+    points,
+    standard_on_validation,
+)
+from jaxdiff.checkpoint import FILTERS, save_filter
+from jaxdiff.policies import Learned
+from jaxdiff.policies.filters import Evidence
+from jaxdiff.train.fit_filter import FilterRecipe, fit_filter, kept_apart
+from jaxdiff.train.traces import Traces, load_traces
+
+OFFICIAL = FilterRecipe(kind="block", layers=2, seed=SEED)
+CANDIDATES = {
+    f"local, {hidden} wide, a wrong commit costs {wrong:g}": FilterRecipe(
+        kind="local", layers=2, hidden=hidden, wrong=wrong, seed=SEED
+    )
+    for hidden in (32, 64)
+    for wrong in (1.0, 4.0, 16.0)
+}
+BINS = 20
+
+
+def main() -> None:
+    checkpoint = jaxdiff.load(MODEL)
+    traces, results = load_traces(TRACES), Results("fit", checkpoint)
+    standard = standard_on_validation(checkpoint, results)
+    home = checkpoint.path / FILTERS
+    best: tuple[float, str] | None = None
+    fitted: dict[str, Any] = {}
+    for name, recipe in {"official": OFFICIAL, **CANDIDATES}.items():
+        since = time.perf_counter()
+        fit = fit_filter(traces, recipe)
+        seconds = time.perf_counter() - since
+        quota = recipe.kind == "block"
+        policy = learned(fit.filter, quota=quota)
+        facts = {"recipe": dataclasses.asdict(recipe), "validation loss": fit.best, "seconds": seconds}
+        results.once(f"{name}, fit", lambda facts=facts: facts)
+        swept = results.once(
+            f"{name}, validation",
+            lambda name=name, policy=policy: points(
+                checkpoint, name, policy, FILTER_TAUS, n=CHOSEN_ON, split="validation"
+            ),
+        )
+        chosen = fastest(swept, standard) or max(swept, key=lambda point: point["accuracy"])
+        fitted[name] = Learned(fit.filter, chosen["value"])
+        print(f"{name}: tau {chosen['value']:g}, TPF {chosen['tpf']:.2f}, {chosen['accuracy']:.1f} % of {CHOSEN_ON}")
+        if name == "official":
+            save_filter(home / name, fitted[name], quota=True)
+        elif best is None or chosen["tpf"] > best[0]:
+            best = (chosen["tpf"], name)
+    assert best is not None
+    save_filter(home / "local", fitted[best[1]], quota=False)
+    print(f"local is: {best[1]}")
+    shown = {"official": fitted["official"], "local": fitted[best[1]]}
+    draw_calibration(traces.take(kept_apart(traces.prompt)), shown)
+
+
+def draw_calibration(traces: Traces, filters: dict[str, Learned]) -> None:
+    """How often is a masked candidate final, by what the filter (or the model's own probability) says?"""
+    seen = Evidence(
+        jnp.asarray(traces.log_odds),
+        jnp.asarray(traces.runner_up),
+        jnp.asarray(traces.entropy),
+        jnp.asarray(traces.masked),
+        jnp.asarray(traces.step, jnp.int32),
+    )
+    said: dict[str, Float[np.ndarray, "R W"]] = {"the model's probability": np.asarray(seen.prob)}
+    for name, policy in filters.items():
+        said[name] = 1.0 / (1.0 + np.exp(-np.asarray(policy.filter(seen))))
+    figure, (axis, below) = plt.subplots(
+        2, 1, figsize=(6.4, 7.4), layout="constrained", height_ratios=(3, 1), sharex=True
+    )
+    axis.plot([0, 1], [0, 1], color="#888888", lw=0.8)
+    edges = np.linspace(0, 1, BINS + 1)
+    for (name, belief), colour in zip(said.items(), ("#000000", "#0072b2", "#d55e00"), strict=True):
+        belief, final = belief[traces.masked], traces.final[traces.masked]
+        where = np.clip(np.digitize(belief, edges) - 1, 0, BINS - 1)
+        count = np.bincount(where, minlength=BINS)
+        share = np.bincount(where, final, minlength=BINS) / np.maximum(count, 1)
+        mean = np.bincount(where, belief, minlength=BINS) / np.maximum(count, 1)
+        error = float(np.sum(count / count.sum() * np.abs(share - mean)))
+        axis.plot(mean[count > 0], share[count > 0], "o-", color=colour, ms=4, label=f"{name} (error {error:.3f})")
+        below.step((edges[1:] + edges[:-1]) / 2, count / count.sum(), where="mid", color=colour)
+    axis.set_ylabel("share that was final")
+    axis.legend(frameon=False)
+    axis.set_title("masked positions of the prompts kept apart", fontsize=11)
+    below.set_yscale("log")
+    below.set_ylabel("share of positions")
+    below.set_xlabel("said to be final")
+    for each in (axis, below):
+        each.grid(alpha=0.25)
+        each.spines[["top", "right"]].set_visible(False)
+    figure.savefig(RESULTS / "calibration.png", dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
