@@ -6,6 +6,7 @@ jaxdiff.load("runs/mine")   a folder that `jaxdiff train` wrote
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -14,6 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +142,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | None = None) -> None:
     """Write a model folder as a whole or not at all: params in bfloat16, the config, a copy of the tokenizer."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        new, old = Path(scratch) / "new", Path(scratch) / "old"
-        new.mkdir()
+    with _replaced(folder) as new:
         config = dataclasses.asdict(model.config) | {"dtype": "bfloat16", "family": type(model).__name__.lower()}
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         small = jax.tree.map(lambda x: np.asarray(x.astype(jnp.bfloat16)), params)
@@ -152,9 +151,6 @@ def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | N
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             if tokenizer_from is not None and (tokenizer_from / name).is_file():
                 shutil.copy(tokenizer_from / name, new / name)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
 
 
 def save_filter(folder: Path, learned: Learned, *, quota: bool) -> None:
@@ -162,7 +158,6 @@ def save_filter(folder: Path, learned: Learned, *, quota: bool) -> None:
 
     `quota`: whether the policy joins it with one token a step, as the published decode does.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     judge = learned.filter
     config = {
         "kind": type(judge).__name__.lower(),
@@ -171,14 +166,22 @@ def save_filter(folder: Path, learned: Learned, *, quota: bool) -> None:
         "tau": float(np.asarray(learned.tau)),
         "quota": quota,
     }
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        new, old = Path(scratch) / "new", Path(scratch) / "old"
-        new.mkdir()
+    with _replaced(folder) as new:
         (new / FILTER).write_text(json.dumps(config, indent=2) + "\n")
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((new / "params").absolute(), judge.layers)
         if (folder / "README.md").is_file():
             shutil.copy(folder / "README.md", new / "README.md")
+
+
+@contextlib.contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which then takes the place of `folder`: as a whole, or not at all where writing fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        new.mkdir()
+        yield new
         if folder.exists():
             folder.rename(old)
         new.rename(folder)

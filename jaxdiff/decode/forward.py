@@ -1,8 +1,8 @@
 """One forward: from the canvas to what is believed of each row's block, and, where a stopper asks, of the whole canvas.
 
 canvas [B L] -> its first n columns, n on the ladder -> model.features [B n D]
-block [B W D] -> beliefs -> Score
-all   [B n D] -> beliefs -> Tail
+                of them the block [B W D] -> beliefs -> Score
+                of them all       [B n D] -> beliefs -> Tail
 """
 
 from __future__ import annotations
