@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,10 +66,9 @@ def decode(
     check_ids(model, prompts, origin, masks_allowed=False)
     masks = jnp.full((rows, gen_length), model.config.mask_token_id, jnp.int32)
     canvas = jnp.concatenate([jnp.asarray(prompts, jnp.int32), masks], axis=1)
-    stop = stop or NoStop()
-    ladder = _ladder(width, gen_length, block_length) if stop.cuts else ()
-    settings = _settings(temperature, cfg_scale, rows, block_length, width, forbid_eos, defer_eos, ladder)
-    return _run(run, model, params, canvas, origin, _keys(key, rows), policy or Fixed(), stop, settings)
+    ways = (policy, stop, temperature, cfg_scale, forbid_eos, defer_eos)
+    settings = _settings(*ways, rows=rows, first=width, generated=gen_length, block=block_length)
+    return _run(run, model, params, canvas, origin, _keys(key, rows), settings)
 
 
 def infill(
@@ -96,11 +96,9 @@ def infill(
     check_lengths(model, 0, width, block_length)
     origin = jnp.zeros((rows,), jnp.int32)
     check_ids(model, canvas, origin, masks_allowed=True)
-    stop = stop or NoStop()
-    ladder = _ladder(0, width, block_length) if stop.cuts else ()
-    settings = _settings(temperature, cfg_scale, rows, block_length, 0, forbid_eos, defer_eos, ladder)
-    ids = jnp.asarray(canvas, jnp.int32)
-    return _run(run, model, params, ids, origin, _keys(key, rows), policy or Fixed(), stop, settings)
+    ways = (policy, stop, temperature, cfg_scale, forbid_eos, defer_eos)
+    settings = _settings(*ways, rows=rows, first=0, generated=width, block=block_length)
+    return _run(run, model, params, jnp.asarray(canvas, jnp.int32), origin, _keys(key, rows), settings)
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], fill: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -122,18 +120,18 @@ def _run(
     canvas: Int[Array, "B L"],
     origin: Int[Array, " B"],
     keys: Key[Array, " B"],
-    policy: Policy,
-    stop: Stopper,
     settings: Settings,
 ) -> loop.Result:
     """`run`; before it, uncounted and untimed, the standard decode for a policy that lacks its answer.
 
     Raises InputError, before compilation, for what the policy refuses.
     """
+    policy = settings.policy
     if isinstance(policy, NeedsReference) and policy.lacks_reference:
-        policy = policy.bind(loop.run(model, params, canvas, origin, keys, Fixed(), stop, settings).tokens)
+        standard = dataclasses.replace(settings, policy=Fixed())
+        policy = policy.bind(loop.run(model, params, canvas, origin, keys, standard).tokens)
     jax.eval_shape(lambda: policy.init(canvas.shape[0], settings.block_length))
-    return run(model, params, canvas, origin, keys, policy, stop, settings)
+    return run(model, params, canvas, origin, keys, dataclasses.replace(settings, policy=policy))
 
 
 def _shape(name: str, array: Any) -> tuple[int, int]:
@@ -211,14 +209,17 @@ def _ladder(first: int, generated: int, block: int) -> tuple[int, ...]:
 
 
 def _settings(
+    policy: Policy | None,
+    stop: Stopper | None,
     temperature: Any,
     guidance: Any,
-    rows: int,
-    block: int,
-    first: int,
     forbid_eos: bool,
     defer_eos: bool,
-    ladder: tuple[int, ...] = (),
+    *,
+    rows: int,
+    first: int,
+    generated: int,
+    block: int,
 ) -> Settings:
     for name, value in (("temperature", temperature), ("cfg_scale", guidance)):
         if value is None or isinstance(value, jax.core.Tracer):
@@ -226,12 +227,15 @@ def _settings(
         array = np.asarray(value)
         if array.shape not in ((), (rows,)) or not np.all(np.isfinite(array)) or np.any(array < 0):
             raise InputError(f"{name}: found {value}, expected a number of 0 or more, or {rows} of them")
+    stop = stop or NoStop()
     return Settings(
+        policy=policy or Fixed(),
+        stop=stop,
         temperature=jnp.asarray(temperature, jnp.float32),
         guidance=None if guidance is None else jnp.asarray(guidance, jnp.float32),
         block_length=block,
         first=first,
-        ladder=ladder,
+        ladder=_ladder(first, generated, block) if stop.cuts else (),
         forbid_eos=forbid_eos,
         defer_eos=defer_eos,
     )

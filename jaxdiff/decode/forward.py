@@ -27,8 +27,6 @@ def read(
     open_: Bool[Array, "B L"],
     start: Int[Array, " B"],
     block_step: Int[Array, " B"],
-    *,
-    wants_tail: bool,
 ) -> tuple[Score, Tail | None]:
     """The score of each row's block, and of every open position whether its candidate is end-of-text.
 
@@ -36,7 +34,7 @@ def read(
     """
 
     def on(length: int) -> Callable[[], tuple[Beliefs, Float[Array, "B W D"], Tail | None]]:
-        return lambda: _read(model, params, settings, state, open_, start, length, wants_tail)
+        return lambda: _read(model, params, settings, state, open_, start, length)
 
     length = state.canvas.shape[1]
     rungs = tuple(rung for rung in settings.ladder if rung < length)
@@ -68,7 +66,6 @@ def _read(
     open_: Bool[Array, "B L"],
     start: Int[Array, " B"],
     length: int,
-    wants_tail: bool,
 ) -> tuple[Beliefs, Float[Array, "B W D"], Tail | None]:
     """The forward over the first `length` columns."""
     config = model.config
@@ -91,7 +88,7 @@ def _read(
 
     hidden = take(features, start, settings.block_length)
     belief = believe(hidden, take(positions, start, settings.block_length))
-    if not wants_tail:
+    if not settings.stop.wants_tail:
         return belief, hidden, None
     everywhere = believe(features, positions)
     beyond = ((0, 0), (0, state.canvas.shape[1] - length))

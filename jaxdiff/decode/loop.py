@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Int, Key
 from jaxdiff.decode.forward import read
 from jaxdiff.decode.score import NEVER
 from jaxdiff.decode.state import Settings, State, fold, holes, put, take
-from jaxdiff.types import NEAR_TIE, Model, Params, Policy, Progress, Proposal, Score, Stopper, pytree
+from jaxdiff.types import NEAR_TIE, Model, Params, Progress, Proposal, Score, pytree
 
 
 class Reason(enum.IntEnum):
@@ -64,8 +64,6 @@ def begin(
     canvas: Int[Array, "B L"],
     origin: Int[Array, " B"],
     keys: Key[Array, " B"],
-    policy: Policy,
-    stop: Stopper,
     settings: Settings,
 ) -> State:
     """The state before the first step: what is masked from `settings.first` on is to be generated."""
@@ -84,21 +82,21 @@ def begin(
         nfe=zero,
         near_ties=zero,
         commit_step=jnp.full((rows, length), -1, jnp.int32),
-        policy=policy.init(rows, settings.block_length),
-        stop=stop.init(rows),
+        policy=settings.policy.init(rows, settings.block_length),
+        stop=settings.stop.init(rows),
     )
 
 
-def step(model: Model, params: Params, policy: Policy, stop: Stopper, settings: Settings, state: State) -> State:
+def step(model: Model, params: Params, settings: Settings, state: State) -> State:
     """One forward for the whole batch; rows without holes are left as they are."""
-    window = settings.block_length
+    policy, stop, window = settings.policy, settings.stop, settings.block_length
     open_ = holes(model, state)
     live = jnp.any(open_, axis=1)
     block = (jnp.argmax(open_, axis=1).astype(jnp.int32) - settings.first) // window
     start = jnp.where(live, settings.first + block * window, state.start.clip(min=settings.first))
     block_step = jnp.where(start == state.start, state.block_step, 0)
 
-    score, tail = read(model, params, settings, state, open_, start, block_step, wants_tail=stop.wants_tail)
+    score, tail = read(model, params, settings, state, open_, start, block_step)
     step_keys = fold(fold(state.keys, state.row_step), 1)
     proposal, policy_state = policy.select(state.policy, score, step_keys)
     commit, contest = _resolve(proposal, score, policy.waits)
@@ -164,15 +162,13 @@ def run(
     canvas: Int[Array, "B L"],
     origin: Int[Array, " B"],
     keys: Key[Array, " B"],
-    policy: Policy,
-    stop: Stopper,
     settings: Settings,
 ) -> Result:
     """`begin`, `step` until no row is live, `finish`: one program."""
     state = jax.lax.while_loop(
         lambda state: jnp.any(holes(model, state)),
-        lambda state: step(model, params, policy, stop, settings, state),
-        begin(model, canvas, origin, keys, policy, stop, settings),
+        lambda state: step(model, params, settings, state),
+        begin(model, canvas, origin, keys, settings),
     )
     return finish(model, settings, state)
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int, Key
 from jaxdiff.decode import loop
 from jaxdiff.decode.api import pad_prompts
 from jaxdiff.decode.state import Settings
-from jaxdiff.types import Model, Params, Policy, Stopper
+from jaxdiff.types import Model, Params
 
 BUCKET = 32  # prompts are padded to a multiple of this, so that batches share compiled programs
 
@@ -43,12 +43,10 @@ class Timed:
         canvas: Int[Array, "B L"],
         origin: Int[Array, " B"],
         keys: Key[Array, " B"],
-        policy: Policy,
-        stop: Stopper,
         settings: Settings,
     ) -> loop.Result:
         """`loop.run` of the same arguments; returns when the result is there."""
-        arguments = (params, canvas, origin, keys, policy, stop, settings)
+        arguments = (params, canvas, origin, keys, settings)
         leaves, structure = jax.tree.flatten(arguments)
         shapes = (model, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         since = time.perf_counter()

@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
-from jaxdiff.types import Leaf, Model, pytree, static
+from jaxdiff.types import Leaf, Model, Policy, Stopper, pytree, static
 
 
 @pytree
 class Settings:
-    """What one decode is compiled for (static), and the numbers that it traces."""
+    """How one decode goes: what it is compiled for (static), and the numbers and weights that it traces."""
 
+    policy: Policy
+    stop: Stopper
     temperature: Leaf
     guidance: Leaf | None  # classifier-free guidance scale; None compiles the single forward
     block_length: int = static()

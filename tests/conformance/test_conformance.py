@@ -153,15 +153,14 @@ def test_rule_4_values_are_traced(policy, stop, data, temperature):
 @settings(max_examples=1)
 @given(data=st.data())
 def test_rule_5_the_while_loop_is_a_python_loop(policy, stop, data):
-    stopper = STOPPERS[stop]()
     drawn = bound(draw(data, policy), lambda: run(Fixed(), stop, temperature=0.7).tokens)
     prompts, origin = small.batch()
     tree, keys = small.params(), small.keys(4)
-    numbers = api._settings(0.7, None, 4, small.BLOCK, prompts.shape[1], False, False)
+    numbers = whole_settings(drawn, stop, 0.7)
     masks = np.full((4, small.GEN), small.MASK, np.int32)
     canvas = jnp.concatenate([jnp.asarray(prompts), jnp.asarray(masks)], axis=1)
-    state = loop.begin(small.MODEL, canvas, jnp.asarray(origin), keys, drawn, stopper, numbers)
-    once = jax.jit(lambda state: loop.step(small.MODEL, tree, drawn, stopper, numbers, state))
+    state = loop.begin(small.MODEL, canvas, jnp.asarray(origin), keys, numbers)
+    once = jax.jit(lambda state: loop.step(small.MODEL, tree, numbers, state))
     while bool(loop.holes(small.MODEL, state).any()):
         state = once(state)
     by_hand = loop.finish(small.MODEL, numbers, state)
@@ -170,15 +169,17 @@ def test_rule_5_the_while_loop_is_a_python_loop(policy, stop, data):
         np.testing.assert_array_equal(left, right)
 
 
+def whole_settings(policy, stop, temperature):
+    size = {"rows": 4, "first": small.batch()[0].shape[1], "generated": small.GEN, "block": small.BLOCK}
+    return api._settings(policy, STOPPERS[stop](), temperature, None, False, False, **size)
+
+
 def traced_program(model=small.MODEL, policy=None, stop="eos"):
     prompts, origin = small.batch()
-    numbers = api._settings(0.0, None, 4, small.BLOCK, prompts.shape[1], False, False)
     canvas = jnp.zeros((4, prompts.shape[1] + small.GEN), jnp.int32)
     tree = jax.eval_shape(model.init, jax.random.key(0))
-    return loop.run.trace(
-        *(model, tree, canvas, jnp.asarray(origin), small.keys(4)),
-        *(policy or Threshold(0.9), STOPPERS[stop](), numbers),
-    )
+    settings = whole_settings(policy or Threshold(0.9), stop, 0.0)
+    return loop.run.trace(model, tree, canvas, jnp.asarray(origin), small.keys(4), settings)
 
 
 @over(0)
