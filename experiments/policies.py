@@ -332,6 +332,7 @@ def main(
     """Sweep every policy; write policies-STOP.json, .md and .png and commit-order-STOP.png; print the table."""
     try:
         checkpoint = jaxdiff.load(model)
+        tokenizer = checkpoint.tokenizer_for(gsm_symbolic.NAME)
     except jaxdiff.InputError as error:
         sys.exit(f"error: {error}")
     stopper = {"eos": jaxdiff.EosStop, "none": jaxdiff.NoStop}[stop]()
@@ -373,8 +374,6 @@ def main(
     path.with_suffix(".md").write_text(table)
     draw_frontiers(results, path.with_suffix(".png"))
 
-    tokenizer = checkpoint.tokenizer
-    assert tokenizer is not None  # the sweep refuses a model without one
     problems = sorted(itertools.islice(gsm_symbolic.problems("test", seed), n), key=lambda p: len(p.worked))
     few = [problems[i] for i in np.linspace(0, n - 1, min(SHOWN, n)).astype(int)]  # from short answers to long ones
     prompts, origin = jaxdiff.pad_prompts([tokenizer.prompt(p.question) for p in few], fill=tokenizer.eos_id)

@@ -65,6 +65,12 @@ class Checkpoint:
     tokenizer: Tokenizer | None
     path: Path
 
+    def tokenizer_for(self, task: str) -> Tokenizer:
+        """The tokenizer that a task of text needs. Raises InputError where the folder has none."""
+        if self.tokenizer is None:
+            raise InputError(f"model: {self.path} has no tokenizer, and {task} is text; add its tokenizer.json")
+        return self.tokenizer
+
 
 def shipped_folder() -> Path:
     """Where the checkpoints that ship lie: in the wheel beside this file, in a source tree one level up."""

@@ -9,7 +9,7 @@ import itertools
 import time
 
 import jaxdiff
-from experiments.learn2pd.common import BLOCK, EOS, LENGTH, MODEL, ROWS, SEED, TRACES, Results, speaker
+from experiments.learn2pd.common import BLOCK, EOS, LENGTH, MODEL, ROWS, SEED, TRACES, Results
 from jaxdiff.cli.show import progress
 from jaxdiff.tasks import gsm_symbolic
 from jaxdiff.train.traces import collect
@@ -20,7 +20,8 @@ PROMPTS = 2000
 def main() -> None:
     checkpoint = jaxdiff.load(MODEL)
     problems = itertools.islice(gsm_symbolic.problems("train", SEED + 1000), PROMPTS)
-    prompts = [speaker(checkpoint).prompt(problem.question) for problem in problems]
+    tokenizer = checkpoint.tokenizer_for(gsm_symbolic.NAME)
+    prompts = [tokenizer.prompt(problem.question) for problem in problems]
     since = time.perf_counter()
     with progress("prompts", PROMPTS) as update:
         traces = collect(

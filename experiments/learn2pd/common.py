@@ -112,9 +112,3 @@ def swept_on_validation(checkpoint: jaxdiff.Checkpoint, results: Results, sweep:
 
 def verdicts(point: dict[str, Any]) -> np.ndarray:
     return np.asarray([mark == "1" for mark in point["correct"]])
-
-
-def speaker(checkpoint: jaxdiff.Checkpoint) -> jaxdiff.Tokenizer:
-    if checkpoint.tokenizer is None:
-        raise jaxdiff.InputError(f"model: {checkpoint.path} has no tokenizer; the problems are text")
-    return checkpoint.tokenizer

@@ -28,7 +28,6 @@ from experiments.learn2pd.common import (
     Results,
     fastest,
     points,
-    speaker,
     standard_on_validation,
     swept_on_validation,
     verdicts,
@@ -60,7 +59,7 @@ def main() -> None:
     wall_clock(checkpoint, results, policies)
     at_1024(checkpoint, results, policies)
     (RESULTS / "evaluate.md").write_text(report(results))
-    draw_frontier(results)
+    draw_frontier(results, Results("fit", checkpoint))
     draw_order(checkpoint, policies)
     print(report(results))
 
@@ -107,7 +106,7 @@ def wall_clock(checkpoint: jaxdiff.Checkpoint, results: Results, policies: dict[
         "learned local, eos": (policies["learned local"], EOS),
         "learned local, eotp safe": (policies["learned local"], STOPS["eotp safe"]),
     }
-    tokenizer = speaker(checkpoint)
+    tokenizer = checkpoint.tokenizer_for(gsm_symbolic.NAME)
     problems = list(itertools.islice(gsm_symbolic.problems("test", SEED), TIMED))
     prompts, origin = jaxdiff.pad_prompts([tokenizer.prompt(p.question) for p in problems], fill=tokenizer.eos_id)
     run = Timed()
@@ -206,10 +205,10 @@ def report(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw_frontier(results: Results) -> None:
+def draw_frontier(results: Results, filters: Results) -> None:
     """Accuracy against TPF: the validation sweeps, and the test points of what was chosen."""
     figure, axis = plt.subplots(figsize=(8.4, 5.4), layout="constrained")
-    fit = Results("fit", jaxdiff.load(MODEL)).entries
+    fit = filters.entries
     swept = {s.name: (results.entries[f"{s.name}, validation"], s.colour, s.style) for s in HEURISTICS}
     swept["learned official"] = (fit["official, validation"], "#000000", "P-")
     locals_ = [name for name in fit if name.startswith("local") and name.endswith("validation")]
@@ -246,7 +245,7 @@ def draw_frontier(results: Results) -> None:
 
 def draw_order(checkpoint: jaxdiff.Checkpoint, policies: dict[str, jaxdiff.Policy]) -> None:
     """Which forward committed each position, with the filter and without."""
-    tokenizer = speaker(checkpoint)
+    tokenizer = checkpoint.tokenizer_for(gsm_symbolic.NAME)
     problems = itertools.islice(gsm_symbolic.problems("test", SEED), SHOWN)
     prompts, origin = jaxdiff.pad_prompts([tokenizer.prompt(p.question) for p in problems], fill=tokenizer.eos_id)
     traces, lengths = {}, {}

@@ -12,7 +12,6 @@ import dataclasses
 import time
 from typing import Any
 
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
@@ -33,7 +32,6 @@ from experiments.learn2pd.common import (
 )
 from jaxdiff.checkpoint import FILTERS, save_filter
 from jaxdiff.policies import Learned
-from jaxdiff.policies.filters import Evidence
 from jaxdiff.train.fit_filter import FilterRecipe, fit_filter, kept_apart
 from jaxdiff.train.traces import Traces, load_traces
 
@@ -85,13 +83,7 @@ def main() -> None:
 
 def draw_calibration(traces: Traces, filters: dict[str, Learned]) -> None:
     """How often is a masked candidate final, by what the filter (or the model's own probability) says?"""
-    seen = Evidence(
-        jnp.asarray(traces.log_odds),
-        jnp.asarray(traces.runner_up),
-        jnp.asarray(traces.entropy),
-        jnp.asarray(traces.masked),
-        jnp.asarray(traces.step, jnp.int32),
-    )
+    seen = traces.evidence
     said: dict[str, Float[np.ndarray, "R W"]] = {"the model's probability": np.asarray(seen.prob)}
     for name, policy in filters.items():
         said[name] = 1.0 / (1.0 + np.exp(-np.asarray(policy.filter(seen))))

@@ -42,9 +42,7 @@ def collect(
 
     stopper, source = parse_stopper(stop), task(task_name)
     checkpoint = load(model)
-    if checkpoint.tokenizer is None:
-        raise InputError(f"model: {checkpoint.path} has no tokenizer, and {task_name} is text; add its tokenizer.json")
-    tokenizer = checkpoint.tokenizer
+    tokenizer = checkpoint.tokenizer_for(task_name)
     problems = list(itertools.islice(source.problems("train", seed), n))
     prompts = [tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question) for p in problems]
     with progress("prompts", n, lambda rows, seconds: f"{rows / seconds:,.0f} rows/s") as update:

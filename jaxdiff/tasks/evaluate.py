@@ -87,9 +87,7 @@ def sweep(
         raise InputError(f"split: found {split!r}, expected {' or '.join(HELD_OUT)}; only held-out problems are scored")
     if n < 1 or batch_size < 1:
         raise InputError(f"n, batch_size: found {n}, {batch_size}, expected at least 1 of each")
-    tokenizer = checkpoint.tokenizer
-    if tokenizer is None:
-        raise InputError(f"model: {checkpoint.path} has no tokenizer, and {task_name} is text; add its tokenizer.json")
+    tokenizer = checkpoint.tokenizer_for(task_name)
 
     problems = tuple(itertools.islice(module.problems(split, seed), n))
     if len(problems) < n:

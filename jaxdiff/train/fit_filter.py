@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.policies.filters import Block, Evidence, Filter, Local, init_layers, local_inputs, local_width, mlp
+from jaxdiff.policies.filters import Block, Filter, Local, init_layers, local_inputs, local_width, mlp
 from jaxdiff.train.traces import Traces
 from jaxdiff.types import InputError, pytree
 
@@ -133,13 +133,7 @@ def _widths(recipe: FilterRecipe, window: int) -> tuple[int, ...]:
 
 
 def _prepare(traces: Traces, recipe: FilterRecipe) -> _Rows:
-    seen = Evidence(
-        jnp.asarray(traces.log_odds),
-        jnp.asarray(traces.runner_up),
-        jnp.asarray(traces.entropy),
-        jnp.asarray(traces.masked),
-        jnp.asarray(traces.step, jnp.int32),
-    )
+    seen = traces.evidence
     final = jnp.asarray(traces.final, jnp.float32)
     weight = jnp.where(final > 0, 1.0, recipe.wrong)
     if recipe.kind == "block":

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxdiff.decode.api import decode
 from jaxdiff.decode.many import Timed, batches, pad_to_bucket
 from jaxdiff.policies import Fixed
+from jaxdiff.policies.filters import Evidence
 from jaxdiff.policies.replay import Recording, Replay
 from jaxdiff.types import InputError, Model, Params, Stopper
 
@@ -41,6 +43,17 @@ class Traces:
     step: Int[np.ndarray, " R"]  # forwards that the block had before
     block: Int[np.ndarray, " R"]  # from 0, after the prompt
     prompt: Int[np.ndarray, " R"]  # the prompt's id
+
+    @property
+    def evidence(self) -> Evidence:
+        """The rows as a filter sees them when it decodes."""
+        return Evidence(
+            jnp.asarray(self.log_odds),
+            jnp.asarray(self.runner_up),
+            jnp.asarray(self.entropy),
+            jnp.asarray(self.masked),
+            jnp.asarray(self.step, jnp.int32),
+        )
 
     def take(self, rows: Any) -> Traces:
         """Some of the rows, by index or by mask."""
