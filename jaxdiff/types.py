@@ -229,6 +229,16 @@ class Model(Protocol):
     @property
     def config(self) -> Any: ...
 
+    @property
+    def attention_block(self) -> int | None:
+        """Positions of a block that sees itself and what lies left of it; None: every position sees all."""
+        ...
+
+    @property
+    def shifted(self) -> bool:
+        """The network reads token i at position i - 1. `features` undoes it: who feeds a window must know."""
+        ...
+
     def init(self, key: Key[Array, ""]) -> Params: ...
 
     def features(

@@ -3,23 +3,17 @@
 Facts: ML-GSAI/LLaDA `modeling_llada.py` and its `config.json`. RMSNorm takes float32 statistics, casts back and
 then multiplies by the weight; RoPE is the half-split kind, computed in float32; the MLP is SwiGLU; `ff_proj` is
 the gate. The same code serves the shipped model and LLaDA-8B.
-
-    tokens [B T] -> wte -> N x (norm, attention, norm, SwiGLU), scanned -> ln_f -> features [B T D] -> head [D V]
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
-
-from jaxdiff.models.layers import RMSNorm, attend, rope_table, rotate
-from jaxdiff.types import InputError, Params
+from jaxdiff.models.layers import Attention, SwiGLU
+from jaxdiff.models.stack import Group, Stack, Transformer
+from jaxdiff.types import InputError
 
 # What this code does whatever config.json says: another value is refused, not ignored.
 _REQUIRED = {
@@ -97,86 +91,25 @@ class LladaConfig:
         return cls(**values)
 
 
-class Block(nn.Module):
-    config: LladaConfig
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        rope: tuple[Float[Array, "B T 1 h"], Float[Array, "B T 1 h"]],
-        valid: Bool[Array, "B T"],
-    ) -> tuple[Float[Array, "B T D"], None]:
-        c = self.config
-        rows, length, _ = x.shape
-
-        def dense(width: int, name: str, *, bias: bool = False, scale: float = 1.0) -> nn.Dense:
-            init = nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
-            return nn.Dense(width, use_bias=bias, dtype=x.dtype, kernel_init=init, name=name)
-
-        def heads(flat: Float[Array, "BT width"], count: int) -> Float[Array, "B T n E"]:
-            return flat.reshape(rows, length, count, c.head_dim)
-
-        # Matrix products run on [B*T, D]: on CPU the gradient of a three-dimensional one takes twice as long.
-        flat = x.reshape(rows * length, c.d_model)
-        residual_scale = 1.0 / (2 * c.n_layers)
-        n = RMSNorm(c.rms_norm_eps, name="attn_norm")(flat)
-        q = heads(dense(c.n_heads * c.head_dim, "q_proj", bias=c.include_qkv_bias)(n), c.n_heads)
-        k = heads(dense(c.n_kv_heads * c.head_dim, "k_proj", bias=c.include_qkv_bias)(n), c.n_kv_heads)
-        v = heads(dense(c.n_kv_heads * c.head_dim, "v_proj", bias=c.include_qkv_bias)(n), c.n_kv_heads)
-        attended = attend(rotate(q, *rope), rotate(k, *rope), v, valid)
-        flat = flat + dense(c.d_model, "attn_out", scale=residual_scale)(attended.reshape(flat.shape))
-
-        m = RMSNorm(c.rms_norm_eps, name="ff_norm")(flat)
-        m = jax.nn.silu(dense(c.mlp_hidden_size, "ff_proj")(m)) * dense(c.mlp_hidden_size, "up_proj")(m)
-        flat = flat + dense(c.d_model, "ff_out", scale=residual_scale)(m)
-        return flat.reshape(x.shape), None
-
-
-class Network(nn.Module):
-    """The stack. Layers are scanned, so that compile time does not grow with depth."""
-
-    config: LladaConfig
-
-    @nn.compact
-    def __call__(
-        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
-    ) -> Float[Array, "B T D"]:
-        c = self.config
-        dtype = jnp.dtype(c.dtype)
-        embedding = self.param("wte", nn.initializers.normal(1.0 / math.sqrt(c.d_model)), (c.vocab_size, c.d_model))
-        self.param("head", nn.initializers.variance_scaling(1.0, "fan_in", "normal"), (c.d_model, c.vocab_size))
-        x = embedding[tokens].astype(dtype)
-        rope = rope_table(positions, c.head_dim, c.rope_theta)
-        layers = nn.scan(
-            Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
-            length=c.n_layers,
-        )
-        x, _ = layers(c, name="layers")(x, rope, valid)
-        return RMSNorm(c.rms_norm_eps, name="ln_f")(x)
-
-
 @dataclasses.dataclass(frozen=True)
-class Llada:
-    """LLaDA as a static definition; implements `jaxdiff.types.Model`."""
+class Llada(Transformer):
+    """Dense LLaDA: LLaDA-8B, LLaDA-1.5, and the model that ships."""
 
     config: LladaConfig
 
-    def init(self, key: Key[Array, ""]) -> Params:
-        """Fresh float32 parameters; a layer's leaves are stacked [N, ...]."""
-        one = jnp.zeros((1, 1), jnp.int32)
-        return Network(self.config).init(key, one, one, jnp.ones((1, 1), bool))["params"]
-
-    def features(
-        self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
-    ) -> Float[Array, "B T D"]:
-        """Hidden states after the last norm, [B T D] in the config's dtype; row i predicts token i."""
-        features: jax.Array = Network(self.config).apply({"params": params}, tokens, positions, valid)  # type: ignore[assignment]
-        return features
-
-    def head(self, params: Params) -> Float[Array, "D V"]:
-        """The unembedding matrix."""
-        return params["head"]
+    def stack(self) -> Stack:
+        c = self.config
+        scale = 1.0 / (2 * c.n_layers)
+        heads = (c.n_heads, c.n_kv_heads, c.head_dim)
+        attention = functools.partial(Attention, *heads, bias=c.include_qkv_bias, scale=scale)
+        mlp = functools.partial(SwiGLU, c.mlp_hidden_size, scale=scale)
+        return Stack(
+            vocab_size=c.vocab_size,
+            d_model=c.d_model,
+            groups=(Group("layers", c.n_layers, attention, mlp),),
+            eps=c.rms_norm_eps,
+            dtype=c.dtype,
+            turned=c.head_dim,
+            theta=c.rope_theta,
+            rope_dtype="float32",
+        )
