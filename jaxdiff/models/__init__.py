@@ -29,25 +29,31 @@ ARCHITECTURES = {
 }
 
 
-def build(config: Mapping[str, Any]) -> Model:
-    """The model that a config describes: by our own `family`, else by the published `architectures`.
+def family_of(config: Mapping[str, Any]) -> str:
+    """The family that a config names: by our own `family`, else by the published `architectures`.
 
     Raises InputError for a family that is not known here.
     """
-    published = (config.get("architectures") or [None])[0]
+    architectures = config.get("architectures")
+    published = architectures[0] if isinstance(architectures, list) and architectures else architectures
     family = config.get("family") or ARCHITECTURES.get(str(published))
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(
             f"config.json: found family {family!r}, architectures {published!r}; expected family "
             f"{', '.join(FAMILIES)} or architectures {', '.join(ARCHITECTURES)}"
         )
-    model, parse = FAMILIES[family]
+    return family
+
+
+def family_name(model: Model) -> str:
+    """The family that a model is of, as its folder's config.json says it."""
+    return next(name for name, (kind, _) in FAMILIES.items() if kind is type(model))
+
+
+def build(config: Mapping[str, Any]) -> Model:
+    """The model that a config describes. Raises InputError for an unknown family, or what the family refuses."""
+    model, parse = FAMILIES[family_of(config)]
     return model(parse.from_dict(config))
-
-
-def family_of(model: Model) -> str:
-    """The name under which our own folders keep a model."""
-    return next(name for name, (kind, _) in FAMILIES.items() if type(model) is kind)
 
 
 __all__ = [
@@ -63,5 +69,6 @@ __all__ = [
     "Sdar",
     "SdarConfig",
     "build",
+    "family_name",
     "family_of",
 ]

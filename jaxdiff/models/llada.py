@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from jaxdiff.models.config import Config
 from jaxdiff.models.layers import Attention, SwiGLU
 from jaxdiff.models.stack import Group, Transformer
+from jaxdiff.types import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,11 @@ class LladaConfig(Config):
         126464,
         {"eot_token_id": 126348, "eos_token_id": 126081, "mask_token_id": 126336},
     )
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.n_heads or self.head_dim not in (0, self.d_model // self.n_heads):
+            raise InputError(f"d_model: found {self.d_model} with {self.n_heads} heads, expected a multiple of them")
+        super().__post_init__()
 
 
 @dataclasses.dataclass(frozen=True)
