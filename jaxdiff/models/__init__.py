@@ -1,7 +1,11 @@
 """One file per family. `build` turns a config.json into a model."""
 
+from pathlib import Path
 from typing import Any
 
+import jax
+
+from jaxdiff.files import first_line
 from jaxdiff.models.llada import Llada, LladaConfig
 from jaxdiff.types import InputError, Model
 
@@ -36,4 +40,18 @@ def build(config: dict[str, Any]) -> Model:
     return model(parse.from_dict(config))
 
 
-__all__ = ["FAMILIES", "Llada", "LladaConfig", "build", "family_name", "family_of"]
+def model_of(config: dict[str, Any], file: Path) -> tuple[Model, Any]:
+    """The model that a file's config describes, and the shapes of its params; no number is made.
+
+    Raises InputError, which names the file, for a config that describes none.
+    """
+    try:
+        model = build(config)
+        return model, jax.eval_shape(model.init, jax.random.key(0))
+    except InputError as error:
+        raise InputError(f"{file}: {str(error).removeprefix('config.json').lstrip(': ')}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: makes no model ({first_line(error)}); restore the file") from error
+
+
+__all__ = ["ARCHITECTURES", "FAMILIES", "Llada", "LladaConfig", "build", "family_name", "family_of", "model_of"]

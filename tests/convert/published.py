@@ -1,7 +1,10 @@
 """Synthetic checkpoints as families publish them: config.json's contents and PyTorch-named tensors of random bits."""
 
+import json
+
 import ml_dtypes
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 VOCAB, WIDTH, HEADS, KV_HEADS, SIZE, HIDDEN, LAYERS = 61, 32, 4, 2, 8, 48, 2
 
@@ -148,3 +151,30 @@ def expected_plans():
             | layers((1, 2), fused, mixture, lambda n: mlp(f"model.layers.{n}.mlp.shared_experts")),
         ),
     }
+
+
+def write_folder(folder, config, arrays, *, shards=1):
+    """A published folder without a tokenizer; in `shards` files with their index, or in one."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    keys = list(arrays)
+    if shards == 1:
+        save_file(arrays, folder / "model.safetensors")
+        return folder
+    where = {key: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, key in enumerate(keys)}
+    for name in set(where.values()):
+        save_file({key: arrays[key] for key in keys if where[key] == name}, folder / name)
+    write_index(folder, where)
+    return folder
+
+
+def write_index(folder, where):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+
+
+def read_folder(folder):
+    """All tensors of a published folder."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
