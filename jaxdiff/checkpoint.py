@@ -109,10 +109,8 @@ def load(path: str | Path = SHIPPED, *, dtype: str | None = None, sharding: Shar
         dtype = "float32"
     read = _published if published.is_published(folder, config) else _ours
     model, params = read(folder, config, dtype, sharding)
-    tokenizer = load_tokenizer(folder, family_name(model))
-    if tokenizer is not None:
-        ends = {"eos_id": model.config.eos_token_id, "eot_id": getattr(model.config, "eot_token_id", None)}
-        tokenizer = dataclasses.replace(tokenizer, **ends)
+    fast, ends = text.open_tokenizer(folder, family_name(model)), model.config
+    tokenizer = None if fast is None else Tokenizer(fast, ends.eos_token_id, getattr(ends, "eot_token_id", None))
     return Checkpoint(model, params, tokenizer, folder)
 
 
@@ -136,9 +134,9 @@ def _published(
     return model, params_from(plan, tensors, dtype=dtype, sharding=sharding)
 
 
-def load_tokenizer(folder: Path, family: str | None = None) -> Tokenizer | None:
-    """A folder's tokenizer, with the family's chat template where it has none; None where there is no tokenizer."""
-    fast = text.open_tokenizer(folder, family)
+def load_tokenizer(folder: Path) -> Tokenizer | None:
+    """A tokenizer that lies in a folder without a model; None where there is none."""
+    fast = text.open_tokenizer(folder)
     if fast is None:
         return None
     if fast.eos_token_id is None:

@@ -39,17 +39,18 @@ def write_object(path: Path, value: dict[str, Any]) -> None:
 def replaced(folder: Path) -> Iterator[Path]:
     """A folder to write into, which then takes the place of `folder`: as a whole, or not at all where writing fails."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        _scratch.add(Path(scratch))
-        new, old = Path(scratch) / "new", Path(scratch) / "old"
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    _scratch.add(scratch)
+    try:
+        new, old = scratch / "new", scratch / "old"
         new.mkdir()
-        try:
-            yield new
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
-        finally:
-            _scratch.discard(Path(scratch))
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        _scratch.discard(scratch)
 
 
 def clear_scratch() -> None:

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from jaxdiff.convert import published, stream
 from jaxdiff.convert.engine import check, fill, plan_of, tensor
 from jaxdiff.convert.table import Plan
-from jaxdiff.convert.text import FILES, copy_tokenizer
+from jaxdiff.convert.text import FILES, copy_tokenizer, open_tokenizer
 from jaxdiff.files import first_line, read_object, replaced, write_object
 from jaxdiff.models import ARCHITECTURES, family_name, model_of
 from jaxdiff.types import InputError, Model
@@ -57,10 +57,12 @@ def convert(source: Path, target: Path, report: Report = _silent) -> None:
         report(done, total)
         return array
 
+    family = family_name(model)
+    fast = open_tokenizer(source, family)
     with replaced(target) as new:
-        family = family_name(model)
         write_object(new / published.CONFIG, dataclasses.asdict(model.config) | {"family": family})
-        copy_tokenizer(source, new, family)
+        if fast is not None:
+            copy_tokenizer(fast, source, new)
         (new / ORIGINAL).mkdir()
         for name in (published.CONFIG, published.GENERATION):
             if (source / name).is_file():

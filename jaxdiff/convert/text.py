@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from jaxdiff.files import first_line
+from jaxdiff.files import first_line, read_object
 from jaxdiff.types import InputError
 
 FILES = (
@@ -40,12 +40,26 @@ def open_tokenizer(folder: Path, family: str | None = None) -> Any:
     kind: Any = PreTrainedTokenizerFast if whole else Qwen2Tokenizer
     try:
         fast = kind.from_pretrained(str(folder), trust_remote_code=False)
+        if not whole:
+            _check_ids(folder, fast)
+    except InputError:
+        raise
     except Exception as error:
         file = folder / ("tokenizer.json" if whole else "vocab.json")
         raise InputError(f"{file}: damaged ({first_line(error)}); restore the file") from error
     if fast.chat_template is None and family is not None:
         fast.chat_template = fallback_template(family, fast)
     return fast
+
+
+def _check_ids(folder: Path, fast: Any) -> None:
+    """A tokenizer made of vocab and merges numbers its added tokens anew: they must come out as they were published."""
+    file = folder / "tokenizer_config.json"
+    added = read_object(file).get("added_tokens_decoder", {}) if file.is_file() else {}
+    for number, token in added.items():
+        content = token.get("content")
+        if (found := fast.get_vocab().get(content)) != int(number):
+            raise InputError(f"{file} {content}: found id {found} after {folder / 'vocab.json'}, expected {number}")
 
 
 def fallback_template(family: str, fast: Any) -> str | None:
@@ -56,14 +70,8 @@ def fallback_template(family: str, fast: Any) -> str | None:
     return template if template and all(t in known for t in re.findall(r"<\|\w+\|>", template)) else None
 
 
-def copy_tokenizer(source: Path, target: Path, family: str) -> None:
-    """Copy a tokenizer's files; what the folder lacks (tokenizer.json, a chat template) is written beside them.
-
-    Raises InputError for damaged files.
-    """
-    fast = open_tokenizer(source, family)
-    if fast is None:
-        return
+def copy_tokenizer(fast: Any, source: Path, target: Path) -> None:
+    """Copy the files of a tokenizer that `source` was opened as; what they lack is written beside them."""
     for name in FILES:
         if (source / name).is_file():
             shutil.copy(source / name, target / name)

@@ -13,7 +13,7 @@ from jaxdiff.cli import main as entry
 
 def test_version_and_help(run):
     assert run("--version").out == f"jaxdiff {jaxdiff.__version__}\n"
-    for arguments in (("--help",), ("generate", "--help"), ("eval", "--help"), ("train", "--help")):
+    for arguments in (("--help",), ("generate", "--help"), ("eval", "--help"), ("train", "--help"), ("convert", "--help")):
         ran = run(*arguments)
         assert (ran.code, ran.err) == (0, "")
         assert "Usage: jaxdiff" in ran.out

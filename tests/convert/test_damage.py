@@ -3,7 +3,9 @@
 import json
 import pickle
 import struct
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,7 +115,7 @@ def test_wrong_shape_and_dtype_name_file_and_key(tensors, tmp_path):
         ({"architectures": 3}, "config.json: found family None"),
         ({"mask_token_id": None}, "config.json: missing mask_token_id"),
         ({"mask_token_id": "x"}, "config.json mask_token_id: found 'x', expected a token id"),
-        ({"weight_tying": True}, "config.json weight_tying: found True, expected False"),
+        ({"weight_tying": True}, "config.json: weight_tying: found True, expected False"),
         ({"n_layers": 10**9}, "config.json asks for 1000000000 of these"),
         ({"n_layers": 3}, "9 misfits"),
         ({"d_model": "wide"}, "config.json"),
@@ -161,13 +163,13 @@ def test_pickles_without_pytorch(source, monkeypatch):
     for path in source.glob("model*"):
         path.unlink()
     (source / "pytorch_model.bin").touch()
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    assert "pytorch_model.bin: needs PyTorch to be read; pip install torch" in refusal(source)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "pytorch_model.bin: reading it needs PyTorch; pip install torch" in refusal(source)
 
 
 @pytest.fixture(scope="module")
 def plan(tensors):
-    model, shapes = model_of(hf.LLADA_CONFIG, hf.__file__)
+    model, shapes = model_of(hf.LLADA_CONFIG, Path("config.json"))
     return plan_of(model, shapes, most=len(tensors))
 
 
@@ -192,7 +194,7 @@ VALUES = JSON | st.sampled_from(["BF16", "F32", "F64", "F8_E4M3", "BOOL", "I4"])
 
 
 @settings(max_examples=500)
-@given(st.data())
+@given(data=st.data())
 def test_corrupted_headers(data, plan, tmp_path_factory, tensors):
     home = tmp_path_factory.getbasetemp() / "fuzz"
     path = home / "model.safetensors"
@@ -226,7 +228,7 @@ def test_corrupted_headers(data, plan, tmp_path_factory, tensors):
 
 
 @settings(max_examples=100)
-@given(st.data())
+@given(data=st.data())
 def test_corrupted_pickles(data, plan, tmp_path_factory):
     torch = pytest.importorskip("torch")
     home = tmp_path_factory.getbasetemp() / "fuzz-bin"
