@@ -229,6 +229,21 @@ class Model(Protocol):
     @property
     def config(self) -> Any: ...
 
+    @property
+    def attention_block(self) -> int | None:
+        """Positions of a block that sees itself and what lies left of it; None: every position sees all."""
+        ...
+
+    @property
+    def shifted(self) -> bool:
+        """The network reads token i at position i - 1. `features` undoes it: who feeds a window must know."""
+        ...
+
+    @property
+    def tempered(self) -> bool:
+        """The published sampler's confidences are those of softmax(logits / temperature), not of softmax(logits)."""
+        ...
+
     def init(self, key: Key[Array, ""]) -> Params: ...
 
     def features(

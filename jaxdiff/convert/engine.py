@@ -17,7 +17,7 @@ from jaxdiff.convert.table import Plan, Shape
 from jaxdiff.models import build, family_name
 from jaxdiff.types import InputError, Model, Params
 
-DTYPES = {name: np.dtype(name) for name in ("float32", "float16")} | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
 class Spec(NamedTuple):
@@ -157,7 +157,7 @@ def from_tensors(
 
     Args:
         config: with `architectures`, as published, or our own `family`.
-        tensors: in PyTorch's layout; float32, bfloat16 or float16.
+        tensors: in PyTorch's layout; float32 or bfloat16.
         dtype: of the params; default each leaf as it is stored.
         sharding: where a leaf, named by its path (`layers/q_proj/kernel`), is to live; default the default device.
 

@@ -131,7 +131,9 @@ def _original(source: Path, model: Model) -> dict[str, Any]:
         return read_object(source / ORIGINAL / published.CONFIG)
     family = family_name(model)
     architecture = next(name for name, known in ARCHITECTURES.items() if known == family)
-    return {"architectures": [architecture]} | dataclasses.asdict(model.config)
+    published_names = {ours: theirs for theirs, ours in model.config.renamed.items()}
+    values = {published_names.get(name, name): value for name, value in dataclasses.asdict(model.config).items()}
+    return {"architectures": [architecture]} | values
 
 
 def _stored(params: Path, shapes: Any) -> dict[str, np.dtype]:

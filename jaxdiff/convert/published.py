@@ -20,7 +20,7 @@ CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokeni
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 Read = Callable[[str, slice], np.ndarray]
 
-_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # safetensors' words
+_NAMES = {"BF16": "bfloat16", "F32": "float32"}  # safetensors' words
 
 
 def is_published(folder: Path, config: Mapping[str, Any]) -> bool:

@@ -1,19 +1,39 @@
 """One file per family. `build` turns a config.json into a model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxdiff.files import first_line
+from jaxdiff.models.config import Config
+from jaxdiff.models.dream import Dream, DreamConfig
 from jaxdiff.models.llada import Llada, LladaConfig
+from jaxdiff.models.llada2 import Llada2, Llada2Config
+from jaxdiff.models.llada_moe import LladaMoe, LladaMoeConfig
+from jaxdiff.models.sdar import Sdar, SdarConfig
+from jaxdiff.models.stack import Transformer
 from jaxdiff.types import InputError, Model
 
-FAMILIES = {"llada": (Llada, LladaConfig)}
-ARCHITECTURES = {"LLaDAModelLM": "llada"}
+FAMILIES: dict[str, tuple[type[Transformer], type[Config]]] = {
+    "llada": (Llada, LladaConfig),
+    "dream": (Dream, DreamConfig),
+    "llada_moe": (LladaMoe, LladaMoeConfig),
+    "llada2": (Llada2, Llada2Config),
+    "sdar": (Sdar, SdarConfig),
+}
+ARCHITECTURES = {
+    "LLaDAModelLM": "llada",
+    "ILLaDAForCausalLM": "llada",
+    "DreamModel": "dream",
+    "LLaDAMoEModelLM": "llada_moe",
+    "LLaDA2MoeModelLM": "llada2",
+    "SDARForCausalLM": "sdar",
+}
 
 
-def family_of(config: dict[str, Any]) -> str:
+def family_of(config: Mapping[str, Any]) -> str:
     """The family that a config names: by our own `family`, else by the published `architectures`.
 
     Raises InputError for a family that is not known here.
@@ -34,13 +54,13 @@ def family_name(model: Model) -> str:
     return next(name for name, (kind, _) in FAMILIES.items() if kind is type(model))
 
 
-def build(config: dict[str, Any]) -> Model:
+def build(config: Mapping[str, Any]) -> Model:
     """The model that a config describes. Raises InputError for an unknown family, or what the family refuses."""
     model, parse = FAMILIES[family_of(config)]
     return model(parse.from_dict(config))
 
 
-def model_of(config: dict[str, Any], file: Path) -> tuple[Model, Any]:
+def model_of(config: Mapping[str, Any], file: Path) -> tuple[Model, Any]:
     """The model that a file's config describes, and the shapes of its params; no number is made.
 
     Raises InputError, which names the file, for a config that describes none.
@@ -54,4 +74,21 @@ def model_of(config: dict[str, Any], file: Path) -> tuple[Model, Any]:
         raise InputError(f"{file}: makes no model ({first_line(error)}); restore the file") from error
 
 
-__all__ = ["ARCHITECTURES", "FAMILIES", "Llada", "LladaConfig", "build", "family_name", "family_of", "model_of"]
+__all__ = [
+    "ARCHITECTURES",
+    "FAMILIES",
+    "Dream",
+    "DreamConfig",
+    "Llada",
+    "Llada2",
+    "Llada2Config",
+    "LladaConfig",
+    "LladaMoe",
+    "LladaMoeConfig",
+    "Sdar",
+    "SdarConfig",
+    "build",
+    "family_name",
+    "family_of",
+    "model_of",
+]

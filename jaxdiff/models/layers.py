@@ -1,4 +1,8 @@
-"""What the families share: normalisation, rotary positions, attention."""
+"""What the families share inside a layer: normalisation, rotary positions, attention, the gated MLP.
+
+Modules put their parameters into the scope of the block that holds them (`nn.share_scope`), so that a layer's leaves
+have one flat set of names in every family: `q_proj/kernel`, `attn_norm/weight`, `ff_out/kernel`.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+Rope = tuple[Float[Array, "B T 1 h"], Float[Array, "B T 1 h"]]  # cos and sin, one column for each turned pair
+
 
 class RMSNorm(nn.Module):
+    """Float32 statistics, cast back, then multiplied by the weight: the order that all published families have."""
+
     eps: float
 
     @nn.compact
@@ -19,28 +27,58 @@ class RMSNorm(nn.Module):
         return full.astype(x.dtype) * jnp.expand_dims(weight.astype(x.dtype), range(x.ndim - 1))
 
 
-def rope_table(
-    positions: Int[Array, "B T"], head_dim: int, theta: float
-) -> tuple[Float[Array, "B T 1 h"], Float[Array, "B T 1 h"]]:
-    """Cos and sin, float32, one column for each pair of dimensions (h = head_dim / 2)."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+class Dense(nn.Module):
+    """x @ kernel (+ bias), in the dtype of x; `scale` is the variance of the initial kernel, times its fan in."""
+
+    width: int
+    bias: bool = False
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n i"]) -> Float[Array, "n o"]:
+        init = nn.initializers.variance_scaling(self.scale, "fan_in", "truncated_normal")
+        inner = nn.Dense(self.width, use_bias=self.bias, dtype=x.dtype, kernel_init=init)
+        nn.share_scope(self, inner)
+        return inner(x)
+
+
+def rope_table(positions: Int[Array, "B T"], turned: int, theta: float, dtype: jnp.dtype) -> Rope:
+    """Cos and sin of `turned` dimensions, computed in float32 and kept in `dtype`; h = turned / 2."""
+    frequency = theta ** (-jnp.arange(0, turned, 2, dtype=jnp.float32) / turned)
     angle = positions[..., None, None].astype(jnp.float32) * frequency[None, None, None]
-    return jnp.cos(angle), jnp.sin(angle)
+    return jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype)
 
 
-def rotate(
-    x: Float[Array, "B T n E"], cos: Float[Array, "B T 1 h"], sin: Float[Array, "B T 1 h"]
-) -> Float[Array, "B T n E"]:
-    """Half-split RoPE: dimension i turns with i + E/2. In float32, cast back."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+def rotate(x: Float[Array, "B T n E"], rope: Rope) -> Float[Array, "B T n E"]:
+    """Half-split RoPE on the first 2h dimensions: i turns with i + h; the others pass.
+
+    Computed in the table's dtype (LLaDA's is float32, the Qwen-like families' the model's), cast back.
+    """
+    cos, sin = rope
+    half = cos.shape[-1]
+    full = x[..., : 2 * half].astype(cos.dtype)
+    first, second = full[..., :half], full[..., half:]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return turned if 2 * half == x.shape[-1] else jnp.concatenate([turned, x[..., 2 * half :]], axis=-1)
+
+
+def visible(
+    queries: Int[Array, "B T"], keys: Int[Array, "B S"], valid: Bool[Array, "B S"], block: int | None
+) -> Bool[Array, "B t S"]:
+    """Which keys a query attends to, from absolute positions; t is 1 where all queries attend alike.
+
+    `block` None: every valid key. Else block-causal: the valid keys whose position // block is not greater than the
+    query's own (LLaDA2, SDAR).
+    """
+    if block is None:
+        return valid[:, None]
+    return valid[:, None] & (keys[:, None] // block <= queries[:, :, None] // block)
 
 
 def attend(
-    q: Float[Array, "B T H E"], k: Float[Array, "B S K E"], v: Float[Array, "B S K E"], valid: Bool[Array, "B S"]
+    q: Float[Array, "B T H E"], k: Float[Array, "B S K E"], v: Float[Array, "B S K E"], seen: Bool[Array, "B t S"]
 ) -> Float[Array, "B T H E"]:
-    """Bidirectional attention over the valid keys, grouped queries allowed (H a multiple of K); float32 softmax.
+    """Attention over the seen keys, grouped queries allowed (H a multiple of K); float32 softmax.
 
     Heads go in front of positions: in that layout both products are plain batched ones, which XLA's CPU backend
     runs about twice as fast as `jax.nn.dot_product_attention`.
@@ -50,6 +88,47 @@ def attend(
     q = jnp.moveaxis(q.reshape(rows, length, groups, heads // groups, size), 1, 3)  # B K R T E
     k, v = jnp.moveaxis(k, 1, 2)[:, :, None], jnp.moveaxis(v, 1, 2)[:, :, None]  # B K 1 S E
     logits = jnp.matmul(q * (size**-0.5), jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
-    bias = jnp.where(valid, 0.0, jnp.finfo(jnp.float32).min)[:, None, None, None, :]
+    bias = jnp.where(seen, 0.0, jnp.finfo(jnp.float32).min)[:, None, None]
     weights = jax.nn.softmax(logits + bias, axis=-1).astype(v.dtype)
     return jnp.moveaxis(jnp.matmul(weights, v), 3, 1).reshape(rows, length, heads, size)
+
+
+class Attention(nn.Module):
+    """Self-attention with rotary positions, on [B, T, D] flattened to [B*T, D].
+
+    On CPU the gradient of a three-dimensional matrix product takes twice as long.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    bias: bool = False  # of q, k and v
+    norm_eps: float | None = None  # RMS norms over each head of q and k, before the rotation
+    scale: float = 1.0  # of the initial output kernel
+
+    @nn.compact
+    def __call__(self, flat: Float[Array, "BT D"], rope: Rope, seen: Bool[Array, "B t S"]) -> Float[Array, "BT D"]:
+        rows, length = rope[0].shape[:2]
+
+        def project(name: str, count: int) -> Float[Array, "B T n E"]:
+            wide = Dense(count * self.head_dim, bias=self.bias, name=name)(flat)
+            return wide.reshape(rows, length, count, self.head_dim)
+
+        q, k = project("q_proj", self.heads), project("k_proj", self.kv_heads)
+        v = project("v_proj", self.kv_heads)
+        if self.norm_eps is not None:
+            q, k = RMSNorm(self.norm_eps, name="q_norm")(q), RMSNorm(self.norm_eps, name="k_norm")(k)
+        attended = attend(rotate(q, rope), rotate(k, rope), v, seen)
+        return Dense(flat.shape[-1], scale=self.scale, name="attn_out")(attended.reshape(rows * length, -1))
+
+
+class SwiGLU(nn.Module):
+    """ff_out(silu(ff_proj(x)) * up_proj(x))."""
+
+    width: int
+    scale: float = 1.0  # of the initial output kernel
+
+    @nn.compact
+    def __call__(self, flat: Float[Array, "n D"]) -> Float[Array, "n D"]:
+        gated = jax.nn.silu(Dense(self.width, name="ff_proj")(flat)) * Dense(self.width, name="up_proj")(flat)
+        return Dense(flat.shape[-1], scale=self.scale, name="ff_out")(gated)

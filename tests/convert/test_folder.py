@@ -100,6 +100,20 @@ def test_a_model_that_was_trained_here_can_be_published(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, left.params, right.params)
 
 
+@pytest.mark.parametrize("family", ["sdar", "llada2"])
+def test_a_family_with_names_of_its_own_goes_there_and_back(family, tmp_path):
+    tensors = hf.tensors(hf.shapes(family))
+    source = hf.write_folder(tmp_path / "hf", hf.CONFIGS[family], tensors)
+    convert(source, tmp_path / "ours")
+    shutil.rmtree(tmp_path / "ours" / folder.ORIGINAL)  # as if it was trained here: its config is spelt anew
+    export(tmp_path / "ours", tmp_path / "back", shard_bytes=30_000)
+    same(hf.read_folder(tmp_path / "back"), tensors)
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert config["architectures"] == hf.CONFIGS[family]["architectures"]
+    assert config["hidden_size"] == hf.WIDTH
+    assert jaxdiff.load(tmp_path / "back").model == jaxdiff.load(source).model == jaxdiff.load(tmp_path / "ours").model
+
+
 def test_leaves_keep_their_own_dtypes(tensors, tmp_path):
     mixed = tensors | {k: v.astype(np.float32) for k, v in tensors.items() if "norm" in k}
     convert(hf.write_folder(tmp_path / "hf", hf.LLADA_CONFIG, mixed), tmp_path / "ours")
