@@ -8,6 +8,7 @@ bits do once the sign is taken care of. Each pass over the tiles settles four of
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def lowest_kept(
     shape = jax.eval_shape(logits_of, jax.ShapeDtypeStruct((), jnp.int32)).shape
     rows = shape[0]
 
-    def over_tiles(body: Callable, start: Array | tuple[Array, ...]) -> Array | tuple[Array, ...]:
+    def over_tiles(body: Callable[[Any, Array], Any], start: Any) -> Any:
         indices = jnp.arange(tiles, dtype=jnp.int32)
         return jax.lax.scan(lambda carry, index: (body(carry, logits_of(index)), None), start, indices)[0]
 
