@@ -8,7 +8,20 @@ policy=jaxdiff.policies.Threshold(0.9), stop=jaxdiff.EosStop())
 
 from jaxdiff import policies
 from jaxdiff.checkpoint import Checkpoint, Tokenizer, load, save
-from jaxdiff.decode import EosStop, EotpStop, NoStop, Reason, Result, decode, infill, pad_prompts
+from jaxdiff.decode import (
+    Dual,
+    EosStop,
+    EotpStop,
+    Frozen,
+    NoCache,
+    NoStop,
+    Prefix,
+    Reason,
+    Result,
+    decode,
+    infill,
+    pad_prompts,
+)
 from jaxdiff.models import Llada, LladaConfig, build
 from jaxdiff.types import InputError, Model, Policy, Proposal, Score, Stopper
 
@@ -16,14 +29,18 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Checkpoint",
+    "Dual",
     "EosStop",
     "EotpStop",
+    "Frozen",
     "InputError",
     "Llada",
     "LladaConfig",
     "Model",
+    "NoCache",
     "NoStop",
     "Policy",
+    "Prefix",
     "Proposal",
     "Reason",
     "Result",

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 from jaxdiff.decode import loop
+from jaxdiff.decode.cache import Cache, NoCache, check_cache, doublings, spans
 from jaxdiff.decode.state import Settings
 from jaxdiff.decode.stop import NoStop
 from jaxdiff.policies import Fixed
@@ -25,6 +26,7 @@ def decode(
     *,
     policy: Policy | None = None,
     stop: Stopper | None = None,
+    cache: Cache | None = None,
     gen_length: int = 256,
     block_length: int = 32,
     temperature: Leaf | float = 0.0,
@@ -41,6 +43,7 @@ def decode(
         prompts: token ids, [B P], padded on the left up to `origin` (see `pad_prompts`).
         policy: which positions commit at each step; default one token a step, most confident first.
         stop: when a row's end moves left; default never.
+        cache: which keys and values are reused (`decode/cache.py`); default none, the only exact one on every model.
         gen_length, block_length: in tokens; blocks must divide the length.
         temperature: 0 is greedy; a [B] vector gives each row its own.
         cfg_scale: classifier-free guidance, w in un + (w + 1) (cond - un); None is off, and each guided forward
@@ -56,7 +59,7 @@ def decode(
     Returns a `Result`; source of the loop: LLaDA `generate.py` (arXiv 2502.09992).
 
     Raises InputError before compilation for lengths that do not fit, [MASK] or an empty row in the prompts, ids
-    outside the vocabulary.
+    outside the vocabulary, and a cache that the stopper cannot go with.
     """
     rows, width = _shape("prompts", prompts)
     if width < 1:
@@ -66,7 +69,7 @@ def decode(
     check_ids(model, prompts, origin, masks_allowed=False)
     masks = jnp.full((rows, gen_length), model.config.mask_token_id, jnp.int32)
     canvas = jnp.concatenate([jnp.asarray(prompts, jnp.int32), masks], axis=1)
-    ways = (policy, stop, temperature, cfg_scale, forbid_eos, defer_eos)
+    ways = (policy, stop, cache, temperature, cfg_scale, forbid_eos, defer_eos)
     settings = _settings(*ways, rows=rows, first=width, generated=gen_length, block=block_length)
     return _run(run, model, params, canvas, origin, _keys(key, rows), settings)
 
@@ -78,6 +81,7 @@ def infill(
     *,
     policy: Policy | None = None,
     stop: Stopper | None = None,
+    cache: Cache | None = None,
     block_length: int | None = None,
     temperature: Leaf | float = 0.0,
     cfg_scale: Leaf | float | None = None,
@@ -96,7 +100,7 @@ def infill(
     check_lengths(model, 0, width, block_length)
     origin = jnp.zeros((rows,), jnp.int32)
     check_ids(model, canvas, origin, masks_allowed=True)
-    ways = (policy, stop, temperature, cfg_scale, forbid_eos, defer_eos)
+    ways = (policy, stop, cache, temperature, cfg_scale, forbid_eos, defer_eos)
     settings = _settings(*ways, rows=rows, first=0, generated=width, block=block_length)
     return _run(run, model, params, jnp.asarray(canvas, jnp.int32), origin, _keys(key, rows), settings)
 
@@ -128,7 +132,7 @@ def _run(
     """
     policy = settings.policy
     if isinstance(policy, NeedsReference) and policy.lacks_reference:
-        standard = dataclasses.replace(settings, policy=Fixed())
+        standard = dataclasses.replace(settings, policy=Fixed(), cache=NoCache(), spans=())
         policy = policy.bind(loop.run(model, params, canvas, origin, keys, standard).tokens)
     jax.eval_shape(lambda: policy.init(canvas.shape[0], settings.block_length))
     return run(model, params, canvas, origin, keys, dataclasses.replace(settings, policy=policy))
@@ -204,13 +208,13 @@ def _keys(key: Any, rows: int) -> Key[Array, " B"]:
 
 def _ladder(first: int, generated: int, block: int) -> tuple[int, ...]:
     """Canvas lengths with 1, 2, 4 ... blocks to generate: few programs, and no forward twice as long as it need be."""
-    blocks = [2**power for power in range((generated // block).bit_length()) if 2**power * block < generated]
-    return tuple(first + count * block for count in blocks)
+    return tuple(first + length for length in doublings(generated, block))
 
 
 def _settings(
     policy: Policy | None,
     stop: Stopper | None,
+    cache: Cache | None,
     temperature: Any,
     guidance: Any,
     forbid_eos: bool,
@@ -227,15 +231,18 @@ def _settings(
         array = np.asarray(value)
         if array.shape not in ((), (rows,)) or not np.all(np.isfinite(array)) or np.any(array < 0):
             raise InputError(f"{name}: found {value}, expected a number of 0 or more, or {rows} of them")
-    stop = stop or NoStop()
+    stop, cache = stop or NoStop(), cache or NoCache()
+    check_cache(cache, stop)
     return Settings(
         policy=policy or Fixed(),
         stop=stop,
+        cache=cache,
         temperature=jnp.asarray(temperature, jnp.float32),
         guidance=None if guidance is None else jnp.asarray(guidance, jnp.float32),
         block_length=block,
         first=first,
         ladder=_ladder(first, generated, block) if stop.cuts else (),
+        spans=() if cache.window == "canvas" else spans(cache, generated, block),
         forbid_eos=forbid_eos,
         defer_eos=defer_eos,
     )

@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
-from jaxdiff.decode.forward import read
+from jaxdiff.decode.forward import Forward
 from jaxdiff.decode.score import NEVER
-from jaxdiff.decode.state import Settings, State, fold, holes, put, take
+from jaxdiff.decode.state import Settings, State, fold, holes
 from jaxdiff.types import NEAR_TIE, Model, Params, Progress, Proposal, Score, pytree
+from jaxdiff.windows import put, take
 
 
 class Reason(enum.IntEnum):
@@ -84,6 +85,7 @@ def begin(
         commit_step=jnp.full((rows, length), -1, jnp.int32),
         policy=settings.policy.init(rows, settings.block_length),
         stop=settings.stop.init(rows),
+        memory=None if settings.cache.window == "canvas" else model.memory(rows * settings.copies, length),
     )
 
 
@@ -96,7 +98,8 @@ def step(model: Model, params: Params, settings: Settings, state: State) -> Stat
     start = jnp.where(live, settings.first + block * window, state.start.clip(min=settings.first))
     block_step = jnp.where(start == state.start, state.block_step, 0)
 
-    score, tail = read(model, params, settings, state, open_, start, block_step)
+    reach = settings.cache.reach(settings.first, state.start, start)
+    score, tail, memory = Forward(model, params, settings, state, open_, start, reach, block_step).read()
     step_keys = fold(fold(state.keys, state.row_step), 1)
     proposal, policy_state = policy.select(state.policy, score, step_keys)
     commit, contest = _resolve(proposal, score, policy.waits)
@@ -116,7 +119,6 @@ def step(model: Model, params: Params, settings: Settings, state: State) -> Stat
         eos_ids=model.config.eos_ids,
     )
     end, stop_state = stop.update(state.stop, progress)
-    cost = 1 if settings.guidance is None else 2
     count = live.astype(jnp.int32)
     return dataclasses.replace(
         state,
@@ -125,11 +127,12 @@ def step(model: Model, params: Params, settings: Settings, state: State) -> Stat
         start=start,
         block_step=block_step + count,
         row_step=state.row_step + count,
-        nfe=state.nfe + cost * count,
+        nfe=state.nfe + settings.copies * count,
         near_ties=state.near_ties + jnp.sum(close, axis=1, dtype=jnp.int32) + contest.astype(jnp.int32),
         commit_step=put(state.commit_step, trace, start),
         policy=_keep(live, policy_state, state.policy),
         stop=_keep(live, stop_state, state.stop),
+        memory=memory,
     )
 
 

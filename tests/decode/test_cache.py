@@ -1,0 +1,120 @@
+"""Caches: each equals the published loop in numpy, its exact mode equals no cache, and rows keep to themselves."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff import Dual, Frozen, NoCache, NoStop, Prefix, decode
+from jaxdiff.decode import loop
+from jaxdiff.policies import Threshold
+from tests import reference, small
+from tests.cached import Cached
+from tests.decode.test_reference import CASES
+
+CACHES = {  # the compiled cache, and the published loop's name for it
+    "prefix": (Prefix, "prefix"),
+    "dual": (Dual, "dual"),
+    "frozen": (Frozen, "clean"),
+    "frozen-commit": (lambda **options: Frozen(freeze="commit", **options), "commit"),
+    "frozen-prompt": (lambda **options: Frozen(freeze="prompt", **options), "prompt"),
+}
+over_caches = pytest.mark.parametrize("cache", CACHES)
+
+
+def run(cache, *, order=range(4), seed=0, policy=None, stop=None, **options):
+    prompts, origin = small.batch()
+    order = list(order)
+    return decode(
+        small.MODEL,
+        small.params(seed),
+        prompts[order],
+        origin=origin[order],
+        key=small.keys(4, seed)[jnp.asarray(order)],
+        policy=Threshold(0.6) if policy is None else policy,
+        stop=NoStop() if stop is None else stop,
+        cache=cache,
+        **(dict(gen_length=small.GEN, block_length=small.BLOCK) | options),
+    )
+
+
+def assert_same(left, right, fields=("tokens", "commit_step", "nfe", "lengths", "reason")):
+    assert not int(left.near_ties.sum() + right.near_ties.sum()), "draw another seed: float rounding decides here"
+    for field in fields:
+        np.testing.assert_array_equal(getattr(left, field), getattr(right, field))
+
+
+def assert_by_hand(result, name, *, seed=0, rule="threshold:tau=0.6", refresh=None):
+    """The plain loop, row by row, gives this result."""
+    assert not int(result.near_ties.sum()), "draw another seed: float rounding decides here"
+    for row, prompt in enumerate(small.PROMPTS):
+        tokens, trace, nfe = reference.decode(
+            Cached(small.params(seed), prompt, name, refresh),
+            prompt,
+            CASES[rule](),
+            gen=small.GEN,
+            block=small.BLOCK,
+            mask=small.MASK,
+            eos_ids=(small.EOS, small.EOT),
+        )
+        np.testing.assert_array_equal(np.asarray(result.tokens[row, -small.GEN :]), tokens)
+        np.testing.assert_array_equal(np.asarray(result.commit_step[row]), trace)
+        assert int(result.nfe[row]) == nfe
+
+
+@pytest.mark.usefixtures("strict")
+@over_caches
+def test_each_cache_equals_the_published_loop(cache):
+    make, name = CACHES[cache]
+    plain = run(NoCache())
+    for refresh in (None, 3):
+        result = run(make() if refresh is None else make(refresh=refresh))
+        assert_by_hand(result, name, refresh=refresh)
+        assert not np.array_equal(result.commit_step, plain.commit_step), "the case does not exercise the cache"
+
+
+@pytest.mark.usefixtures("strict")
+@over_caches
+def test_a_cache_that_is_rebuilt_at_every_step_is_none(cache):
+    assert_same(run(CACHES[cache][0](refresh=1)), run(NoCache()))
+
+
+@pytest.mark.usefixtures("strict")
+@over_caches
+def test_rows_keep_to_themselves(cache):
+    """Alone, and among others in other places, where rows wait, end and rebuild at other steps."""
+    home = run(CACHES[cache][0]())
+    for places in ([3, 0, 2, 1], [2, 2, 1, 3]):
+        away = run(CACHES[cache][0](), order=places)
+        for place, row in enumerate(places):
+            for field in ("tokens", "commit_step", "nfe"):
+                np.testing.assert_array_equal(getattr(away, field)[place], getattr(home, field)[row])
+
+
+def state_of(cache, **options):
+    """Settings, and a state before the first step, as `decode` makes them."""
+    caught = []
+    run(cache, run=lambda *arguments: caught.append(arguments) or loop.run(*arguments), **options)
+    model, _, canvas, origin, keys, settings = caught[0]
+    return settings, loop.begin(model, canvas, origin, keys, settings)
+
+
+@pytest.mark.parametrize("cache", [Frozen(), Dual()], ids=["frozen", "dual"])
+def test_a_row_that_waits_writes_no_keys_or_values(cache):
+    """Row 1 is done before the decode begins, row 2 after the first step; the memory of both stays as it is."""
+    settings, state = state_of(cache)
+    state = dataclasses.replace(state, end=state.end.at[1].set(0))
+    tree = small.params()
+    step = jax.jit(lambda state: loop.step(small.MODEL, tree, settings, state))
+    first = step(state)
+    assert all(not x[:, 1].any() and x[:, 0].any() and x[:, 2].any() for x in jax.tree.leaves(first.memory))
+    state, wrote = dataclasses.replace(first, end=first.end.at[2].set(0)), False
+    while bool(loop.holes(small.MODEL, state).any()):
+        after = step(state)
+        for old, new in zip(jax.tree.leaves(state.memory), jax.tree.leaves(after.memory), strict=True):
+            np.testing.assert_array_equal(old[:, 1:3], new[:, 1:3])
+            wrote |= bool((old[:, 0] != new[:, 0]).any())
+        state = after
+    assert wrote
