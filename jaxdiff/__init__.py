@@ -9,6 +9,7 @@ policy=jaxdiff.policies.Threshold(0.9), stop=jaxdiff.EosStop())
 from jaxdiff import policies
 from jaxdiff.checkpoint import Checkpoint, Tokenizer, load, save
 from jaxdiff.decode import (
+    BlockCausal,
     Dual,
     EosStop,
     EotpStop,
@@ -22,20 +23,39 @@ from jaxdiff.decode import (
     infill,
     pad_prompts,
 )
-from jaxdiff.models import Llada, LladaConfig, build
+from jaxdiff.models import (
+    Dream,
+    DreamConfig,
+    Llada,
+    Llada2,
+    Llada2Config,
+    LladaConfig,
+    LladaMoe,
+    LladaMoeConfig,
+    Sdar,
+    SdarConfig,
+    build,
+)
 from jaxdiff.types import InputError, Model, Policy, Proposal, Score, Stopper
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BlockCausal",
     "Checkpoint",
+    "Dream",
+    "DreamConfig",
     "Dual",
     "EosStop",
     "EotpStop",
     "Frozen",
     "InputError",
     "Llada",
+    "Llada2",
+    "Llada2Config",
     "LladaConfig",
+    "LladaMoe",
+    "LladaMoeConfig",
     "Model",
     "NoCache",
     "NoStop",
@@ -45,6 +65,8 @@ __all__ = [
     "Reason",
     "Result",
     "Score",
+    "Sdar",
+    "SdarConfig",
     "Stopper",
     "Tokenizer",
     "build",

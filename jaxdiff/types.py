@@ -60,7 +60,8 @@ def pytree(cls: type[_T]) -> type[_T]:
 
         def canonicalise(self: Any) -> None:
             for name, limits in numbers.items():
-                object.__setattr__(self, name, _leaf(name, getattr(self, name), **limits))
+                if getattr(self, name) is not None:  # an option that is off is not compiled
+                    object.__setattr__(self, name, _leaf(name, getattr(self, name), **limits))
 
         cls.__post_init__ = canonicalise  # type: ignore[attr-defined]
     cls = dataclasses.dataclass(frozen=True)(cls)
@@ -282,6 +283,11 @@ class Model(Protocol):
     @property
     def shifted(self) -> bool:
         """The network reads token i at position i - 1. `features` undoes it: who feeds a window must know."""
+        ...
+
+    @property
+    def tempered(self) -> bool:
+        """The published sampler's confidences are those of softmax(logits / temperature), not of softmax(logits)."""
         ...
 
     def init(self, key: Key[Array, ""]) -> Params: ...

@@ -97,7 +97,7 @@ class Cached:
             # where the window begins and ends
             left = {"clean": before, "prompt": self.first}.get(self.cache, start)
             right = min(start + small.BLOCK, len(x)) if self.cache == "dual" else len(x)
-            columns = np.arange(left - self.shifted, right)
+            columns = np.arange(left - self.shifted, right)  # a shifted model reads the first from the one before it
         # Nothing is written between rebuilds that a later step of the block would read; FreeCache writes its window.
         table = np.full((len(x), small.VOCAB), np.nan)
         table[columns] = self.network.forward(x, columns, self.prompt)

@@ -1,13 +1,14 @@
 """The compiled decode: loop, scores, stoppers."""
 
 from jaxdiff.decode.api import decode, infill, pad_prompts
-from jaxdiff.decode.cache import Dual, Frozen, NoCache, Prefix, parse_cache
+from jaxdiff.decode.cache import BlockCausal, Dual, Frozen, NoCache, Prefix, parse_cache
 from jaxdiff.decode.loop import Reason, Result
 from jaxdiff.decode.many import Timed
 from jaxdiff.decode.state import State
 from jaxdiff.decode.stop import EosStop, EotpStop, NoStop, parse_stopper
 
 __all__ = [
+    "BlockCausal",
     "Dual",
     "EosStop",
     "EotpStop",

@@ -18,16 +18,29 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxdiff.types import Count, InputError, Stopper, fields_of, number, parse_fields, pytree, static
+from jaxdiff.types import Count, InputError, Model, Stopper, fields_of, number, parse_fields, pytree, static
 
 NEVER = 2**20  # a decode has fewer forwards
+
+
+@pytree
+class Place:
+    """Where each row stands at a step, in canvas columns; steps count from 0."""
+
+    origin: Int[Array, " B"]
+    first: Int[Array, " B"]  # where its blocks begin
+    before: Int[Array, " B"]  # the block that it stood in at its last step; less than `first`: none
+    start: Int[Array, " B"]  # the block that it stands in now
+    block_step: Int[Array, " B"]
+    row_step: Int[Array, " B"]
+    block: int = static()  # its length
 
 
 class Cache:
     """What `decode` asks of a cache.
 
     Attributes:
-        window: `canvas` (nothing is reused), `suffix` (from `reach` to the end) or `block`.
+        window: `canvas` (nothing is reused), `suffix` (from `reach` to the end) or `block` (a block from `reach` on).
         keeps: a window's keys and values are kept, because a later window will not reach them.
     """
 
@@ -40,20 +53,17 @@ class Cache:
     def check(self) -> None:
         """Raises InputError for a static value that is not known."""
 
-    def due(self, block_step: Int[Array, " B"], row_step: Int[Array, " B"]) -> Bool[Array, " B"]:
-        """Which rows rebuild the whole memory in this step; both count from 0."""
+    def due(self, place: Place) -> Bool[Array, " B"]:
+        """Which rows rebuild the whole memory in this step."""
         raise NotImplementedError
 
-    def reach(self, first: int, before: Int[Array, " B"], start: Int[Array, " B"]) -> Int[Array, " B"]:
-        """The first column of each row's window.
+    def stores(self, place: Place) -> Bool[Array, " B"]:
+        """Which rows spend this step on keys and values alone: it counts, and commits nothing."""
+        return jnp.zeros(place.start.shape, bool)
 
-        Args:
-            first: the column where blocks begin.
-            before: where the block began that the row stood in at its last step; less than `first`: nowhere.
-            start: where its block begins now.
-        """
-        del first, before
-        return start
+    def reach(self, place: Place) -> Int[Array, " B"]:
+        """The first column of each row's window."""
+        return place.start
 
 
 @pytree
@@ -69,9 +79,8 @@ class Rebuilt(Cache):
 
     refresh: Count = number(default=NEVER, low=1, high=NEVER, whole=True)
 
-    def due(self, block_step: Int[Array, " B"], row_step: Int[Array, " B"]) -> Bool[Array, " B"]:
-        del row_step
-        return block_step % jnp.asarray(self.refresh) == 0
+    def due(self, place: Place) -> Bool[Array, " B"]:
+        return place.block_step % jnp.asarray(self.refresh) == 0
 
 
 @pytree
@@ -126,22 +135,55 @@ class Frozen(Cache):
     def keeps(self) -> bool:
         return self.freeze != "prompt"
 
-    def due(self, block_step: Int[Array, " B"], row_step: Int[Array, " B"]) -> Bool[Array, " B"]:
-        del block_step
-        return row_step % jnp.asarray(self.refresh) == 0
+    def due(self, place: Place) -> Bool[Array, " B"]:
+        return place.row_step % jnp.asarray(self.refresh) == 0
 
-    def reach(self, first: int, before: Int[Array, " B"], start: Int[Array, " B"]) -> Int[Array, " B"]:
-        if self.freeze == "clean":  # inside a block `before` is `start`
-            return jnp.where(before < first, start, before)
-        return start if self.freeze == "commit" else jnp.full_like(start, first)
+    def reach(self, place: Place) -> Int[Array, " B"]:
+        if self.freeze == "clean":
+            return _last(place)
+        return place.start if self.freeze == "commit" else place.first
+
+
+@pytree
+class BlockCausal(Cache):
+    """The cache of models that attend in blocks (LLaDA2, SDAR): a block's keys and values are kept when it is done.
+
+    The window is the block. A pass without commits stores the prompt's whole blocks, and one each finished block; after
+    a row's last block there is none. Source: JetAstra/SDAR `generate.py` (`store_kv`).
+
+    Exactness: exact: nothing that is kept could see what changes later. The tokens are those of no cache; NFE is
+    greater by the passes that store.
+    """
+
+    window: ClassVar[str] = "block"
+
+    @property
+    def keeps(self) -> bool:
+        return True
+
+    def stores(self, place: Place) -> Bool[Array, " B"]:
+        return (place.before != place.start) & (place.start > place.origin)
+
+    def due(self, place: Place) -> Bool[Array, " B"]:
+        """The prompt, and where blocks without a hole are passed over: more than one block is to be stored."""
+        apart = place.start - place.before
+        return self.stores(place) & ((place.before < place.first) | (apart > place.block))
+
+    def reach(self, place: Place) -> Int[Array, " B"]:
+        return _last(place)
+
+
+def _last(place: Place) -> Int[Array, " B"]:
+    """The block that the row stood in at its last step: inside a block the same, at the first step of all its first."""
+    return jnp.where(place.before < place.first, place.start, place.before)
 
 
 FREEZES = ("clean", "commit", "prompt")
-CACHES: dict[str, type] = {"none": NoCache, "prefix": Prefix, "dual": Dual, "frozen": Frozen}
+CACHES: dict[str, type] = {"none": NoCache, "prefix": Prefix, "dual": Dual, "frozen": Frozen, "block": BlockCausal}
 
 
 def parse_cache(text: str) -> Cache:
-    """The cache that `text` names: none, prefix, dual:refresh=8, frozen:refresh=8,freeze=clean|commit|prompt.
+    """The cache that `text` names: none, prefix, dual:refresh=8, frozen:refresh=8,freeze=clean|commit|prompt, block.
 
     Raises InputError with what is known.
     """
@@ -153,11 +195,11 @@ def parse_cache(text: str) -> Cache:
     return cache
 
 
-def spans(cache: Cache, generated: int, block: int) -> tuple[int, ...]:
+def spans(cache: Cache, longest: int, block: int) -> tuple[int, ...]:
     """The lengths of window that are compiled."""
     if cache.window == "block":
         return (block,)
-    return (*doublings(generated, block), generated)
+    return (*doublings(longest, block), longest)
 
 
 def doublings(generated: int, block: int) -> tuple[int, ...]:
@@ -166,8 +208,13 @@ def doublings(generated: int, block: int) -> tuple[int, ...]:
     return tuple(count * block for count in counts if count * block < generated)
 
 
-def check_cache(cache: Cache, stop: Stopper) -> None:
-    """Raises InputError, before compilation, for a cache that the model or the stopper cannot go with."""
+def check_cache(cache: Cache, stop: Stopper, model: Model | None = None) -> None:
+    """Raises InputError, before compilation, for a cache that the stopper or the model cannot go with."""
+    if isinstance(cache, BlockCausal) and model is not None and model.attention_block is None:
+        raise InputError(
+            "cache: found block with a model whose positions all see each other, expected one that attends in blocks; "
+            "take cache prefix, dual or frozen"
+        )
     if cache.window == "block" and stop.wants_tail:
         raise InputError(
             f"cache: found {_name(cache)} with a stopper that asks for end-of-text on the whole canvas, expected one "

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdiff.decode.cache import Place
 from jaxdiff.decode.score import NEVER, Beliefs, beliefs
 from jaxdiff.decode.state import Settings, State, fold
 from jaxdiff.types import Memory, Model, Params, Score, Tail, Window, pytree
@@ -38,10 +39,9 @@ class Forward:
     params: Params
     settings: Settings
     state: State
-    open_: Bool[Array, "B L"]  # positions still to be committed
-    start: Int[Array, " B"]  # column of the row's block
-    reach: Int[Array, " B"]  # first column of its window
-    block_step: Int[Array, " B"]
+    live: Bool[Array, " B"]  # rows that take part
+    open_: Bool[Array, "B L"]  # positions that this step may commit
+    place: Place
 
     def read(self) -> tuple[Score, Tail | None, Memory | None]:
         """The score of each row's block; of every open position whether its candidate is end-of-text; the new memory.
@@ -50,54 +50,56 @@ class Forward:
         over the canvas for those, one over the window for these. Neither touches the other's rows, or one that is done.
         """
         cache, state, window = self.settings.cache, self.state, self.settings.block_length
-        live = jnp.any(self.open_, axis=1)
+        start = self.place.start
         if cache.window == "canvas":
-            reading = self._over_canvas(live, None)
+            reading = self._over_canvas(self.live, None)
         else:
-            due = live & cache.due(self.block_step, state.row_step)
-            others = live & ~due
+            due = self.live & cache.due(self.place)
+            others = self.live & ~due
             reading = jax.lax.cond(jnp.any(due), lambda r: self._over_canvas(due, r), lambda r: r, self._blank())
             reading = jax.lax.cond(jnp.any(others), lambda r: self._over_window(others, r), lambda r: r, reading)
-        column = self.start[:, None] + jnp.arange(window, dtype=jnp.int32)[None]
+        column = start[:, None] + jnp.arange(window, dtype=jnp.int32)[None]
         belief = self._believe(reading.hidden, jnp.maximum(column - state.origin[:, None], 0))
         score = Score(
             **{field.name: getattr(belief, field.name) for field in dataclasses.fields(belief)},
             hidden=reading.hidden,
-            masked=take(state.canvas, self.start, window) == self.model.config.mask_token_id,
-            eligible=take(self.open_, self.start, window),
+            masked=take(state.canvas, start, window) == self.model.config.mask_token_id,
+            eligible=take(self.open_, start, window),
             canvas=state.canvas,
-            start=self.start,
+            start=start,
             origin=state.origin,
-            block_step=self.block_step,
+            block_step=self.place.block_step,
             row_step=state.row_step,
         )
         return score, reading.tail, reading.memory
 
     def _over_canvas(self, rows: Bool[Array, " B"], before: Reading | None) -> Reading:
-        """A forward over as much of the canvas as holds these rows' ends: nobody sees what lies right of them."""
-        zero = jnp.zeros_like(self.start)
+        """A forward over as much of the canvas as holds these rows' ends, and the blocks that these lie in."""
+        zero = jnp.zeros_like(self.place.start)
 
         def on(length: int) -> Callable[[], Reading]:
             fresh = jnp.broadcast_to(rows[:, None], (rows.shape[0], length))
             return lambda: self._pass(rows, before, Window(start=zero, fresh=fresh), columns=length)
 
-        lengths = (*self.settings.ladder, self.state.canvas.shape[1])
-        return _shortest(on, lengths, jnp.max(jnp.where(rows, self.state.end, 0)))
+        overhang, longest = self.settings.overhang, self.state.canvas.shape[1]
+        rungs = [rung + overhang for rung in self.settings.ladder if rung + overhang < longest]
+        return _shortest(on, (*rungs, longest), jnp.max(jnp.where(rows, self.state.end, 0)) + overhang)
 
     def _over_window(self, rows: Bool[Array, " B"], before: Reading) -> Reading:
         """A forward over each row's window. A shifted model reads a window's first token from the column before it."""
         columns, lead = self.state.canvas.shape[1], int(self.model.shifted)
         block = self.settings.cache.window == "block"
-        stop = self.reach + self.settings.block_length if block else jnp.full_like(self.reach, columns)
+        reach = self.settings.cache.reach(self.place)
+        stop = reach + self.settings.block_length if block else jnp.full_like(reach, columns)
 
         def on(span: int) -> Callable[[], Reading]:
             length = min(span + lead, columns)
-            start = jnp.clip(self.reach - lead, 0, columns - length)
+            start = jnp.clip(reach - lead, 0, columns - length)
             at = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
-            fresh = rows[:, None] & (at >= self.reach[:, None] - lead) & (at < stop[:, None])
+            fresh = rows[:, None] & (at >= reach[:, None] - lead) & (at < stop[:, None])
             return lambda: self._pass(rows, before, Window(start=start, fresh=fresh), columns=columns)
 
-        return _shortest(on, self.settings.spans, jnp.max(jnp.where(rows, self.state.end - self.reach, 0)))
+        return _shortest(on, self.settings.spans, jnp.max(jnp.where(rows, self.state.end - reach, 0)))
 
     def _pass(self, rows: Bool[Array, " B"], before: Reading | None, window: Window, *, columns: int) -> Reading:
         """One forward over a window of the first `columns` columns; `before` stays in rows that are not these."""
@@ -108,7 +110,7 @@ class Forward:
         past = None if before is None else jax.tree.map(lambda x: x[:, :, :, :columns], before.memory)
         features, kept = self._features(positions, valid, window, past)
         reading = Reading(
-            hidden=take(features, self.start - window.start, settings.block_length), tail=None, memory=None
+            hidden=take(features, self.place.start - window.start, settings.block_length), tail=None, memory=None
         )
         if settings.stop.wants_tail:
             at = take(positions, window.start, length)
@@ -171,11 +173,14 @@ class Forward:
             temperature=settings.temperature,
             keys=fold(fold(state.keys, state.row_step), 0),
             positions=positions,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            tempered=self.model.tempered,
         )
 
     def _blank(self) -> Reading:
         """What is known before any forward of the step."""
-        config, rows = self.model.config, self.start.shape[0]
+        config, rows = self.model.config, self.place.start.shape[0]
         hidden = jnp.zeros((rows, self.settings.block_length, config.d_model), jnp.dtype(config.dtype))
         tail = self._no_tail() if self.settings.stop.wants_tail else None
         return Reading(hidden=hidden, tail=tail, memory=self.state.memory)

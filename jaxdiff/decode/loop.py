@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
+from jaxdiff.decode.cache import Place
 from jaxdiff.decode.forward import Forward
 from jaxdiff.decode.score import NEVER
-from jaxdiff.decode.state import Settings, State, fold, holes
+from jaxdiff.decode.state import Settings, State, first_block, fold, holes
 from jaxdiff.types import NEAR_TIE, Model, Params, Progress, Proposal, Score, pytree
 from jaxdiff.windows import put, take
 
@@ -41,9 +42,10 @@ class Result:
     Attributes:
         tokens: the canvas, prompt included; generated positions past a moved end hold end-of-text.
         lengths: generated tokens through the first end-of-text (it included), the numerator of TPF.
-        nfe: forwards that the row took part in while live; a guided one counts 2.
-        commit_step: the row's forward (from 0) at which each generated position was committed; -1 for what was
-            given, and past the end.
+        nfe: forwards that the row took part in while live; a guided one counts 2, one that only stores keys and
+            values (cache `block`) counts too.
+        commit_step: the row's forward (from 0, without those that only store) at which each generated position was
+            committed; -1 for what was given, and past the end.
         reason: a `Reason`.
         near_ties: decisions that hung on less than 1e-5: between the logits of a committed token and the next best
             one, between the priorities of the last position let in and the first left out (log-odds for a policy
@@ -71,11 +73,14 @@ def begin(
     rows, length = canvas.shape
     zero = jnp.zeros((rows,), jnp.int32)
     column = jnp.arange(length, dtype=jnp.int32)[None]
+    end = zero + length
+    if settings.overhang:  # the end of the block that holds the last position kept
+        end = origin + -(-(length - settings.overhang - origin) // settings.block_length) * settings.block_length
     return State(
         canvas=canvas,
         given=(canvas != model.config.mask_token_id) | (column < jnp.maximum(settings.first, origin[:, None])),
         origin=origin,
-        end=zero + length,
+        end=end,
         keys=keys,
         start=zero - 1,
         block_step=zero,
@@ -94,12 +99,22 @@ def step(model: Model, params: Params, settings: Settings, state: State) -> Stat
     policy, stop, window = settings.policy, settings.stop, settings.block_length
     open_ = holes(model, state)
     live = jnp.any(open_, axis=1)
-    block = (jnp.argmax(open_, axis=1).astype(jnp.int32) - settings.first) // window
-    start = jnp.where(live, settings.first + block * window, state.start.clip(min=settings.first))
+    first = first_block(settings, state.origin)
+    block = (jnp.argmax(open_, axis=1).astype(jnp.int32) - first) // window
+    start = jnp.where(live, first + block * window, state.start.clip(min=first))
     block_step = jnp.where(start == state.start, state.block_step, 0)
 
-    reach = settings.cache.reach(settings.first, state.start, start)
-    score, tail, memory = Forward(model, params, settings, state, open_, start, reach, block_step).read()
+    place = Place(
+        origin=state.origin,
+        first=jnp.broadcast_to(jnp.asarray(first, jnp.int32), start.shape),
+        before=state.start,
+        start=start,
+        block_step=block_step,
+        row_step=state.row_step,
+        block=window,
+    )
+    decides = live & ~settings.cache.stores(place)
+    score, tail, memory = Forward(model, params, settings, state, live, open_ & decides[:, None], place).read()
     step_keys = fold(fold(state.keys, state.row_step), 1)
     proposal, policy_state = policy.select(state.policy, score, step_keys)
     commit, contest = _resolve(proposal, score, policy.waits)
@@ -110,7 +125,7 @@ def step(model: Model, params: Params, settings: Settings, state: State) -> Stat
     progress = Progress(
         canvas=canvas,
         end=state.end,
-        live=live,
+        live=decides,
         generated=~state.given,
         score=score,
         accepted=proposal.accepted & score.eligible,
@@ -119,30 +134,30 @@ def step(model: Model, params: Params, settings: Settings, state: State) -> Stat
         eos_ids=model.config.eos_ids,
     )
     end, stop_state = stop.update(state.stop, progress)
-    count = live.astype(jnp.int32)
+    count = decides.astype(jnp.int32)
     return dataclasses.replace(
         state,
         canvas=canvas,
-        end=jnp.where(live, jnp.minimum(end, state.end), state.end),
+        end=jnp.where(decides, jnp.minimum(end, state.end), state.end),
         start=start,
         block_step=block_step + count,
         row_step=state.row_step + count,
-        nfe=state.nfe + settings.copies * count,
+        nfe=state.nfe + settings.copies * live.astype(jnp.int32),
         near_ties=state.near_ties + jnp.sum(close, axis=1, dtype=jnp.int32) + contest.astype(jnp.int32),
         commit_step=put(state.commit_step, trace, start),
-        policy=_keep(live, policy_state, state.policy),
-        stop=_keep(live, stop_state, state.stop),
+        policy=_keep(decides, policy_state, state.policy),
+        stop=_keep(decides, stop_state, state.stop),
         memory=memory,
     )
 
 
 def finish(model: Model, settings: Settings, state: State) -> Result:
-    """The result of rows that are done."""
-    length = state.canvas.shape[1]
+    """The result of rows that are done; what overhangs is cut off."""
+    length = state.canvas.shape[1] - settings.overhang
     column = jnp.arange(length, dtype=jnp.int32)[None]
-    generated = ~state.given
+    generated = ~state.given[:, :length]
     past = generated & (column >= state.end[:, None])
-    tokens = jnp.where(past, model.config.eos_token_id, state.canvas)
+    tokens = jnp.where(past, model.config.eos_token_id, state.canvas[:, :length])
     is_end = jnp.zeros(tokens.shape, bool)
     for token in model.config.eos_ids:
         is_end |= tokens == token
@@ -151,7 +166,7 @@ def finish(model: Model, settings: Settings, state: State) -> Result:
         tokens=tokens,
         lengths=jnp.sum(generated & (column <= first_end), axis=1, dtype=jnp.int32),
         nfe=state.nfe,
-        commit_step=jnp.where(past, -1, state.commit_step)[:, settings.first :],
+        commit_step=jnp.where(past, -1, state.commit_step[:, :length])[:, settings.first :],
         reason=jnp.where(state.end < length, Reason.STOPPED.value, Reason.FULL.value).astype(jnp.int32),
         near_ties=state.near_ties,
         policy=state.policy,

@@ -4,6 +4,8 @@ The head runs on the block alone, one tile of the vocabulary at a time, and keep
 no [B, W, V] array outlives a tile.
 
     features [B W D] --(per tile of V)--> logits [B W tile] -> _Running [B W] each -> Beliefs
+
+With top-p or top-k the tiles are gone over first for the lowest logit that they leave (`nucleus.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxdiff.types import Leaf, pytree
+from jaxdiff.decode.nucleus import lowest_kept, sortable
+from jaxdiff.types import Count, Leaf, pytree
 
 TILE = 4096  # vocabulary entries per tile; part of the randomness' key, so a constant
 NEVER = -1e30  # the logit of a forbidden token: no mass, and finite, so that nothing becomes NaN
@@ -56,32 +59,54 @@ def beliefs(
     temperature: Leaf,
     keys: Key[Array, " B"],
     positions: Int[Array, "B W"],
+    top_p: Leaf | None = None,
+    top_k: Count | None = None,
+    tempered: bool = False,
 ) -> Beliefs:
     """The candidate of each position and how sure the model is of it, float32.
 
     Args:
         forbidden: ids without mass: [MASK], and end-of-text under LLaDA's `logits_eos_inf`.
         deferred: ids whose positions go last, with probability 0 (LLaDA's `confidence_eos_eot_inf`).
-        temperature: 0 takes the argmax; above, Gumbel-max sampling. `prob` is always of the untempered softmax,
-            as in LLaDA's `generate.py`.
+        temperature: 0 takes the argmax; above, Gumbel-max sampling.
         keys, positions: noise is keyed by the row's key, the absolute position and the vocabulary tile.
+        top_p, top_k: after the temperature, in this order, tokens outside have no mass. The token that carries the sum
+            over `top_p` is in, as are all that tie with the k-th.
+        tempered: the beliefs are of softmax(logits / temperature), as Dream, LLaDA2 and SDAR have it, and not of
+            softmax(logits), as LLaDA's `generate.py` does. Either way they are of what top-p and top-k leave.
     """
     vocabulary = head.shape[1]
     tile = min(TILE, vocabulary)
     tiles = -(-vocabulary // tile)
     scale = jnp.broadcast_to(jnp.asarray(temperature), keys.shape).astype(jnp.float32)[:, None, None]
+    heat = jnp.where(scale > 0.0, scale, 1.0)
+    loudness = jnp.where(scale > 0.0, 1.0, 0.0) if tempered else scale
     position_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, positions)
 
-    def one_tile(index: Int[Array, ""]) -> _Running:
+    def ids_of(index: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, " v"]]:
         # The last tile is moved back to end with the vocabulary; what it then shares with its neighbour is masked.
         first = jnp.minimum(index * tile, vocabulary - tile)
-        ids = first + jnp.arange(tile, dtype=jnp.int32)
+        return first, first + jnp.arange(tile, dtype=jnp.int32)
+
+    def logits_of(index: Int[Array, ""]) -> Float[Array, "B W v"]:
+        first, ids = ids_of(index)
         allowed = ids >= index * tile
         for token in forbidden:
             allowed &= ids != token
         part = jax.lax.dynamic_slice_in_dim(head, first, tile, axis=1).astype(features.dtype)
         logits = jnp.matmul(features, part, preferred_element_type=jnp.float32)
-        logits = jnp.where(allowed[None, None], logits, NEVER)
+        logits = logits / heat if tempered else logits
+        return jnp.where(allowed[None, None], logits, NEVER)
+
+    least = None
+    if top_p is not None or top_k is not None:
+        least = lowest_kept(logits_of, tiles, 1.0 / heat if not tempered else jnp.ones_like(heat), top_p, top_k)
+
+    def one_tile(index: Int[Array, ""]) -> _Running:
+        _, ids = ids_of(index)
+        logits = logits_of(index)
+        if least is not None:
+            logits = jnp.where(sortable(logits) >= least[..., None], logits, NEVER)
 
         def drawn() -> Float[Array, "B W v"]:
             # Mode "high": the fast one draws no value above 17, and a large vocabulary reaches that.
@@ -90,7 +115,7 @@ def beliefs(
             return jnp.take(noise, (ids - index * tile) % tile, axis=-1)
 
         noise = jax.lax.cond(jnp.any(scale > 0.0), drawn, lambda: jnp.zeros_like(logits))
-        return _summarise(logits, jnp.where(allowed[None, None], logits + scale * noise, NEVER), ids)
+        return _summarise(logits, jnp.where(logits > NEVER, logits + loudness * noise, NEVER), ids)
 
     running = one_tile(jnp.int32(0))
     if tiles > 1:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from jaxdiff.decode.cache import Cache
-from jaxdiff.types import Leaf, Memory, Model, Policy, Stopper, pytree, static
+from jaxdiff.types import Count, Leaf, Memory, Model, Policy, Stopper, pytree, static
 
 
 @pytree
@@ -21,8 +21,11 @@ class Settings:
     cache: Cache
     temperature: Leaf
     guidance: Leaf | None  # classifier-free guidance scale; None compiles the single forward
+    top_p: Leaf | None  # None of the two compiles no cut
+    top_k: Count | None
     block_length: int = static()
-    first: int = static()  # canvas column where blocks begin
+    first: int = static()  # canvas column where what is generated begins
+    overhang: int = static(default=0)  # columns on the right that make each row's last block whole, and are cut off
     ladder: tuple[int, ...] = static(default=())  # canvas lengths a forward may be cut to, once ends moved left
     spans: tuple[int, ...] = static(default=())  # lengths of a window over a memory
     forbid_eos: bool = static(default=False)
@@ -52,6 +55,18 @@ class State:
     policy: Any
     stop: Any
     memory: Memory | None  # keys and values of all columns, rows x copies; None without a cache
+
+
+def first_block(settings: Settings, origin: Int[Array, " B"]) -> int | Int[Array, " B"]:
+    """Canvas column where blocks begin.
+
+    Where a model attends in blocks they align to its absolute positions, so that each row's own first block holds the
+    rest of its prompt.
+    """
+    if not settings.overhang:
+        return settings.first
+    block = settings.block_length
+    return origin + (settings.first - origin) // block * block
 
 
 def holes(model: Model, state: State) -> Bool[Array, "B L"]:

@@ -171,7 +171,7 @@ def test_rule_5_the_while_loop_is_a_python_loop(policy, stop, data):
 
 def whole_settings(policy, stop, temperature):
     size = {"rows": 4, "first": small.batch()[0].shape[1], "generated": small.GEN, "block": small.BLOCK}
-    return api._settings(policy, STOPPERS[stop](), None, temperature, None, False, False, **size)
+    return api._settings(small.MODEL, policy, STOPPERS[stop](), None, temperature, None, False, False, **size)
 
 
 def traced_program(model=small.MODEL, policy=None, stop="eos"):

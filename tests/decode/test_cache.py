@@ -7,9 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import Dual, Frozen, NoCache, NoStop, Prefix, decode
-from jaxdiff.decode import loop
-from jaxdiff.policies import Threshold
+from jaxdiff import (
+    BlockCausal,
+    Dream,
+    DreamConfig,
+    Dual,
+    Frozen,
+    NoCache,
+    NoStop,
+    Prefix,
+    Sdar,
+    SdarConfig,
+    decode,
+)
+from jaxdiff.decode import api, loop
+from jaxdiff.models.config import Config
+from jaxdiff.policies import Fixed, Threshold
 from tests import reference, small
 from tests.cached import Cached
 from tests.decode.test_reference import CASES
@@ -24,19 +37,25 @@ CACHES = {  # the compiled cache, and the published loop's name for it
 over_caches = pytest.mark.parametrize("cache", CACHES)
 
 
-def run(cache, *, order=range(4), seed=0, policy=None, stop=None, **options):
+SHAPE = {f.name: getattr(small.CONFIG, f.name) for f in dataclasses.fields(Config)}
+DREAM = Dream(DreamConfig(**SHAPE))
+SDAR = Sdar(SdarConfig(**SHAPE, attention_block=4))
+
+
+def run(cache, *, order=range(4), seed=0, policy=None, stop=None, model=small.MODEL, **options):
+    block = small.BLOCK if model.attention_block is None else None
     prompts, origin = small.batch()
     order = list(order)
     return decode(
-        small.MODEL,
-        small.params(seed),
+        model,
+        small.params(seed, model),
         prompts[order],
         origin=origin[order],
         key=small.keys(4, seed)[jnp.asarray(order)],
         policy=Threshold(0.6) if policy is None else policy,
         stop=NoStop() if stop is None else stop,
         cache=cache,
-        **(dict(gen_length=small.GEN, block_length=small.BLOCK) | options),
+        **(dict(gen_length=small.GEN, block_length=block) | options),
     )
 
 
@@ -46,12 +65,12 @@ def assert_same(left, right, fields=("tokens", "commit_step", "nfe", "lengths", 
         np.testing.assert_array_equal(getattr(left, field), getattr(right, field))
 
 
-def assert_by_hand(result, name, *, seed=0, rule="threshold:tau=0.6", refresh=None):
+def assert_by_hand(result, name, *, seed=0, rule="threshold:tau=0.6", refresh=None, model=small.MODEL):
     """The plain loop, row by row, gives this result."""
     assert not int(result.near_ties.sum()), "draw another seed: float rounding decides here"
     for row, prompt in enumerate(small.PROMPTS):
         tokens, trace, nfe = reference.decode(
-            Cached(small.params(seed), prompt, name, refresh),
+            Cached(small.params(seed, model), prompt, name, refresh, model.shifted, model.config),
             prompt,
             CASES[rule](),
             gen=small.GEN,
@@ -93,18 +112,37 @@ def test_rows_keep_to_themselves(cache):
                 np.testing.assert_array_equal(getattr(away, field)[place], getattr(home, field)[row])
 
 
-def state_of(cache, **options):
-    """Settings, and a state before the first step, as `decode` makes them."""
-    caught = []
-    run(cache, run=lambda *arguments: caught.append(arguments) or loop.run(*arguments), **options)
-    model, _, canvas, origin, keys, settings = caught[0]
-    return settings, loop.begin(model, canvas, origin, keys, settings)
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("cache", ["prefix", "dual", "frozen"])
+def test_a_shifted_model_feeds_from_the_column_before_the_window(cache):
+    make, name = CACHES[cache]
+    plain, result = run(NoCache(), model=DREAM), run(make(), model=DREAM)
+    assert_by_hand(result, name, model=DREAM)
+    assert not np.array_equal(result.commit_step, plain.commit_step), "the case does not exercise the cache"
+    assert_same(run(make(refresh=1), model=DREAM), plain)
 
 
-@pytest.mark.parametrize("cache", [Frozen(), Dual()], ids=["frozen", "dual"])
-def test_a_row_that_waits_writes_no_keys_or_values(cache):
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_cache_of_a_block_causal_model_is_exact(temperature):
+    """The tokens of no cache; one forward more for a prompt with whole blocks, and for each block but the last."""
+    options = dict(model=SDAR, temperature=temperature)
+    for policy in (Threshold(0.6), Fixed()):
+        plain, cached = (run(cache, policy=policy, **options) for cache in (NoCache(), BlockCausal()))
+        assert_same(plain, cached, fields=("tokens", "commit_step", "lengths"))
+        for row, prompt in enumerate(small.PROMPTS):
+            kept = len(prompt) // 4
+            blocks = -(-(len(prompt) + small.GEN) // 4) - kept
+            assert int(cached.nfe[row]) == int(plain.nfe[row]) + (kept > 0) + blocks - 1
+
+
+def test_a_row_that_waits_writes_no_keys_or_values():
     """Row 1 is done before the decode begins, row 2 after the first step; the memory of both stays as it is."""
-    settings, state = state_of(cache)
+    prompts, origin = small.batch()
+    sizes = dict(rows=4, first=prompts.shape[1], generated=small.GEN, block=small.BLOCK)
+    settings = api._settings(small.MODEL, Threshold(0.6), NoStop(), Frozen(), 0.0, None, False, False, **sizes)
+    canvas = jnp.pad(jnp.asarray(prompts), ((0, 0), (0, small.GEN)), constant_values=small.MASK)
+    state = loop.begin(small.MODEL, canvas, jnp.asarray(origin), small.keys(4), settings)
     state = dataclasses.replace(state, end=state.end.at[1].set(0))
     tree = small.params()
     step = jax.jit(lambda state: loop.step(small.MODEL, tree, settings, state))
