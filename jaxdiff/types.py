@@ -293,9 +293,17 @@ class Model(Protocol):
     def init(self, key: Key[Array, ""]) -> Params: ...
 
     def features(
-        self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        valid: Bool[Array, "B T"],
+        prompt: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Row i predicts token i (shifted families shift here). `valid` False: padding, attended by nobody."""
+        """Row i predicts token i (shifted families shift here). `valid` False: padding, attended by nobody.
+
+        `prompt`: how many first positions do not see the others, in a model whose config says `prefix_lm`.
+        """
         ...
 
     def recall(
@@ -306,6 +314,7 @@ class Model(Protocol):
         valid: Bool[Array, "B L"],
         window: Window,
         memory: Memory,
+        prompt: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Memory]:
         """`features` of a window over a memory, and what is to be kept of it, [N B K T E]; `features` is T = L.
 

@@ -27,7 +27,7 @@ def rotate(x, positions, theta):
 class Network:
     """`features` of some columns of a canvas; keys and values of the others are those in `self.kept`."""
 
-    def __init__(self, tree, config=small.CONFIG):
+    def __init__(self, tree, config):
         self.config = config
         wanted = {k: v for k, v in tree.items() if k != "layers"}
         self.tree = {k: np.asarray(v["weight"] if k == "ln_f" else v, np.float64) for k, v in wanted.items()}
@@ -79,9 +79,9 @@ class Network:
 class Cached:
     """One row's decode: `network(x, columns)` for the columns that the cache feeds at this step."""
 
-    def __init__(self, tree, prompt, cache, refresh=None, shifted=False, config=small.CONFIG, prefix_lm=False):
-        self.network, self.first, self.cache, self.refresh = Network(tree, config), len(prompt), cache, refresh
-        self.shifted, self.prompt = shifted, len(prompt) if prefix_lm else 0
+    def __init__(self, tree, prompt, cache, refresh=None, model=small.MODEL):
+        self.network, self.first, self.cache, self.refresh = Network(tree, model.config), len(prompt), cache, refresh
+        self.shifted, self.prompt = model.shifted, len(prompt) if model.config.prefix_lm else 0
         self.start, self.block_step, self.steps = None, 0, 0
 
     def __call__(self, x):

@@ -32,7 +32,7 @@ Cache = Annotated[
     typer.Option(
         "--cache",
         metavar="NAME[:K=V,...]",
-        help="Which keys and values are reused: none, prefix, dual, frozen:freeze=clean|commit|prompt, block; refresh=8.",
+        help="Which keys and values are reused: none, prefix, dual:refresh=8, frozen:freeze=clean|commit, block ...",
     ),
 ]
 Stop = Annotated[

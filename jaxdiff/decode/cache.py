@@ -190,9 +190,7 @@ def parse_cache(text: str) -> Cache:
     name, _, rest = text.partition(":")
     if name not in CACHES:
         raise InputError(f"cache: found {name!r}, expected one of {', '.join(CACHES)}")
-    cache = CACHES[name](**parse_fields(f"cache {name}", fields_of(CACHES[name]), rest))
-    cache.check()
-    return cache
+    return CACHES[name](**parse_fields(f"cache {name}", fields_of(CACHES[name]), rest))
 
 
 def spans(cache: Cache, longest: int, block: int) -> tuple[int, ...]:
@@ -209,7 +207,10 @@ def doublings(generated: int, block: int) -> tuple[int, ...]:
 
 
 def check_cache(cache: Cache, stop: Stopper, model: Model | None = None) -> None:
-    """Raises InputError, before compilation, for a cache that the stopper or the model cannot go with."""
+    """Raises InputError, before compilation, for what is not known of a cache, and for a stopper or model that it does
+    not go with.
+    """
+    cache.check()
     if isinstance(cache, BlockCausal) and model is not None and model.attention_block is None:
         raise InputError(
             "cache: found block with a model whose positions all see each other, expected one that attends in blocks; "

@@ -140,16 +140,17 @@ class Forward:
         """
         columns, length, guidance = valid.shape[1], window.fresh.shape[1], self.settings.guidance
         canvas, given = self.state.canvas[:, :columns], self.state.given[:, :columns]
-        inputs: tuple[Any, ...] = (canvas, positions, valid, window)
+        prompt = jnp.maximum(self.settings.first - self.state.origin, 0)
+        inputs: tuple[Any, ...] = (canvas, positions, valid, prompt, window)
         if guidance is not None:
             blind = jnp.where(given & valid, self.model.config.mask_token_id, canvas)
-            inputs = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), inputs, (blind, positions, valid, window))
-        canvas, positions, valid, window = inputs
+            inputs = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), inputs, (blind, *inputs[1:]))
+        canvas, positions, valid, prompt, window = inputs
         if past is None:
-            features, kept = self.model.features(self.params, canvas, positions, valid), None
+            features, kept = self.model.features(self.params, canvas, positions, valid, prompt), None
         else:
             tokens = canvas if length == columns else take(canvas, window.start, length)
-            features, kept = self.model.recall(self.params, tokens, positions, valid, window, past)
+            features, kept = self.model.recall(self.params, tokens, positions, valid, window, past, prompt)
         if guidance is None:
             return features, kept
         seeing, unseeing = (half.astype(jnp.float32) for half in jnp.split(features, 2))

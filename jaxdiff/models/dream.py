@@ -49,10 +49,15 @@ class Dream(Transformer):
         return (Group("layers", c.n_layers, attention, functools.partial(SwiGLU, c.mlp_hidden_size, scale=scale)),)
 
     def features(
-        self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        valid: Bool[Array, "B T"],
+        prompt: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B T D"]:
         """As every family's: row i predicts token i. The shift is undone here, and never reads the padding."""
-        return _unshifted(super().features(params, tokens, positions, valid), positions)
+        return _unshifted(super().features(params, tokens, positions, valid, prompt), positions)
 
     def recall(
         self,
@@ -62,9 +67,10 @@ class Dream(Transformer):
         valid: Bool[Array, "B L"],
         window: Window,
         memory: Memory,
+        prompt: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Memory]:
         """As every family's; a window's first row predicts nothing, unless it is the first token."""
-        own, kept = super().recall(params, tokens, positions, valid, window, memory)
+        own, kept = super().recall(params, tokens, positions, valid, window, memory, prompt)
         return _unshifted(own, take(positions, window.start, tokens.shape[1])), kept
 
 

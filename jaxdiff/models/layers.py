@@ -70,16 +70,24 @@ def rotate(x: Float[Array, "B T n E"], rope: Rope) -> Float[Array, "B T n E"]:
 
 
 def visible(
-    queries: Int[Array, "B T"], keys: Int[Array, "B S"], valid: Bool[Array, "B S"], block: int | None
+    queries: Int[Array, "B T"],
+    keys: Int[Array, "B S"],
+    valid: Bool[Array, "B S"],
+    block: int | None,
+    prompt: Int[Array, " B"] | None = None,
 ) -> Bool[Array, "B t S"]:
     """Which keys a query attends to, from absolute positions; t is 1 where all queries attend alike.
 
     `block` None: every valid key. Else block-causal: the valid keys whose position // block is not greater than the
-    query's own (LLaDA2, SDAR).
+    query's own (LLaDA2, SDAR). With `prompt`, that many first positions see each other and nothing else.
     """
-    if block is None:
-        return valid[:, None]
-    return valid[:, None] & (keys[:, None] // block <= queries[:, :, None] // block)
+    seen = valid[:, None]
+    if block is not None:
+        seen &= keys[:, None] // block <= queries[:, :, None] // block
+    if prompt is not None:
+        prompt = prompt[:, None, None]
+        seen &= (keys[:, None] < prompt) | (queries[:, :, None] >= prompt)
+    return seen
 
 
 def recall(

@@ -73,6 +73,7 @@ class Stack(nn.Module):
     theta: float
     rope_dtype: str
     attention_block: int | None = None
+    prefix_lm: bool = False
     tied: bool = False  # the head is the embedding, transposed
 
     @nn.compact
@@ -81,6 +82,7 @@ class Stack(nn.Module):
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B L"],
         valid: Bool[Array, "B L"],
+        prompt: Int[Array, " B"] | None = None,
         window: Window | None = None,
         memory: Memory | None = None,
     ) -> tuple[Float[Array, "B T D"], Memory]:
@@ -95,7 +97,7 @@ class Stack(nn.Module):
         x = embedding[tokens].astype(jnp.dtype(self.dtype))
         at = positions if window is None else take(positions, window.start, tokens.shape[1])
         rope = rope_table(at, self.turned, self.theta, jnp.dtype(self.rope_dtype))
-        seen = visible(at, positions, valid, self.attention_block)
+        seen = visible(at, positions, valid, self.attention_block, prompt if self.prefix_lm else None)
         kept = {}
         for group in self.groups:
             layers = nn.scan(
@@ -145,6 +147,7 @@ class Transformer:
             theta=c.rope_theta,
             rope_dtype=self.rope_dtype,
             attention_block=self.attention_block,
+            prefix_lm=c.prefix_lm,
             tied=c.tied,
         )
 
@@ -154,10 +157,18 @@ class Transformer:
         return self.stack().init(key, one, one, jnp.ones((1, 1), bool))["params"]
 
     def features(
-        self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        valid: Bool[Array, "B T"],
+        prompt: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Hidden states after the last norm, [B T D] in the config's dtype; row i predicts token i."""
-        return self._apply(params, tokens, positions, valid)[0]
+        """Hidden states after the last norm, [B T D] in the config's dtype; row i predicts token i.
+
+        `prompt`: how many first positions do not see the others, where the config says `prefix_lm`; default none.
+        """
+        return self._apply(params, tokens, positions, valid, prompt)[0]
 
     def recall(
         self,
@@ -167,18 +178,19 @@ class Transformer:
         valid: Bool[Array, "B L"],
         window: Window,
         memory: Memory,
+        prompt: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Memory]:
         """`features` of a window of the canvas, over what is remembered of the rest: the case T = L is the whole.
 
         Args:
             tokens: those of columns window.start to window.start + T of each row.
-            positions, valid: of all columns.
+            positions, valid: of all columns; `prompt` as in `features`.
             memory: keys and values of all layers and columns, as `memory` makes them.
 
         Returns the features, and the window's keys and values [N B K T E]: its own where `window.fresh`, the memory's
         elsewhere, so that writing them back changes no column that was not to change.
         """
-        return self._apply(params, tokens, positions, valid, window, memory)
+        return self._apply(params, tokens, positions, valid, prompt, window, memory)
 
     def memory(self, rows: int, length: int) -> Memory:
         """Room for the keys and values of `rows` canvases, zeros [N B K L E] in the config's dtype for each group."""

@@ -12,15 +12,19 @@ from jaxdiff import (
     Dream,
     DreamConfig,
     Dual,
+    EotpStop,
     Frozen,
+    InputError,
+    Llada,
     NoCache,
     NoStop,
     Prefix,
     Sdar,
     SdarConfig,
     decode,
+    infill,
 )
-from jaxdiff.decode import api, loop
+from jaxdiff.decode import api, loop, parse_cache
 from jaxdiff.models.config import Config
 from jaxdiff.policies import Fixed, Threshold
 from tests import reference, small
@@ -70,7 +74,15 @@ def assert_by_hand(result, name, *, seed=0, rule="threshold:tau=0.6", refresh=No
     assert not int(result.near_ties.sum()), "draw another seed: float rounding decides here"
     for row, prompt in enumerate(small.PROMPTS):
         tokens, trace, nfe = reference.decode(
-            Cached(small.params(seed, model), prompt, name, refresh, model.shifted, model.config),
+            Cached(
+                small.params(seed, model),
+                prompt,
+                name,
+                refresh,
+                model.shifted,
+                model.config,
+                prefix_lm=model.config.prefix_lm,
+            ),
             prompt,
             CASES[rule](),
             gen=small.GEN,
@@ -123,6 +135,15 @@ def test_a_shifted_model_feeds_from_the_column_before_the_window(cache):
 
 
 @pytest.mark.usefixtures("strict")
+def test_a_prompt_that_does_not_see_the_answer_is_cached_exactly():
+    model = Llada(dataclasses.replace(small.CONFIG, prefix_lm=True))
+    cache, plain = Frozen(freeze="prompt"), run(NoCache(), model=model)
+    assert_same(run(cache, model=model), plain)
+    assert not np.array_equal(run(NoCache()).commit_step, plain.commit_step), "the mask hides nothing"
+    assert_by_hand(plain, "prompt", model=model)  # the mask, in numpy; with a bidirectional one the two differ
+
+
+@pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_the_cache_of_a_block_causal_model_is_exact(temperature):
     """The tokens of no cache; one forward more for a prompt with whole blocks, and for each block but the last."""
@@ -156,3 +177,65 @@ def test_a_row_that_waits_writes_no_keys_or_values():
             wrote |= bool((old[:, 0] != new[:, 0]).any())
         state = after
     assert wrote
+
+
+def test_filling_holes_with_a_cache():
+    """Blocks whose holes are done are passed over; rebuilt at each step a cache is none, and what is known is kept."""
+    canvas = np.resize(np.arange(10, 34), (2, 24)).copy()
+    canvas[:, [1, 2, 5, 17, 18, 20, 22]] = small.MASK
+    options = dict(policy=Threshold(0.6), block_length=8)
+    plain = infill(small.MODEL, small.params(), canvas, **options)
+    for cache in (Frozen(refresh=1), Dual(refresh=1)):
+        assert_same(infill(small.MODEL, small.params(), canvas, cache=cache, **options), plain)
+    frozen = infill(small.MODEL, small.params(), canvas, cache=Frozen(), **options)
+    known = canvas != small.MASK
+    np.testing.assert_array_equal(np.asarray(frozen.tokens)[known], canvas[known])
+    assert (np.asarray(frozen.tokens) != small.MASK).all()
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_guidance_keeps_keys_and_values_of_both_copies(cache):
+    make, plain = CACHES[cache][0], run(NoCache(), cfg_scale=1.5)
+    assert_same(run(make(refresh=1), cfg_scale=1.5), plain)
+    approximate = run(make(), cfg_scale=1.5)
+    assert not np.array_equal(approximate.commit_step, plain.commit_step)
+    assert not (np.asarray(approximate.nfe) % 2).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            dict(cache=Dual(), stop=EotpStop()),
+            "cache: found dual with a stopper that asks for end-of-text on the whole",
+        ),
+        (dict(cache=BlockCausal()), "cache: found block with a model whose positions all see each other"),
+        (
+            dict(cache=Frozen(freeze="often")),
+            "cache frozen freeze: found 'often', expected one of clean, commit, prompt",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_compilation(options, words):
+    before = loop.run._cache_size()
+    with pytest.raises(InputError, match=words):
+        run(**options)
+    assert loop.run._cache_size() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("triple", "cache: found 'triple', expected one of none, prefix, dual, frozen, block"),
+        ("dual:freeze=clean", "cache dual: found argument 'freeze=clean', expected refresh="),
+        ("frozen:refresh=0", "refresh: found 0, expected a whole number"),
+    ],
+)
+def test_a_name_that_is_not_known_is_refused(text, words):
+    with pytest.raises(InputError, match=words):
+        parse_cache(text)
+
+
+def test_a_cache_by_its_name():
+    assert parse_cache("frozen:refresh=8,freeze=commit").freeze == "commit"
+    assert int(parse_cache("dual:refresh=8").refresh) == 8
