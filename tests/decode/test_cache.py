@@ -74,15 +74,7 @@ def assert_by_hand(result, name, *, seed=0, rule="threshold:tau=0.6", refresh=No
     assert not int(result.near_ties.sum()), "draw another seed: float rounding decides here"
     for row, prompt in enumerate(small.PROMPTS):
         tokens, trace, nfe = reference.decode(
-            Cached(
-                small.params(seed, model),
-                prompt,
-                name,
-                refresh,
-                model.shifted,
-                model.config,
-                prefix_lm=model.config.prefix_lm,
-            ),
+            Cached(small.params(seed, model), prompt, name, refresh, model),
             prompt,
             CASES[rule](),
             gen=small.GEN,
