@@ -8,7 +8,21 @@ policy=jaxdiff.policies.Threshold(0.9), stop=jaxdiff.EosStop())
 
 from jaxdiff import convert, policies
 from jaxdiff.checkpoint import Checkpoint, Tokenizer, load, save
-from jaxdiff.decode import EosStop, EotpStop, NoStop, Reason, Result, decode, infill, pad_prompts
+from jaxdiff.decode import (
+    BlockCausal,
+    Dual,
+    EosStop,
+    EotpStop,
+    Frozen,
+    NoCache,
+    NoStop,
+    Prefix,
+    Reason,
+    Result,
+    decode,
+    infill,
+    pad_prompts,
+)
 from jaxdiff.models import (
     Dream,
     DreamConfig,
@@ -27,11 +41,14 @@ from jaxdiff.types import InputError, Model, Policy, Proposal, Score, Stopper
 __version__ = "0.1.0"
 
 __all__ = [
+    "BlockCausal",
     "Checkpoint",
     "Dream",
     "DreamConfig",
+    "Dual",
     "EosStop",
     "EotpStop",
+    "Frozen",
     "InputError",
     "Llada",
     "Llada2",
@@ -40,8 +57,10 @@ __all__ = [
     "LladaMoe",
     "LladaMoeConfig",
     "Model",
+    "NoCache",
     "NoStop",
     "Policy",
+    "Prefix",
     "Proposal",
     "Reason",
     "Result",

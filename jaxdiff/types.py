@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 NEAR_TIE = 1e-5  # log-odds: below this gap, float rounding decides
 Params = Any  # a pytree of arrays
+Memory = Any  # a model's keys and values: for each group of layers a pair of [N B K L E]
 State = Any  # a policy's or stopper's own pytree; () when it keeps none
 # One number for the batch, or one for each row; `number()` fields turn Python's into arrays.
 Leaf = Float[Array, ""] | Float[Array, " B"] | float | int | np.ndarray | Sequence[float]
@@ -91,6 +92,36 @@ def _leaf(name: str, value: Any, *, low: float | int, high: float | int, whole: 
         kind = "a whole number" if whole else "a number"
         raise InputError(f"{name}: found {value}, expected {kind} from {low:g} to {high:g}, or a vector of them")
     return jnp.asarray(array, jnp.int32 if whole else jnp.float32)
+
+
+def fields_of(cls: type) -> dict[str, Any]:
+    """The `static()` and `number()` fields of a class, by name: what says how their text is read."""
+    return {f.name: f.metadata for f in dataclasses.fields(cls) if f.metadata}
+
+
+def parse_fields(what: str, fields: dict[str, Any], text: str) -> dict[str, Any]:
+    """The values that a command line's `k=v,...` gives to some of the fields.
+
+    Raises InputError, with the fields that there are, for another one, and for a number that is none.
+    """
+    values: dict[str, Any] = {}
+    for item in filter(None, text.split(",")):
+        name, equals, value = item.partition("=")
+        if name not in fields or not equals:
+            known = ", ".join(f"{k}=" for k in fields) or "none"
+            raise InputError(f"{what}: found argument {item!r}, expected {known}")
+        kind = fields[name]
+        values[name] = value if kind.get("static") else parse_number(f"{what} {name}", value, whole=kind["whole"])
+    return values
+
+
+def parse_number(what: str, text: str, *, whole: bool) -> float | int:
+    """The number that a command line gives. Raises InputError for another text."""
+    try:
+        return int(text) if whole else float(text)
+    except ValueError:
+        kind = "a whole number" if whole else "a number"
+        raise InputError(f"{what}: found {text!r}, expected {kind}") from None
 
 
 def per_row(value: Leaf | Count) -> Shaped[Array, ...]:
@@ -223,6 +254,20 @@ class Stopper(Protocol):
         ...
 
 
+@pytree
+class Window:
+    """Where the tokens of a forward over a memory stand, and which of them the memory learns.
+
+    Attributes:
+        start: canvas column of each row's first token.
+        fresh: the token's own keys and values are seen and kept; elsewhere the memory's stand, unseen and unchanged
+            by what was computed.
+    """
+
+    start: Int[Array, " B"]
+    fresh: Bool[Array, "B T"]
+
+
 @runtime_checkable
 class Model(Protocol):
     """A static, hashable definition whose methods are pure functions of a params pytree."""
@@ -248,9 +293,37 @@ class Model(Protocol):
     def init(self, key: Key[Array, ""]) -> Params: ...
 
     def features(
-        self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        valid: Bool[Array, "B T"],
+        prompt: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Row i predicts token i (shifted families shift here). `valid` False: padding, attended by nobody."""
+        """Row i predicts token i (shifted families shift here). `valid` False: padding, attended by nobody.
+
+        `prompt`: how many first positions do not see the others, in a model whose config says `prefix_lm`.
+        """
+        ...
+
+    def recall(
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B L"],
+        valid: Bool[Array, "B L"],
+        window: Window,
+        memory: Memory,
+        prompt: Int[Array, " B"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Memory]:
+        """`features` of a window over a memory, and what is to be kept of it, [N B K T E]; `features` is T = L.
+
+        A shifted model's first row has nothing to read from unless it is the canvas' own.
+        """
+        ...
+
+    def memory(self, rows: int, length: int) -> Memory:
+        """Room for the keys and values of `rows` canvases."""
         ...
 
     def head(self, params: Params) -> Float[Array, "D V"]: ...

@@ -29,9 +29,9 @@ MODEL = Llada(CONFIG)
 
 
 @functools.cache
-def params(seed=0):
+def params(seed=0, model=MODEL):
     """Random weights; the head is sharpened, and end-of-text made likely enough to occur."""
-    tree = MODEL.init(jax.random.key(seed))
+    tree = model.init(jax.random.key(seed))
     tree["wte"] = tree["wte"] * 3.0
     head = tree["head"] * 5.0
     tree["head"] = head.at[:, EOS].set(head[:, EOS] * 1.6)

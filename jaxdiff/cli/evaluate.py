@@ -68,6 +68,7 @@ def evaluate(
         "model": model,
         "policy": policy,
         "stop": stop,
+        "cache": cache,
         "gen_length": gen_length,
         "block_length": arguments["block_length"],
         "near_ties": int(report.near_ties.sum()),
@@ -77,7 +78,9 @@ def evaluate(
         return
     table = Table(title=f"{task_name}/{split}, n {n}, seed {seed}", box=None, show_header=False, title_justify="left")
     table.add_row("model", model)
-    table.add_row("policy", f"{policy}, stop {stop}, length {gen_length}, block {arguments['block_length']}")
+    table.add_row(
+        "policy", f"{policy}, stop {stop}, cache {cache}, length {gen_length}, block {arguments['block_length']}"
+    )
     interval = f"{numbers['accuracy_low']:.1%} to {numbers['accuracy_high']:.1%}"
     table.add_row("accuracy", f"{numbers['accuracy']:.1%}  (95 %: {interval})")
     table.add_row("NFE", f"{numbers['nfe']:.1f} on average")

@@ -10,8 +10,9 @@ import typer
 
 import jaxdiff
 from jaxdiff.checkpoint import learned_policy
-from jaxdiff.decode import parse_stopper
+from jaxdiff.decode import parse_cache, parse_stopper
 from jaxdiff.decode.api import BLOCK_LENGTH, block_of, check_blocks
+from jaxdiff.decode.cache import check_cache
 from jaxdiff.policies import parse
 from jaxdiff.types import InputError
 
@@ -26,7 +27,14 @@ Policy = Annotated[
         help="Which masks commit at a step: fixed:order=margin, threshold:tau=0.9, any_of(A + B), cap(K + A) ...",
     ),
 ]
-Cache = Annotated[str, typer.Option("--cache", help="Which keys and values are reused: none.")]
+Cache = Annotated[
+    str,
+    typer.Option(
+        "--cache",
+        metavar="NAME[:K=V,...]",
+        help="Which keys and values are reused: none, prefix, dual:refresh=8, frozen:freeze=clean|commit, block ...",
+    ),
+]
 Stop = Annotated[
     str, typer.Option("--stop", help="When a row ends: none (at the canvas' end), eos, eotp:way=official|block|safe.")
 ]
@@ -87,13 +95,11 @@ class Decoding:
     dtype: str | None
 
     def __post_init__(self) -> None:
-        if self.cache != "none":
-            raise InputError(f"cache: found {self.cache!r}, expected none; no other cache exists yet")
         if self.mesh != "1x1":
             raise InputError(f"mesh: found {self.mesh!r}, expected 1x1; more than one device is not supported yet")
         if self.dtype not in (None, *DTYPES):
             raise InputError(f"dtype: found {self.dtype!r}, expected {' or '.join(DTYPES)}")
-        parse_stopper(self.stop)
+        check_cache(parse_cache(self.cache), parse_stopper(self.stop))
         self.parse(self.steps)
 
     def parse(self, steps: int | None) -> jaxdiff.Policy:
@@ -118,6 +124,7 @@ class Decoding:
         return {
             "policy": self.parse(None if self.steps is None else self.steps // blocks),
             "stop": parse_stopper(self.stop),
+            "cache": parse_cache(self.cache),
             "block_length": block,
             "temperature": self.temperature,
             "top_p": self.top_p,

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 from jaxdiff.decode import loop
+from jaxdiff.decode.cache import Cache, NoCache, check_cache, doublings, spans
 from jaxdiff.decode.state import Settings
 from jaxdiff.decode.stop import NoStop
 from jaxdiff.policies import Fixed
@@ -27,6 +28,7 @@ def decode(
     *,
     policy: Policy | None = None,
     stop: Stopper | None = None,
+    cache: Cache | None = None,
     gen_length: int = 256,
     block_length: int | None = None,
     temperature: Leaf | float = 0.0,
@@ -45,6 +47,7 @@ def decode(
         prompts: token ids, [B P], padded on the left up to `origin` (see `pad_prompts`).
         policy: which positions commit at each step; default one token a step, most confident first.
         stop: when a row's end moves left; default never.
+        cache: which keys and values are reused (`decode/cache.py`); default none, the only exact one on every model.
         gen_length: in tokens.
         block_length: in tokens, a divisor of the length; default 32. A model that attends in blocks has its own, which
             are counted from the row's first token: the rest of the prompt shares the first one. The last one is
@@ -66,7 +69,7 @@ def decode(
     Returns a `Result`; source of the loop: LLaDA `generate.py` (arXiv 2502.09992).
 
     Raises InputError before compilation for lengths that do not fit, [MASK] or an empty row in the prompts, ids
-    outside the vocabulary.
+    outside the vocabulary, and a cache that the stopper or the model cannot go with.
     """
     rows, width = _shape("prompts", prompts)
     if width < 1:
@@ -78,7 +81,7 @@ def decode(
     overhang = 0 if model.attention_block is None else block_length - 1
     masks = jnp.full((rows, gen_length + overhang), model.config.mask_token_id, jnp.int32)
     canvas = jnp.concatenate([jnp.asarray(prompts, jnp.int32), masks], axis=1)
-    ways = (policy, stop, temperature, cfg_scale, forbid_eos, defer_eos)
+    ways = (model, policy, stop, cache, temperature, cfg_scale, forbid_eos, defer_eos)
     settings = _settings(
         *ways,
         top_p=top_p,
@@ -99,6 +102,7 @@ def infill(
     *,
     policy: Policy | None = None,
     stop: Stopper | None = None,
+    cache: Cache | None = None,
     block_length: int | None = None,
     temperature: Leaf | float = 0.0,
     top_p: Leaf | float | None = None,
@@ -121,7 +125,7 @@ def infill(
     check_lengths(model, 0, width, block_length)
     origin = jnp.zeros((rows,), jnp.int32)
     check_ids(model, canvas, origin, masks_allowed=True)
-    ways = (policy, stop, temperature, cfg_scale, forbid_eos, defer_eos)
+    ways = (model, policy, stop, cache, temperature, cfg_scale, forbid_eos, defer_eos)
     settings = _settings(*ways, top_p=top_p, top_k=top_k, rows=rows, first=0, generated=width, block=block_length)
     return _run(run, model, params, jnp.asarray(canvas, jnp.int32), origin, _keys(key, rows), settings)
 
@@ -153,7 +157,7 @@ def _run(
     """
     policy = settings.policy
     if isinstance(policy, NeedsReference) and policy.lacks_reference:
-        standard = dataclasses.replace(settings, policy=Fixed())
+        standard = dataclasses.replace(settings, policy=Fixed(), cache=NoCache(), spans=())
         policy = policy.bind(loop.run(model, params, canvas, origin, keys, standard).tokens)
     jax.eval_shape(lambda: policy.init(canvas.shape[0], settings.block_length))
     return run(model, params, canvas, origin, keys, dataclasses.replace(settings, policy=policy))
@@ -245,13 +249,14 @@ def _keys(key: Any, rows: int) -> Key[Array, " B"]:
 
 def _ladder(first: int, generated: int, block: int) -> tuple[int, ...]:
     """Canvas lengths with 1, 2, 4 ... blocks to generate: few programs, and no forward twice as long as it need be."""
-    blocks = [2**power for power in range((generated // block).bit_length()) if 2**power * block < generated]
-    return tuple(first + count * block for count in blocks)
+    return tuple(first + length for length in doublings(generated, block))
 
 
 def _settings(
+    model: Model,
     policy: Policy | None,
     stop: Stopper | None,
+    cache: Cache | None,
     temperature: Any,
     guidance: Any,
     forbid_eos: bool,
@@ -279,10 +284,12 @@ def _settings(
             most = "or more" if high == np.inf else f"to {high}"
             kind = "a whole number" if name == "top_k" else "a number"
             raise InputError(f"{name}: found {value}, expected {kind} of {low} {most}, or {rows} of them")
-    stop = stop or NoStop()
+    stop, cache = stop or NoStop(), cache or NoCache()
+    check_cache(cache, stop, model)
     return Settings(
         policy=policy or Fixed(),
         stop=stop,
+        cache=cache,
         temperature=jnp.asarray(temperature, jnp.float32),
         guidance=None if guidance is None else jnp.asarray(guidance, jnp.float32),
         top_p=None if top_p is None else jnp.asarray(top_p, jnp.float32),
@@ -291,6 +298,7 @@ def _settings(
         first=first,
         overhang=overhang,
         ladder=_ladder(first, generated, block) if stop.cuts else (),
+        spans=() if cache.window == "canvas" else spans(cache, generated + 2 * overhang, block),
         forbid_eos=forbid_eos,
         defer_eos=defer_eos,
     )

@@ -1,128 +1,199 @@
-"""One forward: from the canvas to what is believed of each row's block, and, where a stopper asks, of the whole canvas.
+"""One step's forwards: from the canvas to what is believed of each row's block, and, where a stopper asks, of the rest.
 
-canvas [B L] -> its first n columns, n on the ladder -> model.features [B n D]
-                of them the block [B W D] -> beliefs -> Score
-                of them all       [B n D] -> beliefs -> Tail
+without a cache   canvas [B L] -> its first n columns, n on the ladder -> features [B n D]
+with one          rows that are due: the same, into the memory; the others: a window [B T] over the memory
+of the features   the block [B W D] -> beliefs -> Score;  all that were computed [B T D] -> beliefs -> Tail
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdiff.decode.cache import Place
 from jaxdiff.decode.score import NEVER, Beliefs, beliefs
-from jaxdiff.decode.state import Settings, State, fold, take
-from jaxdiff.types import Model, Params, Score, Tail
+from jaxdiff.decode.state import Settings, State, fold
+from jaxdiff.types import Memory, Model, Params, Score, Tail, Window, pytree
+from jaxdiff.windows import put, take
 
 
-def read(
-    model: Model,
-    params: Params,
-    settings: Settings,
-    state: State,
-    open_: Bool[Array, "B L"],
-    start: Int[Array, " B"],
-    block_step: Int[Array, " B"],
-) -> tuple[Score, Tail | None]:
-    """The score of each row's block, and of every open position whether its candidate is end-of-text.
+@pytree
+class Reading:
+    """What forwards gave: the block's features, what the stopper asked for, keys and values."""
 
-    Columns right of the furthest end are attended to by nobody: the forward runs on the shortest rung that holds it,
-    and the block that it lies in.
-    """
-
-    def on(length: int) -> Callable[[], tuple[Beliefs, Float[Array, "B W D"], Tail | None]]:
-        return lambda: _read(model, params, settings, state, open_, start, length)
-
-    length = state.canvas.shape[1]
-    rungs = tuple(rung for rung in settings.ladder if rung + settings.overhang < length)
-    if rungs:
-        furthest = jnp.max(jnp.where(jnp.any(open_, axis=1), state.end, 0))  # of the live rows
-        rung = sum((furthest > rung).astype(jnp.int32) for rung in rungs)
-        belief, hidden, tail = jax.lax.switch(rung, [on(n + settings.overhang) for n in rungs] + [on(length)])
-    else:
-        belief, hidden, tail = on(length)()
-    score = Score(
-        **{field.name: getattr(belief, field.name) for field in dataclasses.fields(belief)},
-        hidden=hidden,
-        masked=take(state.canvas, start, settings.block_length) == model.config.mask_token_id,
-        eligible=take(open_, start, settings.block_length),
-        canvas=state.canvas,
-        start=start,
-        origin=state.origin,
-        block_step=block_step,
-        row_step=state.row_step,
-    )
-    return score, tail
+    hidden: Float[Array, "B W D"]
+    tail: Tail | None
+    memory: Memory | None
 
 
-def _read(
-    model: Model,
-    params: Params,
-    settings: Settings,
-    state: State,
-    open_: Bool[Array, "B L"],
-    start: Int[Array, " B"],
-    length: int,
-) -> tuple[Beliefs, Float[Array, "B W D"], Tail | None]:
-    """The forward over the first `length` columns."""
-    config = model.config
-    column = jnp.arange(length, dtype=jnp.int32)[None]
-    positions = jnp.maximum(column - state.origin[:, None], 0)
-    valid = (column >= state.origin[:, None]) & (column < state.end[:, None])
-    features = _features(model, params, settings, state, positions, valid)
-    head, keys = model.head(params), fold(fold(state.keys, state.row_step), 0)
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """The forwards of one step, where each row stands in its block."""
 
-    def believe(hidden: Float[Array, "B w D"], at: Int[Array, "B w"]) -> Beliefs:
+    model: Model
+    params: Params
+    settings: Settings
+    state: State
+    live: Bool[Array, " B"]  # rows that take part
+    open_: Bool[Array, "B L"]  # positions that this step may commit
+    place: Place
+
+    def read(self) -> tuple[Score, Tail | None, Memory | None]:
+        """The score of each row's block; of every open position whether its candidate is end-of-text; the new memory.
+
+        Where only some rows are due for a rebuild, the others take their ordinary step in the same iteration: a forward
+        over the canvas for those, one over the window for these. Neither touches the other's rows, or one that is done.
+        """
+        cache, state, window = self.settings.cache, self.state, self.settings.block_length
+        start = self.place.start
+        if cache.window == "canvas":
+            reading = self._over_canvas(self.live, None)
+        else:
+            due = self.live & cache.due(self.place)
+            others = self.live & ~due
+            reading = jax.lax.cond(jnp.any(due), lambda r: self._over_canvas(due, r), lambda r: r, self._blank())
+            reading = jax.lax.cond(jnp.any(others), lambda r: self._over_window(others, r), lambda r: r, reading)
+        column = start[:, None] + jnp.arange(window, dtype=jnp.int32)[None]
+        belief = self._believe(reading.hidden, jnp.maximum(column - state.origin[:, None], 0))
+        score = Score(
+            **{field.name: getattr(belief, field.name) for field in dataclasses.fields(belief)},
+            hidden=reading.hidden,
+            masked=take(state.canvas, start, window) == self.model.config.mask_token_id,
+            eligible=take(self.open_, start, window),
+            canvas=state.canvas,
+            start=start,
+            origin=state.origin,
+            block_step=self.place.block_step,
+            row_step=state.row_step,
+        )
+        return score, reading.tail, reading.memory
+
+    def _over_canvas(self, rows: Bool[Array, " B"], before: Reading | None) -> Reading:
+        """A forward over as much of the canvas as holds these rows' ends, and the blocks that these lie in."""
+        zero = jnp.zeros_like(self.place.start)
+
+        def on(length: int) -> Callable[[], Reading]:
+            fresh = jnp.broadcast_to(rows[:, None], (rows.shape[0], length))
+            return lambda: self._pass(rows, before, Window(start=zero, fresh=fresh), columns=length)
+
+        overhang, longest = self.settings.overhang, self.state.canvas.shape[1]
+        rungs = [rung + overhang for rung in self.settings.ladder if rung + overhang < longest]
+        return _shortest(on, (*rungs, longest), jnp.max(jnp.where(rows, self.state.end, 0)) + overhang)
+
+    def _over_window(self, rows: Bool[Array, " B"], before: Reading) -> Reading:
+        """A forward over each row's window. A shifted model reads a window's first token from the column before it."""
+        columns, lead = self.state.canvas.shape[1], int(self.model.shifted)
+        block = self.settings.cache.window == "block"
+        reach = self.settings.cache.reach(self.place)
+        stop = reach + self.settings.block_length if block else jnp.full_like(reach, columns)
+
+        def on(span: int) -> Callable[[], Reading]:
+            length = min(span + lead, columns)
+            start = jnp.clip(reach - lead, 0, columns - length)
+            at = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
+            fresh = rows[:, None] & (at >= reach[:, None] - lead) & (at < stop[:, None])
+            return lambda: self._pass(rows, before, Window(start=start, fresh=fresh), columns=columns)
+
+        return _shortest(on, self.settings.spans, jnp.max(jnp.where(rows, self.state.end - reach, 0)))
+
+    def _pass(self, rows: Bool[Array, " B"], before: Reading | None, window: Window, *, columns: int) -> Reading:
+        """One forward over a window of the first `columns` columns; `before` stays in rows that are not these."""
+        state, settings, length = self.state, self.settings, window.fresh.shape[1]
+        column = jnp.arange(columns, dtype=jnp.int32)[None]
+        positions = jnp.maximum(column - state.origin[:, None], 0)
+        valid = (column >= state.origin[:, None]) & (column < state.end[:, None])
+        past = None if before is None else jax.tree.map(lambda x: x[:, :, :, :columns], before.memory)
+        features, kept = self._features(positions, valid, window, past)
+        reading = Reading(
+            hidden=take(features, self.place.start - window.start, settings.block_length), tail=None, memory=None
+        )
+        if settings.stop.wants_tail:
+            at = take(positions, window.start, length)
+            reading = dataclasses.replace(reading, tail=self._tail(features, at, window.start))
+        if before is None:
+            return reading
+
+        def merged(new: Array, old: Array) -> Array:
+            return jnp.where(rows.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        if length == columns or settings.cache.keeps:
+            at = jnp.tile(window.start, settings.copies)
+            write = jax.vmap(lambda memory, part: put(memory, part, at, axis=2))  # over layers
+            memory = jax.tree.map(write, before.memory, kept)
+        else:
+            memory = before.memory
+        fresh = dataclasses.replace(before, memory=None)
+        return dataclasses.replace(jax.tree.map(merged, reading, fresh), memory=memory)
+
+    def _features(
+        self, positions: Int[Array, "B n"], valid: Bool[Array, "B n"], window: Window, past: Memory | None
+    ) -> tuple[Float[Array, "B T D"], Memory | None]:
+        """One forward, or with guidance the pair of LLaDA's `generate.py`: un + (scale + 1) (cond - un).
+
+        The unconditional copy has all that was given masked, and keys and values of its own. The head is linear, so
+        guiding the features guides the logits, and no second [B, W, V] exists.
+        """
+        columns, length, guidance = valid.shape[1], window.fresh.shape[1], self.settings.guidance
+        canvas, given = self.state.canvas[:, :columns], self.state.given[:, :columns]
+        prompt = jnp.maximum(self.settings.first - self.state.origin, 0)
+        inputs: tuple[Any, ...] = (canvas, positions, valid, prompt, window)
+        if guidance is not None:
+            blind = jnp.where(given & valid, self.model.config.mask_token_id, canvas)
+            inputs = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), inputs, (blind, *inputs[1:]))
+        canvas, positions, valid, prompt, window = inputs
+        if past is None:
+            features, kept = self.model.features(self.params, canvas, positions, valid, prompt), None
+        else:
+            tokens = canvas if length == columns else take(canvas, window.start, length)
+            features, kept = self.model.recall(self.params, tokens, positions, valid, window, past, prompt)
+        if guidance is None:
+            return features, kept
+        seeing, unseeing = (half.astype(jnp.float32) for half in jnp.split(features, 2))
+        scale = jnp.broadcast_to(jnp.asarray(guidance), (seeing.shape[0],))[:, None, None]
+        return (unseeing + (scale + 1.0) * (seeing - unseeing)).astype(features.dtype), kept
+
+    def _tail(self, features: Float[Array, "B T D"], positions: Int[Array, "B T"], start: Int[Array, " B"]) -> Tail:
+        everywhere, length = self._believe(features, positions), features.shape[1]
+        ends = take(self.open_, start, length) & (everywhere.token == self.model.config.eos_token_id)
+        log_odds = jnp.where(ends, everywhere.log_odds, NEVER)
+        nowhere = self._no_tail()
+        return Tail(ends=put(nowhere.ends, ends, start), log_odds=put(nowhere.log_odds, log_odds, start))
+
+    def _believe(self, hidden: Float[Array, "B w D"], positions: Int[Array, "B w"]) -> Beliefs:
+        config, settings, state = self.model.config, self.settings, self.state
         return beliefs(
             hidden,
-            head,
+            self.model.head(self.params),
             forbidden=(config.mask_token_id, *((config.eos_token_id,) if settings.forbid_eos else ())),
             deferred=config.eos_ids if settings.defer_eos else (),
             temperature=settings.temperature,
-            keys=keys,
-            positions=at,
+            keys=fold(fold(state.keys, state.row_step), 0),
+            positions=positions,
             top_p=settings.top_p,
             top_k=settings.top_k,
-            tempered=model.tempered,
+            tempered=self.model.tempered,
         )
 
-    hidden = take(features, start, settings.block_length)
-    belief = believe(hidden, take(positions, start, settings.block_length))
-    if not settings.stop.wants_tail:
-        return belief, hidden, None
-    everywhere = believe(features, positions)
-    beyond = ((0, 0), (0, state.canvas.shape[1] - length))
-    ends = open_[:, :length] & (everywhere.token == config.eos_token_id)
-    tail = Tail(
-        ends=jnp.pad(ends, beyond),
-        log_odds=jnp.pad(jnp.where(ends, everywhere.log_odds, NEVER), beyond, constant_values=NEVER),
-    )
-    return belief, hidden, tail
+    def _blank(self) -> Reading:
+        """What is known before any forward of the step."""
+        config, rows = self.model.config, self.place.start.shape[0]
+        hidden = jnp.zeros((rows, self.settings.block_length, config.d_model), jnp.dtype(config.dtype))
+        tail = self._no_tail() if self.settings.stop.wants_tail else None
+        return Reading(hidden=hidden, tail=tail, memory=self.state.memory)
+
+    def _no_tail(self) -> Tail:
+        shape = self.state.canvas.shape
+        return Tail(ends=jnp.zeros(shape, bool), log_odds=jnp.full(shape, NEVER, jnp.float32))
 
 
-def _features(
-    model: Model,
-    params: Params,
-    settings: Settings,
-    state: State,
-    positions: Int[Array, "B n"],
-    valid: Bool[Array, "B n"],
-) -> Float[Array, "B n D"]:
-    """One forward, or with guidance the pair of LLaDA's `generate.py`: un + (scale + 1) (cond - un).
-
-    The unconditional copy has all that was given masked. The head is linear, so guiding the features guides the
-    logits, and no second [B, W, V] exists.
-    """
-    canvas, given = state.canvas[:, : positions.shape[1]], state.given[:, : positions.shape[1]]
-    if settings.guidance is None:
-        return model.features(params, canvas, positions, valid)
-    blind = jnp.where(given & valid, model.config.mask_token_id, canvas)
-    twice = [jnp.concatenate([x, x]) for x in (positions, valid)]
-    both = model.features(params, jnp.concatenate([canvas, blind]), *twice)
-    seeing, unseeing = (half.astype(jnp.float32) for half in jnp.split(both, 2))
-    scale = jnp.broadcast_to(jnp.asarray(settings.guidance), (canvas.shape[0],))[:, None, None]
-    return (unseeing + (scale + 1.0) * (seeing - unseeing)).astype(both.dtype)
+def _shortest(on: Callable[[int], Callable[[], Reading]], lengths: tuple[int, ...], needed: Int[Array, ""]) -> Reading:
+    """On the shortest of the lengths that holds what is needed; each is compiled."""
+    if len(lengths) == 1:
+        return on(lengths[0])()
+    rung = sum((needed > length).astype(jnp.int32) for length in lengths[:-1])
+    return jax.lax.switch(rung, [on(length) for length in lengths])

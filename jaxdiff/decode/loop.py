@@ -20,10 +20,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
-from jaxdiff.decode.forward import read
+from jaxdiff.decode.cache import Place
+from jaxdiff.decode.forward import Forward
 from jaxdiff.decode.score import NEVER
-from jaxdiff.decode.state import Settings, State, first_block, fold, holes, put, take
+from jaxdiff.decode.state import Settings, State, first_block, fold, holes
 from jaxdiff.types import NEAR_TIE, Model, Params, Progress, Proposal, Score, pytree
+from jaxdiff.windows import put, take
 
 
 class Reason(enum.IntEnum):
@@ -40,9 +42,10 @@ class Result:
     Attributes:
         tokens: the canvas, prompt included; generated positions past a moved end hold end-of-text.
         lengths: generated tokens through the first end-of-text (it included), the numerator of TPF.
-        nfe: forwards that the row took part in while live; a guided one counts 2.
-        commit_step: the row's forward (from 0) at which each generated position was committed; -1 for what was
-            given, and past the end.
+        nfe: forwards that the row took part in while live; a guided one counts 2, one that only stores keys and
+            values (cache `block`) counts too.
+        commit_step: the row's forward (from 0, without those that only store) at which each generated position was
+            committed; -1 for what was given, and past the end.
         reason: a `Reason`.
         near_ties: decisions that hung on less than 1e-5: between the logits of a committed token and the next best
             one, between the priorities of the last position let in and the first left out (log-odds for a policy
@@ -87,6 +90,7 @@ def begin(
         commit_step=jnp.full((rows, length), -1, jnp.int32),
         policy=settings.policy.init(rows, settings.block_length),
         stop=settings.stop.init(rows),
+        memory=None if settings.cache.window == "canvas" else model.memory(rows * settings.copies, length),
     )
 
 
@@ -100,7 +104,17 @@ def step(model: Model, params: Params, settings: Settings, state: State) -> Stat
     start = jnp.where(live, first + block * window, state.start.clip(min=first))
     block_step = jnp.where(start == state.start, state.block_step, 0)
 
-    score, tail = read(model, params, settings, state, open_, start, block_step)
+    place = Place(
+        origin=state.origin,
+        first=jnp.broadcast_to(jnp.asarray(first, jnp.int32), start.shape),
+        before=state.start,
+        start=start,
+        block_step=block_step,
+        row_step=state.row_step,
+        block=window,
+    )
+    decides = live & ~settings.cache.stores(place)
+    score, tail, memory = Forward(model, params, settings, state, live, open_ & decides[:, None], place).read()
     step_keys = fold(fold(state.keys, state.row_step), 1)
     proposal, policy_state = policy.select(state.policy, score, step_keys)
     commit, contest = _resolve(proposal, score, policy.waits)
@@ -111,7 +125,7 @@ def step(model: Model, params: Params, settings: Settings, state: State) -> Stat
     progress = Progress(
         canvas=canvas,
         end=state.end,
-        live=live,
+        live=decides,
         generated=~state.given,
         score=score,
         accepted=proposal.accepted & score.eligible,
@@ -120,20 +134,20 @@ def step(model: Model, params: Params, settings: Settings, state: State) -> Stat
         eos_ids=model.config.eos_ids,
     )
     end, stop_state = stop.update(state.stop, progress)
-    cost = 1 if settings.guidance is None else 2
-    count = live.astype(jnp.int32)
+    count = decides.astype(jnp.int32)
     return dataclasses.replace(
         state,
         canvas=canvas,
-        end=jnp.where(live, jnp.minimum(end, state.end), state.end),
+        end=jnp.where(decides, jnp.minimum(end, state.end), state.end),
         start=start,
         block_step=block_step + count,
         row_step=state.row_step + count,
-        nfe=state.nfe + cost * count,
+        nfe=state.nfe + settings.copies * live.astype(jnp.int32),
         near_ties=state.near_ties + jnp.sum(close, axis=1, dtype=jnp.int32) + contest.astype(jnp.int32),
         commit_step=put(state.commit_step, trace, start),
-        policy=_keep(live, policy_state, state.policy),
-        stop=_keep(live, stop_state, state.stop),
+        policy=_keep(decides, policy_state, state.policy),
+        stop=_keep(decides, stop_state, state.stop),
+        memory=memory,
     )
 
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
-from jaxdiff.types import Count, Leaf, Model, Policy, Stopper, pytree, static
+from jaxdiff.decode.cache import Cache
+from jaxdiff.types import Count, Leaf, Memory, Model, Policy, Stopper, pytree, static
 
 
 @pytree
@@ -17,6 +18,7 @@ class Settings:
 
     policy: Policy
     stop: Stopper
+    cache: Cache
     temperature: Leaf
     guidance: Leaf | None  # classifier-free guidance scale; None compiles the single forward
     top_p: Leaf | None  # None of the two compiles no cut
@@ -25,8 +27,14 @@ class Settings:
     first: int = static()  # canvas column where what is generated begins
     overhang: int = static(default=0)  # columns on the right that make each row's last block whole, and are cut off
     ladder: tuple[int, ...] = static(default=())  # canvas lengths a forward may be cut to, once ends moved left
+    spans: tuple[int, ...] = static(default=())  # lengths of a window over a memory
     forbid_eos: bool = static(default=False)
     defer_eos: bool = static(default=False)
+
+    @property
+    def copies(self) -> int:
+        """Forwards of a step, each with keys and values of its own: two with guidance."""
+        return 1 if self.guidance is None else 2
 
 
 @pytree
@@ -46,6 +54,7 @@ class State:
     commit_step: Int[Array, "B L"]
     policy: Any
     stop: Any
+    memory: Memory | None  # keys and values of all columns, rows x copies; None without a cache
 
 
 def first_block(settings: Settings, origin: Int[Array, " B"]) -> int | Int[Array, " B"]:
@@ -69,13 +78,3 @@ def holes(model: Model, state: State) -> Bool[Array, "B L"]:
 def fold(keys: Key[Array, " B"], data: int | Int[Array, " B"]) -> Key[Array, " B"]:
     """Each row's key, folded with one number or with its own."""
     return jax.vmap(jax.random.fold_in, (0, None if isinstance(data, int) else 0))(keys, data)
-
-
-def take(rows: Array, start: Int[Array, " B"], window: int) -> Array:
-    """Each row's block, [B W ...]."""
-    return jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, window))(rows, start)
-
-
-def put(rows: Array, block: Array, start: Int[Array, " B"]) -> Array:
-    """`rows` with each one's block written over."""
-    return jax.vmap(lambda row, part, at: jax.lax.dynamic_update_slice_in_dim(row, part, at, 0))(rows, block, start)

@@ -27,6 +27,7 @@ class Config:
         head_dim: E; 0 means d_model / n_heads.
         eot_token_id: a chat turn's end, where the family has one beside `eos`.
         dtype: of the computation, bfloat16 or float32.
+        prefix_lm: the prompt does not see the answer, so that its keys and values never change.
     """
 
     vocab_size: int
@@ -43,6 +44,7 @@ class Config:
     rms_norm_eps: float = 1e-6
     max_sequence_length: int = 4096
     dtype: str = "bfloat16"
+    prefix_lm: bool = False
 
     # What a family's code does whatever config.json says: another value is refused, not ignored.
     required: ClassVar[Mapping[str, Any]] = {}

@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdiff.models.config import HfConfig
 from jaxdiff.models.layers import Attention, SwiGLU
 from jaxdiff.models.stack import Group, Transformer
-from jaxdiff.types import Params
+from jaxdiff.types import Memory, Params, Window
+from jaxdiff.windows import take
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,12 +49,32 @@ class Dream(Transformer):
         return (Group("layers", c.n_layers, attention, functools.partial(SwiGLU, c.mlp_hidden_size, scale=scale)),)
 
     def features(
-        self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        valid: Bool[Array, "B T"],
+        prompt: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """As every family's: row i predicts token i. The shift is undone here, and never reads the padding.
+        """As every family's: row i predicts token i. The shift is undone here, and never reads the padding."""
+        return _unshifted(super().features(params, tokens, positions, valid, prompt), positions)
 
-        A row's first token, and what is left of it, keep their own: position 0 has nothing before it.
-        """
-        own = super().features(params, tokens, positions, valid)
-        before = jnp.concatenate([own[:, :1], own[:, :-1]], axis=1)
-        return jnp.where((positions == 0)[..., None], own, before)
+    def recall(
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B L"],
+        valid: Bool[Array, "B L"],
+        window: Window,
+        memory: Memory,
+        prompt: Int[Array, " B"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Memory]:
+        """As every family's; a window's first row predicts nothing, unless it is the first token."""
+        own, kept = super().recall(params, tokens, positions, valid, window, memory, prompt)
+        return _unshifted(own, take(positions, window.start, tokens.shape[1])), kept
+
+
+def _unshifted(own: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """A row's first token, and what is left of it, keep their own: position 0 has nothing before it."""
+    before = jnp.concatenate([own[:, :1], own[:, :-1]], axis=1)
+    return jnp.where((positions == 0)[..., None], own, before)

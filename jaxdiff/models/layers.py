@@ -6,12 +6,19 @@ have one flat set of names in every family: `q_proj/kernel`, `attn_norm/weight`,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdiff.types import Window
+from jaxdiff.windows import put, take
+
+QUERIES = 512  # more than this many are attended for in pieces: the logits of all would be the largest array there is
 Rope = tuple[Float[Array, "B T 1 h"], Float[Array, "B T 1 h"]]  # cos and sin, one column for each turned pair
+Kept = tuple[Float[Array, "*n B K _ E"], Float[Array, "*n B K _ E"]]  # keys and values, heads before positions
 
 
 class RMSNorm(nn.Module):
@@ -63,40 +70,84 @@ def rotate(x: Float[Array, "B T n E"], rope: Rope) -> Float[Array, "B T n E"]:
 
 
 def visible(
-    queries: Int[Array, "B T"], keys: Int[Array, "B S"], valid: Bool[Array, "B S"], block: int | None
+    queries: Int[Array, "B T"],
+    keys: Int[Array, "B S"],
+    valid: Bool[Array, "B S"],
+    block: int | None,
+    prompt: Int[Array, " B"] | None = None,
 ) -> Bool[Array, "B t S"]:
     """Which keys a query attends to, from absolute positions; t is 1 where all queries attend alike.
 
     `block` None: every valid key. Else block-causal: the valid keys whose position // block is not greater than the
-    query's own (LLaDA2, SDAR).
+    query's own (LLaDA2, SDAR). With `prompt`, that many first positions see each other and nothing else.
     """
-    if block is None:
-        return valid[:, None]
-    return valid[:, None] & (keys[:, None] // block <= queries[:, :, None] // block)
+    seen = valid[:, None]
+    if block is not None:
+        seen &= keys[:, None] // block <= queries[:, :, None] // block
+    if prompt is not None:
+        prompt = prompt[:, None, None]
+        seen &= (keys[:, None] < prompt) | (queries[:, :, None] >= prompt)
+    return seen
+
+
+def recall(
+    new: Float[Array, "B T K E"], memory: Float[Array, "B K L E"], window: Window
+) -> tuple[Float[Array, "B K L E"], Float[Array, "B K T E"]]:
+    """The memory with the window's fresh entries written over, and the window of it alone."""
+    new, length = jnp.moveaxis(new, 1, 2), new.shape[1]
+    whole = length == memory.shape[2]
+    old = memory if whole else take(memory, window.start, length, axis=2)
+    part = jnp.where(window.fresh[:, None, :, None], new, old)
+    return part if whole else put(memory, part, window.start, axis=2), part
 
 
 def attend(
-    q: Float[Array, "B T H E"], k: Float[Array, "B S K E"], v: Float[Array, "B S K E"], seen: Bool[Array, "B t S"]
+    q: Float[Array, "B T H E"], k: Float[Array, "B K S E"], v: Float[Array, "B K S E"], seen: Bool[Array, "B t S"]
 ) -> Float[Array, "B T H E"]:
     """Attention over the seen keys, grouped queries allowed (H a multiple of K); float32 softmax.
 
-    Heads go in front of positions: in that layout both products are plain batched ones, which XLA's CPU backend
-    runs about twice as fast as `jax.nn.dot_product_attention`.
+    Heads stand in front of positions: in that layout both products are plain batched ones, which XLA's CPU backend
+    runs about twice as fast as `jax.nn.dot_product_attention`. More than QUERIES queries go piece by piece.
     """
     rows, length, heads, size = q.shape
-    groups = k.shape[2]
+    groups = k.shape[1]
     q = jnp.moveaxis(q.reshape(rows, length, groups, heads // groups, size), 1, 3)  # B K R T E
-    k, v = jnp.moveaxis(k, 1, 2)[:, :, None], jnp.moveaxis(v, 1, 2)[:, :, None]  # B K 1 S E
-    logits = jnp.matmul(q * (size**-0.5), jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
-    bias = jnp.where(seen, 0.0, jnp.finfo(jnp.float32).min)[:, None, None]
-    weights = jax.nn.softmax(logits + bias, axis=-1).astype(v.dtype)
-    return jnp.moveaxis(jnp.matmul(weights, v), 3, 1).reshape(rows, length, heads, size)
+
+    def piece(q: Float[Array, "B K R c E"], seen: Bool[Array, "B u S"]) -> Float[Array, "B K R c E"]:
+        keys = jnp.swapaxes(k[:, :, None], -1, -2)
+        logits = jnp.matmul(q * (size**-0.5), keys, preferred_element_type=jnp.float32)
+        bias = jnp.where(seen, 0.0, jnp.finfo(jnp.float32).min)[:, None, None]
+        weights = jax.nn.softmax(logits + bias, axis=-1).astype(v.dtype)
+        return jnp.matmul(weights, v[:, :, None])
+
+    out = piece(q, seen) if length <= QUERIES else _in_pieces(piece, q, seen)
+    return jnp.moveaxis(out, 3, 1).reshape(rows, length, heads, size)
+
+
+def _in_pieces(
+    piece: Callable[[Array, Array], Array], q: Float[Array, "B K R T E"], seen: Bool[Array, "B t S"]
+) -> Float[Array, "B K R T E"]:
+    """`piece` over equal pieces of the queries, one after the other; the last is filled up with zeros."""
+    length = q.shape[3]
+    count = -(-length // QUERIES)
+    each = -(-length // count)
+
+    def split(x: Array, axis: int) -> Array:
+        wide = jnp.pad(x, [(0, count * each - length if i == axis else 0) for i in range(x.ndim)])
+        return jnp.moveaxis(wide.reshape(*x.shape[:axis], count, each, *x.shape[axis + 1 :]), axis, 0)
+
+    if seen.shape[1] == 1:
+        out = jax.lax.map(lambda part: piece(part, seen), split(q, 3))
+    else:
+        out = jax.lax.map(lambda parts: piece(*parts), (split(q, 3), split(seen, 1)))
+    return jnp.moveaxis(out, 0, 3).reshape(*q.shape[:3], count * each, -1)[:, :, :, :length]
 
 
 class Attention(nn.Module):
-    """Self-attention with rotary positions, on [B, T, D] flattened to [B*T, D].
+    """Self-attention with rotary positions, on [B, T, D] flattened to [B*T, D]; over a memory, where there is one.
 
-    On CPU the gradient of a three-dimensional matrix product takes twice as long.
+    On CPU the gradient of a three-dimensional matrix product takes twice as long. Keys are kept after the rotation: a
+    column's position never changes, so they are bit for bit what rotating them at each use would give.
     """
 
     heads: int
@@ -107,7 +158,15 @@ class Attention(nn.Module):
     scale: float = 1.0  # of the initial output kernel
 
     @nn.compact
-    def __call__(self, flat: Float[Array, "BT D"], rope: Rope, seen: Bool[Array, "B t S"]) -> Float[Array, "BT D"]:
+    def __call__(
+        self,
+        flat: Float[Array, "BT D"],
+        rope: Rope,
+        seen: Bool[Array, "B t S"],
+        window: Window | None = None,
+        memory: Kept | None = None,
+    ) -> tuple[Float[Array, "BT D"], Kept | None]:
+        """The output, and with a memory (keys and values [B K L E] of this layer) its window, rewritten."""
         rows, length = rope[0].shape[:2]
 
         def project(name: str, count: int) -> Float[Array, "B T n E"]:
@@ -118,8 +177,14 @@ class Attention(nn.Module):
         v = project("v_proj", self.kv_heads)
         if self.norm_eps is not None:
             q, k = RMSNorm(self.norm_eps, name="q_norm")(q), RMSNorm(self.norm_eps, name="k_norm")(k)
-        attended = attend(rotate(q, rope), rotate(k, rope), v, seen)
-        return Dense(flat.shape[-1], scale=self.scale, name="attn_out")(attended.reshape(rows * length, -1))
+        q, k = rotate(q, rope), rotate(k, rope)
+        if window is None or memory is None:
+            k, v, kept = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2), None
+        else:
+            (k, part_k), (v, part_v) = recall(k, memory[0], window), recall(v, memory[1], window)
+            kept = (part_k, part_v)
+        attended = attend(q, k, v, seen).reshape(rows * length, -1)
+        return Dense(flat.shape[-1], scale=self.scale, name="attn_out")(attended), kept
 
 
 class SwiGLU(nn.Module):

@@ -11,15 +11,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.models.config import Config
-from jaxdiff.models.layers import Attention, RMSNorm, Rope, rope_table, visible
-from jaxdiff.types import Params
+from jaxdiff.models.layers import Attention, Kept, RMSNorm, Rope, rope_table, visible
+from jaxdiff.types import Memory, Params, Window
+from jaxdiff.windows import take
 
 
 class Block(nn.Module):
@@ -36,12 +37,18 @@ class Block(nn.Module):
         nn.share_scope(self, self.mix)
 
     def __call__(
-        self, x: Float[Array, "B T D"], rope: Rope, seen: Bool[Array, "B t S"]
-    ) -> tuple[Float[Array, "B T D"], None]:
+        self,
+        x: Float[Array, "B T D"],
+        rope: Rope,
+        seen: Bool[Array, "B t S"],
+        window: Window | None,
+        memory: Kept | None,
+    ) -> tuple[Float[Array, "B T D"], Kept | None]:
         flat = x.reshape(-1, x.shape[-1])
-        flat = flat + self.attend(self.attn_norm(flat), rope, seen)
+        attended, kept = self.attend(self.attn_norm(flat), rope, seen, window, memory)
+        flat = flat + attended
         flat = flat + self.mix(self.ff_norm(flat))
-        return flat.reshape(x.shape), None
+        return flat.reshape(x.shape), kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,30 +73,44 @@ class Stack(nn.Module):
     theta: float
     rope_dtype: str
     attention_block: int | None = None
+    prefix_lm: bool = False
     tied: bool = False  # the head is the embedding, transposed
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
-    ) -> Float[Array, "B T D"]:
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B L"],
+        valid: Bool[Array, "B L"],
+        prompt: Int[Array, " B"] | None = None,
+        window: Window | None = None,
+        memory: Memory | None = None,
+    ) -> tuple[Float[Array, "B T D"], Memory]:
+        """Features of the tokens, and each group's kept keys and values [N B K T E]; positions and `valid` are those of
+        the whole canvas. Without a window the tokens are the canvas, and nothing is kept.
+        """
         embedding_init = nn.initializers.normal(1.0 / math.sqrt(self.d_model))
         embedding = self.param("wte", embedding_init, (self.vocab_size, self.d_model))
         if not self.tied:
             head_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
             self.param("head", head_init, (self.d_model, self.vocab_size))
         x = embedding[tokens].astype(jnp.dtype(self.dtype))
-        rope = rope_table(positions, self.turned, self.theta, jnp.dtype(self.rope_dtype))
-        seen = visible(positions, positions, valid, self.attention_block)
+        at = positions if window is None else take(positions, window.start, tokens.shape[1])
+        rope = rope_table(at, self.turned, self.theta, jnp.dtype(self.rope_dtype))
+        seen = visible(at, positions, valid, self.attention_block, prompt if self.prefix_lm else None)
+        kept = {}
         for group in self.groups:
             layers = nn.scan(
                 Block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(nn.broadcast, nn.broadcast),
+                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
                 length=group.depth,
             )
-            x, _ = layers(group.attention, group.mlp, self.eps, name=group.name)(x, rope, seen)
-        return RMSNorm(self.eps, name="ln_f")(x)
+            past = None if memory is None else memory[group.name]
+            blocks = layers(group.attention, group.mlp, self.eps, name=group.name)
+            x, kept[group.name] = blocks(x, rope, seen, window, past)
+        return RMSNorm(self.eps, name="ln_f")(x), kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +147,7 @@ class Transformer:
             theta=c.rope_theta,
             rope_dtype=self.rope_dtype,
             attention_block=self.attention_block,
+            prefix_lm=c.prefix_lm,
             tied=c.tied,
         )
 
@@ -135,11 +157,54 @@ class Transformer:
         return self.stack().init(key, one, one, jnp.ones((1, 1), bool))["params"]
 
     def features(
-        self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        valid: Bool[Array, "B T"],
+        prompt: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Hidden states after the last norm, [B T D] in the config's dtype; row i predicts token i."""
-        features: jax.Array = self.stack().apply({"params": params}, tokens, positions, valid)  # type: ignore[assignment]
-        return features
+        """Hidden states after the last norm, [B T D] in the config's dtype; row i predicts token i.
+
+        `prompt`: how many first positions do not see the others, where the config says `prefix_lm`; default none.
+        """
+        return self._apply(params, tokens, positions, valid, prompt)[0]
+
+    def recall(
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B L"],
+        valid: Bool[Array, "B L"],
+        window: Window,
+        memory: Memory,
+        prompt: Int[Array, " B"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Memory]:
+        """`features` of a window of the canvas, over what is remembered of the rest: the case T = L is the whole.
+
+        Args:
+            tokens: those of columns window.start to window.start + T of each row.
+            positions, valid: of all columns; `prompt` as in `features`.
+            memory: keys and values of all layers and columns, as `memory` makes them.
+
+        Returns the features, and the window's keys and values [N B K T E]: its own where `window.fresh`, the memory's
+        elsewhere, so that writing them back changes no column that was not to change.
+        """
+        return self._apply(params, tokens, positions, valid, prompt, window, memory)
+
+    def memory(self, rows: int, length: int) -> Memory:
+        """Room for the keys and values of `rows` canvases, zeros [N B K L E] in the config's dtype for each group."""
+
+        def room(group: Group) -> Kept:
+            heads = group.attention()
+            shape = (group.depth, rows, heads.kv_heads, length, heads.head_dim)
+            return jnp.zeros(shape, jnp.dtype(self.config.dtype)), jnp.zeros(shape, jnp.dtype(self.config.dtype))
+
+        return {group.name: room(group) for group in self.stack().groups}
+
+    def _apply(self, params: Params, *arguments: Any) -> tuple[Float[Array, "B T D"], Memory]:
+        out: Any = self.stack().apply({"params": params}, *arguments)
+        return out
 
     def head(self, params: Params) -> Float[Array, "D V"]:
         """The unembedding matrix."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ from jaxdiff.policies.learned import Learned
 from jaxdiff.policies.margin import Margin
 from jaxdiff.policies.oracle import Oracle
 from jaxdiff.policies.threshold import Threshold
-from jaxdiff.types import InputError, Policy
+from jaxdiff.types import InputError, Policy, fields_of, parse_fields, parse_number
 
 POLICIES: dict[str, type] = {
     "fixed": Fixed,
@@ -51,23 +50,17 @@ def parse(text: str, *, learned: Callable[[str | None, float | None], Policy] | 
         if kind == "cap":
             if len(parts) != 2:
                 raise InputError(f"policy: found {text!r}, expected cap(K + POLICY)")
-            return cap(_number("cap k", parts[0], whole=True), parse(parts[1], learned=learned, **defaults))
+            return cap(int(parse_number("cap k", parts[0], whole=True)), parse(parts[1], learned=learned, **defaults))
         policies = [parse(part, learned=learned, **defaults) for part in parts]
         return any_of(*policies) if kind == "any_of" else all_of(*policies)
     name, _, rest = text.partition(":")
     if name not in POLICIES:
         raise InputError(f"policy: found {name!r}, expected one of {', '.join(POLICIES)}, any_of(), all_of(), cap()")
-    fields: dict[str, Any] = {f.name: f.metadata for f in dataclasses.fields(POLICIES[name]) if f.metadata}
+    fields = fields_of(POLICIES[name])
     if name == "learned":
         fields["name"] = {"static": True}
     values = {k: v for k, v in defaults.items() if k in fields and v is not None}
-    for item in filter(None, rest.split(",")):
-        key, equals, value = item.partition("=")
-        if key not in fields or not equals:
-            known = ", ".join(f"{k}=" for k in fields) or "none"
-            raise InputError(f"policy {name}: found argument {item!r}, expected {known}")
-        kind = fields[key]
-        values[key] = value if kind.get("static") else _number(f"policy {name} {key}", value, whole=kind["whole"])
+    values |= parse_fields(f"policy {name}", fields, rest)
     if name == "learned":
         if learned is None:
             raise InputError("policy learned: found no model, expected one whose filters it names")
@@ -87,14 +80,6 @@ def _split(text: str) -> list[str]:
         else:
             parts[-1] += char
     return parts
-
-
-def _number(what: str, text: str, *, whole: bool) -> Any:
-    try:
-        return int(text) if whole else float(text)
-    except ValueError:
-        kind = "a whole number" if whole else "a number"
-        raise InputError(f"{what}: found {text!r}, expected {kind}") from None
 
 
 __all__ = [

@@ -143,7 +143,11 @@ def make_step(model: Model, optimizer: optax.GradientTransformation, recipe: Rec
     ) -> tuple[dict[str, Any], Float[Array, ""]]:
         key = jax.random.fold_in(jax.random.key(recipe.seed), step)
         noisy, weight = corruption(key, tokens, answers, prompt_lengths, answer_lengths)
-        value, gradients = jax.value_and_grad(lambda p: loss(model, p, noisy, tokens, weight))(state["params"])
+
+        def of(params: Params) -> Float[Array, ""]:
+            return loss(model, params, noisy, tokens, weight, prompt_lengths)
+
+        value, gradients = jax.value_and_grad(of)(state["params"])
         updates, optimizer_state = optimizer.update(gradients, state["optimizer"], state["params"])
         return {"params": optax.apply_updates(state["params"], updates), "optimizer": optimizer_state}, value
 

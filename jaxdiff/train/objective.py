@@ -80,10 +80,11 @@ def loss(
     noisy: Int[Array, "B T"],
     tokens: Int[Array, "B T"],
     weight: Float[Array, "B T"],
+    prompt_lengths: Int[Array, " B"] | None = None,
 ) -> Float[Array, ""]:
-    """Weighted cross entropy, nats per answer token, the mean over rows."""
+    """Weighted cross entropy, nats per answer token, the mean over rows; `prompt_lengths` for a `prefix_lm`."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    features = model.features(params, noisy, positions, jnp.ones(tokens.shape, bool))
+    features = model.features(params, noisy, positions, jnp.ones(tokens.shape, bool), prompt_lengths)
     width = features.shape[-1]
     logits = features.reshape(-1, width) @ model.head(params).astype(features.dtype)
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), tokens.reshape(-1))

@@ -3,7 +3,7 @@
 import jax
 from hypothesis import strategies as st
 
-from jaxdiff import EosStop, EotpStop, NoStop
+from jaxdiff import Dual, EosStop, EotpStop, Frozen, NoCache, NoStop, Prefix
 from jaxdiff import policies as p
 from jaxdiff.policies.filters import Block, Local, init_layers, local_width
 from tests import small
@@ -57,9 +57,22 @@ STOPPERS = {
 }
 
 
+CACHES = {"none": NoCache, "prefix": Prefix, "dual": Dual, "frozen": Frozen}
+
+
 def cover(offset):
-    """Each policy with one stopper, at a quarter of the cost of the product; rules with another offset take another."""
-    return [(policy, list(STOPPERS)[(i + offset) % len(STOPPERS)]) for i, policy in enumerate(POLICIES)]
+    """Each policy with one stopper, and every third with a cache, at a small part of the cost of the product.
+
+    Rules with another offset take others; with both, every stopper meets every cache that goes with it.
+    """
+    cases = []
+    for i, policy in enumerate(POLICIES):
+        stop = list(STOPPERS)[(i + offset) % len(STOPPERS)]
+        cache = ("prefix", "frozen", "dual")[i // 3 % 3] if i % 3 == offset else "none"
+        if cache == "dual" and STOPPERS[stop]().wants_tail:
+            cache = "frozen"
+        cases.append((policy, stop, cache))
+    return cases
 
 
 def draw(data, policy):

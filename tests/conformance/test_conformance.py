@@ -17,7 +17,7 @@ from jaxdiff.decode import api, loop
 from jaxdiff.decode.score import TILE
 from jaxdiff.policies import Fixed, Threshold
 from tests import small
-from tests.conformance.table import STOPPERS, cover, draw
+from tests.conformance.table import CACHES, STOPPERS, cover, draw
 
 pytestmark = pytest.mark.usefixtures("strict")
 few = settings(max_examples=4)
@@ -25,7 +25,7 @@ few = settings(max_examples=4)
 
 def over(offset):
     cases = cover(offset)
-    return pytest.mark.parametrize(("policy", "stop"), cases, ids=[f"{p}-{s}" for p, s in cases])
+    return pytest.mark.parametrize(("policy", "stop", "cache"), cases, ids=["-".join(case) for case in cases])
 
 
 def bound(policy, reference):
@@ -36,7 +36,7 @@ def bound(policy, reference):
 temperatures = st.sampled_from([0.0, 0.7])
 
 
-def run(policy, stop, *, order=(0, 1, 2, 3), seed=0, model_seed=0, temperature=0.0):
+def run(policy, stop, cache="none", *, order=(0, 1, 2, 3), seed=0, model_seed=0, temperature=0.0):
     prompts, origin = small.batch()
     order = list(order)
     return decode(
@@ -47,6 +47,7 @@ def run(policy, stop, *, order=(0, 1, 2, 3), seed=0, model_seed=0, temperature=0
         key=small.keys(4, seed)[jnp.asarray(order)],
         policy=policy,
         stop=STOPPERS[stop](),
+        cache=CACHES[cache](),
         gen_length=small.GEN,
         block_length=small.BLOCK,
         temperature=temperature,
@@ -56,10 +57,10 @@ def run(policy, stop, *, order=(0, 1, 2, 3), seed=0, model_seed=0, temperature=0
 @over(0)
 @few
 @given(data=st.data(), seed=st.integers(0, 3), temperature=temperatures)
-def test_rules_1_and_2_commits(policy, stop, data, seed, temperature):
+def test_rules_1_and_2_commits(policy, stop, cache, data, seed, temperature):
     drawn = draw(data, policy)
     steady = not drawn.waits  # every live row commits in every step
-    result = run(drawn, stop, seed=seed, model_seed=seed, temperature=temperature)
+    result = run(drawn, stop, cache, seed=seed, model_seed=seed, temperature=temperature)
     prompts, _ = small.batch()
     tokens, trace = np.asarray(result.tokens), np.asarray(result.commit_step)
     np.testing.assert_array_equal(tokens[:, : prompts.shape[1]], prompts)  # what was given is kept
@@ -88,11 +89,11 @@ def test_rules_1_and_2_commits(policy, stop, data, seed, temperature):
 @over(1)
 @few
 @given(data=st.data(), order=st.permutations(range(4)), neighbours=st.lists(st.integers(0, 3), min_size=4, max_size=4))
-def test_rule_3_rows_do_not_see_each_other(policy, stop, data, order, neighbours):
+def test_rule_3_rows_do_not_see_each_other(policy, stop, cache, data, order, neighbours):
     drawn, temperature = draw(data, policy), data.draw(temperatures)
-    home = run(drawn, stop, temperature=temperature)
+    home = run(drawn, stop, cache, temperature=temperature)
     for places in (order, neighbours):
-        away = run(drawn, stop, order=places, temperature=temperature)
+        away = run(drawn, stop, cache, order=places, temperature=temperature)
         decided = [(place, row) for place, row in enumerate(places) if not home.near_ties[row] + away.near_ties[place]]
         assert decided  # float rounding may decide the others
         for place, row in decided:
@@ -142,21 +143,21 @@ def test_rule_3_devices_do_not_matter(policy, data):
 @over(0)
 @settings(max_examples=3)
 @given(data=st.data(), temperature=temperatures)
-def test_rule_4_values_are_traced(policy, stop, data, temperature):
-    run(draw(data, policy), stop)  # may compile
+def test_rule_4_values_are_traced(policy, stop, cache, data, temperature):
+    run(draw(data, policy), stop, cache)  # may compile
     before = loop.run._cache_size()
-    run(draw(data, policy), stop, temperature=temperature)
+    run(draw(data, policy), stop, cache, temperature=temperature)
     assert loop.run._cache_size() == before
 
 
 @over(1)
 @settings(max_examples=1)
 @given(data=st.data())
-def test_rule_5_the_while_loop_is_a_python_loop(policy, stop, data):
+def test_rule_5_the_while_loop_is_a_python_loop(policy, stop, cache, data):
     drawn = bound(draw(data, policy), lambda: run(Fixed(), stop, temperature=0.7).tokens)
     prompts, origin = small.batch()
     tree, keys = small.params(), small.keys(4)
-    numbers = whole_settings(drawn, stop, 0.7)
+    numbers = whole_settings(drawn, stop, cache, 0.7)
     masks = np.full((4, small.GEN), small.MASK, np.int32)
     canvas = jnp.concatenate([jnp.asarray(prompts), jnp.asarray(masks)], axis=1)
     state = loop.begin(small.MODEL, canvas, jnp.asarray(origin), keys, numbers)
@@ -164,39 +165,44 @@ def test_rule_5_the_while_loop_is_a_python_loop(policy, stop, data):
     while bool(loop.holes(small.MODEL, state).any()):
         state = once(state)
     by_hand = loop.finish(small.MODEL, numbers, state)
-    compiled = run(drawn, stop, temperature=0.7)
+    compiled = run(drawn, stop, cache, temperature=0.7)
     for left, right in zip(jax.tree.leaves(by_hand), jax.tree.leaves(compiled), strict=True):
         np.testing.assert_array_equal(left, right)
 
 
-def whole_settings(policy, stop, temperature):
+def whole_settings(policy, stop, cache, temperature):
     size = {"rows": 4, "first": small.batch()[0].shape[1], "generated": small.GEN, "block": small.BLOCK}
-    return api._settings(policy, STOPPERS[stop](), temperature, None, False, False, **size)
+    return api._settings(
+        small.MODEL, policy, STOPPERS[stop](), CACHES[cache](), temperature, None, False, False, **size
+    )
 
 
-def traced_program(model=small.MODEL, policy=None, stop="eos"):
+def traced_program(model=small.MODEL, policy=None, stop="eos", cache="none"):
     prompts, origin = small.batch()
     canvas = jnp.zeros((4, prompts.shape[1] + small.GEN), jnp.int32)
     tree = jax.eval_shape(model.init, jax.random.key(0))
-    settings = whole_settings(policy or Threshold(0.9), stop, 0.0)
+    settings = whole_settings(policy or Threshold(0.9), stop, cache, 0.0)
     return loop.run.trace(model, tree, canvas, jnp.asarray(origin), small.keys(4), settings)
 
 
 @over(0)
 @settings(max_examples=1)
 @given(data=st.data())
-def test_rule_6_one_while_loop_and_no_callback(policy, stop, data):
+def test_rule_6_one_while_loop_and_no_callback(policy, stop, cache, data):
     canvas = (4, small.batch()[0].shape[1] + small.GEN)
-    traced = traced_program(policy=bound(draw(data, policy), lambda: jnp.zeros(canvas, jnp.int32)), stop=stop)
+    traced = traced_program(
+        policy=bound(draw(data, policy), lambda: jnp.zeros(canvas, jnp.int32)), stop=stop, cache=cache
+    )
     assert [eqn.primitive.name for eqn in traced.jaxpr.eqns].count("while") == 1
     assert "callback" not in str(traced.jaxpr)
 
 
-def test_rule_7_no_scores_of_the_whole_canvas():
+@pytest.mark.parametrize("cache", ["none", "prefix"])
+def test_rule_7_no_scores_of_the_whole_canvas(cache):
     """With a vocabulary of four tiles: no float32 [B, L, V], nor a whole [B, W, V]; noise takes two draws a tile."""
     vocabulary = 4 * TILE - 1
     model = Llada(dataclasses.replace(small.CONFIG, vocab_size=vocabulary))
-    text = traced_program(model).lower().compile().as_text()
+    text = traced_program(model, cache=cache).lower().compile().as_text()
     shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", text)}
     assert any(TILE in shape for shape in shapes)  # the tiles are there
     assert max(int(np.prod(shape)) for shape in shapes if vocabulary not in shape) <= 2 * 4 * small.BLOCK * TILE

@@ -1,0 +1,233 @@
+"""Caches: each equals the published loop in numpy, its exact mode equals no cache, and rows keep to themselves."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff import (
+    BlockCausal,
+    Dream,
+    DreamConfig,
+    Dual,
+    EotpStop,
+    Frozen,
+    InputError,
+    Llada,
+    NoCache,
+    NoStop,
+    Prefix,
+    Sdar,
+    SdarConfig,
+    decode,
+    infill,
+)
+from jaxdiff.decode import api, loop, parse_cache
+from jaxdiff.models.config import Config
+from jaxdiff.policies import Fixed, Threshold
+from tests import reference, small
+from tests.cached import Cached
+from tests.decode.test_reference import CASES
+
+CACHES = {  # the compiled cache, and the published loop's name for it
+    "prefix": (Prefix, "prefix"),
+    "dual": (Dual, "dual"),
+    "frozen": (Frozen, "clean"),
+    "frozen-commit": (lambda **options: Frozen(freeze="commit", **options), "commit"),
+    "frozen-prompt": (lambda **options: Frozen(freeze="prompt", **options), "prompt"),
+}
+over_caches = pytest.mark.parametrize("cache", CACHES)
+
+
+SHAPE = {f.name: getattr(small.CONFIG, f.name) for f in dataclasses.fields(Config)}
+DREAM = Dream(DreamConfig(**SHAPE))
+SDAR = Sdar(SdarConfig(**SHAPE, attention_block=4))
+
+
+def run(cache, *, order=range(4), seed=0, policy=None, stop=None, model=small.MODEL, **options):
+    block = small.BLOCK if model.attention_block is None else None
+    prompts, origin = small.batch()
+    order = list(order)
+    return decode(
+        model,
+        small.params(seed, model),
+        prompts[order],
+        origin=origin[order],
+        key=small.keys(4, seed)[jnp.asarray(order)],
+        policy=Threshold(0.6) if policy is None else policy,
+        stop=NoStop() if stop is None else stop,
+        cache=cache,
+        **(dict(gen_length=small.GEN, block_length=block) | options),
+    )
+
+
+def assert_same(left, right, fields=("tokens", "commit_step", "nfe", "lengths", "reason")):
+    assert not int(left.near_ties.sum() + right.near_ties.sum()), "draw another seed: float rounding decides here"
+    for field in fields:
+        np.testing.assert_array_equal(getattr(left, field), getattr(right, field))
+
+
+def assert_by_hand(result, name, *, seed=0, rule="threshold:tau=0.6", refresh=None, model=small.MODEL):
+    """The plain loop, row by row, gives this result."""
+    assert not int(result.near_ties.sum()), "draw another seed: float rounding decides here"
+    for row, prompt in enumerate(small.PROMPTS):
+        tokens, trace, nfe = reference.decode(
+            Cached(small.params(seed, model), prompt, name, refresh, model),
+            prompt,
+            CASES[rule](),
+            gen=small.GEN,
+            block=small.BLOCK,
+            mask=small.MASK,
+            eos_ids=(small.EOS, small.EOT),
+        )
+        np.testing.assert_array_equal(np.asarray(result.tokens[row, -small.GEN :]), tokens)
+        np.testing.assert_array_equal(np.asarray(result.commit_step[row]), trace)
+        assert int(result.nfe[row]) == nfe
+
+
+@pytest.mark.usefixtures("strict")
+@over_caches
+def test_each_cache_equals_the_published_loop(cache):
+    make, name = CACHES[cache]
+    plain = run(NoCache())
+    for refresh in (None, 3):
+        result = run(make() if refresh is None else make(refresh=refresh))
+        assert_by_hand(result, name, refresh=refresh)
+        assert not np.array_equal(result.commit_step, plain.commit_step), "the case does not exercise the cache"
+
+
+@pytest.mark.usefixtures("strict")
+@over_caches
+def test_a_cache_that_is_rebuilt_at_every_step_is_none(cache):
+    assert_same(run(CACHES[cache][0](refresh=1)), run(NoCache()))
+
+
+@pytest.mark.usefixtures("strict")
+@over_caches
+def test_rows_keep_to_themselves(cache):
+    """Alone, and among others in other places, where rows wait, end and rebuild at other steps."""
+    home = run(CACHES[cache][0]())
+    for places in ([3, 0, 2, 1], [2, 2, 1, 3]):
+        away = run(CACHES[cache][0](), order=places)
+        for place, row in enumerate(places):
+            for field in ("tokens", "commit_step", "nfe"):
+                np.testing.assert_array_equal(getattr(away, field)[place], getattr(home, field)[row])
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("cache", ["prefix", "dual", "frozen"])
+def test_a_shifted_model_feeds_from_the_column_before_the_window(cache):
+    make, name = CACHES[cache]
+    plain, result = run(NoCache(), model=DREAM), run(make(), model=DREAM)
+    assert_by_hand(result, name, model=DREAM)
+    assert not np.array_equal(result.commit_step, plain.commit_step), "the case does not exercise the cache"
+    assert_same(run(make(refresh=1), model=DREAM), plain)
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_prompt_that_does_not_see_the_answer_is_cached_exactly():
+    model = Llada(dataclasses.replace(small.CONFIG, prefix_lm=True))
+    cache, plain = Frozen(freeze="prompt"), run(NoCache(), model=model)
+    assert_same(run(cache, model=model), plain)
+    assert not np.array_equal(run(NoCache()).commit_step, plain.commit_step), "the mask hides nothing"
+    assert_by_hand(plain, "prompt", model=model)  # the mask, in numpy; with a bidirectional one the two differ
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_cache_of_a_block_causal_model_is_exact(temperature):
+    """The tokens of no cache; one forward more for a prompt with whole blocks, and for each block but the last."""
+    options = dict(model=SDAR, temperature=temperature)
+    for policy in (Threshold(0.6), Fixed()):
+        plain, cached = (run(cache, policy=policy, **options) for cache in (NoCache(), BlockCausal()))
+        assert_same(plain, cached, fields=("tokens", "commit_step", "lengths"))
+        for row, prompt in enumerate(small.PROMPTS):
+            kept = len(prompt) // 4
+            blocks = -(-(len(prompt) + small.GEN) // 4) - kept
+            assert int(cached.nfe[row]) == int(plain.nfe[row]) + (kept > 0) + blocks - 1
+
+
+def test_a_row_that_waits_writes_no_keys_or_values():
+    """Row 1 is done before the decode begins, row 2 after the first step; the memory of both stays as it is."""
+    prompts, origin = small.batch()
+    sizes = dict(rows=4, first=prompts.shape[1], generated=small.GEN, block=small.BLOCK)
+    settings = api._settings(small.MODEL, Threshold(0.6), NoStop(), Frozen(), 0.0, None, False, False, **sizes)
+    canvas = jnp.pad(jnp.asarray(prompts), ((0, 0), (0, small.GEN)), constant_values=small.MASK)
+    state = loop.begin(small.MODEL, canvas, jnp.asarray(origin), small.keys(4), settings)
+    state = dataclasses.replace(state, end=state.end.at[1].set(0))
+    tree = small.params()
+    step = jax.jit(lambda state: loop.step(small.MODEL, tree, settings, state))
+    first = step(state)
+    assert all(not x[:, 1].any() and x[:, 0].any() and x[:, 2].any() for x in jax.tree.leaves(first.memory))
+    state, wrote = dataclasses.replace(first, end=first.end.at[2].set(0)), False
+    while bool(loop.holes(small.MODEL, state).any()):
+        after = step(state)
+        for old, new in zip(jax.tree.leaves(state.memory), jax.tree.leaves(after.memory), strict=True):
+            np.testing.assert_array_equal(old[:, 1:3], new[:, 1:3])
+            wrote |= bool((old[:, 0] != new[:, 0]).any())
+        state = after
+    assert wrote
+
+
+def test_filling_holes_with_a_cache():
+    """Blocks whose holes are done are passed over; rebuilt at each step a cache is none, and what is known is kept."""
+    canvas = np.resize(np.arange(10, 34), (2, 24)).copy()
+    canvas[:, [1, 2, 5, 17, 18, 20, 22]] = small.MASK
+    options = dict(policy=Threshold(0.6), block_length=8)
+    plain = infill(small.MODEL, small.params(), canvas, **options)
+    for cache in (Frozen(refresh=1), Dual(refresh=1)):
+        assert_same(infill(small.MODEL, small.params(), canvas, cache=cache, **options), plain)
+    frozen = infill(small.MODEL, small.params(), canvas, cache=Frozen(), **options)
+    known = canvas != small.MASK
+    np.testing.assert_array_equal(np.asarray(frozen.tokens)[known], canvas[known])
+    assert (np.asarray(frozen.tokens) != small.MASK).all()
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_guidance_keeps_keys_and_values_of_both_copies(cache):
+    make, plain = CACHES[cache][0], run(NoCache(), cfg_scale=1.5)
+    assert_same(run(make(refresh=1), cfg_scale=1.5), plain)
+    approximate = run(make(), cfg_scale=1.5)
+    assert not np.array_equal(approximate.commit_step, plain.commit_step)
+    assert not (np.asarray(approximate.nfe) % 2).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            dict(cache=Dual(), stop=EotpStop()),
+            "cache: found dual with a stopper that asks for end-of-text on the whole",
+        ),
+        (dict(cache=BlockCausal()), "cache: found block with a model whose positions all see each other"),
+        (
+            dict(cache=Frozen(freeze="often")),
+            "cache frozen freeze: found 'often', expected one of clean, commit, prompt",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_compilation(options, words):
+    before = loop.run._cache_size()
+    with pytest.raises(InputError, match=words):
+        run(**options)
+    assert loop.run._cache_size() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("triple", "cache: found 'triple', expected one of none, prefix, dual, frozen, block"),
+        ("dual:freeze=clean", "cache dual: found argument 'freeze=clean', expected refresh="),
+        ("frozen:refresh=0", "refresh: found 0, expected a whole number"),
+    ],
+)
+def test_a_name_that_is_not_known_is_refused(text, words):
+    with pytest.raises(InputError, match=words):
+        parse_cache(text)
+
+
+def test_a_cache_by_its_name():
+    assert parse_cache("frozen:refresh=8,freeze=commit").freeze == "commit"
+    assert int(parse_cache("dual:refresh=8").refresh) == 8
