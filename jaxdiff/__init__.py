@@ -8,30 +8,49 @@ policy=jaxdiff.policies.Threshold(0.9), stop=jaxdiff.EosStop())
 
 from jaxdiff import policies
 from jaxdiff.checkpoint import Checkpoint, Tokenizer, load, save
-from jaxdiff.decode import EosStop, EotpStop, NoStop, Reason, Result, decode, infill, pad_prompts
+from jaxdiff.decode import (
+    Answer,
+    EosStop,
+    EotpStop,
+    Meter,
+    NoStop,
+    Reason,
+    Refusal,
+    Request,
+    Result,
+    decode,
+    decode_stream,
+    infill,
+    pad_prompts,
+)
 from jaxdiff.models import Llada, LladaConfig, build
 from jaxdiff.types import InputError, Model, Policy, Proposal, Score, Stopper
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "Checkpoint",
     "EosStop",
     "EotpStop",
     "InputError",
     "Llada",
     "LladaConfig",
+    "Meter",
     "Model",
     "NoStop",
     "Policy",
     "Proposal",
     "Reason",
+    "Refusal",
+    "Request",
     "Result",
     "Score",
     "Stopper",
     "Tokenizer",
     "build",
     "decode",
+    "decode_stream",
     "infill",
     "load",
     "pad_prompts",
