@@ -34,13 +34,13 @@ class Request:
     Attributes:
         ids: a prompt, or, where `is_canvas`, a canvas whose [MASK] positions are to be filled.
         id: the caller's name for it; None: its number.
-        number: its key is the run's, folded with this; None: its place in the queue, from 0.
+        number: its key is the run's, folded with this; -1: its place in the queue, from 0.
         reference: the tokens of its standard answer; the stream fills it in, for a policy that needs it.
     """
 
     ids: Sequence[int] | Int[np.ndarray, " P"]
     id: Any = None
-    number: int | None = None
+    number: int = -1
     is_canvas: bool = False
     reference: Int[np.ndarray, " G"] | None = None
 
@@ -104,8 +104,8 @@ def decode_stream(
     stop: Stopper | None = None,
     gen_length: int = 256,
     block_length: int | None = 32,
-    temperature: float = 0.0,
-    cfg_scale: float | None = None,
+    temperature: Leaf = 0.0,
+    cfg_scale: Leaf | None = None,
     key: Key[Array, ""] | None = None,
     forbid_eos: bool = False,
     defer_eos: bool = False,
@@ -140,7 +140,7 @@ def decode_stream(
     policy = policy or Fixed()
     ways = (policy, stop, temperature, cfg_scale, forbid_eos, defer_eos)
     for name, value in (("temperature", temperature), ("cfg_scale", cfg_scale), *_numbers(policy), *_numbers(stop)):
-        if np.ndim(value):
+        if value is not None and np.ndim(value):
             raise InputError(f"{name}: found a value for each row, expected one for all; a stream has slots, not rows")
     block = gen_length if block_length is None else block_length
     api.check_blocks(gen_length, block)
@@ -194,7 +194,7 @@ def _numbers(part: Any) -> Iterator[tuple[str, Any]]:
         for field in dataclasses.fields(part):
             value = getattr(part, field.name)
             if "low" in field.metadata or field.name == "reference":
-                yield field.name, 0 if value is None else value
+                yield field.name, value
             else:
                 yield from _numbers(value)
 
@@ -205,7 +205,7 @@ def _numbered(requests: Iterable[Any]) -> Iterator[Request | Refusal]:
             yield item
             continue
         request = item if isinstance(item, Request) else Request(item)
-        number = place if request.number is None else request.number
+        number = place if request.number == -1 else request.number
         yield dataclasses.replace(request, number=number, id=number if request.id is None else request.id)
 
 
@@ -267,7 +267,7 @@ class _Engine:
         try:
             check(self.model, item, self.gen_length, self.block_length)
         except InputError as error:
-            return Refusal(item.number or 0, item.id, str(error))
+            return Refusal(item.number, item.id, str(error))
         return item
 
     def _enter(self, request: Request) -> bool:
@@ -295,7 +295,7 @@ class _Engine:
         for slot, request in present:
             if slot in self.fresh:
                 end = length if request.is_canvas else first
-                fresh[slot], number[slot], origin[slot] = True, request.number or 0, end - len(request.ids)
+                fresh[slot], number[slot], origin[slot] = True, request.number, end - len(request.ids)
                 canvas[slot, origin[slot] : end] = request.ids
         incoming = Incoming(*map(jnp.asarray, (fresh, canvas, origin, number)))
         settings = self._settings(first, length, present)
@@ -352,7 +352,7 @@ def check(model: Model, request: Request, gen_length: int, block_length: int | N
         raise InputError(f"ids: found {request.ids!r:.80}, expected a list of whole numbers")
     if not ids.size:
         raise InputError("prompt: found no ids, expected at least one")
-    if not 0 <= (request.number or 0) < 2**31:
+    if not 0 <= request.number < 2**31:
         raise InputError(f"number: found {request.number}, expected 0 to 2**31 - 1")
     length = len(request.ids)
     if request.is_canvas:
