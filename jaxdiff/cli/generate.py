@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Annotated
@@ -58,23 +59,25 @@ def generate(
     as_json: options.Json = False,
 ) -> int:
     """Generate text after a prompt, or after (or into) each row of a file."""
-    decoding = Decoding(
-        *(model, policy, stop, steps, gen_length, block_length),
-        *(temperature, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype),
-    )
     if (prompt is None) == (in_file is None):
         raise InputError("give a PROMPT or --in FILE.jsonl, one of the two")
     if (in_file is None) != (out_file is None):
         raise InputError("--in and --out go together: name the JSONL file to read and the one to write")
     if watch and in_file is not None:
         raise InputError("--watch shows a single PROMPT; leave it out with --in")
+    make_decoding = functools.partial(
+        Decoding,
+        *(model, policy, stop, steps, gen_length, block_length),
+        *(temperature, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype),
+    )
     hosts = Hosts(coordinator, processes, process_id)
     if distributed and (in_file is None or out_file is None):
         raise InputError("--distributed shares a file between hosts; give --in and --out")
     if not distributed and hosts != Hosts():
         raise InputError("--coordinator, --processes and --process-id say where hosts meet; give --distributed too")
     if distributed and in_file is not None and out_file is not None:
-        return share(hosts, in_file, out_file, model, decoding, seed, batch_size, as_json)
+        return share(hosts, in_file, out_file, model, make_decoding, seed, batch_size, as_json)
+    decoding = make_decoding()
     if in_file is not None and out_file is not None:
         return _file(in_file, out_file, model, decoding, seed, batch_size, as_json)
     return _one(str(prompt), model, decoding, seed, watch, as_json)

@@ -39,7 +39,8 @@ class Hosts:
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(
-                f"distributed: no cluster was found ({reason}); give --coordinator, --processes and --process-id"
+                f"distributed: the processes cannot meet ({reason}); where the cluster does not say where, give "
+                "--coordinator, --processes and --process-id"
             ) from error
         return jax.process_index(), jax.process_count()
 

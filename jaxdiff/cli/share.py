@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,20 +29,31 @@ from jaxdiff.types import InputError
 
 
 def share(
-    hosts: Hosts, in_file: Path, out: Path, model: str, decoding: Decoding, seed: int, slots: int, as_json: bool
+    hosts: Hosts,
+    in_file: Path,
+    out: Path,
+    model: str,
+    make_decoding: Callable[[], Decoding],
+    seed: int,
+    slots: int,
+    as_json: bool,
 ) -> int:
-    """Returns 1 if a row of this process's share was refused, else 0."""
+    """Returns 1 if a row of this process's share was refused, else 0.
+
+    `make_decoding`: a policy's numbers are arrays, and none may be made before the processes have met.
+    """
     process, processes = hosts.meet()
 
-    def prepare() -> tuple[Checkpoint, list[requests.Row], dict[str, str]]:
+    def prepare() -> tuple[Decoding, Checkpoint, list[requests.Row], dict[str, str]]:
+        decoding = make_decoding()
         requests.check_writable(out)
         checkpoint = load(model, dtype=decoding.dtype)
         rows, run = requests.read(in_file, checkpoint, decoding), fingerprints(in_file, checkpoint, decoding, seed)
         if parts.merged(out, run, [row.number for row in rows]) is None and out.exists():
             raise InputError(f"out: {out} is there already, and no whole parts beside it; move it or name another")
-        return checkpoint, rows, run
+        return decoding, checkpoint, rows, run
 
-    checkpoint, rows, run = together(prepare)
+    decoding, checkpoint, rows, run = together(prepare)
     agree(run)
     part = together(lambda: parts.Part(out, process, run))
     together(lambda: _see_all(out, processes))

@@ -24,7 +24,7 @@ from jaxdiff.decode.many import Timed, bucket
 from jaxdiff.decode.slots import Incoming, blank, turn, widened
 from jaxdiff.decode.state import Settings, State
 from jaxdiff.policies import Fixed
-from jaxdiff.types import InputError, Model, NeedsReference, Params, Policy, Stopper
+from jaxdiff.types import InputError, Leaf, Model, NeedsReference, Params, Policy, Stopper
 
 
 @dataclasses.dataclass(frozen=True)
