@@ -38,7 +38,7 @@ class Request:
         reference: the tokens of its standard answer; the stream fills it in, for a policy that needs it.
     """
 
-    ids: Sequence[int] | Int[np.ndarray, " P"]
+    ids: Any  # a sequence of int: checked when its turn comes, so that a bad one harms nobody
     id: Any = None
     number: int = -1
     is_canvas: bool = False
