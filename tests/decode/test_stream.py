@@ -34,7 +34,6 @@ POLICY = policies.any_of(policies.Threshold(0.6), policies.Fixed(order="random")
 DRAW = np.random.default_rng(0)
 PROMPTS = [DRAW.integers(5, small.VOCAB, size=n).tolist() for n in (3, 32, 1, 17, 5, 9, 31, 2, 12, 7, 20, 4)]
 LONG = [DRAW.integers(5, small.VOCAB, size=n).tolist() for n in (40, 33)]  # of the next bucket
-EOS = EosStop()
 METER = Meter()  # keeps what it compiled, for all tests of this file
 
 
@@ -60,13 +59,17 @@ def stream(requests, **options):
     return answers, [item for item in done if isinstance(item, Refusal)]
 
 
-@functools.cache
-def alone(number, temperature, stop=EOS, policy=POLICY):
+def by_itself(number, **changes):
     """`decode` of one request of PROMPTS + LONG; all padded alike, so that one program serves them."""
     prompts, origin = pad_prompts([(PROMPTS + LONG)[number]], small.EOS, multiple=48)
     key = jax.random.fold_in(jax.random.key(0), number)[None]
-    options = OPTIONS | dict(policy=policy, stop=stop, temperature=temperature, key=key)
+    options = OPTIONS | dict(policy=POLICY, stop=EosStop(), key=key) | changes
     return decode(small.MODEL, small.params(), prompts, origin=origin, **options)
+
+
+@functools.cache
+def alone(number, temperature):
+    return by_itself(number, temperature=temperature)
 
 
 def assert_same(answer, result):
@@ -79,18 +82,19 @@ def assert_same(answer, result):
 
 @pytest.mark.parametrize("rows", [2, 3, 8])
 def test_answers_are_those_of_each_request_alone_and_nothing_compiles_twice(rows, compiled):
-    lengths = set()
+    lengths, before = set(), METER.programs
     for temperature, seed in ((0.0, 0), (0.7, 1)):
         order = np.random.default_rng(seed).permutation(len(PROMPTS))
         compiled.clear()
         queue = [Request(PROMPTS[i], id=f"r{i}", number=int(i)) for i in order]
         answers, _ = stream(queue, slots=rows, temperature=temperature)
+        assert not (seed and compiled)  # a shape is compiled once
         assert sorted(answers) == list(range(len(PROMPTS)))
-        assert len(compiled) == (0 if seed else 2)  # the first time: blank slots, and a turn
         for number, answer in answers.items():
             assert answer.request.id == f"r{number}"
             assert_same(answer, alone(number, temperature))
             lengths.add(answer.nfe)
+    assert METER.programs == before + 2  # blank slots, and a turn
     assert len(lengths) > 3, "the rows end together: nothing is refilled in flight"
 
 
@@ -109,13 +113,13 @@ def test_ends_that_are_foreseen_cut_the_forward_of_slots_too():
     stop = EotpStop(tau=0.3, keep=4)
     answers, _ = stream(PROMPTS[:5], slots=3, stop=stop)
     for number, answer in answers.items():
-        assert_same(answer, alone(number, 0.0, stop))
+        assert_same(answer, by_itself(number, stop=stop))
 
 
 def test_the_oracle_gets_each_requests_own_reference():
     answers, refusals = stream([*PROMPTS[:4], [small.MASK]], slots=3, policy=policies.Oracle())
     for number, answer in answers.items():
-        assert_same(answer, alone(number, 0.0, policy=policies.Oracle()))
+        assert_same(answer, by_itself(number, policy=policies.Oracle()))
     assert (len(answers), [row.number for row in refusals]) == (4, [4])
 
 
