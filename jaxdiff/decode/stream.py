@@ -97,7 +97,7 @@ class Meter(Timed):
 def decode_stream(
     model: Model,
     params: Params,
-    requests: Iterable[Request | Sequence[int]],
+    requests: Iterable[Request | Sequence[int] | Int[np.ndarray, " P"]],
     *,
     slots: int = 8,
     policy: Policy | None = None,
