@@ -90,6 +90,12 @@ class Meter(Timed):
         """The mean share of slots that had work."""
         return self.busy / max(self.slot_steps, 1)
 
+    def beside(self) -> Meter:
+        """Another meter, that counts from nothing and shares the compiled programs."""
+        other = Meter()
+        other._around, other._programs = self._around, self._programs
+        return other
+
     def count(self, steps: int, rows: int, busy: int) -> None:
         self.steps, self.slot_steps, self.busy = self.steps + steps, self.slot_steps + steps * rows, self.busy + busy
 
@@ -116,8 +122,9 @@ def decode_stream(
 
     An answer is what `decode` (or, for a canvas, `infill`) gives for that request alone, with the key
     `fold_in(key, number)`: the same tokens, NFE and commit trace, whatever the slots and the order of the queue. The
-    queue is read as slots become free, so it may be endless; host memory does not grow with it. Prompts wait for
-    nobody; a canvas shares the slots with canvases of its own length, so give those together.
+    queue is read as slots become free, so it may be endless; host memory does not grow with it. A canvas that is not as
+    long as what the slots generate waits until they are empty, and the queue behind it too: give those of one length
+    together.
 
     Args:
         requests: `Request`s, or bare prompts.
@@ -146,7 +153,10 @@ def decode_stream(
     api.check_blocks(gen_length, block)
     api._settings(*ways, rows=1, first=0, generated=gen_length, block=block)
     jax.eval_shape(lambda: _bound(policy, (1, gen_length)).init(1, block))
-    meter = meter or Meter()
+    api._keys(key, 1)
+    if key is not None and key.ndim:
+        raise InputError(f"key: found {key.size} of them, expected one; request i draws from fold_in(key, i)")
+    meter = Meter() if meter is None else meter
     key = jax.random.key(0) if key is None else key
     if needs_reference(policy):
         if _states(policy, block, gen_length) != _states(policy, block, gen_length + block):
@@ -163,6 +173,7 @@ def decode_stream(
             forbid_eos=forbid_eos,
             defer_eos=defer_eos,
             free=free,
+            meter=meter.beside(),
         )
         requests = map(_with_reference, standard)  # type: ignore[assignment]
     engine = _Engine(model, params, ways, gen_length, block_length, key, free, meter)
