@@ -9,17 +9,22 @@ policy=jaxdiff.policies.Threshold(0.9), stop=jaxdiff.EosStop())
 from jaxdiff import convert, policies
 from jaxdiff.checkpoint import Checkpoint, Tokenizer, load, save
 from jaxdiff.decode import (
+    Answer,
     BlockCausal,
     Dual,
     EosStop,
     EotpStop,
     Frozen,
+    Meter,
     NoCache,
     NoStop,
     Prefix,
     Reason,
+    Refusal,
+    Request,
     Result,
     decode,
+    decode_stream,
     infill,
     pad_prompts,
 )
@@ -41,6 +46,7 @@ from jaxdiff.types import InputError, Model, Policy, Proposal, Score, Stopper
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "BlockCausal",
     "Checkpoint",
     "Dream",
@@ -56,6 +62,7 @@ __all__ = [
     "LladaConfig",
     "LladaMoe",
     "LladaMoeConfig",
+    "Meter",
     "Model",
     "NoCache",
     "NoStop",
@@ -63,6 +70,8 @@ __all__ = [
     "Prefix",
     "Proposal",
     "Reason",
+    "Refusal",
+    "Request",
     "Result",
     "Score",
     "Sdar",
@@ -72,6 +81,7 @@ __all__ = [
     "build",
     "convert",
     "decode",
+    "decode_stream",
     "infill",
     "load",
     "pad_prompts",

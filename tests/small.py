@@ -1,12 +1,14 @@
 """A tiny random model, confident enough for thresholds to bite, and the one batch shape that decode tests share."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import Llada, LladaConfig, pad_prompts
+from jaxdiff import Dream, DreamConfig, Llada, LladaConfig, Sdar, SdarConfig, pad_prompts
+from jaxdiff.models.config import Config
 
 MASK, EOS, EOT, VOCAB = 3, 1, 2, 61
 GEN, BLOCK = 16, 8
@@ -26,6 +28,9 @@ CONFIG = LladaConfig(
     dtype="float32",
 )
 MODEL = Llada(CONFIG)
+_SHAPE = {f.name: getattr(CONFIG, f.name) for f in dataclasses.fields(Config)}
+DREAM = Dream(DreamConfig(**_SHAPE))
+SDAR = Sdar(SdarConfig(**_SHAPE, attention_block=4))
 
 
 @functools.cache

@@ -69,6 +69,15 @@ Dtype = Annotated[
 ForbidEos = Annotated[bool, typer.Option("--forbid-eos", help="Never predict end-of-text.")]
 DeferEos = Annotated[bool, typer.Option("--defer-eos", help="Commit end-of-text last in its block.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; all else goes to stderr.")]
+Distributed = Annotated[
+    bool, typer.Option("--distributed", help="Several hosts share the rows of --in; the same command on each.")
+]
+Coordinator = Annotated[
+    str | None,
+    typer.Option("--coordinator", metavar="HOST:PORT", help="Of process 0, where the cluster does not say it."),
+]
+Processes = Annotated[int | None, typer.Option("--processes", min=1, help="How many, with --coordinator.")]
+ProcessId = Annotated[int | None, typer.Option("--process-id", min=0, help="This one's, with --coordinator.")]
 
 
 @dataclasses.dataclass(frozen=True)

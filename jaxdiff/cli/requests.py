@@ -1,8 +1,7 @@
-"""Requests, one or a JSONL file of them, and their answers: read, decoded in batches, written as a whole."""
+"""Requests, one or a JSONL file of them, and their answers: read, decoded in slots, written as a whole."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -10,45 +9,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int
+import jax
 
 from jaxdiff.checkpoint import Checkpoint
 from jaxdiff.cli.options import Decoding
-from jaxdiff.decode import Timed, decode, infill
-from jaxdiff.decode.api import block_of, check_ids, check_lengths
-from jaxdiff.decode.many import batches, pad_to_bucket, request_keys
+from jaxdiff.decode import Answer, Meter, Refusal, Request, decode_stream
+from jaxdiff.decode.stream import check as check_request
 from jaxdiff.types import InputError
 
+Row = Request | Refusal
 KINDS = ("prompt", "prompt_ids", "canvas_ids")
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    number: int  # from 0, its line in the file: a request's randomness hangs on this, not on its batch
-    id: Any
-    ids: list[int]
-    is_canvas: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Refusal:
-    """A row that cannot be decoded, and why."""
-
-    number: int
-    id: Any
-    error: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    request: Request
-    tokens: Int[np.ndarray, " G"]  # the generated canvas, untrimmed
-    commit_step: Int[np.ndarray, " G"]
-    nfe: int
-    length: int  # generated tokens through the first end-of-text
-    near_ties: int
-    seconds: float  # of the whole batch that it was decoded in, warm
 
 
 def prompt_ids(checkpoint: Checkpoint, text: str) -> list[int]:
@@ -75,25 +45,16 @@ def text_of(checkpoint: Checkpoint, answer: Answer) -> str | None:
 
 
 def check(checkpoint: Checkpoint, request: Request, decoding: Decoding) -> None:
-    """Raises now, and for this request alone, the InputError that its batch would raise."""
-    model, length = checkpoint.model, len(request.ids)
-    if not length:
-        raise InputError("prompt: found no ids, expected at least one")
+    """Raises the InputError that this request is refused with."""
+    check_request(checkpoint.model, request, decoding.gen_length, decoding.block_length)
     if request.is_canvas:
-        block = block_of(model, decoding.block_length, default=length)
-        if length % block:
-            raise InputError(f"canvas_ids: found {length} ids in blocks of {block}, expected whole blocks")
-        decoding.arguments(model, length, canvas=True)
-        check_lengths(model, 0, length, block)
-        if model.config.mask_token_id not in request.ids:
-            raise InputError(f"canvas_ids: found no mask (id {model.config.mask_token_id}), expected a hole to fill")
-    else:
-        block = block_of(model, decoding.block_length)
-        check_lengths(model, length, decoding.gen_length, block)
-    check_ids(model, np.asarray([request.ids]), np.zeros(1, np.int32), masks_allowed=request.is_canvas)
+        decoding.arguments(checkpoint.model, len(request.ids), canvas=True)
+        mask = checkpoint.model.config.mask_token_id
+        if mask not in request.ids:
+            raise InputError(f"canvas_ids: found no mask (id {mask}), expected a hole to fill")
 
 
-def read(path: Path, checkpoint: Checkpoint, decoding: Decoding) -> list[Request | Refusal]:
+def read(path: Path, checkpoint: Checkpoint, decoding: Decoding) -> list[Row]:
     """The rows of a JSONL file, in its order; blank lines are skipped, and a row without an id gets its line number.
 
     Raises InputError where the decoding fits no prompt: that is the command line's mistake, not a row's.
@@ -105,20 +66,40 @@ def read(path: Path, checkpoint: Checkpoint, decoding: Decoding) -> list[Request
     return [_checked(row, checkpoint, decoding) for row in rows]
 
 
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """The order in which rows are decoded: refusals, prompts, canvases by their length, and the longest prompts first.
+
+    Rows that are alike share the slots, and the longest prompt shows at once whether memory holds it.
+    """
+
+    def place(row: Row) -> tuple[int, int]:
+        if isinstance(row, Refusal):
+            return -1, 0
+        return _canvas_length(row), -len(row.ids)
+
+    return sorted(rows, key=place)
+
+
 def answers(
-    checkpoint: Checkpoint, requests: Sequence[Request], decoding: Decoding, *, batch_size: int, seed: int, run: Timed
-) -> Iterator[list[Answer]]:
-    """Decode a batch at a time: prompts of mixed lengths together, a canvas with those of its own length."""
+    checkpoint: Checkpoint, requests: Sequence[Request], decoding: Decoding, *, slots: int, seed: int, meter: Meter
+) -> Iterator[Answer]:
+    """Decode requests that were checked, in `in_order`; each answer comes when it is there."""
+    for canvas, rows in groupby(in_order(requests), key=_canvas_length):
+        alike = [row for row in rows if isinstance(row, Request)]
+        length = canvas or decoding.gen_length
+        arguments = decoding.arguments(checkpoint.model, length, canvas=bool(canvas))
+        yield from decode_stream(  # type: ignore[misc]
+            *(checkpoint.model, checkpoint.params, alike),
+            slots=slots,
+            gen_length=length,
+            key=jax.random.key(seed),
+            meter=meter,
+            **arguments,
+        )
 
-    def canvas_length(request: Request) -> int:
-        return len(request.ids) if request.is_canvas else 0
 
-    for _, alike in groupby(sorted(requests, key=canvas_length), key=canvas_length):
-        group = list(alike)
-        for rows in batches(len(group), batch_size):
-            batch = [group[i] for i in rows]
-            keys = request_keys(seed, np.asarray([request.number for request in batch]))
-            yield _decode(checkpoint, batch, decoding, keys, run)[: len(set(rows.tolist()))]
+def _canvas_length(row: Row) -> int:
+    return len(row.ids) if isinstance(row, Request) and row.is_canvas else 0
 
 
 def row_of(checkpoint: Checkpoint, done: Answer | Refusal) -> dict[str, Any]:
@@ -153,7 +134,7 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def _parse(number: int, line: bytes, checkpoint: Checkpoint) -> Request | Refusal:
+def _parse(number: int, line: bytes, checkpoint: Checkpoint) -> Row:
     name: Any = number + 1
     try:
         try:
@@ -171,15 +152,15 @@ def _parse(number: int, line: bytes, checkpoint: Checkpoint) -> Request | Refusa
         if kind == "prompt":
             if not isinstance(value, str):
                 raise InputError(f"prompt: found {type(value).__name__}, expected a text")
-            return Request(number, name, prompt_ids(checkpoint, value))
+            return Request(prompt_ids(checkpoint, value), name, number)
         if not isinstance(value, list) or not all(type(i) is int for i in value):
             raise InputError(f"{kind}: expected a list of whole numbers")
-        return Request(number, name, value, is_canvas=kind == "canvas_ids")
+        return Request(value, name, number, is_canvas=kind == "canvas_ids")
     except InputError as error:
         return Refusal(number, name, str(error))
 
 
-def _checked(row: Request | Refusal, checkpoint: Checkpoint, decoding: Decoding) -> Request | Refusal:
+def _checked(row: Row, checkpoint: Checkpoint, decoding: Decoding) -> Row:
     if isinstance(row, Refusal):
         return row
     try:
@@ -187,32 +168,3 @@ def _checked(row: Request | Refusal, checkpoint: Checkpoint, decoding: Decoding)
     except InputError as error:
         return Refusal(row.number, row.id, str(error))
     return row
-
-
-def _decode(checkpoint: Checkpoint, batch: list[Request], decoding: Decoding, keys: Any, run: Timed) -> list[Answer]:
-    """One batch of prompts, or of canvases of one length."""
-    model, params = checkpoint.model, checkpoint.params
-    before = run.seconds
-    if batch[0].is_canvas:
-        width, length = 0, len(batch[0].ids)
-        canvas = np.asarray([request.ids for request in batch], np.int32)
-        arguments = decoding.arguments(model, length, canvas=True)
-        result = infill(model, params, canvas, key=keys, run=run, **arguments)
-    else:
-        room = model.config.max_sequence_length - decoding.gen_length
-        prompts, origin = pad_to_bucket([request.ids for request in batch], model.config.eos_token_id, room)
-        width, length = prompts.shape[1], decoding.gen_length
-        arguments = decoding.arguments(model, length)
-        result = decode(model, params, prompts, origin=origin, gen_length=length, key=keys, run=run, **arguments)
-    return [
-        Answer(request, tokens, commit_step, int(nfe), int(length), int(near_ties), run.seconds - before)
-        for request, tokens, commit_step, nfe, length, near_ties in zip(
-            batch,
-            np.asarray(result.tokens)[:, width:],
-            np.asarray(result.commit_step),
-            np.asarray(result.nfe),
-            np.asarray(result.lengths),
-            np.asarray(result.near_ties),
-            strict=True,
-        )
-    ]

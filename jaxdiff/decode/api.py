@@ -78,7 +78,7 @@ def decode(
     check_lengths(model, width, gen_length, block_length)
     origin = _origin(origin, rows, width)
     check_ids(model, prompts, origin, masks_allowed=False)
-    overhang = 0 if model.attention_block is None else block_length - 1
+    overhang = overhang_of(model)
     masks = jnp.full((rows, gen_length + overhang), model.config.mask_token_id, jnp.int32)
     canvas = jnp.concatenate([jnp.asarray(prompts, jnp.int32), masks], axis=1)
     ways = (model, policy, stop, cache, temperature, cfg_scale, forbid_eos, defer_eos)
@@ -189,6 +189,11 @@ def block_of(model: Model, asked: int | None, *, default: int = BLOCK_LENGTH) ->
     if own is not None:
         return own
     return default if asked is None else asked
+
+
+def overhang_of(model: Model) -> int:
+    """Columns past what is generated, for each row's last block to be whole where blocks hang on positions."""
+    return 0 if model.attention_block is None else model.attention_block - 1
 
 
 def check_lengths(model: Model, prompt: int, generated: int, block: int) -> None:

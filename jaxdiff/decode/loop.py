@@ -145,8 +145,8 @@ def step(model: Model, params: Params, settings: Settings, state: State) -> Stat
         nfe=state.nfe + settings.copies * live.astype(jnp.int32),
         near_ties=state.near_ties + jnp.sum(close, axis=1, dtype=jnp.int32) + contest.astype(jnp.int32),
         commit_step=put(state.commit_step, trace, start),
-        policy=_keep(decides, policy_state, state.policy),
-        stop=_keep(decides, stop_state, state.stop),
+        policy=keep(decides, policy_state, state.policy),
+        stop=keep(decides, stop_state, state.stop),
         memory=memory,
     )
 
@@ -206,6 +206,6 @@ def _resolve(proposal: Proposal, score: Score, waits: bool) -> tuple[Bool[Array,
     return commit, (jnp.abs(lowest_in - highest_out) < NEAR_TIE) & ~put_off
 
 
-def _keep(live: Bool[Array, " B"], new: Any, old: Any) -> Any:
+def keep(live: Bool[Array, " B"], new: Any, old: Any) -> Any:
     """`new` in live rows, `old` elsewhere; every leaf of a policy's or stopper's state leads with B."""
     return jax.tree.map(lambda a, b: jnp.where(live.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -46,20 +46,30 @@ class Timed:
         settings: Settings,
     ) -> loop.Result:
         """`loop.run` of the same arguments; returns when the result is there."""
-        arguments = (params, canvas, origin, keys, settings)
+        return self.call(loop.run, (model,), params, canvas, origin, keys, settings)
+
+    def call(
+        self, program: Callable[..., Any], static: tuple[Any, ...], *arguments: Any, donate: tuple[int, ...] = ()
+    ) -> Any:
+        """`program(*static, *arguments)`, compiled for the shapes of the arguments; `donate` numbers among these."""
         leaves, structure = jax.tree.flatten(arguments)
-        shapes = (model, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        shapes = (program, static, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         since = time.perf_counter()
         if shapes not in self._programs:
             with self._around():
                 # A jit of its own: what an earlier call of `loop.run` left in memory would make compiling look free.
-                program = jax.jit(lambda *arguments: loop.run(model, *arguments))
-                self._programs[shapes] = program.lower(*arguments).compile()
+                compiled = jax.jit(lambda *arguments: program(*static, *arguments), donate_argnums=donate)
+                self._programs[shapes] = compiled.lower(*arguments).compile()
         ready = time.perf_counter()
         result = jax.block_until_ready(self._programs[shapes](*arguments))
         self.compile_seconds += ready - since
         self.seconds += time.perf_counter() - ready
         return result
+
+    @property
+    def programs(self) -> int:
+        """How many were compiled so far."""
+        return len(self._programs)
 
 
 def batches(count: int, size: int) -> Iterator[Int[np.ndarray, " B"]]:
@@ -73,6 +83,17 @@ def pad_to_bucket(prompts: Sequence[Sequence[int]], fill: int, room: int) -> tup
     """`pad_prompts` to a multiple of BUCKET, or to the `room` that the context leaves where that is less."""
     longest = max(len(prompt) for prompt in prompts)
     return pad_prompts(prompts, fill, multiple=min(-(-longest // BUCKET) * BUCKET, room))
+
+
+def bucket(length: int, room: int) -> int:
+    """The width that a prompt of `length` is padded to in a stream: BUCKET doubled until it fits, at most `room`.
+
+    Few programs, and no prompt in twice the columns that it needs.
+    """
+    width = BUCKET
+    while width < length:
+        width *= 2
+    return min(width, room)
 
 
 def request_keys(seed: int, requests: Int[np.ndarray, " B"]) -> Key[Array, " B"]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import pytest
 
 SHORT = ("--gen-length", 16, "--block-length", 8)
@@ -43,12 +44,17 @@ PROMPTS = [
     ("\udcff", "UTF-8"),
     ("word " * 30, "expected at most the context of 96; shorten the prompt or the generation"),
 ]
+MEET = ("--distributed", "--coordinator", "127.0.0.1:1", "--processes", "2")
 COMMANDS = [
     (("generate",), "give a PROMPT or --in FILE.jsonl"),
     (("generate", "x", "--in", "a", "--out", "b"), "one of the two"),
     (("generate", "--in", "a"), "--in and --out go together"),
     (("generate", "x", "--out", "b"), "--in and --out go together"),
     (("generate", "--in", "a", "--out", "b", "--watch"), "--watch shows a single PROMPT"),
+    (("generate", "x", "--distributed"), "--distributed shares a file between hosts; give --in and --out"),
+    (("generate", "x", "--processes", "2"), "say where hosts meet; give --distributed too"),
+    (("generate", "--in", "a", "--out", "b", "--distributed", "--process-id", "0"), "go together; give all three or"),
+    (("generate", "--in", "a", "--out", "b", *MEET, "--process-id", "2"), "process-id: found 2, expected 0 to 1"),
     (("generate", "x", "--model", "nowhere"), "model: no config.json in 'nowhere'"),
     (("eval", "--task", "chess"), "task: found 'chess', expected one of gsm_symbolic, drills"),
     (("eval", "--n", "0"), "--n"),
@@ -83,6 +89,11 @@ def test_prompt(prompt, words, refused, folder):
 @pytest.mark.parametrize(("command", "words"), COMMANDS)
 def test_command(command, words, refused):
     assert words in refused(*command)
+
+
+def test_processes_that_cannot_meet(refused):
+    jax.devices()  # a process that has asked for devices can join no other
+    assert "the processes cannot meet (" in refused("generate", "--in", "a", "--out", "b", *MEET, "--process-id", "0")
 
 
 def test_file_with_the_wrong_decoding_is_refused_as_a_whole(refused, folder, tmp_path):

@@ -9,8 +9,6 @@ import pytest
 
 from jaxdiff import (
     BlockCausal,
-    Dream,
-    DreamConfig,
     Dual,
     EotpStop,
     Frozen,
@@ -19,13 +17,10 @@ from jaxdiff import (
     NoCache,
     NoStop,
     Prefix,
-    Sdar,
-    SdarConfig,
     decode,
     infill,
 )
 from jaxdiff.decode import api, loop, parse_cache
-from jaxdiff.models.config import Config
 from jaxdiff.policies import Fixed, Threshold
 from tests import reference, small
 from tests.cached import Cached
@@ -39,11 +34,6 @@ CACHES = {  # the compiled cache, and the published loop's name for it
     "frozen-prompt": (lambda **options: Frozen(freeze="prompt", **options), "prompt"),
 }
 over_caches = pytest.mark.parametrize("cache", CACHES)
-
-
-SHAPE = {f.name: getattr(small.CONFIG, f.name) for f in dataclasses.fields(Config)}
-DREAM = Dream(DreamConfig(**SHAPE))
-SDAR = Sdar(SdarConfig(**SHAPE, attention_block=4))
 
 
 def run(cache, *, order=range(4), seed=0, policy=None, stop=None, model=small.MODEL, **options):
@@ -120,10 +110,10 @@ def test_rows_keep_to_themselves(cache):
 @pytest.mark.parametrize("cache", ["prefix", "dual", "frozen"])
 def test_a_shifted_model_feeds_from_the_column_before_the_window(cache):
     make, name = CACHES[cache]
-    plain, result = run(NoCache(), model=DREAM), run(make(), model=DREAM)
-    assert_by_hand(result, name, model=DREAM)
+    plain, result = run(NoCache(), model=small.DREAM), run(make(), model=small.DREAM)
+    assert_by_hand(result, name, model=small.DREAM)
     assert not np.array_equal(result.commit_step, plain.commit_step), "the case does not exercise the cache"
-    assert_same(run(make(refresh=1), model=DREAM), plain)
+    assert_same(run(make(refresh=1), model=small.DREAM), plain)
 
 
 @pytest.mark.usefixtures("strict")
@@ -139,7 +129,7 @@ def test_a_prompt_that_does_not_see_the_answer_is_cached_exactly():
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_the_cache_of_a_block_causal_model_is_exact(temperature):
     """The tokens of no cache; one forward more for a prompt with whole blocks, and for each block but the last."""
-    options = dict(model=SDAR, temperature=temperature)
+    options = dict(model=small.SDAR, temperature=temperature)
     for policy in (Threshold(0.6), Fixed()):
         plain, cached = (run(cache, policy=policy, **options) for cache in (NoCache(), BlockCausal()))
         assert_same(plain, cached, fields=("tokens", "commit_step", "lengths"))

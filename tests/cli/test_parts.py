@@ -1,0 +1,89 @@
+"""Part files: whole lines survive a kill, other runs are refused, parts merge when they hold every row."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from jaxdiff import InputError
+from jaxdiff.checkpoint import load
+from jaxdiff.cli import parts
+from jaxdiff.cli.options import Decoding
+from jaxdiff.cli.share import fingerprints
+
+RUN = {"input": "0" * 16, "settings": "1" * 16}
+DECODING = Decoding("any", "fixed", "none", None, 16, 8, 0.0, None, False, False, "none", "1x1", None)
+
+
+def fill(out, process, numbers, run=RUN):
+    with parts.Part(out, process, run) as part:
+        for number in numbers:
+            part.write(number, {"id": number})
+    return part.path
+
+
+def test_parts_merge_in_the_order_of_the_input_when_they_hold_every_row(tmp_path):
+    out = tmp_path / "out.jsonl"
+    fill(out, 0, [4, 0])
+    assert parts.merged(out, RUN, [0, 1, 4]) is None
+    fill(out, 1, [1])
+    assert parts.merged(out, RUN, [0, 1, 4]) == [{"id": 0}, {"id": 1}, {"id": 4}]
+    assert parts.merged(out, RUN, []) == []
+
+
+@pytest.mark.parametrize("cut", [1, 7, 20])
+def test_a_line_that_a_kill_cut_short_is_not_there_and_the_next_ones_are_whole(tmp_path, cut):
+    out = tmp_path / "out.jsonl"
+    path = fill(out, 0, [3, 5])
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert parts.written(out, RUN) == {3: {"id": 3}}
+    fill(out, 0, [5])
+    assert parts.written(out, RUN) == {3: {"id": 3}, 5: {"id": 5}}
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_a_part_that_was_killed_in_its_header_begins_anew(tmp_path):
+    out = tmp_path / "out.jsonl"
+    path = fill(out, 0, [])
+    for torn in (b"", path.read_bytes()[:9]):
+        path.write_bytes(torn)
+        assert parts.written(out, RUN) == {}
+        fill(out, 0, [])
+        assert json.loads(path.read_text()) == {"run": RUN}
+
+
+def test_a_part_of_another_run_or_a_damaged_one_is_refused(tmp_path):
+    out = tmp_path / "out.jsonl"
+    path = fill(out, 0, [1], RUN | {"settings": "2" * 16})
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"of a run with another settings; delete .*\.parts, or name"):
+        parts.written(out, RUN)
+    assert path.read_bytes() == before
+    for damage in (b'{"number": 2}\n', b"\0\0\0\n", b"[]\n"):
+        path.write_bytes(before + damage)
+        with pytest.raises(InputError, match=r"damaged .* delete it"):
+            parts.written(out, RUN)
+
+
+def test_fingerprints_tell_what_differs(ids_folder, tmp_path):
+    source, home = tmp_path / "in.jsonl", tmp_path / "model"
+    source.write_text("{}\n")
+    shutil.copytree(ids_folder, home)
+    checkpoint = load(home)
+    first = fingerprints(source, checkpoint, DECODING, 0)
+    assert fingerprints(source, dataclasses.replace(checkpoint, path=ids_folder), DECODING, 0) == first
+
+    def differs(**changes):
+        arguments = dict(in_file=source, checkpoint=checkpoint, decoding=DECODING, seed=0) | changes
+        other = fingerprints(**arguments)
+        return [name for name in first if other[name] != first[name]]
+
+    assert differs(seed=1) == ["settings"]
+    assert differs(decoding=dataclasses.replace(DECODING, temperature=0.5)) == ["settings"]
+    assert differs(decoding=dataclasses.replace(DECODING, model="elsewhere")) == []
+    (tmp_path / "more.jsonl").write_text("{}\n{}\n")
+    assert differs(in_file=tmp_path / "more.jsonl") == ["input"]
+    (home / "filters").mkdir()
+    (home / "filters" / "x").write_text("new")
+    assert differs() == ["model"]
