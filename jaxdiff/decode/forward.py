@@ -109,26 +109,24 @@ class Forward:
         valid = (column >= state.origin[:, None]) & (column < state.end[:, None])
         past = None if before is None else jax.tree.map(lambda x: x[:, :, :, :columns], before.memory)
         features, kept = self._features(positions, valid, window, past)
-        reading = Reading(
-            hidden=take(features, self.place.start - window.start, settings.block_length), tail=None, memory=None
-        )
+        hidden, tail = take(features, self.place.start - window.start, settings.block_length), None
         if settings.stop.wants_tail:
-            at = take(positions, window.start, length)
-            reading = dataclasses.replace(reading, tail=self._tail(features, at, window.start))
+            tail = self._tail(features, take(positions, window.start, length), window.start)
+        reading = Reading(hidden=hidden, tail=tail, memory=None)
         if before is None:
             return reading
 
         def merged(new: Array, old: Array) -> Array:
             return jnp.where(rows.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-        if length == columns or settings.cache.keeps:
+        memory = before.memory
+        if length == columns:
+            memory = jax.tree.map(lambda old, new: old.at[:, :, :, :columns].set(new), memory, kept)
+        elif settings.cache.keeps:
             at = jnp.tile(window.start, settings.copies)
-            write = jax.vmap(lambda memory, part: put(memory, part, at, axis=2))  # over layers
-            memory = jax.tree.map(write, before.memory, kept)
-        else:
-            memory = before.memory
-        fresh = dataclasses.replace(before, memory=None)
-        return dataclasses.replace(jax.tree.map(merged, reading, fresh), memory=memory)
+            memory = jax.tree.map(jax.vmap(lambda old, new: put(old, new, at, axis=2)), memory, kept)
+        others = dataclasses.replace(before, memory=None)
+        return dataclasses.replace(jax.tree.map(merged, reading, others), memory=memory)
 
     def _features(
         self, positions: Int[Array, "B n"], valid: Bool[Array, "B n"], window: Window, past: Memory | None

@@ -26,7 +26,7 @@ def parity(monkeypatch):
 
 def test_report(run, refused, parity, folder):
     asked = ("eval", "--task", "parity", "--model", folder, *SHORT)
-    ran = run(*asked, "--n", 5, "--batch-size", 4, "--policy", "threshold:tau=0.1", "--stop", "eos", "--json")
+    ran = run(*asked, "--n", 5, "--batch-size", 4, "--policy", "threshold:tau=0.1", "--cache", "dual", "--json")
     got = ran.json
     assert (ran.code, ran.err) == (0, "")
     assert list(got)[:8] == [
@@ -39,6 +39,7 @@ def test_report(run, refused, parity, folder):
     assert got["tpf"] > 0
     assert 0 < got["seconds"] < got["compile_seconds"]
     assert (got["task"], got["split"], got["seed"], got["policy"]) == ("parity", "test", 0, "threshold:tau=0.1")
+    assert got["cache"] == "dual"
     assert "split: found 'train', expected test or validation" in refused(*asked, "--split", "train")
 
 

@@ -1,0 +1,112 @@
+"""Seconds of one decoding step against the canvas' length, for each cache; and of a whole decode of 256 tokens.
+
+    python -m experiments.caches.speed
+
+The model that ships, one row. Half of the canvas is prompt; the step is one inside the first block, after its rebuild:
+`prefix` and `frozen` feed half of the canvas, `dual` one block. Programs take turns, ROUNDS times; medians are shown.
+Writes results/speed.json and results/speed.png beside this file. Run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+
+import jaxdiff
+from jaxdiff.decode import api, loop
+
+LENGTHS, BLOCK, STEPS, ROUNDS, GENERATED = (256, 512, 1024), 32, 24, 9, 256
+CACHES = {
+    "none": jaxdiff.NoCache(),
+    "prefix": jaxdiff.Prefix(),
+    "dual": jaxdiff.Dual(),
+    "frozen": jaxdiff.Frozen(),
+}
+
+
+class Steps:
+    """STEPS steps of a decode that is one step under way."""
+
+    def __init__(self, model: Any, params: Any, cache: jaxdiff.decode.cache.Cache, length: int) -> None:
+        half = length // 2
+        policy, stop = jaxdiff.policies.Fixed(), jaxdiff.NoStop()
+        sizes = {"rows": 1, "first": half, "generated": half, "block": BLOCK}
+        settings = api._settings(model, policy, stop, cache, 0.0, None, False, False, **sizes)
+        prompt = jax.random.randint(jax.random.key(0), (1, half), 10, model.config.vocab_size)
+        canvas = jnp.pad(prompt, ((0, 0), (0, half)), constant_values=model.config.mask_token_id)
+        keys = jax.random.split(jax.random.key(0), 1)
+        self.params = params
+        self.run = jax.jit(
+            lambda params, state, n: jax.lax.fori_loop(
+                0, n, lambda _, state: loop.step(model, params, settings, state), state
+            )
+        )
+        self.state = self.run(params, loop.begin(model, canvas, jnp.zeros((1,), jnp.int32), keys, settings), 1)
+
+    def seconds(self) -> float:
+        """Of one step."""
+        since = time.perf_counter()
+        jax.block_until_ready(self.run(self.params, self.state, STEPS))
+        return (time.perf_counter() - since) / STEPS
+
+
+class Whole:
+    """A decode of GENERATED tokens."""
+
+    def __init__(self, checkpoint: jaxdiff.Checkpoint, cache: jaxdiff.decode.cache.Cache) -> None:
+        self.checkpoint, self.cache = checkpoint, cache
+        self.prompt = jax.random.randint(jax.random.key(0), (1, 64), 10, checkpoint.model.config.vocab_size)
+
+    def seconds(self) -> float:
+        policy, since = jaxdiff.policies.Threshold(0.9), time.perf_counter()
+        options: dict[str, Any] = {"gen_length": GENERATED, "block_length": BLOCK, "policy": policy}
+        result = jaxdiff.decode(self.checkpoint.model, self.checkpoint.params, self.prompt, cache=self.cache, **options)
+        jax.block_until_ready(result)
+        return time.perf_counter() - since
+
+
+def interleaved(measured: dict[str, Any]) -> dict[str, float]:
+    """The median of each; the first round warms up."""
+    rounds = [{name: one.seconds() for name, one in measured.items()} for _ in range(ROUNDS + 1)][1:]
+    return {name: statistics.median(seconds[name] for seconds in rounds) for name in measured}
+
+
+def main() -> None:
+    results, load = Path(__file__).parent / "results", os.getloadavg()[0]
+    checkpoint = jaxdiff.load()
+    step = {
+        str(length): interleaved({k: Steps(checkpoint.model, checkpoint.params, c, length) for k, c in CACHES.items()})
+        for length in LENGTHS
+    }
+    whole = interleaved({name: Whole(checkpoint, cache) for name, cache in CACHES.items()})
+    report = {
+        "seconds_per_step": step,
+        "seconds_per_decode": whole,
+        "device": jax.devices()[0].device_kind,
+        "machine": platform.machine(),
+        "load_before": load,
+        "jax": jax.__version__,
+    }
+    results.mkdir(exist_ok=True)
+    (results / "speed.json").write_text(json.dumps(report, indent=1) + "\n")
+    figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    for name in CACHES:
+        axes.plot(LENGTHS, [1e3 * step[str(length)][name] for length in LENGTHS], marker="o", label=name)
+    axes.set(xscale="log", yscale="log", xlabel="canvas length", ylabel="ms per step", xticks=LENGTHS)
+    axes.set_xticklabels(LENGTHS)
+    axes.legend(frameon=False)
+    figure.savefig(results / "speed.png", dpi=150)
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
