@@ -48,7 +48,15 @@ def number(*, default: Any = dataclasses.MISSING, low: float | int, high: float 
     return dataclasses.field(default=default, metadata={"low": low, "high": high, "whole": whole})
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static, number))
+def each_row(*, default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field whose arrays lead with B, or have no axis: over a mesh, each device has its own rows of it.
+
+    So are `number()` fields; all other arrays of a policy (weights) are whole on every device.
+    """
+    return dataclasses.field(default=default, metadata={"rows": True})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static, number, each_row))
 def pytree(cls: type[_T]) -> type[_T]:
     """Frozen dataclass registered as a pytree; fields made with `static()` are part of the treedef.
 

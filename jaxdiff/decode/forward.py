@@ -79,6 +79,8 @@ def _read(
         return beliefs(
             hidden,
             head,
+            vocabulary=config.vocab_size,
+            mesh=settings.mesh,
             forbidden=(config.mask_token_id, *((config.eos_token_id,) if settings.forbid_eos else ())),
             deferred=config.eos_ids if settings.defer_eos else (),
             temperature=settings.temperature,

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Int, Key
 from jaxdiff.decode.forward import read
 from jaxdiff.decode.score import NEVER
 from jaxdiff.decode.state import Settings, State, fold, holes, put, take
+from jaxdiff.parallel import over_rows
 from jaxdiff.types import NEAR_TIE, Model, Params, Progress, Proposal, Score, pytree
 
 
@@ -164,13 +165,20 @@ def run(
     keys: Key[Array, " B"],
     settings: Settings,
 ) -> Result:
-    """`begin`, `step` until no row is live, `finish`: one program."""
-    state = jax.lax.while_loop(
-        lambda state: jnp.any(holes(model, state)),
-        lambda state: step(model, params, settings, state),
-        begin(model, canvas, origin, keys, settings),
-    )
-    return finish(model, settings, state)
+    """`begin`, `step` until no row is live, `finish`: one program; over a mesh, one loop for each shard of rows."""
+
+    def program(params: Params, canvas: Any, origin: Any, keys: Any, settings: Settings) -> Result:
+        state = jax.lax.while_loop(
+            lambda state: jnp.any(holes(model, state)),
+            lambda state: step(model, params, settings, state),
+            begin(model, canvas, origin, keys, settings),
+        )
+        return finish(model, settings, state)
+
+    arguments = (params, canvas, origin, keys, settings)
+    if settings.mesh is None:
+        return program(*arguments)
+    return over_rows(program, settings.mesh, *arguments, dead=model.config.eos_token_id)
 
 
 def _resolve(proposal: Proposal, score: Score, waits: bool) -> tuple[Bool[Array, "B W"], Bool[Array, " B"]]:

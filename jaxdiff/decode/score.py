@@ -4,19 +4,24 @@ The head runs on the block alone, one tile of the vocabulary at a time, and keep
 no [B, W, V] array outlives a tile.
 
     features [B W D] --(per tile of V)--> logits [B W tile] -> _Running [B W] each -> Beliefs
+
+Over a mesh each shard of the vocabulary scans its own tiles, and the summaries alone are gathered.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxdiff.parallel import LANE, over_vocabulary
 from jaxdiff.types import Leaf, pytree
 
-TILE = 4096  # vocabulary entries per tile; part of the randomness' key, so a constant
+TILE = 4096  # vocabulary entries per tile, a multiple of LANE
 NEVER = -1e30  # the logit of a forbidden token: no mass, and finite, so that nothing becomes NaN
 
 
@@ -51,6 +56,8 @@ def beliefs(
     features: Float[Array, "B W D"],
     head: Float[Array, "D V"],
     *,
+    vocabulary: int,
+    mesh: Mesh | None,
     forbidden: tuple[int, ...],
     deferred: tuple[int, ...],
     temperature: Leaf,
@@ -60,23 +67,42 @@ def beliefs(
     """The candidate of each position and how sure the model is of it, float32.
 
     Args:
+        head: as wide as the vocabulary, or wider: ids from `vocabulary` on are padding, without mass.
+        mesh: what the head's second axis is spread over; None for one device.
         forbidden: ids without mass: [MASK], and end-of-text under LLaDA's `logits_eos_inf`.
         deferred: ids whose positions go last, with probability 0 (LLaDA's `confidence_eos_eot_inf`).
         temperature: 0 takes the argmax; above, Gumbel-max sampling. `prob` is always of the untempered softmax,
             as in LLaDA's `generate.py`.
-        keys, positions: noise is keyed by the row's key, the absolute position and the vocabulary tile.
+        keys, positions: noise is keyed by the row's key, the absolute position and the lane of the vocabulary, so
+            that it is the same however the vocabulary is cut into tiles and shards.
     """
-    vocabulary = head.shape[1]
-    tile = min(TILE, vocabulary)
-    tiles = -(-vocabulary // tile)
     scale = jnp.broadcast_to(jnp.asarray(temperature), keys.shape).astype(jnp.float32)[:, None, None]
     position_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, positions)
+    scan = functools.partial(_scan, vocabulary=vocabulary, forbidden=forbidden)
+    return _finish(functools.reduce(_merge, over_vocabulary(mesh, scan, head, features, scale, position_keys)), deferred)
+
+
+def _scan(
+    head: Float[Array, "D v"],
+    begin: Int[Array, ""],
+    features: Float[Array, "B W D"],
+    scale: Float[Array, "B 1 1"],
+    position_keys: Key[Array, "B W"],
+    *,
+    vocabulary: int,
+    forbidden: tuple[int, ...],
+) -> _Running:
+    """The part of the vocabulary that starts with id `begin` (a multiple of LANE), tile by tile."""
+    size = head.shape[1]
+    tile = min(TILE, size)
+    tiles = -(-size // tile)
 
     def one_tile(index: Int[Array, ""]) -> _Running:
-        # The last tile is moved back to end with the vocabulary; what it then shares with its neighbour is masked.
-        first = jnp.minimum(index * tile, vocabulary - tile)
-        ids = first + jnp.arange(tile, dtype=jnp.int32)
-        allowed = ids >= index * tile
+        # The last tile is moved back to end with the part; what it then shares with its neighbour is masked.
+        first = jnp.minimum(index * tile, size - tile)
+        column = first + jnp.arange(tile, dtype=jnp.int32)
+        ids = begin + column
+        allowed = (column >= index * tile) & (ids < vocabulary)
         for token in forbidden:
             allowed &= ids != token
         part = jax.lax.dynamic_slice_in_dim(head, first, tile, axis=1).astype(features.dtype)
@@ -84,10 +110,9 @@ def beliefs(
         logits = jnp.where(allowed[None, None], logits, NEVER)
 
         def drawn() -> Float[Array, "B W v"]:
-            # Mode "high": the fast one draws no value above 17, and a large vocabulary reaches that.
-            tile_keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, index)))(position_keys)
-            noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (tile,), mode="high")))(tile_keys)
-            return jnp.take(noise, (ids - index * tile) % tile, axis=-1)
+            lanes = (begin + index * tile) // LANE + jnp.arange(-(-tile // LANE), dtype=jnp.int32)
+            noise = jax.vmap(jax.vmap(lambda key: jax.vmap(lambda lane: _lane(key, lane))(lanes)))(position_keys)
+            return jnp.take(noise.reshape(*noise.shape[:2], -1), (column - index * tile) % tile, axis=-1)
 
         noise = jax.lax.cond(jnp.any(scale > 0.0), drawn, lambda: jnp.zeros_like(logits))
         return _summarise(logits, jnp.where(allowed[None, None], logits + scale * noise, NEVER), ids)
@@ -96,7 +121,12 @@ def beliefs(
     if tiles > 1:
         more = jnp.arange(1, tiles, dtype=jnp.int32)
         running, _ = jax.lax.scan(lambda carry, index: (_merge(carry, one_tile(index)), None), running, more)
-    return _finish(running, deferred)
+    return running
+
+
+def _lane(key: Key[Array, ""], lane: Int[Array, ""]) -> Float[Array, " l"]:
+    # Mode "high": the fast one draws no value above 17, and a large vocabulary reaches that.
+    return jax.random.gumbel(jax.random.fold_in(key, lane), (LANE,), mode="high")
 
 
 def _summarise(logits: Float[Array, "B W v"], keys: Float[Array, "B W v"], ids: Int[Array, " v"]) -> _Running:
@@ -124,8 +154,11 @@ def _summarise(logits: Float[Array, "B W v"], keys: Float[Array, "B W v"], ids: 
 
 
 def _merge(a: _Running, b: _Running) -> _Running:
-    """`a` lies left of `b`: on equal keys the lower id stays the candidate, as in an argmax over all."""
-    first: Bool[Array, "B W"] = a.key >= b.key
+    """`a` lies left of `b`: on equal keys the lower id stays the candidate, as in an argmax over all.
+
+    So it does where its key is no number: ids of padding, which lie right of all others, are never candidates.
+    """
+    first: Bool[Array, "B W"] = ~(a.key < b.key)
 
     def winner(x: Any, y: Any) -> Any:
         return jnp.where(first, x, y)

@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key
 
-from jaxdiff.types import Leaf, Model, Policy, Stopper, pytree, static
+from jaxdiff.types import Leaf, Model, Policy, Stopper, each_row, pytree, static
 
 
 @pytree
@@ -17,13 +18,14 @@ class Settings:
 
     policy: Policy
     stop: Stopper
-    temperature: Leaf
-    guidance: Leaf | None  # classifier-free guidance scale; None compiles the single forward
+    temperature: Leaf = each_row()
+    guidance: Leaf | None = each_row()  # classifier-free guidance scale; None compiles the single forward
     block_length: int = static()
     first: int = static()  # canvas column where blocks begin
     ladder: tuple[int, ...] = static(default=())  # canvas lengths a forward may be cut to, once ends moved left
     forbid_eos: bool = static(default=False)
     defer_eos: bool = static(default=False)
+    mesh: Mesh | None = static(default=None)  # the devices that rows and weights are spread over
 
 
 @pytree

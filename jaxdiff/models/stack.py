@@ -113,7 +113,8 @@ class Transformer:
         self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
     ) -> Float[Array, "B T D"]:
         """Hidden states after the last norm, [B T D] in the config's dtype; row i predicts token i."""
-        features: jax.Array = self.stack().apply({"params": params}, tokens, positions, valid)  # type: ignore[assignment]
+        stack = self.stack().clone(vocab_size=params["wte"].shape[0])  # over a mesh it is padded
+        features: jax.Array = stack.apply({"params": params}, tokens, positions, valid)  # type: ignore[assignment]
         return features
 
     def head(self, params: Params) -> Float[Array, "D V"]:
