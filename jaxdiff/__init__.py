@@ -10,6 +10,7 @@ from jaxdiff import policies
 from jaxdiff.checkpoint import Checkpoint, Tokenizer, load, save
 from jaxdiff.decode import EosStop, EotpStop, NoStop, Reason, Result, decode, infill, pad_prompts
 from jaxdiff.models import Llada, LladaConfig, build
+from jaxdiff.parallel import make_mesh
 from jaxdiff.types import InputError, Model, Policy, Proposal, Score, Stopper
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "decode",
     "infill",
     "load",
+    "make_mesh",
     "pad_prompts",
     "policies",
     "save",

@@ -23,8 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
 from jaxdiff.models import build
+from jaxdiff.parallel import check_axes, shardings
 from jaxdiff.policies import Fixed, Learned, any_of
 from jaxdiff.policies.filters import Block, Local, init_layers
 from jaxdiff.types import InputError, Model, Params, Policy
@@ -89,15 +91,17 @@ def model_folder(path: str | Path) -> Path:
     return folder
 
 
-def load(path: str | Path = SHIPPED, *, dtype: str | None = None) -> Checkpoint:
+def load(path: str | Path = SHIPPED, *, dtype: str | None = None, mesh: Mesh | None = None) -> Checkpoint:
     """A model, its params and its tokenizer (None where the folder has none).
 
     Args:
         path: a folder, or the name of a model that ships.
         dtype: of the params and of the computation; default float32 on CPU (where bfloat16 is slower), else the
             config's.
+        mesh: what the params are laid over (see `make_mesh`): each device reads its own part of each leaf.
 
-    Raises InputError for a folder that is missing, incomplete or damaged, in one line.
+    Raises InputError for a folder that is missing, incomplete or damaged, and for a mesh that the model does not spread
+    over, in one line.
     """
     folder = model_folder(path)
     config = read_config(folder)
@@ -115,10 +119,14 @@ def load(path: str | Path = SHIPPED, *, dtype: str | None = None) -> Checkpoint:
             f"{folder / 'config.json'}: makes no model ({_first_line(error)}); restore the file"
         ) from error
     target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(config["dtype"])), shapes)
+    laid = None
+    if mesh is not None:
+        check_axes(mesh)
+        laid = shardings(model.config, target, mesh)
     tokenizer = load_tokenizer(folder)
     if tokenizer is not None:
         tokenizer = dataclasses.replace(tokenizer, eot_id=getattr(model.config, "eot_token_id", None))
-    return Checkpoint(model, _restore(folder / "params", target), tokenizer, folder)
+    return Checkpoint(model, _restore(folder / "params", target, laid), tokenizer, folder)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
@@ -226,7 +234,8 @@ def load_filter(folder: Path) -> tuple[Learned, bool]:
     return Learned(make(_restore(folder / "params", layers)), tau), quota
 
 
-def _restore(path: Path, target: Any) -> Params:
+def _restore(path: Path, target: Any, laid: Any = None) -> Params:
+    """The arrays of shapes `target`; where `laid` is given, padded with zeros and spread over devices as it says."""
     if not path.is_dir():
         raise InputError(f"{path}: missing; the folder holds a config but no parameters")
     hook = sys.unraisablehook
@@ -239,14 +248,22 @@ def _restore(path: Path, target: Any) -> Params:
     sys.unraisablehook = silence_readers  # they may still report after an error has left this function, so it stays
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore(path.absolute(), target)
-        for (name, wanted), found in zip(jax.tree.leaves_with_path(target), jax.tree.leaves(params), strict=True):
-            if found.shape != wanted.shape:
-                raise ValueError(f"{jax.tree_util.keystr(name)}: {found.shape}, config.json says {wanted.shape}")
+            if laid is None:
+                params = checkpointer.restore(path.absolute(), target)
+                _check_shapes(params, target)
+            else:
+                _check_shapes(checkpointer.metadata(path.absolute()).item_metadata.tree, target)
+                params = checkpointer.restore(path.absolute(), laid, strict=False)  # pads, and would cut as well
     except Exception as error:
         raise InputError(f"{path}: cannot be read ({_first_line(error)}); restore or convert it again") from error
     sys.unraisablehook = hook
     return jax.tree.map(jnp.asarray, params)  # on the device once, not at each call
+
+
+def _check_shapes(found: Any, wanted: Any) -> None:
+    for (name, leaf), there in zip(jax.tree.leaves_with_path(wanted), jax.tree.leaves(found), strict=True):
+        if there.shape != leaf.shape:
+            raise ValueError(f"{jax.tree_util.keystr(name)}: {there.shape}, config.json says {leaf.shape}")
 
 
 def _first_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxdiff.checkpoint import SHIPPED, load
+from jaxdiff.checkpoint import SHIPPED
 from jaxdiff.cli import options, requests
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import note, progress, stderr
@@ -61,13 +61,13 @@ def generate(
     if watch and in_file is not None:
         raise InputError("--watch shows a single PROMPT; leave it out with --in")
     if in_file is not None and out_file is not None:
-        return _file(in_file, out_file, model, decoding, seed, batch_size, as_json)
-    return _one(str(prompt), model, decoding, seed, watch, as_json)
+        return _file(in_file, out_file, decoding, seed, batch_size, as_json)
+    return _one(str(prompt), decoding, seed, watch, as_json)
 
 
-def _one(prompt: str, model: str, decoding: Decoding, seed: int, watch: bool, as_json: bool) -> int:
+def _one(prompt: str, decoding: Decoding, seed: int, watch: bool, as_json: bool) -> int:
     decoding.arguments(decoding.gen_length, decoding.block)
-    checkpoint = load(model, dtype=decoding.dtype)
+    checkpoint = decoding.load()
     request = requests.Request(0, None, requests.prompt_ids(checkpoint, prompt))
     requests.check(checkpoint, request, decoding)
     run = Timed()
@@ -84,12 +84,10 @@ def _one(prompt: str, model: str, decoding: Decoding, seed: int, watch: bool, as
     return 0
 
 
-def _file(
-    in_file: Path, out_file: Path, model: str, decoding: Decoding, seed: int, batch_size: int, as_json: bool
-) -> int:
+def _file(in_file: Path, out_file: Path, decoding: Decoding, seed: int, batch_size: int, as_json: bool) -> int:
     """Returns 1 if a row was refused, else 0."""
     requests.check_writable(out_file)
-    checkpoint = load(model, dtype=decoding.dtype)
+    checkpoint = decoding.load()
     rows = requests.read(in_file, checkpoint, decoding)
     wanted = [row for row in rows if isinstance(row, requests.Request)]
     refused = [row for row in rows if isinstance(row, requests.Refusal)]

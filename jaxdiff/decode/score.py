@@ -79,7 +79,8 @@ def beliefs(
     scale = jnp.broadcast_to(jnp.asarray(temperature), keys.shape).astype(jnp.float32)[:, None, None]
     position_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, positions)
     scan = functools.partial(_scan, vocabulary=vocabulary, forbidden=forbidden)
-    return _finish(functools.reduce(_merge, over_vocabulary(mesh, scan, head, features, scale, position_keys)), deferred)
+    parts = over_vocabulary(mesh, scan, head, features, scale, position_keys)
+    return _finish(functools.reduce(_merge, parts), deferred)
 
 
 def _scan(

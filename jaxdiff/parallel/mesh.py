@@ -1,8 +1,8 @@
 """The mesh, and the two ways that a decode is spread over it.
 
-    over_rows         manual over `data` alone: each shard of rows runs its own loop and leaves it on its own; `model`
-                      is left to the partitioner, which follows the sharding of the params
-    over_vocabulary   inside that, manual over `model`: each shard scans its part of the head, the summaries are gathered
+`over_rows` is manual over `data` alone: each shard of rows runs a loop of its own and leaves it on its own, and `model`
+is left to the partitioner, which follows the sharding of the params. `over_vocabulary`, inside it, is manual over
+`model`: each shard scans its part of the head, and the summaries alone are gathered.
 """
 
 from __future__ import annotations
@@ -103,4 +103,5 @@ def over_vocabulary(mesh: Mesh | None, program: Callable[..., Any], head: Any, *
     in_specs = (PartitionSpec(None, RULES["vocab"]), *[WHOLE] * len(whole))
     spread = jax.shard_map(on_shard, axis_names={MODEL}, in_specs=in_specs, out_specs=WHOLE, check_vma=False)
     gathered = spread(head, *whole)
-    return [jax.tree.map(lambda leaf: leaf[i], gathered) for i in range(mesh.shape[MODEL])]
+    leaves, structure = jax.tree.flatten(gathered)
+    return [jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in range(mesh.shape[MODEL])]

@@ -57,7 +57,10 @@ def parse(text: str, *, learned: Callable[[str | None, float | None], Policy] | 
     name, _, rest = text.partition(":")
     if name not in POLICIES:
         raise InputError(f"policy: found {name!r}, expected one of {', '.join(POLICIES)}, any_of(), all_of(), cap()")
-    fields: dict[str, Any] = {f.name: f.metadata for f in dataclasses.fields(POLICIES[name]) if f.metadata.keys() & {"static", "low"}}
+    written = {"static", "low"}  # a reference cannot be
+    fields: dict[str, Any] = {
+        f.name: f.metadata for f in dataclasses.fields(POLICIES[name]) if written & f.metadata.keys()
+    }
     if name == "learned":
         fields["name"] = {"static": True}
     values = {k: v for k, v in defaults.items() if k in fields and v is not None}

@@ -117,9 +117,7 @@ def test_noise_depends_on_the_absolute_position_not_on_the_window():
     features, head = case(50)
     same = jnp.broadcast_to(features[:, :1], features.shape)
     keys = jax.random.split(jax.random.key(3), B)
-    options = dict(
-        vocabulary=50, mesh=None, forbidden=(), deferred=(), temperature=jnp.float32(3.0), keys=keys
-    )
+    options = dict(vocabulary=50, mesh=None, forbidden=(), deferred=(), temperature=jnp.float32(3.0), keys=keys)
     wide = compiled(same, head, positions=jnp.broadcast_to(jnp.arange(W), (B, W)), **options)
     moved = compiled(same, head, positions=jnp.broadcast_to(jnp.arange(W)[::-1], (B, W)), **options)
     np.testing.assert_array_equal(wide.token, moved.token[:, ::-1])
