@@ -9,7 +9,19 @@ policy=jaxdiff.policies.Threshold(0.9), stop=jaxdiff.EosStop())
 from jaxdiff import policies
 from jaxdiff.checkpoint import Checkpoint, Tokenizer, load, save
 from jaxdiff.decode import EosStop, EotpStop, NoStop, Reason, Result, decode, infill, pad_prompts
-from jaxdiff.models import Llada, LladaConfig, build
+from jaxdiff.models import (
+    Dream,
+    DreamConfig,
+    Llada,
+    Llada2,
+    Llada2Config,
+    LladaConfig,
+    LladaMoe,
+    LladaMoeConfig,
+    Sdar,
+    SdarConfig,
+    build,
+)
 from jaxdiff.parallel import make_mesh
 from jaxdiff.types import InputError, Model, Policy, Proposal, Score, Stopper
 
@@ -17,11 +29,17 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Checkpoint",
+    "Dream",
+    "DreamConfig",
     "EosStop",
     "EotpStop",
     "InputError",
     "Llada",
+    "Llada2",
+    "Llada2Config",
     "LladaConfig",
+    "LladaMoe",
+    "LladaMoeConfig",
     "Model",
     "NoStop",
     "Policy",
@@ -29,6 +47,8 @@ __all__ = [
     "Reason",
     "Result",
     "Score",
+    "Sdar",
+    "SdarConfig",
     "Stopper",
     "Tokenizer",
     "build",

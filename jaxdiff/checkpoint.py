@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from jaxdiff.models import build
+from jaxdiff.models import build, family_name
 from jaxdiff.parallel import check_axes, shardings
 from jaxdiff.policies import Fixed, Learned, any_of
 from jaxdiff.policies.filters import Block, Local, init_layers
@@ -157,7 +157,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | None = None) -> None:
     """Write a model folder as a whole or not at all: params in bfloat16, the config, a copy of the tokenizer."""
     with _replaced(folder) as new:
-        config = dataclasses.asdict(model.config) | {"dtype": "bfloat16", "family": type(model).__name__.lower()}
+        config = dataclasses.asdict(model.config) | {"dtype": "bfloat16", "family": family_name(model)}
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         small = jax.tree.map(lambda x: np.asarray(x.astype(jnp.bfloat16)), params)
         with ocp.StandardCheckpointer() as checkpointer:

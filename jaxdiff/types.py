@@ -247,6 +247,11 @@ class Model(Protocol):
         """The network reads token i at position i - 1. `features` undoes it: who feeds a window must know."""
         ...
 
+    @property
+    def tempered(self) -> bool:
+        """The published sampler's confidences are those of softmax(logits / temperature), not of softmax(logits)."""
+        ...
+
     def init(self, key: Key[Array, ""]) -> Params: ...
 
     def features(

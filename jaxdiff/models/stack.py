@@ -11,13 +11,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxdiff.models.config import Config
 from jaxdiff.models.layers import Attention, RMSNorm, Rope, rope_table, visible
 from jaxdiff.types import Params
 
@@ -94,15 +94,40 @@ class Stack(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Transformer:
-    """A family as a static definition; implements `jaxdiff.types.Model`. Subclasses say their `stack`."""
+    """A family as a static definition; implements `jaxdiff.types.Model`. A subclass says its `groups`."""
 
-    config: Any
+    config: Config
 
-    shifted = False
-    attention_block: int | None = None
+    shifted = tempered = False
+
+    @property
+    def attention_block(self) -> int | None:
+        return None
+
+    @property
+    def rope_dtype(self) -> str:
+        """Of the cosines and sines of rotary positions."""
+        return self.config.dtype
+
+    def groups(self) -> tuple[Group, ...]:
+        """The layers, first to last."""
+        raise NotImplementedError
 
     def stack(self) -> Stack:
-        raise NotImplementedError
+        """The whole network."""
+        c = self.config
+        return Stack(
+            vocab_size=c.vocab_size,
+            d_model=c.d_model,
+            groups=self.groups(),
+            eps=c.rms_norm_eps,
+            dtype=c.dtype,
+            turned=c.turned,
+            theta=c.rope_theta,
+            rope_dtype=self.rope_dtype,
+            attention_block=self.attention_block,
+            tied=c.tied,
+        )
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh float32 parameters; a group's leaves are stacked [N, ...]."""

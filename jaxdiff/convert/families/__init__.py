@@ -1,0 +1,11 @@
+"""One mapping table per family: the names that it publishes its tensors under -> our leaves."""
+
+from jaxdiff.convert.families import dream, llada, llada2, llada_moe, sdar
+
+TABLES = {
+    "llada": llada.TABLE,
+    "dream": dream.TABLE,
+    "llada_moe": llada_moe.TABLE,
+    "llada2": llada2.TABLE,
+    "sdar": sdar.TABLE,
+}

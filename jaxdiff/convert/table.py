@@ -1,0 +1,101 @@
+"""What a family's mapping table is made of, and the plan that it gives for one model.
+
+A rule sends a published tensor to one of our leaves. `{n}` in its key counts layers and `{e}` experts: those are the
+leading axes of the leaf, since our layers are stacked. `dense` turns a PyTorch Linear's [out, in] into a kernel
+[in, out]; `same` keeps the layout. A fused tensor has several leaves, and is cut by rows in their order. A rule whose
+leaves a model does not have (a bias, a tied head) is not used for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from jaxdiff.types import InputError
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    key: str  # model.layers.{n}.self_attn.q_proj.weight
+    leaves: tuple[str, ...]  # layers/q_proj/kernel
+    transposed: bool
+    after: str = ""  # the group of layers that `{n}` counts before this one's
+
+
+Table = tuple[Rule, ...]
+
+
+def dense(key: str, *leaves: str) -> Rule:
+    """A Linear's weight [out, in], which is a kernel [in, out] here."""
+    return Rule(key, leaves, transposed=True)
+
+
+def same(key: str, *leaves: str) -> Rule:
+    """A tensor in the leaf's own layout."""
+    return Rule(key, leaves, transposed=False)
+
+
+def stack(prefix: str, group: str, *rules: Rule, after: str = "") -> Table:
+    """A layer's rules for all layers of a group: keys under `prefix` (which holds `{n}`), leaves under `group`."""
+    return tuple(
+        Rule(prefix + rule.key, tuple(group + leaf for leaf in rule.leaves), rule.transposed, after) for rule in rules
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Rows of a published tensor, and the slice of a leaf that they are."""
+
+    key: str
+    rows: slice
+    leaf: str
+    index: Shape  # along the leaf's stacked axes
+    transposed: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """For one model: the shape of every published tensor and of every leaf, and what goes where."""
+
+    tensors: dict[str, Shape]
+    leaves: Mapping[str, Shape]
+    by_tensor: dict[str, list[Part]]
+    by_leaf: dict[str, list[Part]]
+
+    @classmethod
+    def make(cls, table: Table, leaves: Mapping[str, Shape]) -> Plan:
+        """Spell a table out for a model's leaves, {path: shape}.
+
+        Raises InputError where the table lacks a rule for a leaf, or has two.
+        """
+        plan = cls({}, leaves, {}, {leaf: [] for leaf in leaves})
+        for rule in table:
+            if found := [leaf for leaf in rule.leaves if leaf in leaves]:
+                plan._add(rule, found)
+        for leaf, parts in plan.by_leaf.items():
+            size = sum(math.prod(leaves[leaf][len(part.index) :]) for part in parts)
+            if size != math.prod(leaves[leaf]):
+                raise InputError(f"{leaf}: found rules for {size} numbers, expected {math.prod(leaves[leaf])}")
+        return plan
+
+    def _add(self, rule: Rule, found: list[str]) -> None:
+        stacked = rule.key.count("{")
+        before = next(
+            (shape[0] for leaf, shape in self.leaves.items() if rule.after and leaf.startswith(rule.after)), 0
+        )
+        for index in np.ndindex(self.leaves[found[0]][:stacked]):
+            counted = dict(zip("ne", (index[0] + before, *index[1:]), strict=False)) if index else {}
+            key, start, width = rule.key.format(**counted), 0, ()
+            for leaf in found:
+                one = self.leaves[leaf][stacked:]
+                rows, *width = reversed(one) if rule.transposed else one
+                part = Part(key, slice(start, start + rows), leaf, index, rule.transposed)
+                self.by_leaf[leaf].append(part)
+                self.by_tensor.setdefault(key, []).append(part)
+                start += rows
+            self.tensors[key] = (start, *width)

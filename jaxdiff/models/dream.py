@@ -1,0 +1,59 @@
+"""Dream-7B and Dream-Coder: Qwen2.5's stack without a causal mask; logits are shifted by one.
+
+Facts: HKUNLP/Dream `modeling_dream.py` and `generation_utils.py`. Queries, keys and values have biases, keys and values
+fewer heads; cos and sin of the rotary positions are cast to the model's dtype. The network reads token i at position
+i - 1, and the first token at its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdiff.models.config import HfConfig
+from jaxdiff.models.layers import Attention, SwiGLU
+from jaxdiff.models.stack import Group, Transformer
+from jaxdiff.types import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DreamConfig(HfConfig):
+    """Read from the published `config.json` (architectures DreamModel)."""
+
+    rope_theta: float = 1000000.0
+
+    published: ClassVar[tuple[int, Mapping[str, int]]] = (
+        152064,
+        {"mask_token_id": 151666, "eos_token_id": 151643, "eot_token_id": 151645},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Dream(Transformer):
+    """Dream-7B, Dream-Coder."""
+
+    config: DreamConfig
+
+    shifted = tempered = True
+
+    def groups(self) -> tuple[Group, ...]:
+        c = self.config
+        scale = 1.0 / (2 * c.n_layers)
+        attention = functools.partial(Attention, c.n_heads, c.n_kv_heads, c.head_dim, bias=True, scale=scale)
+        return (Group("layers", c.n_layers, attention, functools.partial(SwiGLU, c.mlp_hidden_size, scale=scale)),)
+
+    def features(
+        self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        """As every family's: row i predicts token i. The shift is undone here, and never reads the padding.
+
+        A row's first token, and what is left of it, keep their own: position 0 has nothing before it.
+        """
+        own = super().features(params, tokens, positions, valid)
+        before = jnp.concatenate([own[:, :1], own[:, :-1]], axis=1)
+        return jnp.where((positions == 0)[..., None], own, before)

@@ -1,0 +1,87 @@
+"""A mixture of experts: a router chooses k of X gated MLPs for each token.
+
+    tokens [n D] -> router -> k experts and weights each -> tokens sorted by expert -> one ragged product for each
+    matrix -> back in order, weighted, summed (+ a shared expert that sees every token)
+
+There is no capacity and no dropping: what a token gets depends on that token alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxdiff.models.layers import SwiGLU
+
+Routes = tuple[Float[Array, "n k"], Int[Array, "n k"]]  # weights, experts
+Choose = Callable[[Float[Array, "n X"], Float[Array, " X"] | None], Routes]  # of float32 logits and the expert bias
+
+
+class Router(nn.Module):
+    """Logits in float32, whatever the dtype of the rest."""
+
+    experts: int
+    choose: Choose
+    bias: bool
+
+    @nn.compact
+    def __call__(self, flat: Float[Array, "n D"]) -> Routes:
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+        kernel = self.param("kernel", init, (flat.shape[-1], self.experts))
+        bias = self.param("bias", nn.initializers.zeros, (self.experts,)) if self.bias else None
+        logits = jnp.matmul(flat.astype(jnp.float32), kernel.astype(jnp.float32))
+        return self.choose(logits, None if bias is None else bias.astype(jnp.float32))
+
+
+class Experts(nn.Module):
+    """X gated MLPs, their kernels stacked [X, in, out]."""
+
+    experts: int
+    width: int
+    scale: float
+
+    @nn.compact
+    def __call__(
+        self, flat: Float[Array, "n D"], weights: Float[Array, "n k"], chosen: Int[Array, "n k"]
+    ) -> Float[Array, "n D"]:
+        count, size = flat.shape
+        each = chosen.shape[1]
+
+        def kernel(name: str, shape: tuple[int, int], scale: float) -> Float[Array, "X i o"]:
+            init = nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal", batch_axis=(0,))
+            return self.param(name, init, (self.experts, *shape)).astype(flat.dtype)
+
+        order = jnp.argsort(chosen.reshape(-1), stable=True)
+        sizes = jnp.bincount(chosen.reshape(-1), length=self.experts).astype(jnp.int32)
+        x = flat[order // each]
+        gate = jax.lax.ragged_dot(x, kernel("ff_proj", (size, self.width), 1.0), sizes)
+        up = jax.lax.ragged_dot(x, kernel("up_proj", (size, self.width), 1.0), sizes)
+        out = jax.lax.ragged_dot(jax.nn.silu(gate) * up, kernel("ff_out", (self.width, size), self.scale), sizes)
+        back = out[jnp.argsort(order)].reshape(count, each, size).astype(jnp.float32)
+        return jnp.sum(back * weights[..., None], axis=1).astype(flat.dtype)
+
+
+class Mixture(nn.Module):
+    """The MLP of a block.
+
+    Attributes:
+        width: of one expert; `shared`: of the expert that sees every token, 0 for none.
+        choose: the router's rule; `bias`: whether it has an expert bias.
+    """
+
+    experts: int
+    width: int
+    choose: Choose
+    bias: bool = False
+    shared: int = 0
+    scale: float = 1.0  # of the initial output kernels
+
+    @nn.compact
+    def __call__(self, flat: Float[Array, "n D"]) -> Float[Array, "n D"]:
+        routes = Router(self.experts, self.choose, self.bias, name="router")(flat)
+        mixed = Experts(self.experts, self.width, self.scale, name="experts")(flat, *routes)
+        return mixed + SwiGLU(self.shared, self.scale, name="shared")(flat) if self.shared else mixed

@@ -1,0 +1,56 @@
+"""SDAR: Qwen3's stack with block-causal attention in blocks of 4.
+
+Facts: JetAstra/SDAR `modeling_sdar.py`, `generate.py`. Queries and keys are normalised head by head, the head size does
+not follow from the width, small sizes tie the head; logits are read at their own position.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from jaxdiff.models.config import HfConfig
+from jaxdiff.models.layers import Attention, SwiGLU
+from jaxdiff.models.stack import Group, Transformer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SdarConfig(HfConfig):
+    """Read from the published `config.json` (architectures SDARForCausalLM).
+
+    Attributes:
+        attention_block: positions of a block; published sizes go from 4 to 64 (`block_size` in some files).
+    """
+
+    head_dim: int = 128
+    rope_theta: float = 1000000.0
+    attention_block: int = 4
+
+    required: ClassVar[Mapping[str, Any]] = {**HfConfig.required, "attention_bias": False}
+    renamed: ClassVar[Mapping[str, str]] = {**HfConfig.renamed, "block_size": "attention_block"}
+    published: ClassVar[tuple[int, Mapping[str, int]]] = (
+        151936,
+        {"mask_token_id": 151669, "eos_token_id": 151643, "eot_token_id": 151645},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sdar(Transformer):
+    """SDAR-1.7B, SDAR-4B, SDAR-8B (the dense sizes)."""
+
+    config: SdarConfig
+
+    tempered = True
+
+    @property
+    def attention_block(self) -> int:
+        return self.config.attention_block
+
+    def groups(self) -> tuple[Group, ...]:
+        c = self.config
+        scale = 1.0 / (2 * c.n_layers)
+        heads = (c.n_heads, c.n_kv_heads, c.head_dim)
+        attention = functools.partial(Attention, *heads, norm_eps=c.rms_norm_eps, scale=scale)
+        return (Group("layers", c.n_layers, attention, functools.partial(SwiGLU, c.mlp_hidden_size, scale=scale)),)

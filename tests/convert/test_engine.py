@@ -1,0 +1,92 @@
+"""The engine: every tensor used once, every leaf filled once, layouts right, all misfits told at once."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jaxdiff import InputError
+from jaxdiff.convert import from_tensors, to_tensors
+from jaxdiff.convert.engine import InMemory, fill
+from jaxdiff.convert.families import TABLES
+from jaxdiff.convert.table import Plan
+from tests.convert import published as hf
+
+
+@pytest.fixture
+def tensors():
+    return hf.tensors(hf.llada_shapes())
+
+
+def test_leaves_are_stacked_and_transposed(tensors):
+    model, params = from_tensors(hf.LLADA_CONFIG, tensors)
+    assert model.config.mask_token_id == 3
+    assert params["wte"].dtype == params["layers"]["ff_out"]["kernel"].dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(params["head"], tensors["model.transformer.ff_out.weight"].T)
+    for n in range(hf.LAYERS):
+        name = f"model.transformer.blocks.{n}."
+        np.testing.assert_array_equal(params["layers"]["ff_out"]["kernel"][n], tensors[f"{name}ff_out.weight"].T)
+        np.testing.assert_array_equal(params["layers"]["k_proj"]["kernel"][n], tensors[f"{name}k_proj.weight"].T)
+        np.testing.assert_array_equal(params["layers"]["ff_norm"]["weight"][n], tensors[f"{name}ff_norm.weight"])
+
+
+def test_there_and_back_is_bit_identical(tensors):
+    back = to_tensors(*from_tensors(hf.LLADA_CONFIG, tensors))
+    assert back.keys() == tensors.keys()
+    for key, array in tensors.items():
+        assert back[key].dtype == array.dtype
+        np.testing.assert_array_equal(back[key].view(np.uint16), array.view(np.uint16))
+
+
+def test_dtype_may_be_asked_for(tensors):
+    _, params = from_tensors(hf.LLADA_CONFIG, tensors, dtype="float32")
+    assert params["wte"].dtype == np.float32
+    np.testing.assert_array_equal(params["wte"], tensors["model.transformer.wte.weight"].astype(np.float32))
+
+
+def test_all_misfits_are_told_together(tensors):
+    for n in range(hf.LAYERS):
+        del tensors[f"model.transformer.blocks.{n}.up_proj.weight"]
+    tensors["lm_head.weight"] = np.zeros((2, 2), np.float32)
+    tensors["model.transformer.ln_f.weight"] = np.zeros(33, np.float32)
+    tensors["model.transformer.wte.weight"] = np.zeros((hf.VOCAB, hf.WIDTH), np.int8)
+    tensors["model.transformer.blocks.1.q_proj.weight"] = np.zeros((hf.WIDTH, hf.WIDTH), np.float32)
+    with pytest.raises(InputError) as caught:
+        from_tensors(hf.LLADA_CONFIG, tensors)
+    for line in (
+        "6 misfits",
+        "tensors model.transformer.blocks.{0,1}.up_proj.weight: found nothing, expected shape [48, 32]",
+        "lm_head.weight: found shape [2, 2], expected no such tensor",
+        "ln_f.weight: found shape [33], expected [32]",
+        "wte.weight: found dtype int8, expected float32, float16, bfloat16",
+        "blocks.1.q_proj.weight: found dtype float32, expected bfloat16 as its kin",
+    ):
+        assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", hf.expected_plans())
+def test_a_family_asks_for_its_published_names(family):
+    leaves, published = hf.expected_plans()[family]
+    assert Plan.make(TABLES[family], leaves).tensors == published
+
+
+def test_layers_after_the_dense_ones_and_fused_matrices():
+    leaves, published = hf.expected_plans()["llada2"]
+    plan, tensors = Plan.make(TABLES["llada2"], leaves), hf.tensors(published)
+
+    def leaf(name):
+        return fill(plan, InMemory(tensors), name, np.dtype(ml_dtypes.bfloat16))
+
+    q, k = hf.HEADS * hf.SIZE, hf.KV_HEADS * hf.SIZE
+    first, second = (tensors[f"model.layers.{n}.attention.query_key_value.weight"] for n in (0, 1))
+    np.testing.assert_array_equal(leaf("dense/q_proj/kernel")[0], first[:q].T)
+    np.testing.assert_array_equal(leaf("layers/k_proj/kernel")[0], second[q : q + k].T)
+    np.testing.assert_array_equal(leaf("layers/v_proj/kernel")[0], second[q + k :].T)
+    expert = tensors["model.layers.2.mlp.experts.1.down_proj.weight"]
+    np.testing.assert_array_equal(leaf("layers/experts/ff_out")[1, 1], expert.T)
+
+
+def test_a_leaf_without_a_rule_is_no_silent_gap():
+    leaves, _ = hf.expected_plans()["sdar"]
+    with pytest.raises(InputError, match=r"layers/extra/kernel: found rules for 0 numbers, expected 4"):
+        Plan.make(TABLES["sdar"], leaves | {"layers/extra/kernel": (2, 2)})
