@@ -1,0 +1,110 @@
+"""A decode over a mesh of 8 simulated devices: what it gives, and what the devices tell each other."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.collectives import collectives, compiled_text
+from jaxdiff import EosStop, EotpStop, Llada, decode, make_mesh
+from jaxdiff.decode.score import TILE, beliefs
+from jaxdiff.parallel import over_rows
+from jaxdiff.policies import Fixed, Threshold, any_of
+from tests import small
+
+WIDE = dataclasses.replace(small.CONFIG, d_model=64, n_heads=8, n_kv_heads=4)
+PROMPTS = [*small.PROMPTS, [7, 8]]  # five rows: no mesh divides them
+WAYS = {
+    "eos": dict(policy=any_of(Threshold(0.6), Fixed(order="random")), stop=EosStop()),
+    "eotp": dict(policy=Threshold([0.3, 0.5, 0.7, 0.9, 0.5]), stop=EotpStop(tau=0.5, keep=2), cfg_scale=0.5),
+}
+
+
+@functools.cache
+def params():
+    tree = Llada(WIDE).init(jax.random.key(0))
+    head = tree["head"] * 5.0
+    return tree | {"wte": tree["wte"] * 3.0, "head": head.at[:, small.EOS].set(head[:, small.EOS] * 1.6)}
+
+
+@functools.cache
+def run(way, mesh=None):
+    prompts, origin = small.batch(PROMPTS)
+    return decode(
+        Llada(WIDE),
+        params(),
+        prompts,
+        origin=origin,
+        gen_length=small.GEN,
+        block_length=small.BLOCK,
+        temperature=jnp.asarray([0.0, 0.7, 0.7, 0.0, 0.7]),
+        key=small.keys(len(PROMPTS)),
+        mesh=None if mesh is None else make_mesh(*mesh),
+        **WAYS[way],
+    )
+
+
+@pytest.mark.parametrize(("mesh", "way"), [((8, 1), "eos"), ((4, 2), "eotp"), ((2, 4), "eos"), ((1, 8), "eotp")])
+def test_every_mesh_gives_the_same_tokens(mesh, way):
+    home, spread = run(way), run(way, mesh)
+    assert not int(home.near_ties.sum()), "draw another seed: float rounding decides here"
+    assert len(set(home.nfe.tolist())) > 1  # rows end at different times
+    for name in ("tokens", "commit_step", "nfe", "lengths", "reason", "near_ties"):
+        np.testing.assert_array_equal(getattr(spread, name), getattr(home, name))
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_sharded_vocabulary_is_scored_as_a_whole_one():
+    """Two tiles on each shard, the last short; at temperature 0 and above; a broken model predicts no padding either."""
+    vocabulary, rows = 8 * TILE + 1000, 2
+    first, second = jax.random.split(jax.random.key(0))
+    features, head = jax.random.normal(first, (rows, 3, 8)), jax.random.normal(second, (8, vocabulary))
+    padded = jnp.pad(head, ((0, 0), (0, 8 * (TILE + 256) - vocabulary)))
+    positions = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32), (rows, 3))
+
+    def score(head, features, positions, keys, temperature, mesh=None):
+        common = dict(vocabulary=vocabulary, mesh=mesh, forbidden=(7,), deferred=())
+        return beliefs(features, head, temperature=temperature, keys=keys, positions=positions, **common)
+
+    @jax.jit
+    def spread(head, features, positions, keys, temperature):
+        mesh = make_mesh(1, 8)
+        program = functools.partial(score, mesh=mesh)
+        return over_rows(
+            lambda head, positions, _, keys, both: program(head, both[0], positions, keys, both[1]),
+            *(mesh, head, positions, positions[:, 0], keys, (features, temperature)),
+            dead=0,
+        )
+
+    keys = jax.random.split(jax.random.key(1), rows)
+    for temperature in (0.0, 0.7):
+        rest = (features, positions, keys, jnp.float32(temperature))
+        whole, parts = jax.jit(score)(head, *rest), spread(padded, *rest)
+        np.testing.assert_array_equal(whole.token, parts.token)
+        for name in ("prob", "log_odds", "runner_up", "entropy", "gap"):
+            np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-4, atol=1e-5)
+    assert int(spread(padded * jnp.nan, *rest).token.max()) < vocabulary
+
+
+def test_devices_tell_each_other_no_more_than_they_must():
+    """Within a shard of rows, so that its loop may end alone; never head or logits; what a layer needs, once."""
+    rows, prompt, shards = 4, 8, 4
+    config = dataclasses.replace(WIDE, vocab_size=shards * TILE + 600)
+    mesh = make_mesh(2, shards)
+    shape = dict(rows=rows, prompt=prompt, generated=small.GEN, block=small.BLOCK)
+    found = collectives(compiled_text(Llada(config), mesh, **shape))
+    for each in found:
+        assert each.groups is not None, each.line
+        for group in each.groups:
+            assert {device // shards for device in group} == {group[0] // shards}, each.line
+    fed = rows // 2 * (prompt + small.GEN) * config.d_model
+    assert max(each.elements for each in found) == fed < config.vocab_size // shards
+    reduced = [each for each in found if each.kind == "all-reduce"]
+    assert sum(each.times * each.elements for each in reduced) == (2 * config.n_layers + 1) * fed
+    assert all(each.step for each in found)
+    gathered = [each for each in found if each.kind == "all-gather"]
+    assert gathered
+    assert len(reduced) + len(gathered) == len(found)
