@@ -58,7 +58,7 @@ def test_every_mesh_gives_the_same_tokens(mesh, way):
 
 @pytest.mark.usefixtures("strict")
 def test_a_sharded_vocabulary_is_scored_as_a_whole_one():
-    """Two tiles on each shard, the last short; at temperature 0 and above; a broken model predicts no padding either."""
+    """Two tiles on each shard, the last short; at temperature 0 and above; a broken model predicts no padding."""
     vocabulary, rows = 8 * TILE + 1000, 2
     first, second = jax.random.split(jax.random.key(0))
     features, head = jax.random.normal(first, (rows, 3, 8)), jax.random.normal(second, (8, vocabulary))
