@@ -19,7 +19,7 @@ WIDE = dataclasses.replace(small.CONFIG, d_model=64, n_heads=8, n_kv_heads=4)
 PROMPTS = [*small.PROMPTS, [7, 8]]  # five rows: no mesh divides them
 WAYS = {
     "eos": dict(policy=any_of(Threshold(0.6), Fixed(order="random")), stop=EosStop()),
-    "eotp": dict(policy=Threshold([0.3, 0.5, 0.7, 0.9, 0.5]), stop=EotpStop(tau=0.5, keep=2), cfg_scale=0.5),
+    "eotp": dict(policy=Threshold([0.3, 0.5, 0.7, 0.9, 0.5]), stop=EotpStop(tau=0.5, keep=2)),
 }
 
 
