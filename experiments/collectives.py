@@ -124,7 +124,7 @@ def compiled_text(model: jaxdiff.Model, mesh: Any, *, rows: int, prompt: int, ge
     settings = api._settings(*ways, rows=rows, first=prompt, generated=generated, block=block)
     laid = shardings(model.config, tree, mesh)
     keys = jax.random.split(jax.random.key(0), rows)
-    return loop.run.trace(model, laid, canvas, origin, keys, settings).lower().compile().as_text()
+    return loop.run.trace(model, laid, canvas, origin, keys, settings).lower().compile().as_text() or ""
 
 
 def count(config: Any, found: list[Collective]) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def main() -> None:
         generated=GEN_LENGTH,
         block=BLOCK_LENGTH,
     )
-    numbers = {
+    numbers: dict[str, Any] = {
         "mesh": "x".join(map(str, MESH)),
         "jax": jax.__version__,
         "rows": ROWS,

@@ -154,7 +154,7 @@ def main(
 ) -> None:
     """Writes results/meshes.json and meshes.md after each policy."""
     wanted: Sequence[str] = policy or POLICIES
-    setting = {
+    setting: dict[str, Any] = {
         "n": n,
         "model": "gsm-1m",
         "gen_length": GEN_LENGTH,
@@ -164,7 +164,7 @@ def main(
     }
     RESULTS.mkdir(exist_ok=True)
     kept = RESULTS / "meshes.json"
-    results = json.loads(kept.read_text()) if kept.is_file() else {}
+    results: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
     if results.get("setting") != setting:
         results = {"setting": setting, "policies": {}}
     for name in wanted:

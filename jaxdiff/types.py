@@ -67,7 +67,8 @@ def pytree(cls: type[_T]) -> type[_T]:
 
         def canonicalise(self: Any) -> None:
             for name, limits in numbers.items():
-                object.__setattr__(self, name, _leaf(name, getattr(self, name), **limits))
+                if getattr(self, name) is not None:  # an option that is off is not compiled
+                    object.__setattr__(self, name, _leaf(name, getattr(self, name), **limits))
 
         cls.__post_init__ = canonicalise  # type: ignore[attr-defined]
     cls = dataclasses.dataclass(frozen=True)(cls)

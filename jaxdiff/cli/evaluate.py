@@ -29,6 +29,8 @@ def evaluate(
     block_length: options.BlockLength = None,
     steps: options.Steps = None,
     temperature: options.Temperature = 0.0,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
     cfg_scale: options.CfgScale = None,
     forbid_eos: options.ForbidEos = False,
     defer_eos: options.DeferEos = False,
@@ -41,11 +43,11 @@ def evaluate(
     """Decode a task's held-out problems and score them with its verifier."""
     decoding = Decoding(
         *(model, policy, stop, steps, gen_length, block_length),
-        *(temperature, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype),
+        *(temperature, top_p, top_k, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype),
     )
-    arguments = decoding.arguments(gen_length, decoding.block)
     task(task_name)  # a misspelt name is refused before the model is read
     checkpoint = decoding.load()
+    arguments = decoding.arguments(checkpoint.model, gen_length)
     with progress("problems", n) as update:
         report = evaluate_task(
             checkpoint,
@@ -67,7 +69,7 @@ def evaluate(
         "policy": policy,
         "stop": stop,
         "gen_length": gen_length,
-        "block_length": decoding.block,
+        "block_length": arguments["block_length"],
         "near_ties": int(report.near_ties.sum()),
     }
     if as_json:
@@ -75,7 +77,7 @@ def evaluate(
         return
     table = Table(title=f"{task_name}/{split}, n {n}, seed {seed}", box=None, show_header=False, title_justify="left")
     table.add_row("model", model)
-    table.add_row("policy", f"{policy}, stop {stop}, length {gen_length}, block {decoding.block}")
+    table.add_row("policy", f"{policy}, stop {stop}, length {gen_length}, block {arguments['block_length']}")
     interval = f"{numbers['accuracy_low']:.1%} to {numbers['accuracy_high']:.1%}"
     table.add_row("accuracy", f"{numbers['accuracy']:.1%}  (95 %: {interval})")
     table.add_row("NFE", f"{numbers['nfe']:.1f} on average")

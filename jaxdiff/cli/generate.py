@@ -39,6 +39,8 @@ def generate(
     block_length: options.BlockLength = None,
     steps: options.Steps = None,
     temperature: options.Temperature = 0.0,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
     cfg_scale: options.CfgScale = None,
     forbid_eos: options.ForbidEos = False,
     defer_eos: options.DeferEos = False,
@@ -52,7 +54,7 @@ def generate(
     """Generate text after a prompt, or after (or into) each row of a file."""
     decoding = Decoding(
         *(model, policy, stop, steps, gen_length, block_length),
-        *(temperature, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype),
+        *(temperature, top_p, top_k, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype),
     )
     if (prompt is None) == (in_file is None):
         raise InputError("give a PROMPT or --in FILE.jsonl, one of the two")
@@ -66,8 +68,8 @@ def generate(
 
 
 def _one(prompt: str, decoding: Decoding, seed: int, watch: bool, as_json: bool) -> int:
-    decoding.arguments(decoding.gen_length, decoding.block)
     checkpoint = decoding.load()
+    decoding.arguments(checkpoint.model, decoding.gen_length)
     request = requests.Request(0, None, requests.prompt_ids(checkpoint, prompt))
     requests.check(checkpoint, request, decoding)
     run = Timed()

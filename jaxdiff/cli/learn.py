@@ -31,9 +31,7 @@ def collect(
     seed: options.Seed = 0,
     stop: options.Stop = "eos",
     gen_length: options.GenLength = 256,
-    block_length: Annotated[
-        int, typer.Option("--block-length", min=1, help="Tokens in a block.")
-    ] = options.BLOCK_LENGTH,
+    block_length: options.BlockLength = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts decoded together.")] = 16,
     as_json: options.Json = False,
 ) -> None:

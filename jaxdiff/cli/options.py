@@ -11,12 +11,11 @@ import typer
 import jaxdiff
 from jaxdiff.checkpoint import learned_policy
 from jaxdiff.decode import parse_stopper
-from jaxdiff.decode.api import check_blocks
+from jaxdiff.decode.api import BLOCK_LENGTH, block_of, check_blocks
 from jaxdiff.parallel import parse_mesh
 from jaxdiff.policies import parse
 from jaxdiff.types import InputError
 
-BLOCK_LENGTH = 32
 DTYPES = ("float32", "bfloat16")
 
 Model = Annotated[str, typer.Option("--model", help="A model folder, or the name of a model that ships.")]
@@ -35,7 +34,11 @@ Stop = Annotated[
 GenLength = Annotated[int, typer.Option("--gen-length", min=1, help="Tokens to generate.")]
 BlockLength = Annotated[
     int | None,
-    typer.Option("--block-length", min=1, help=f"Tokens in a block. Default {BLOCK_LENGTH}; a canvas to fill is one."),
+    typer.Option(
+        "--block-length",
+        min=1,
+        help=f"Default the model's own, else {BLOCK_LENGTH}; a canvas is one block.",
+    ),
 ]
 Steps = Annotated[
     int | None,
@@ -44,6 +47,10 @@ Steps = Annotated[
     ),
 ]
 Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")]
+TopP = Annotated[
+    float | None, typer.Option("--top-p", min=0.0, max=1.0, help="Sample among the likeliest that reach this mass.")
+]
+TopK = Annotated[int | None, typer.Option("--top-k", min=1, help="Sample among this many of the likeliest.")]
 CfgScale = Annotated[
     float | None, typer.Option("--cfg-scale", min=0.0, help="Classifier-free guidance; each forward then costs 2 NFE.")
 ]
@@ -73,6 +80,8 @@ class Decoding:
     gen_length: int
     block_length: int | None
     temperature: float
+    top_p: float | None
+    top_k: int | None
     cfg_scale: float | None
     forbid_eos: bool
     defer_eos: bool
@@ -97,18 +106,16 @@ class Decoding:
         """The model, laid over the mesh. Raises as `jaxdiff.load`."""
         return jaxdiff.load(self.model, dtype=self.dtype, mesh=parse_mesh(self.mesh))
 
-    @property
-    def block(self) -> int:
-        """Block length after a prompt."""
-        return BLOCK_LENGTH if self.block_length is None else self.block_length
+    def arguments(self, model: jaxdiff.Model, length: int, *, canvas: bool = False) -> dict[str, Any]:
+        """The keywords that `decode` and `infill` share, for `length` positions after a prompt or of a canvas.
 
-    def arguments(self, length: int, block: int) -> dict[str, Any]:
-        """The keywords that `decode` and `infill` share, for `length` positions in blocks of `block`.
-
-        Raises InputError where the blocks do not divide the length, or the steps do not spread evenly over them.
+        Raises InputError where the blocks do not fit the model or divide the length, or the steps do not spread evenly
+        over them.
         """
-        check_blocks(length, block)
-        blocks = length // block
+        block = block_of(model, self.block_length, default=length if canvas else BLOCK_LENGTH)
+        if canvas or model.attention_block is None:
+            check_blocks(length, block)
+        blocks = -(-length // block)
         if self.steps is not None and self.steps % blocks:
             raise InputError(
                 f"steps: found {self.steps} for {blocks} blocks ({length} / {block}), expected a multiple of the "
@@ -119,6 +126,8 @@ class Decoding:
             "stop": parse_stopper(self.stop),
             "block_length": block,
             "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
             "cfg_scale": self.cfg_scale,
             "forbid_eos": self.forbid_eos,
             "defer_eos": self.defer_eos,

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from jaxdiff.checkpoint import Checkpoint
 from jaxdiff.cli.options import Decoding
 from jaxdiff.decode import Timed, decode, infill
-from jaxdiff.decode.api import check_ids, check_lengths
+from jaxdiff.decode.api import block_of, check_ids, check_lengths
 from jaxdiff.decode.many import batches, pad_to_bucket, request_keys
 from jaxdiff.types import InputError
 
@@ -80,15 +80,16 @@ def check(checkpoint: Checkpoint, request: Request, decoding: Decoding) -> None:
     if not length:
         raise InputError("prompt: found no ids, expected at least one")
     if request.is_canvas:
-        block = decoding.block_length or length
+        block = block_of(model, decoding.block_length, default=length)
         if length % block:
-            raise InputError(f"canvas_ids: found {length} ids with --block-length {block}, expected whole blocks")
-        decoding.arguments(length, block)
+            raise InputError(f"canvas_ids: found {length} ids in blocks of {block}, expected whole blocks")
+        decoding.arguments(model, length, canvas=True)
         check_lengths(model, 0, length, block)
         if model.config.mask_token_id not in request.ids:
             raise InputError(f"canvas_ids: found no mask (id {model.config.mask_token_id}), expected a hole to fill")
     else:
-        check_lengths(model, length, decoding.gen_length, decoding.block)
+        block = block_of(model, decoding.block_length)
+        check_lengths(model, length, decoding.gen_length, block)
     check_ids(model, np.asarray([request.ids]), np.zeros(1, np.int32), masks_allowed=request.is_canvas)
 
 
@@ -100,7 +101,7 @@ def read(path: Path, checkpoint: Checkpoint, decoding: Decoding) -> list[Request
     lines = path.read_bytes().split(b"\n")
     rows = [_parse(number, line, checkpoint) for number, line in enumerate(lines) if line.strip()]
     if any(isinstance(row, Request) and not row.is_canvas for row in rows):
-        decoding.arguments(decoding.gen_length, decoding.block)
+        decoding.arguments(checkpoint.model, decoding.gen_length)
     return [_checked(row, checkpoint, decoding) for row in rows]
 
 
@@ -195,13 +196,13 @@ def _decode(checkpoint: Checkpoint, batch: list[Request], decoding: Decoding, ke
     if batch[0].is_canvas:
         width, length = 0, len(batch[0].ids)
         canvas = np.asarray([request.ids for request in batch], np.int32)
-        arguments = decoding.arguments(length, decoding.block_length or length)
+        arguments = decoding.arguments(model, length, canvas=True)
         result = infill(model, params, canvas, key=keys, run=run, **arguments)
     else:
         room = model.config.max_sequence_length - decoding.gen_length
         prompts, origin = pad_to_bucket([request.ids for request in batch], model.config.eos_token_id, room)
         width, length = prompts.shape[1], decoding.gen_length
-        arguments = decoding.arguments(length, decoding.block)
+        arguments = decoding.arguments(model, length)
         result = decode(model, params, prompts, origin=origin, gen_length=length, key=keys, run=run, **arguments)
     return [
         Answer(request, tokens, commit_step, int(nfe), int(length), int(near_ties), run.seconds - before)

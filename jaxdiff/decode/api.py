@@ -17,7 +17,9 @@ from jaxdiff.decode.state import Settings
 from jaxdiff.decode.stop import NoStop
 from jaxdiff.parallel import check_axes, place
 from jaxdiff.policies import Fixed
-from jaxdiff.types import InputError, Leaf, Model, NeedsReference, Params, Policy, Stopper
+from jaxdiff.types import Count, InputError, Leaf, Model, NeedsReference, Params, Policy, Stopper
+
+BLOCK_LENGTH = 32
 
 
 def decode(
@@ -28,8 +30,10 @@ def decode(
     policy: Policy | None = None,
     stop: Stopper | None = None,
     gen_length: int = 256,
-    block_length: int = 32,
+    block_length: int | None = None,
     temperature: Leaf | float = 0.0,
+    top_p: Leaf | float | None = None,
+    top_k: Count | int | None = None,
     cfg_scale: Leaf | float | None = None,
     key: Key[Array, ""] | Key[Array, " B"] | None = None,
     origin: Int[Array, " B"] | np.ndarray | None = None,
@@ -44,8 +48,14 @@ def decode(
         prompts: token ids, [B P], padded on the left up to `origin` (see `pad_prompts`).
         policy: which positions commit at each step; default one token a step, most confident first.
         stop: when a row's end moves left; default never.
-        gen_length, block_length: in tokens; blocks must divide the length.
+        gen_length: in tokens.
+        block_length: in tokens, a divisor of the length; default 32. A model that attends in blocks has its own, which
+            are counted from the row's first token: the rest of the prompt shares the first one. The last one is
+            decoded whole, as the published samplers do, and what lies past `gen_length` is then cut off.
         temperature: 0 is greedy; a [B] vector gives each row its own.
+        top_p, top_k: sample among the most likely tokens alone: those that together reach `top_p`, and of them the
+            `top_k` best; one number, or one for each row. They take effect after the temperature. At temperature 0 the
+            token stays the same, but its confidence is that among those left, as in Dream's `generation_utils.py`.
         cfg_scale: classifier-free guidance, w in un + (w + 1) (cond - un); None is off, and each guided forward
             costs 2 NFE.
         key: one key for each row (a request's seed; its tokens then do not depend on the batch), or one for all,
@@ -67,13 +77,24 @@ def decode(
     rows, width = _shape("prompts", prompts)
     if width < 1:
         raise InputError("prompts: found length 0, expected at least one token; give a prompt")
+    block_length = block_of(model, block_length)
     check_lengths(model, width, gen_length, block_length)
     origin = _origin(origin, rows, width)
     check_ids(model, prompts, origin, masks_allowed=False)
-    masks = jnp.full((rows, gen_length), model.config.mask_token_id, jnp.int32)
+    overhang = 0 if model.attention_block is None else block_length - 1
+    masks = jnp.full((rows, gen_length + overhang), model.config.mask_token_id, jnp.int32)
     canvas = jnp.concatenate([jnp.asarray(prompts, jnp.int32), masks], axis=1)
     ways = (policy, stop, temperature, cfg_scale, forbid_eos, defer_eos, mesh)
-    settings = _settings(*ways, rows=rows, first=width, generated=gen_length, block=block_length)
+    settings = _settings(
+        *ways,
+        top_p=top_p,
+        top_k=top_k,
+        rows=rows,
+        first=width,
+        generated=gen_length,
+        block=block_length,
+        overhang=overhang,
+    )
     return _run(run, model, params, canvas, origin, _keys(key, rows), settings)
 
 
@@ -86,6 +107,8 @@ def infill(
     stop: Stopper | None = None,
     block_length: int | None = None,
     temperature: Leaf | float = 0.0,
+    top_p: Leaf | float | None = None,
+    top_k: Count | int | None = None,
     cfg_scale: Leaf | float | None = None,
     key: Key[Array, ""] | Key[Array, " B"] | None = None,
     forbid_eos: bool = False,
@@ -96,15 +119,17 @@ def infill(
     """Fill the [MASK] positions of a canvas, wherever they stand; all else is kept.
 
     The canvas has no padding. Blocks tile it from column 0; by default it is one block, so that any hole may be filled
-    first. The other arguments, the errors and the result are `decode`'s, with G = L.
+    first. A model that attends in blocks has its own, and they must divide the canvas. The other arguments, the errors
+    and the result are `decode`'s, with G = L.
     """
     rows, width = _shape("canvas", canvas)
-    block_length = width if block_length is None else block_length
+    block_length = block_of(model, block_length, default=width)
+    check_blocks(width, block_length)
     check_lengths(model, 0, width, block_length)
     origin = jnp.zeros((rows,), jnp.int32)
     check_ids(model, canvas, origin, masks_allowed=True)
     ways = (policy, stop, temperature, cfg_scale, forbid_eos, defer_eos, mesh)
-    settings = _settings(*ways, rows=rows, first=0, generated=width, block=block_length)
+    settings = _settings(*ways, top_p=top_p, top_k=top_k, rows=rows, first=0, generated=width, block=block_length)
     return _run(run, model, params, jnp.asarray(canvas, jnp.int32), origin, _keys(key, rows), settings)
 
 
@@ -159,9 +184,25 @@ def check_blocks(generated: int, block: int) -> None:
         )
 
 
+def block_of(model: Model, asked: int | None, *, default: int = BLOCK_LENGTH) -> int:
+    """The block length of a decode: the one asked for, or the model's own, or `default`.
+
+    Raises InputError for another one than that which the model attends in.
+    """
+    own = model.attention_block
+    if own is not None and asked not in (None, own):
+        raise InputError(f"block_length: found {asked}, but this model attends in blocks of {own}; leave it out")
+    if own is not None:
+        return own
+    return default if asked is None else asked
+
+
 def check_lengths(model: Model, prompt: int, generated: int, block: int) -> None:
-    """Blocks divide what is generated, and with the prompt it fits the context; else InputError."""
-    check_blocks(generated, block)
+    """What is generated fits the context with the prompt, and the blocks divide it unless the model has its own.
+
+    Raises InputError where not.
+    """
+    check_blocks(generated, block if model.attention_block is None else 1)
     context = model.config.max_sequence_length
     if prompt + generated > context:
         raise InputError(
@@ -231,21 +272,35 @@ def _settings(
     first: int,
     generated: int,
     block: int,
+    overhang: int = 0,
+    top_p: Any = None,
+    top_k: Any = None,
 ) -> Settings:
-    for name, value in (("temperature", temperature), ("cfg_scale", guidance)):
+    for name, value, low, high in (
+        ("temperature", temperature, 0, np.inf),
+        ("cfg_scale", guidance, 0, np.inf),
+        ("top_p", top_p, 0, 1),
+        ("top_k", top_k, 1, np.inf),
+    ):
         if value is None or isinstance(value, jax.core.Tracer):
             continue
         array = np.asarray(value)
-        if array.shape not in ((), (rows,)) or not np.all(np.isfinite(array)) or np.any(array < 0):
-            raise InputError(f"{name}: found {value}, expected a number of 0 or more, or {rows} of them")
+        fits = np.all(np.isfinite(array)) and np.all((array >= low) & (array <= high))
+        if array.shape not in ((), (rows,)) or not fits or (name == "top_k" and np.any(array % 1)):
+            most = "or more" if high == np.inf else f"to {high}"
+            kind = "a whole number" if name == "top_k" else "a number"
+            raise InputError(f"{name}: found {value}, expected {kind} of {low} {most}, or {rows} of them")
     stop = stop or NoStop()
     return Settings(
         policy=policy or Fixed(),
         stop=stop,
         temperature=jnp.asarray(temperature, jnp.float32),
         guidance=None if guidance is None else jnp.asarray(guidance, jnp.float32),
+        top_p=None if top_p is None else jnp.asarray(top_p, jnp.float32),
+        top_k=None if top_k is None else jnp.asarray(top_k, jnp.int32),
         block_length=block,
         first=first,
+        overhang=overhang,
         ladder=_ladder(first, generated, block) if stop.cuts else (),
         forbid_eos=forbid_eos,
         defer_eos=defer_eos,

@@ -30,18 +30,19 @@ def read(
 ) -> tuple[Score, Tail | None]:
     """The score of each row's block, and of every open position whether its candidate is end-of-text.
 
-    Columns right of the furthest end are attended to by nobody: the forward runs on the shortest rung that holds it.
+    Columns right of the furthest end are attended to by nobody: the forward runs on the shortest rung that holds it,
+    and the block that it lies in.
     """
 
     def on(length: int) -> Callable[[], tuple[Beliefs, Float[Array, "B W D"], Tail | None]]:
         return lambda: _read(model, params, settings, state, open_, start, length)
 
     length = state.canvas.shape[1]
-    rungs = tuple(rung for rung in settings.ladder if rung < length)
+    rungs = tuple(rung for rung in settings.ladder if rung + settings.overhang < length)
     if rungs:
         furthest = jnp.max(jnp.where(jnp.any(open_, axis=1), state.end, 0))  # of the live rows
         rung = sum((furthest > rung).astype(jnp.int32) for rung in rungs)
-        belief, hidden, tail = jax.lax.switch(rung, [on(n) for n in (*rungs, length)])
+        belief, hidden, tail = jax.lax.switch(rung, [on(n + settings.overhang) for n in rungs] + [on(length)])
     else:
         belief, hidden, tail = on(length)()
     score = Score(
@@ -86,6 +87,9 @@ def _read(
             temperature=settings.temperature,
             keys=keys,
             positions=at,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            tempered=model.tempered,
         )
 
     hidden = take(features, start, settings.block_length)

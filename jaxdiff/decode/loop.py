@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Int, Key
 
 from jaxdiff.decode.forward import read
 from jaxdiff.decode.score import NEVER
-from jaxdiff.decode.state import Settings, State, fold, holes, put, take
+from jaxdiff.decode.state import Settings, State, first_block, fold, holes, put, take
 from jaxdiff.parallel import over_rows
 from jaxdiff.types import NEAR_TIE, Model, Params, Progress, Proposal, Score, pytree
 
@@ -71,11 +71,14 @@ def begin(
     rows, length = canvas.shape
     zero = jnp.zeros((rows,), jnp.int32)
     column = jnp.arange(length, dtype=jnp.int32)[None]
+    end = zero + length
+    if settings.overhang:  # the end of the block that holds the last position kept
+        end = origin + -(-(length - settings.overhang - origin) // settings.block_length) * settings.block_length
     return State(
         canvas=canvas,
         given=(canvas != model.config.mask_token_id) | (column < jnp.maximum(settings.first, origin[:, None])),
         origin=origin,
-        end=zero + length,
+        end=end,
         keys=keys,
         start=zero - 1,
         block_step=zero,
@@ -93,8 +96,9 @@ def step(model: Model, params: Params, settings: Settings, state: State) -> Stat
     policy, stop, window = settings.policy, settings.stop, settings.block_length
     open_ = holes(model, state)
     live = jnp.any(open_, axis=1)
-    block = (jnp.argmax(open_, axis=1).astype(jnp.int32) - settings.first) // window
-    start = jnp.where(live, settings.first + block * window, state.start.clip(min=settings.first))
+    first = first_block(settings, state.origin)
+    block = (jnp.argmax(open_, axis=1).astype(jnp.int32) - first) // window
+    start = jnp.where(live, first + block * window, state.start.clip(min=first))
     block_step = jnp.where(start == state.start, state.block_step, 0)
 
     score, tail = read(model, params, settings, state, open_, start, block_step)
@@ -135,12 +139,12 @@ def step(model: Model, params: Params, settings: Settings, state: State) -> Stat
 
 
 def finish(model: Model, settings: Settings, state: State) -> Result:
-    """The result of rows that are done."""
-    length = state.canvas.shape[1]
+    """The result of rows that are done; what overhangs is cut off."""
+    length = state.canvas.shape[1] - settings.overhang
     column = jnp.arange(length, dtype=jnp.int32)[None]
-    generated = ~state.given
+    generated = ~state.given[:, :length]
     past = generated & (column >= state.end[:, None])
-    tokens = jnp.where(past, model.config.eos_token_id, state.canvas)
+    tokens = jnp.where(past, model.config.eos_token_id, state.canvas[:, :length])
     is_end = jnp.zeros(tokens.shape, bool)
     for token in model.config.eos_ids:
         is_end |= tokens == token
@@ -149,7 +153,7 @@ def finish(model: Model, settings: Settings, state: State) -> Result:
         tokens=tokens,
         lengths=jnp.sum(generated & (column <= first_end), axis=1, dtype=jnp.int32),
         nfe=state.nfe,
-        commit_step=jnp.where(past, -1, state.commit_step)[:, settings.first :],
+        commit_step=jnp.where(past, -1, state.commit_step[:, :length])[:, settings.first :],
         reason=jnp.where(state.end < length, Reason.STOPPED.value, Reason.FULL.value).astype(jnp.int32),
         near_ties=state.near_ties,
         policy=state.policy,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key
 
-from jaxdiff.types import Leaf, Model, Policy, Stopper, each_row, pytree, static
+from jaxdiff.types import Count, Leaf, Model, Policy, Stopper, each_row, pytree, static
 
 
 @pytree
@@ -20,8 +20,11 @@ class Settings:
     stop: Stopper
     temperature: Leaf = each_row()
     guidance: Leaf | None = each_row()  # classifier-free guidance scale; None compiles the single forward
+    top_p: Leaf | None = each_row()  # None of the two compiles no cut
+    top_k: Count | None = each_row()
     block_length: int = static()
-    first: int = static()  # canvas column where blocks begin
+    first: int = static()  # canvas column where what is generated begins
+    overhang: int = static(default=0)  # columns on the right that make each row's last block whole, and are cut off
     ladder: tuple[int, ...] = static(default=())  # canvas lengths a forward may be cut to, once ends moved left
     forbid_eos: bool = static(default=False)
     defer_eos: bool = static(default=False)
@@ -45,6 +48,18 @@ class State:
     commit_step: Int[Array, "B L"]
     policy: Any
     stop: Any
+
+
+def first_block(settings: Settings, origin: Int[Array, " B"]) -> int | Int[Array, " B"]:
+    """Canvas column where blocks begin.
+
+    Where a model attends in blocks they align to its absolute positions, so that each row's own first block holds the
+    rest of its prompt.
+    """
+    if not settings.overhang:
+        return settings.first
+    block = settings.block_length
+    return origin + (settings.first - origin) // block * block
 
 
 def holes(model: Model, state: State) -> Bool[Array, "B L"]:

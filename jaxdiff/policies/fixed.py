@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
-from jaxdiff.policies.order import ORDERS, priority_of, ranks, uniform
-from jaxdiff.types import Count, InputError, Proposal, Score, number, pytree, static
+from jaxdiff.policies.order import ORDERS, gumbel, priority_of, ranks, uniform, value_of
+from jaxdiff.types import Count, InputError, Leaf, Proposal, Score, number, pytree, static
 
 ONE_A_STEP = 2**20  # more steps than any block has positions: every step commits one
 
@@ -25,11 +25,14 @@ class Fixed:
         schedule: `uniform` spreads a block's n masked positions evenly, the first n % steps forwards taking one
             more. `dream` takes floor(masked * (1 - s/t)) with t falling linearly from 1 to 0.001, all that is
             left in the last forward; an early forward may take none, and `steps` bounds their number.
+        alg_temp: draw the positions, without replacement, from softmax(order's score / alg_temp); None or 0 takes the
+            best (Dream's `alg_temp`; the score is the probability, the margin or the negative entropy).
     """
 
     steps: Count = number(default=ONE_A_STEP, low=1, high=ONE_A_STEP, whole=True)
     order: str = static(default="confidence")
     schedule: str = static(default="uniform")
+    alg_temp: Leaf | None = number(default=None, low=0.0, high=1e6)
 
     @property
     def waits(self) -> bool:
@@ -46,17 +49,25 @@ class Fixed:
                 raise InputError(f"fixed {name}: found {value!r}, expected one of {', '.join(known)}")
         if self.waits and not isinstance(self.steps, jax.core.Tracer) and np.any(np.asarray(self.steps) >= ONE_A_STEP):
             raise InputError("fixed schedule=dream: the schedule needs its number of steps; set --steps or steps=")
+        if self.alg_temp is not None and self.order == "random":
+            raise InputError("fixed alg_temp: found order=random, which has no score; leave one of the two out")
         return jnp.zeros((rows,), jnp.int32)
 
     def select(self, state: Int[Array, " B"], score: Score, key: Key[Array, " B"]) -> tuple[Proposal, Int[Array, " B"]]:
         left = jnp.sum(score.eligible, axis=1, dtype=jnp.int32)
         at_start = jnp.where(score.block_step == 0, left, state)
         quota = self._uniform(at_start, score) if self.schedule == "uniform" else self._dream(left, score)
+        columns = score.start[:, None] + jnp.arange(score.masked.shape[1], dtype=jnp.int32)[None]
         if self.order == "random":
-            columns = score.start[:, None] + jnp.arange(score.masked.shape[1], dtype=jnp.int32)[None]
             priority = uniform(key, columns - score.origin[:, None])
         else:
             priority = priority_of(score, self.order)
+        if self.alg_temp is not None:
+            heat = jnp.broadcast_to(jnp.asarray(self.alg_temp), score.start.shape)[:, None]
+            drawn = value_of(score, self.order) / jnp.maximum(heat, 1e-30) + gumbel(
+                key, columns - score.origin[:, None]
+            )
+            priority = jnp.where(heat > 0.0, drawn, priority)  # the k highest of these are k draws
         chosen: Bool[Array, "B W"] = (ranks(priority, score.eligible) < quota[:, None]) & score.eligible
         none = jnp.zeros_like(chosen)  # a quota vouches for nothing, and compares with nothing
         return Proposal(commit=chosen, accepted=none, close=none, priority=priority, token=score.token), at_start

@@ -56,7 +56,7 @@ class Replay:
         """Raises InputError without a reference."""
         if self.reference is None:
             raise InputError("replay: found no reference, expected the canvas of a standard decode")
-        blocks = self.reference.shape[1] // window  # as many as fit: those of the prompt stay empty
+        blocks = -(-self.reference.shape[1] // window)  # as many as there may be: those of the prompt stay empty
         shape = (rows, blocks, window + 1, window)
         numbers, flags = jnp.zeros(shape), jnp.zeros(shape, bool)
         forwards, previous = jnp.zeros((rows, blocks), jnp.int32), jnp.full((rows, window), -1, jnp.int32)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxdiff.checkpoint import Checkpoint
-from jaxdiff.decode.api import check_lengths, decode
+from jaxdiff.decode.api import block_of, check_lengths, decode
 from jaxdiff.decode.many import Timed, batches, pad_to_bucket, request_keys
 from jaxdiff.metrics import tpf, wilson
 from jaxdiff.tasks import task
@@ -68,7 +68,7 @@ def sweep(
     split: str = "test",
     batch_size: int = 16,
     gen_length: int = 256,
-    block_length: int = 32,
+    block_length: int | None = None,
     progress: Callable[[int, int, float], None] | None = None,
     **options: Any,
 ) -> tuple[Report, ...]:
@@ -93,7 +93,7 @@ def sweep(
     if len(problems) < n:
         raise InputError(f"n: found {n}, but {task_name}/{split} has {len(problems)} problems; ask for fewer")
     questions = [tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question) for p in problems]
-    check_lengths(checkpoint.model, max(map(len, questions)), gen_length, block_length)
+    check_lengths(checkpoint.model, max(map(len, questions)), gen_length, block_of(checkpoint.model, block_length))
     config = checkpoint.model.config
     prompts, origin = pad_to_bucket(questions, fill=config.eos_token_id, room=config.max_sequence_length - gen_length)
     by_length = np.argsort([len(problem.worked) for problem in problems], kind="stable")

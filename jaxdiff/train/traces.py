@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxdiff.decode.api import decode
+from jaxdiff.decode.api import block_of, decode
 from jaxdiff.decode.many import Timed, batches, pad_to_bucket
 from jaxdiff.policies import Fixed
 from jaxdiff.policies.filters import Evidence
@@ -77,7 +77,7 @@ def collect(
     folder: Path,
     *,
     gen_length: int = 256,
-    block_length: int = 32,
+    block_length: int | None = None,
     stop: Stopper | None = None,
     batch_size: int = 16,
     progress: Callable[[int, int, float], None] | None = None,
@@ -92,6 +92,7 @@ def collect(
 
     Raises InputError where the folder belongs to other prompts, weights or lengths, and what `decode` raises.
     """
+    block_length = block_of(model, block_length)
     if not prompts or len(prompts) != len(ids):
         raise InputError(f"collect: found {len(prompts)} prompts and {len(ids)} ids, expected as many, at least one")
     _claim(folder, model, params, prompts, ids, gen_length, block_length, stop, batch_size)
@@ -99,6 +100,7 @@ def collect(
     padded, origin = pad_to_bucket(prompts, fill=config.eos_token_id, room=config.max_sequence_length - gen_length)
     parts: list[Traces] = []
     done = 0
+    blocks = -(-gen_length // block_length) + (model.attention_block is not None)  # a prompt's rest may share one
     for index, rows in enumerate(batches(len(prompts), batch_size)):
         path = folder / f"part-{index:05d}.npz"
         fresh = len(set(rows.tolist()))
@@ -107,7 +109,7 @@ def collect(
             reference = decode(model, params, padded[rows], policy=Fixed(), run=run, **options).tokens
             replayed = decode(model, params, padded[rows], policy=Replay(reference), run=run, **options)
             recording = jax.device_get(replayed.policy)
-            _write(path, _rows_of(recording, np.asarray(ids)[rows], fresh, gen_length // block_length))
+            _write(path, _rows_of(recording, np.asarray(ids)[rows], fresh, blocks))
         parts.append(_read(path))
         done += fresh
         if progress is not None:

@@ -40,7 +40,7 @@ BAD_ROWS = [
     ('{"prompt_ids": [1.5]}', "a list of whole numbers"),
     (json.dumps({"prompt_ids": [5] * 81}), r"81 tokens \+ gen_length 16 = 97, expected at most the context of 96"),
     ('{"canvas_ids": [5, 6, 7, 8, 9, 10, 11, 12]}', r"no mask \(id 0\)"),
-    ('{"canvas_ids": [5, 0, 0]}', "found 3 ids with --block-length 8"),
+    ('{"canvas_ids": [5, 0, 0]}', "found 3 ids in blocks of 8"),
     ('{"canvas_ids": [0, 0, 0, 0, 0, 0, 0, 900]}', "found id 900"),
 ]
 

@@ -58,30 +58,30 @@ def test_every_mesh_gives_the_same_tokens(mesh, way):
 
 @pytest.mark.usefixtures("strict")
 def test_a_sharded_vocabulary_is_scored_as_a_whole_one():
-    """Two tiles on each shard, the last short; at temperature 0 and above; a broken model predicts no padding."""
+    """Two tiles on each shard, the last short; with top-p and without; a broken model predicts no padding."""
     vocabulary, rows = 8 * TILE + 1000, 2
     first, second = jax.random.split(jax.random.key(0))
     features, head = jax.random.normal(first, (rows, 3, 8)), jax.random.normal(second, (8, vocabulary))
     padded = jnp.pad(head, ((0, 0), (0, 8 * (TILE + 256) - vocabulary)))
     positions = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32), (rows, 3))
 
-    def score(head, features, positions, keys, temperature, mesh=None):
+    def score(head, features, positions, keys, temperature, top_p, mesh=None):
         common = dict(vocabulary=vocabulary, mesh=mesh, forbidden=(7,), deferred=())
-        return beliefs(features, head, temperature=temperature, keys=keys, positions=positions, **common)
+        chance = dict(temperature=temperature, top_p=top_p, keys=keys, positions=positions)
+        return beliefs(features, head, **chance, **common)
 
     @jax.jit
-    def spread(head, features, positions, keys, temperature):
+    def spread(head, features, positions, keys, temperature, top_p):
         mesh = make_mesh(1, 8)
-        program = functools.partial(score, mesh=mesh)
         return over_rows(
-            lambda head, positions, _, keys, both: program(head, both[0], positions, keys, both[1]),
-            *(mesh, head, positions, positions[:, 0], keys, (features, temperature)),
+            lambda head, positions, _, keys, rest: score(head, rest[0], positions, keys, *rest[1:], mesh=mesh),
+            *(mesh, head, positions, positions[:, 0], keys, (features, temperature, top_p)),
             dead=0,
         )
 
     keys = jax.random.split(jax.random.key(1), rows)
-    for temperature in (0.0, 0.7):
-        rest = (features, positions, keys, jnp.float32(temperature))
+    for temperature, top_p in ((0.7, 0.9), (0.7, None), (0.0, None)):
+        rest = (features, positions, keys, jnp.float32(temperature), None if top_p is None else jnp.float32(top_p))
         whole, parts = jax.jit(score)(head, *rest), spread(padded, *rest)
         np.testing.assert_array_equal(whole.token, parts.token)
         for name in ("prob", "log_odds", "runner_up", "entropy", "gap"):

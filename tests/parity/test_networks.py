@@ -1,0 +1,111 @@
+"""Every family's forward against PyTorch, on the tensors that it publishes: layer by layer, and the logits.
+
+One program for each family and dtype: two rows, the second of which is padded on its left.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jaxdiff.convert import from_tensors
+from jaxdiff.models.layers import rope_table, visible
+from jaxdiff.models.stack import Block
+from tests.parity.networks import FAMILIES, MASK, network
+
+LONG = np.array([5, 9, MASK, MASK, 17, 60, 1, 44, MASK, 2, 30])
+PADDING = 3
+SHORT = LONG[PADDING:]
+families = pytest.mark.parametrize("family", FAMILIES)
+
+
+def load(family, dtype="float32"):
+    reference = network(family)
+    return from_tensors(reference.config | {"dtype": dtype}, reference.tensors(), dtype=dtype)
+
+
+def inputs():
+    column = jnp.arange(len(LONG))[None] - jnp.array([[0], [PADDING]])
+    tokens = jnp.asarray(np.stack([LONG, np.concatenate([np.full(PADDING, 50), SHORT])]), jnp.int32)
+    return tokens, jnp.maximum(column, 0), column >= 0
+
+
+def streams(model, params, tokens, positions, valid):
+    """What every layer puts out, one layer after another: the stack's parts without its scan."""
+    stack = model.stack()
+    rope = rope_table(positions, stack.turned, stack.theta, jnp.dtype(stack.rope_dtype))
+    seen = visible(positions, positions, valid, stack.attention_block)
+    x, found = params["wte"][tokens], []
+    for group in stack.groups:
+        block = Block(group.attention, group.mlp, stack.eps)
+        for i in range(group.depth):
+            x, _ = block.apply({"params": jax.tree.map(lambda leaf, i=i: leaf[i], params[group.name])}, x, rope, seen)
+            found.append(x)
+    return found
+
+
+@functools.cache
+def results(family):
+    """(streams, logits [2 T V], gradients) in float32."""
+    model, params = load(family)
+    tokens, positions, valid = inputs()
+
+    @jax.jit
+    def all_of_it(params):
+        def loss(params):
+            logits = model.features(params, tokens, positions, valid) @ model.head(params)
+            likely = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
+            return -jnp.where(valid, likely, 0.0).sum(), logits
+
+        gradients, logits = jax.grad(loss, has_aux=True)(params)
+        return streams(model, params, tokens, positions, valid), logits, gradients
+
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        return jax.device_get(all_of_it(params))
+
+
+@families
+def test_every_layer_equals_pytorch(family):
+    found, _, _ = results(family)
+    expected, _ = network(family).run(LONG)
+    assert len(found) == len(expected) >= 2
+    for depth, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        assert np.abs(theirs).max() > 1
+        np.testing.assert_allclose(ours[0], theirs, atol=1e-4, err_msg=f"layer {depth}")
+
+
+@families
+def test_logits_equal_pytorch(family):
+    _, found, _ = results(family)
+    for ours, tokens, padding in zip(found, (LONG, SHORT), (0, PADDING), strict=True):
+        _, expected = network(family).run(tokens)
+        assert 0.5 < expected.std() < 5
+        np.testing.assert_allclose(ours[padding:], expected, atol=1e-4)
+        np.testing.assert_array_equal(ours[padding:].argmax(-1), expected.argmax(-1))
+
+
+@families
+def test_gradients_are_finite_and_reach_every_leaf(family):
+    _, _, gradients = results(family)
+    for path, leaf in jax.tree.leaves_with_path(gradients):
+        name = jax.tree_util.keystr(path)
+        assert np.isfinite(leaf).all(), name
+        assert np.abs(leaf).max() > 0 or "['router']['bias']" in name, name  # that one chooses, it does not weigh
+
+
+@families
+def test_bfloat16_is_close_to_pytorch_s_float32(family):
+    reference = network(family)
+    model, params = load(family, dtype="bfloat16")
+    found = jax.jit(lambda params: model.features(params, *inputs()) @ model.head(params))(params)
+    assert found.dtype == jnp.bfloat16
+    _, expected = reference.run(LONG)
+    _, theirs = reference.at(torch.bfloat16).run(LONG)
+    ours = np.asarray(found[0].astype(jnp.float32))
+    error, their_error = (np.linalg.norm(x - expected) / np.linalg.norm(expected) for x in (ours, theirs))
+    agreement = (ours.argmax(-1) == expected.argmax(-1)).mean()
+    print(f"{family}: bfloat16 relative error {error:.4f} (PyTorch's {their_error:.4f}), argmax agrees {agreement:.0%}")
+    assert error < 2e-2
