@@ -14,7 +14,7 @@ from jaxdiff.cli.show import progress
 from jaxdiff.tasks import gsm_symbolic
 from jaxdiff.train.traces import collect
 
-PROMPTS = 2000
+PROMPTS = 1000
 
 
 def main() -> None:
