@@ -51,7 +51,7 @@ POLICIES = (
     "oracle",
     "fixed",
 )
-GEN_LENGTH, BLOCK_LENGTH, TEMPERATURE, SEED = 256, 32, 0.7, 0
+GEN_LENGTH, BLOCK_LENGTH, TEMPERATURE, SEED = 128, 32, 0.7, 0
 TARGET = 1e-4  # near-ties in a decision
 RESULTS = Path(__file__).parent / "results"
 
