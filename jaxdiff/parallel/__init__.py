@@ -1,6 +1,6 @@
 """Meshes of devices: how they are named, what lies where, and a decode whose rows and weights are spread over one."""
 
-from jaxdiff.parallel.mesh import check_axes, make_mesh, over_rows, over_vocabulary, parse_mesh
+from jaxdiff.parallel.mesh import check_axes, make_mesh, over_experts, over_rows, over_vocabulary, parse_mesh
 from jaxdiff.parallel.rules import LANE, check_model, place, shardings
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "check_axes",
     "check_model",
     "make_mesh",
+    "over_experts",
     "over_rows",
     "over_vocabulary",
     "parse_mesh",

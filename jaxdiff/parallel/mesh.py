@@ -8,7 +8,7 @@ is left to the partitioner, which follows the sharding of the params. `over_voca
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from jaxtyping import Array, Int, Key
 
-from jaxdiff.parallel.rules import DATA, MODEL, RULES, leading_rows
+from jaxdiff.parallel.rules import DATA, MODEL, RULES, leading_rows, spec
 from jaxdiff.types import InputError, Params
 
 ROWS = PartitionSpec(RULES["batch"])
@@ -88,6 +88,23 @@ def over_rows(
     return jax.tree.map(lambda leaf: leaf[:rows], result) if missing else result
 
 
+def over_experts(program: Callable[..., Any], kernels: Mapping[str, Any], *whole: Any) -> Any:
+    """`program(kernels, *whole)` on each shard's slice of the kernels (leaves of `experts/`); the results are added up.
+
+    Without it the partitioner would add up every expert's output before they are weighted and joined: k times as much.
+    For code inside `over_rows`; elsewhere it is `program` itself.
+    """
+    if MODEL not in jax.sharding.get_abstract_mesh().axis_names:
+        return program(kernels, *whole)
+
+    def on_shard(kernels: Mapping[str, Any], *whole: Any) -> Any:
+        return jax.lax.psum(program(kernels, *whole), MODEL)
+
+    in_specs = ({name: spec(f"experts/{name}") for name in kernels}, *[WHOLE] * len(whole))
+    spread = jax.shard_map(on_shard, axis_names={MODEL}, in_specs=in_specs, out_specs=WHOLE, check_vma=False)
+    return spread(kernels, *whole)
+
+
 def over_vocabulary(mesh: Mesh | None, program: Callable[..., Any], head: Any, *whole: Any) -> list[Any]:
     """`program(part of the head [D v], its first id, *whole)` on each shard of the vocabulary; the results, in order.
 
@@ -100,7 +117,7 @@ def over_vocabulary(mesh: Mesh | None, program: Callable[..., Any], head: Any, *
         first = jax.lax.axis_index(MODEL).astype(jnp.int32) * part.shape[1]
         return jax.lax.all_gather(program(part, first, *whole), MODEL)
 
-    in_specs = (PartitionSpec(None, RULES["vocab"]), *[WHOLE] * len(whole))
+    in_specs = (spec("head"), *[WHOLE] * len(whole))
     spread = jax.shard_map(on_shard, axis_names={MODEL}, in_specs=in_specs, out_specs=WHOLE, check_vma=False)
     gathered = spread(head, *whole)
     leaves, structure = jax.tree.flatten(gathered)

@@ -89,8 +89,8 @@ def shardings(config: Any, shapes: Params, mesh: Mesh) -> Params:
                 over[i] = None
             elif RULES[axis] == MODEL and size % shards:
                 raise InputError(_uneven(f"entries of {names}", size, shards))
-        spec = PartitionSpec(*[None] * lead, *over)
-        return jax.ShapeDtypeStruct(tuple(shape), leaf.dtype, sharding=NamedSharding(mesh, spec))
+        sharding = NamedSharding(mesh, PartitionSpec(*[None] * lead, *over))
+        return jax.ShapeDtypeStruct(tuple(shape), leaf.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(lay, shapes)
 
@@ -125,6 +125,11 @@ def leading_rows(tree: Any, marked: bool = False) -> Iterator[bool]:
             yield from leading_rows(part, marked)
     else:
         yield from (marked for _ in jax.tree.leaves(tree))
+
+
+def spec(name: str) -> PartitionSpec:
+    """Of the leaf of that name in `LEAVES`."""
+    return PartitionSpec(*(RULES[axis] for axis in LEAVES[name]))
 
 
 def _axes(names: str) -> tuple[str, ...]:
