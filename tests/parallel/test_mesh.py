@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 
 from experiments.collectives import collectives, compiled_text
-from jaxdiff import EosStop, EotpStop, Llada, decode, make_mesh
+from jaxdiff import (
+    EosStop,
+    EotpStop,
+    Llada,
+    Llada2,
+    Llada2Config,
+    LladaConfig,
+    LladaMoe,
+    LladaMoeConfig,
+    decode,
+    make_mesh,
+)
 from jaxdiff.decode.score import TILE, beliefs
 from jaxdiff.parallel import over_rows
 from jaxdiff.policies import Fixed, Threshold, any_of
@@ -20,22 +31,45 @@ PROMPTS = [*small.PROMPTS, [7, 8]]  # five rows: no mesh divides them
 WAYS = {
     "eos": dict(policy=any_of(Threshold(0.6), Fixed(order="random")), stop=EosStop()),
     "eotp": dict(policy=Threshold([0.3, 0.5, 0.7, 0.9, 0.5]), stop=EotpStop(tau=0.5, keep=2)),
+    "mixed": dict(policy=Threshold(0.5)),
 }
 
 
+SHAPE = {field.name: getattr(WIDE, field.name) for field in dataclasses.fields(jaxdiff.models.config.Config)}
+MIXED = Llada2(  # a dense layer, one of routed and shared experts, blocks that align to positions, a tied head
+    Llada2Config(
+        **SHAPE,
+        num_experts=8,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        num_shared_experts=1,
+        n_group=2,
+        topk_group=1,
+        first_k_dense_replace=1,
+        attention_block=small.BLOCK,
+        tie_word_embeddings=True,
+    )
+)
+MODELS = {"eos": Llada(WIDE), "eotp": Llada(WIDE), "mixed": MIXED}
+
+
 @functools.cache
-def params():
-    tree = Llada(WIDE).init(jax.random.key(0))
-    head = tree["head"] * 5.0
-    return tree | {"wte": tree["wte"] * 3.0, "head": head.at[:, small.EOS].set(head[:, small.EOS] * 1.6)}
+def params(model):
+    """Random weights, more confident than fresh ones; end-of-text is likely enough to occur."""
+    tree = model.init(jax.random.key(0))
+    tree["wte"] = tree["wte"] * 3.0
+    if "head" in tree:
+        head = tree["head"] * 5.0
+        tree["head"] = head.at[:, small.EOS].set(head[:, small.EOS] * 1.6)
+    return tree
 
 
 @functools.cache
 def run(way, mesh=None):
     prompts, origin = small.batch(PROMPTS)
     return decode(
-        Llada(WIDE),
-        params(),
+        MODELS[way],
+        params(MODELS[way]),
         prompts,
         origin=origin,
         gen_length=small.GEN,
@@ -47,7 +81,10 @@ def run(way, mesh=None):
     )
 
 
-@pytest.mark.parametrize(("mesh", "way"), [((8, 1), "eos"), ((4, 2), "eotp"), ((2, 4), "eos"), ((1, 8), "eotp")])
+@pytest.mark.parametrize(
+    ("mesh", "way"),
+    [((8, 1), "eos"), ((4, 2), "eotp"), ((2, 4), "eos"), ((1, 8), "eotp"), ((2, 4), "mixed")],
+)
 def test_every_mesh_gives_the_same_tokens(mesh, way):
     home, spread = run(way), run(way, mesh)
     assert not int(home.near_ties.sum()), "draw another seed: float rounding decides here"
@@ -89,13 +126,16 @@ def test_a_sharded_vocabulary_is_scored_as_a_whole_one():
     assert int(spread(padded * jnp.nan, *rest).token.max()) < vocabulary
 
 
-def test_devices_tell_each_other_no_more_than_they_must():
+@pytest.mark.parametrize("family", [Llada, LladaMoe])
+def test_devices_tell_each_other_no_more_than_they_must(family):
     """Within a shard of rows, so that its loop may end alone; never head or logits; what a layer needs, once."""
     rows, prompt, shards = 4, 8, 4
-    config = dataclasses.replace(WIDE, vocab_size=shards * TILE + 600)
-    mesh = make_mesh(2, shards)
+    shape = SHAPE | {"vocab_size": shards * TILE + 600}
+    experts = {} if family is Llada else {"num_experts": 4, "num_experts_per_tok": 2}
+    model = family((LladaMoeConfig if experts else LladaConfig)(**shape, **experts))
+    config, mesh = model.config, make_mesh(2, shards)
     shape = dict(rows=rows, prompt=prompt, generated=small.GEN, block=small.BLOCK)
-    found = collectives(compiled_text(Llada(config), mesh, **shape))
+    found = collectives(compiled_text(model, mesh, **shape))
     for each in found:
         assert each.groups is not None, each.line
         for group in each.groups:
