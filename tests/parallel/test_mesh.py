@@ -22,6 +22,7 @@ from jaxdiff import (
     make_mesh,
 )
 from jaxdiff.decode.score import TILE, beliefs
+from jaxdiff.models.config import Config
 from jaxdiff.parallel import over_rows
 from jaxdiff.policies import Fixed, Threshold, any_of
 from tests import small
@@ -35,7 +36,7 @@ WAYS = {
 }
 
 
-SHAPE = {field.name: getattr(WIDE, field.name) for field in dataclasses.fields(jaxdiff.models.config.Config)}
+SHAPE = {field.name: getattr(WIDE, field.name) for field in dataclasses.fields(Config)}
 MIXED = Llada2(  # a dense layer, one of routed and shared experts, blocks that align to positions, a tied head
     Llada2Config(
         **SHAPE,
@@ -56,7 +57,7 @@ MODELS = {"eos": Llada(WIDE), "eotp": Llada(WIDE), "mixed": MIXED}
 @functools.cache
 def params(model):
     """Random weights, more confident than fresh ones; end-of-text is likely enough to occur."""
-    tree = model.init(jax.random.key(0))
+    tree = jax.jit(model.init)(jax.random.key(0))
     tree["wte"] = tree["wte"] * 3.0
     if "head" in tree:
         head = tree["head"] * 5.0
