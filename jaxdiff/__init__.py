@@ -41,6 +41,7 @@ from jaxdiff.models import (
     SdarConfig,
     build,
 )
+from jaxdiff.parallel import make_mesh
 from jaxdiff.types import InputError, Model, Policy, Proposal, Score, Stopper
 
 __version__ = "0.1.0"
@@ -84,6 +85,7 @@ __all__ = [
     "decode_stream",
     "infill",
     "load",
+    "make_mesh",
     "pad_prompts",
     "policies",
     "save",

@@ -21,12 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
 
 from jaxdiff.convert import published, text
 from jaxdiff.convert.engine import params_from, plan_of
 from jaxdiff.files import first_line, read_object, replaced, write_object
 from jaxdiff.models import family_name, model_of
+from jaxdiff.parallel import check_axes, place, shardings
 from jaxdiff.policies import Fixed, Learned, any_of
 from jaxdiff.policies.filters import Block, Local, init_layers
 from jaxdiff.types import InputError, Model, Params, Policy
@@ -92,46 +93,52 @@ def model_folder(path: str | Path) -> Path:
     return folder
 
 
-def load(path: str | Path = SHIPPED, *, dtype: str | None = None, sharding: Sharded | None = None) -> Checkpoint:
+def load(path: str | Path = SHIPPED, *, dtype: str | None = None, mesh: Mesh | None = None) -> Checkpoint:
     """A model, its params and its tokenizer (None where the folder has none).
 
     Args:
         path: a folder of ours or as Hugging Face publishes it, or the name of a model that ships.
         dtype: of the params and of the computation; default float32 on CPU (where bfloat16 is slower), else the
             config's (of a published folder, its tensors').
-        sharding: where a leaf, named by its path (`layers/q_proj/kernel`), is to live; default the default device.
+        mesh: what the params are laid over (see `make_mesh`): each device reads its own part of each leaf.
 
-    Raises InputError for a folder that is missing, incomplete or damaged, in one line.
+    Raises InputError for a folder that is missing, incomplete or damaged, and for a mesh that the model does not spread
+    over, in one line.
     """
     folder = model_folder(path)
     config = read_object(folder / "config.json")
     if dtype is None and jax.default_backend() == "cpu":
         dtype = "float32"
+    if mesh is not None:
+        check_axes(mesh)
     read = _published if published.is_published(folder, config) else _ours
-    model, params = read(folder, config, dtype, sharding)
+    model, params = read(folder, config, dtype, mesh)
     fast, ends = text.open_tokenizer(folder, family_name(model)), model.config
     tokenizer = None if fast is None else Tokenizer(fast, ends.eos_token_id, getattr(ends, "eot_token_id", None))
     return Checkpoint(model, params, tokenizer, folder)
 
 
-def _ours(folder: Path, config: dict[str, Any], dtype: str | None, sharding: Sharded | None) -> tuple[Model, Params]:
+def _ours(folder: Path, config: dict[str, Any], dtype: str | None, mesh: Mesh | None) -> tuple[Model, Params]:
     config = config | ({} if dtype is None else {"dtype": dtype})
     model, shapes = model_of(config, folder / "config.json")
-
-    def wanted(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        place = None if sharding is None else sharding("/".join(key.key for key in path))
-        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(config["dtype"]), sharding=place)
-
-    return model, _restore(folder / "params", jax.tree.map_with_path(wanted, shapes))
+    target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(config["dtype"])), shapes)
+    laid = None if mesh is None else shardings(model.config, target, mesh)
+    return model, _restore(folder / "params", target, laid)
 
 
-def _published(
-    folder: Path, config: dict[str, Any], dtype: str | None, sharding: Sharded | None
-) -> tuple[Model, Params]:
+def _published(folder: Path, config: dict[str, Any], dtype: str | None, mesh: Mesh | None) -> tuple[Model, Params]:
     config, tensors = published.with_ids(config, folder), published.Files(folder)
     model, shapes = model_of(config | {"dtype": dtype or tensors.dtype}, folder / "config.json")
     plan = plan_of(model, shapes, most=len(tensors.specs))
-    return model, params_from(plan, tensors, dtype=dtype, sharding=sharding)
+    if mesh is None:
+        return model, params_from(plan, tensors, dtype=dtype)
+    laid: dict[str, Sharding] = {}
+    for (path, leaf), there in zip(
+        jax.tree.leaves_with_path(shapes), jax.tree.leaves(shardings(model.config, shapes, mesh)), strict=True
+    ):
+        if there.shape == leaf.shape:  # a vocabulary that is to be padded is laid out after that
+            laid[jax.tree_util.keystr(path, simple=True, separator="/")] = there.sharding
+    return model, place(model.config, params_from(plan, tensors, dtype=dtype, sharding=laid.get), mesh)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
@@ -211,7 +218,8 @@ def load_filter(folder: Path) -> tuple[Learned, bool]:
     return Learned(make(_restore(folder / "params", layers)), tau), quota
 
 
-def _restore(path: Path, target: Any) -> Params:
+def _restore(path: Path, target: Any, laid: Any = None) -> Params:
+    """The arrays of shapes `target`; where `laid` is given, padded with zeros and spread over devices as it says."""
     if not path.is_dir():
         raise InputError(f"{path}: missing; the folder holds a config but no parameters")
     hook = sys.unraisablehook
@@ -224,11 +232,19 @@ def _restore(path: Path, target: Any) -> Params:
     sys.unraisablehook = silence_readers  # they may still report after an error has left this function, so it stays
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore(path.absolute(), target)
-        for (name, wanted), found in zip(jax.tree.leaves_with_path(target), jax.tree.leaves(params), strict=True):
-            if found.shape != wanted.shape:
-                raise ValueError(f"{jax.tree_util.keystr(name)}: {found.shape}, config.json says {wanted.shape}")
+            if laid is None:
+                params = checkpointer.restore(path.absolute(), target)
+                _check_shapes(params, target)
+            else:
+                _check_shapes(checkpointer.metadata(path.absolute()).item_metadata.tree, target)
+                params = checkpointer.restore(path.absolute(), laid, strict=False)  # pads, and would cut as well
     except Exception as error:
         raise InputError(f"{path}: cannot be read ({first_line(error)}); restore or convert it again") from error
     sys.unraisablehook = hook
     return jax.tree.map(jnp.asarray, params)  # on the device once, not at each call
+
+
+def _check_shapes(found: Any, wanted: Any) -> None:
+    for (name, leaf), there in zip(jax.tree.leaves_with_path(wanted), jax.tree.leaves(found), strict=True):
+        if there.shape != leaf.shape:
+            raise ValueError(f"{jax.tree_util.keystr(name)}: {there.shape}, config.json says {leaf.shape}")

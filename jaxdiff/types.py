@@ -49,7 +49,15 @@ def number(*, default: Any = dataclasses.MISSING, low: float | int, high: float 
     return dataclasses.field(default=default, metadata={"low": low, "high": high, "whole": whole})
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static, number))
+def each_row(*, default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field whose arrays lead with B, or have no axis: over a mesh, each device has its own rows of it.
+
+    So are `number()` fields; all other arrays of a policy (weights) are whole on every device.
+    """
+    return dataclasses.field(default=default, metadata={"rows": True})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static, number, each_row))
 def pytree(cls: type[_T]) -> type[_T]:
     """Frozen dataclass registered as a pytree; fields made with `static()` are part of the treedef.
 
@@ -96,7 +104,8 @@ def _leaf(name: str, value: Any, *, low: float | int, high: float | int, whole: 
 
 def fields_of(cls: type) -> dict[str, Any]:
     """The `static()` and `number()` fields of a class, by name: what says how their text is read."""
-    return {f.name: f.metadata for f in dataclasses.fields(cls) if f.metadata}
+    written = {"static", "low"}  # a reference cannot be
+    return {f.name: f.metadata for f in dataclasses.fields(cls) if written & f.metadata.keys()}
 
 
 def parse_fields(what: str, fields: dict[str, Any], text: str) -> dict[str, Any]:

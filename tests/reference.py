@@ -156,8 +156,9 @@ def decode(
             if temperature > 0:
                 for position in range(len(x)):
                     draw = jax.random.fold_in(jax.random.fold_in(row_key, 0), position)
-                    draw = jax.random.gumbel(jax.random.fold_in(draw, 0), (table.shape[1],), mode="high")
-                    noisy[position] += temperature * np.asarray(draw, np.float64)
+                    lanes = [jax.random.fold_in(draw, lane) for lane in range(-(-table.shape[1] // 128))]
+                    noise = np.concatenate([jax.random.gumbel(lane, (128,), mode="high") for lane in lanes])
+                    noisy[position] += temperature * noise[: table.shape[1]].astype(np.float64)
             candidate = noisy.argmax(-1)
             p = softmax(table)
             seen = Seen()

@@ -10,6 +10,7 @@ import pytest
 
 import jaxdiff
 from jaxdiff import InputError
+from jaxdiff.parallel import place
 from jaxdiff.train.tokenizer import train_tokenizer
 from tests import small
 
@@ -33,6 +34,23 @@ def test_round_trip(folder):
     kept = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), small.params())
     for left, right in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(kept), strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+def test_each_device_reads_its_own_part(folder):
+    mesh = jaxdiff.make_mesh(2, 4)
+    wanted = place(small.CONFIG, jaxdiff.load(folder).params, mesh)
+    found = jaxdiff.load(folder, mesh=mesh).params
+    for left, right in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert left.sharding == right.sharding
+        np.testing.assert_array_equal(left, right)
+    assert found["wte"].addressable_shards[0].data.shape == (128, 32)  # of 61 ids, padded to 4 x 128
+
+
+def test_another_models_arrays_are_not_cut_or_padded_to_fit_a_mesh(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"mlp_hidden_size": 64}))
+    with pytest.raises(InputError, match=r"cannot be read .*config.json says \(2, 64, 32\)"):
+        jaxdiff.load(copy, mesh=jaxdiff.make_mesh(1, 2))
 
 
 def test_dtype_overrides(folder):

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from jaxdiff.checkpoint import SHIPPED, load
+from jaxdiff.checkpoint import SHIPPED
 from jaxdiff.cli import options
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import progress
@@ -46,7 +46,7 @@ def evaluate(
         *(temperature, top_p, top_k, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype),
     )
     task(task_name)  # a misspelt name is refused before the model is read
-    checkpoint = load(model, dtype=decoding.dtype)
+    checkpoint = decoding.load()
     arguments = decoding.arguments(checkpoint.model, gen_length)
     with progress("problems", n) as update:
         report = evaluate_task(

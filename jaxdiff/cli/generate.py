@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from jaxdiff.checkpoint import SHIPPED, load
+from jaxdiff.checkpoint import SHIPPED
 from jaxdiff.cli import options, requests
 from jaxdiff.cli.hosts import Hosts
 from jaxdiff.cli.options import Decoding
@@ -81,12 +81,12 @@ def generate(
         return share(hosts, in_file, out_file, model, make_decoding, seed, batch_size, as_json)
     decoding = make_decoding()
     if in_file is not None and out_file is not None:
-        return _file(in_file, out_file, model, decoding, seed, batch_size, as_json)
-    return _one(str(prompt), model, decoding, seed, watch, as_json)
+        return _file(in_file, out_file, decoding, seed, batch_size, as_json)
+    return _one(str(prompt), decoding, seed, watch, as_json)
 
 
-def _one(prompt: str, model: str, decoding: Decoding, seed: int, watch: bool, as_json: bool) -> int:
-    checkpoint = load(model, dtype=decoding.dtype)
+def _one(prompt: str, decoding: Decoding, seed: int, watch: bool, as_json: bool) -> int:
+    checkpoint = decoding.load()
     decoding.arguments(checkpoint.model, decoding.gen_length)
     request = Request(requests.prompt_ids(checkpoint, prompt), number=0)
     requests.check(checkpoint, request, decoding)
@@ -105,10 +105,10 @@ def _one(prompt: str, model: str, decoding: Decoding, seed: int, watch: bool, as
     return 0
 
 
-def _file(in_file: Path, out_file: Path, model: str, decoding: Decoding, seed: int, slots: int, as_json: bool) -> int:
+def _file(in_file: Path, out_file: Path, decoding: Decoding, seed: int, slots: int, as_json: bool) -> int:
     """Returns 1 if a row was refused, else 0."""
     requests.check_writable(out_file)
-    checkpoint = load(model, dtype=decoding.dtype)
+    checkpoint = decoding.load()
     rows = requests.read(in_file, checkpoint, decoding)
     tally, done = Tally(), {}
     for number, row in decoded(checkpoint, rows, decoding, in_file, slots, seed, tally):

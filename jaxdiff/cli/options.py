@@ -13,6 +13,7 @@ from jaxdiff.checkpoint import learned_policy
 from jaxdiff.decode import parse_cache, parse_stopper
 from jaxdiff.decode.api import BLOCK_LENGTH, block_of, check_blocks
 from jaxdiff.decode.cache import check_cache
+from jaxdiff.parallel import parse_mesh
 from jaxdiff.policies import parse
 from jaxdiff.types import InputError
 
@@ -62,7 +63,9 @@ CfgScale = Annotated[
     float | None, typer.Option("--cfg-scale", min=0.0, help="Classifier-free guidance; each forward then costs 2 NFE.")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of all randomness.")]
-Mesh = Annotated[str, typer.Option("--mesh", metavar="DxM", help="Data x model devices: 1x1.")]
+Mesh = Annotated[
+    str, typer.Option("--mesh", metavar="DxM", help="Data x model devices, such as 4x2: rows over D, weights over M.")
+]
 Dtype = Annotated[
     str | None, typer.Option("--dtype", help=f"{' or '.join(DTYPES)}. Default float32 on CPU, else the config's.")
 ]
@@ -104,16 +107,19 @@ class Decoding:
     dtype: str | None
 
     def __post_init__(self) -> None:
-        if self.mesh != "1x1":
-            raise InputError(f"mesh: found {self.mesh!r}, expected 1x1; more than one device is not supported yet")
         if self.dtype not in (None, *DTYPES):
             raise InputError(f"dtype: found {self.dtype!r}, expected {' or '.join(DTYPES)}")
+        parse_mesh(self.mesh)
         check_cache(parse_cache(self.cache), parse_stopper(self.stop))
         self.parse(self.steps)
 
     def parse(self, steps: int | None) -> jaxdiff.Policy:
         """The policy, for `steps` in a block; a learned one is looked for in the model's folder."""
         return parse(self.policy, learned=functools.partial(learned_policy, self.model), steps=steps)
+
+    def load(self) -> jaxdiff.Checkpoint:
+        """The model, laid over the mesh. Raises as `jaxdiff.load`."""
+        return jaxdiff.load(self.model, dtype=self.dtype, mesh=parse_mesh(self.mesh))
 
     def arguments(self, model: jaxdiff.Model, length: int, *, canvas: bool = False) -> dict[str, Any]:
         """The keywords that `decode` and `infill` share, for `length` positions after a prompt or of a canvas.
@@ -141,4 +147,5 @@ class Decoding:
             "cfg_scale": self.cfg_scale,
             "forbid_eos": self.forbid_eos,
             "defer_eos": self.defer_eos,
+            "mesh": parse_mesh(self.mesh),
         }

@@ -9,12 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
 from jaxdiff.decode import loop
 from jaxdiff.decode.cache import Cache, NoCache, check_cache, doublings, spans
 from jaxdiff.decode.state import Settings
 from jaxdiff.decode.stop import NoStop
+from jaxdiff.parallel import check_axes, place
 from jaxdiff.policies import Fixed
 from jaxdiff.types import Count, InputError, Leaf, Model, NeedsReference, Params, Policy, Stopper
 
@@ -39,6 +41,7 @@ def decode(
     origin: Int[Array, " B"] | np.ndarray | None = None,
     forbid_eos: bool = False,
     defer_eos: bool = False,
+    mesh: Mesh | None = None,
     run: Callable[..., loop.Result] = loop.run,
 ) -> loop.Result:
     """Generate `gen_length` tokens after each prompt, block by block, in one compiled program.
@@ -64,12 +67,16 @@ def decode(
         forbid_eos: LLaDA's `logits_eos_inf`: end-of-text is never predicted.
         defer_eos: LLaDA's `confidence_eos_eot_inf`: positions predicted end-of-text or end-of-turn commit last.
             (The official code's chained assignment spares one of the two ids above temperature 0; here both wait.)
+        mesh: the devices that rows and weights are spread over (see `make_mesh`); tokens, NFE and commit trace are the
+            same on each, but for near-ties. Params that `load(mesh=...)` or `place` has not laid out are laid out in
+            each call.
         run: what runs the program; a `Timed` compiles it ahead of time and tells compiling from running.
 
     Returns a `Result`; source of the loop: LLaDA `generate.py` (arXiv 2502.09992).
 
     Raises InputError before compilation for lengths that do not fit, [MASK] or an empty row in the prompts, ids
-    outside the vocabulary, and a cache that the stopper or the model cannot go with.
+    outside the vocabulary, a cache that the stopper or the model cannot go with, a mesh that the model's heads or
+    widths do not spread over.
     """
     rows, width = _shape("prompts", prompts)
     if width < 1:
@@ -81,7 +88,7 @@ def decode(
     overhang = overhang_of(model)
     masks = jnp.full((rows, gen_length + overhang), model.config.mask_token_id, jnp.int32)
     canvas = jnp.concatenate([jnp.asarray(prompts, jnp.int32), masks], axis=1)
-    ways = (model, policy, stop, cache, temperature, cfg_scale, forbid_eos, defer_eos)
+    ways = (model, policy, stop, cache, temperature, cfg_scale, forbid_eos, defer_eos, mesh)
     settings = _settings(
         *ways,
         top_p=top_p,
@@ -111,6 +118,7 @@ def infill(
     key: Key[Array, ""] | Key[Array, " B"] | None = None,
     forbid_eos: bool = False,
     defer_eos: bool = False,
+    mesh: Mesh | None = None,
     run: Callable[..., loop.Result] = loop.run,
 ) -> loop.Result:
     """Fill the [MASK] positions of a canvas, wherever they stand; all else is kept.
@@ -125,7 +133,7 @@ def infill(
     check_lengths(model, 0, width, block_length)
     origin = jnp.zeros((rows,), jnp.int32)
     check_ids(model, canvas, origin, masks_allowed=True)
-    ways = (model, policy, stop, cache, temperature, cfg_scale, forbid_eos, defer_eos)
+    ways = (model, policy, stop, cache, temperature, cfg_scale, forbid_eos, defer_eos, mesh)
     settings = _settings(*ways, top_p=top_p, top_k=top_k, rows=rows, first=0, generated=width, block=block_length)
     return _run(run, model, params, jnp.asarray(canvas, jnp.int32), origin, _keys(key, rows), settings)
 
@@ -155,6 +163,9 @@ def _run(
 
     Raises InputError, before compilation, for what the policy refuses.
     """
+    if settings.mesh is not None:
+        check_axes(settings.mesh)
+        params = place(model.config, params, settings.mesh)
     policy = settings.policy
     if isinstance(policy, NeedsReference) and policy.lacks_reference:
         standard = dataclasses.replace(settings, policy=Fixed(), cache=NoCache(), spans=())
@@ -266,6 +277,7 @@ def _settings(
     guidance: Any,
     forbid_eos: bool,
     defer_eos: bool,
+    mesh: Mesh | None = None,
     *,
     rows: int,
     first: int,
@@ -306,4 +318,5 @@ def _settings(
         spans=() if cache.window == "canvas" else spans(cache, generated + 2 * overhang, block),
         forbid_eos=forbid_eos,
         defer_eos=defer_eos,
+        mesh=mesh,
     )

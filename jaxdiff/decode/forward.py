@@ -167,6 +167,8 @@ class Forward:
         return beliefs(
             hidden,
             self.model.head(self.params),
+            vocabulary=config.vocab_size,
+            mesh=settings.mesh,
             forbidden=(config.mask_token_id, *((config.eos_token_id,) if settings.forbid_eos else ())),
             deferred=config.eos_ids if settings.defer_eos else (),
             temperature=settings.temperature,

@@ -24,6 +24,7 @@ from jaxdiff.decode.cache import Place
 from jaxdiff.decode.forward import Forward
 from jaxdiff.decode.score import NEVER
 from jaxdiff.decode.state import Settings, State, first_block, fold, holes
+from jaxdiff.parallel import over_rows
 from jaxdiff.types import NEAR_TIE, Model, Params, Progress, Proposal, Score, pytree
 from jaxdiff.windows import put, take
 
@@ -182,13 +183,20 @@ def run(
     keys: Key[Array, " B"],
     settings: Settings,
 ) -> Result:
-    """`begin`, `step` until no row is live, `finish`: one program."""
-    state = jax.lax.while_loop(
-        lambda state: jnp.any(holes(model, state)),
-        lambda state: step(model, params, settings, state),
-        begin(model, canvas, origin, keys, settings),
-    )
-    return finish(model, settings, state)
+    """`begin`, `step` until no row is live, `finish`: one program; over a mesh, one loop for each shard of rows."""
+
+    def program(params: Params, canvas: Any, origin: Any, keys: Any, settings: Settings) -> Result:
+        state = jax.lax.while_loop(
+            lambda state: jnp.any(holes(model, state)),
+            lambda state: step(model, params, settings, state),
+            begin(model, canvas, origin, keys, settings),
+        )
+        return finish(model, settings, state)
+
+    arguments = (params, canvas, origin, keys, settings)
+    if settings.mesh is None:
+        return program(*arguments)
+    return over_rows(program, settings.mesh, *arguments, dead=model.config.eos_token_id)
 
 
 def _resolve(proposal: Proposal, score: Score, waits: bool) -> tuple[Bool[Array, "B W"], Bool[Array, " B"]]:

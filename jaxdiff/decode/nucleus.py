@@ -12,8 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt32
 
+from jaxdiff.parallel.rules import MODEL
 from jaxdiff.types import Count, Leaf
 
 BITS = 4  # settled by one pass: 2^4 - 1 bounds are tried at once
@@ -31,10 +33,12 @@ def lowest_kept(
     scale: Float[Array, "B 1 1"],
     top_p: Leaf | None,
     top_k: Count | None,
+    mesh: Mesh | None,
 ) -> UInt32[Array, "B W"]:
     """The lowest logit that stays, `sortable`; mass is that of softmax(scale * logits).
 
-    `logits_of` gives one of the tiles; it is called once for each in every pass.
+    `logits_of` gives one of the tiles; it is called once for each in every pass. Over a mesh they are the tiles of one
+    shard of the vocabulary, and the shards add up what they counted.
     """
     shape = jax.eval_shape(logits_of, jax.ShapeDtypeStruct((), jnp.int32)).shape
     rows = shape[0]
@@ -47,12 +51,17 @@ def lowest_kept(
         every = jnp.inf if value is None else jnp.asarray(value).astype(jnp.float32)
         return jnp.broadcast_to(every, (rows,))[:, None]
 
+    def whole_of(reduce: Callable, part: Any) -> Any:
+        return part if mesh is None else reduce(part, MODEL)
+
     top = over_tiles(lambda top, x: jnp.maximum(top, jnp.max(x, axis=-1)), jnp.full(shape[:2], -jnp.inf))
+    top = whole_of(jax.lax.pmax, top)
 
     def mass_of(x: Float[Array, "B W v"]) -> Float[Array, "B W v"]:
         return jnp.exp(scale * (x - top[..., None]))
 
-    whole = over_tiles(lambda mass, x: mass + jnp.sum(mass_of(x), axis=-1), jnp.zeros(shape[:2]))
+    mass = over_tiles(lambda mass, x: mass + jnp.sum(mass_of(x), axis=-1), jnp.zeros(shape[:2]))
+    whole = whole_of(jax.lax.psum, mass)
     share, most = limit(top_p), limit(top_k)
     allowed = jnp.where(share < 1.0, share * whole, jnp.inf)
 
@@ -67,7 +76,8 @@ def lowest_kept(
             mass = jnp.sum(jnp.where(above, mass_of(x)[..., None, :], 0.0), axis=-1)
             return carry[0] + mass, carry[1] + jnp.sum(above, axis=-1, dtype=jnp.float32)
 
-        mass, number = over_tiles(count, (jnp.zeros(bounds.shape), jnp.zeros(bounds.shape)))
+        counted = over_tiles(count, (jnp.zeros(bounds.shape), jnp.zeros(bounds.shape)))
+        mass, number = whole_of(jax.lax.psum, counted)
         too_low = (mass > allowed[..., None]) | (number >= most[..., None])
         return known | jnp.sum(too_low, axis=-1, dtype=jnp.uint32) << shift
 

@@ -5,21 +5,25 @@ no [B, W, V] array outlives a tile.
 
     features [B W D] --(per tile of V)--> logits [B W tile] -> _Running [B W] each -> Beliefs
 
+Over a mesh each shard of the vocabulary scans its own tiles, and the summaries alone are gathered.
 With top-p or top-k the tiles are gone over first for the lowest logit that they leave (`nucleus.py`).
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.decode.nucleus import lowest_kept, sortable
+from jaxdiff.parallel import LANE, over_vocabulary
 from jaxdiff.types import Count, Leaf, pytree
 
-TILE = 4096  # vocabulary entries per tile; part of the randomness' key, so a constant
+TILE = 4096  # vocabulary entries per tile, a multiple of LANE
 NEVER = -1e30  # the logit of a forbidden token: no mass, and finite, so that nothing becomes NaN
 
 
@@ -54,6 +58,8 @@ def beliefs(
     features: Float[Array, "B W D"],
     head: Float[Array, "D V"],
     *,
+    vocabulary: int,
+    mesh: Mesh | None,
     forbidden: tuple[int, ...],
     deferred: tuple[int, ...],
     temperature: Leaf,
@@ -66,31 +72,55 @@ def beliefs(
     """The candidate of each position and how sure the model is of it, float32.
 
     Args:
+        head: as wide as the vocabulary, or wider: ids from `vocabulary` on are padding, without mass.
+        mesh: what the head's second axis is spread over; None for one device.
         forbidden: ids without mass: [MASK], and end-of-text under LLaDA's `logits_eos_inf`.
         deferred: ids whose positions go last, with probability 0 (LLaDA's `confidence_eos_eot_inf`).
         temperature: 0 takes the argmax; above, Gumbel-max sampling.
-        keys, positions: noise is keyed by the row's key, the absolute position and the vocabulary tile.
+        keys, positions: noise is keyed by the row's key, the absolute position and the lane of the vocabulary, so
+            that it is the same however the vocabulary is cut into tiles and shards.
         top_p, top_k: after the temperature, in this order, tokens outside have no mass. The token that carries the sum
             over `top_p` is in, as are all that tie with the k-th.
         tempered: the beliefs are of softmax(logits / temperature), as Dream, LLaDA2 and SDAR have it, and not of
             softmax(logits), as LLaDA's `generate.py` does. Either way they are of what top-p and top-k leave.
     """
-    vocabulary = head.shape[1]
-    tile = min(TILE, vocabulary)
-    tiles = -(-vocabulary // tile)
     scale = jnp.broadcast_to(jnp.asarray(temperature), keys.shape).astype(jnp.float32)[:, None, None]
     heat = jnp.where(scale > 0.0, scale, 1.0)
     loudness = jnp.where(scale > 0.0, 1.0, 0.0) if tempered else scale
     position_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, positions)
+    scan = functools.partial(_scan, vocabulary=vocabulary, forbidden=forbidden, tempered=tempered, mesh=mesh)
+    parts = over_vocabulary(mesh, scan, head, features, heat, loudness, position_keys, top_p, top_k)
+    return _finish(functools.reduce(_merge, parts), deferred)
+
+
+def _scan(
+    head: Float[Array, "D v"],
+    begin: Int[Array, ""],
+    features: Float[Array, "B W D"],
+    heat: Float[Array, "B 1 1"],
+    loudness: Float[Array, "B 1 1"],
+    position_keys: Key[Array, "B W"],
+    top_p: Leaf | None,
+    top_k: Count | None,
+    *,
+    vocabulary: int,
+    forbidden: tuple[int, ...],
+    tempered: bool,
+    mesh: Mesh | None,
+) -> _Running:
+    """The part of the vocabulary that starts with id `begin` (a multiple of LANE), tile by tile."""
+    size = head.shape[1]
+    tile = min(TILE, size)
+    tiles = -(-size // tile)
 
     def ids_of(index: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, " v"]]:
-        # The last tile is moved back to end with the vocabulary; what it then shares with its neighbour is masked.
-        first = jnp.minimum(index * tile, vocabulary - tile)
-        return first, first + jnp.arange(tile, dtype=jnp.int32)
+        # The last tile is moved back to end with the part; what it then shares with its neighbour is masked.
+        first = jnp.minimum(index * tile, size - tile)
+        return first, begin + first + jnp.arange(tile, dtype=jnp.int32)
 
     def logits_of(index: Int[Array, ""]) -> Float[Array, "B W v"]:
         first, ids = ids_of(index)
-        allowed = ids >= index * tile
+        allowed = (ids >= begin + index * tile) & (ids < vocabulary)
         for token in forbidden:
             allowed &= ids != token
         part = jax.lax.dynamic_slice_in_dim(head, first, tile, axis=1).astype(features.dtype)
@@ -100,7 +130,8 @@ def beliefs(
 
     least = None
     if top_p is not None or top_k is not None:
-        least = lowest_kept(logits_of, tiles, 1.0 / heat if not tempered else jnp.ones_like(heat), top_p, top_k)
+        by = 1.0 / heat if not tempered else jnp.ones_like(heat)
+        least = lowest_kept(logits_of, tiles, by, top_p, top_k, mesh)
 
     def one_tile(index: Int[Array, ""]) -> _Running:
         _, ids = ids_of(index)
@@ -109,19 +140,23 @@ def beliefs(
             logits = jnp.where(sortable(logits) >= least[..., None], logits, NEVER)
 
         def drawn() -> Float[Array, "B W v"]:
-            # Mode "high": the fast one draws no value above 17, and a large vocabulary reaches that.
-            tile_keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, index)))(position_keys)
-            noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (tile,), mode="high")))(tile_keys)
-            return jnp.take(noise, (ids - index * tile) % tile, axis=-1)
+            lanes = (begin + index * tile) // LANE + jnp.arange(-(-tile // LANE), dtype=jnp.int32)
+            noise = jax.vmap(jax.vmap(lambda key: jax.vmap(lambda lane: _lane(key, lane))(lanes)))(position_keys)
+            return jnp.take(noise.reshape(*noise.shape[:2], -1), (ids - begin - index * tile) % tile, axis=-1)
 
-        noise = jax.lax.cond(jnp.any(scale > 0.0), drawn, lambda: jnp.zeros_like(logits))
+        noise = jax.lax.cond(jnp.any(loudness > 0.0), drawn, lambda: jnp.zeros_like(logits))
         return _summarise(logits, jnp.where(logits > NEVER, logits + loudness * noise, NEVER), ids)
 
     running = one_tile(jnp.int32(0))
     if tiles > 1:
         more = jnp.arange(1, tiles, dtype=jnp.int32)
         running, _ = jax.lax.scan(lambda carry, index: (_merge(carry, one_tile(index)), None), running, more)
-    return _finish(running, deferred)
+    return running
+
+
+def _lane(key: Key[Array, ""], lane: Int[Array, ""]) -> Float[Array, " l"]:
+    # Mode "high": the fast one draws no value above 17, and a large vocabulary reaches that.
+    return jax.random.gumbel(jax.random.fold_in(key, lane), (LANE,), mode="high")
 
 
 def _summarise(logits: Float[Array, "B W v"], keys: Float[Array, "B W v"], ids: Int[Array, " v"]) -> _Running:
@@ -149,8 +184,11 @@ def _summarise(logits: Float[Array, "B W v"], keys: Float[Array, "B W v"], ids: 
 
 
 def _merge(a: _Running, b: _Running) -> _Running:
-    """`a` lies left of `b`: on equal keys the lower id stays the candidate, as in an argmax over all."""
-    first: Bool[Array, "B W"] = a.key >= b.key
+    """`a` lies left of `b`: on equal keys the lower id stays the candidate, as in an argmax over all.
+
+    So it does where its key is no number: ids of padding, which lie right of all others, are never candidates.
+    """
+    first: Bool[Array, "B W"] = ~(a.key < b.key)
 
     def winner(x: Any, y: Any) -> Any:
         return jnp.where(first, x, y)

@@ -13,6 +13,7 @@ do not see each other, so a request's answer does not depend on its slot, on its
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from jaxtyping import Array, Bool, Int, Key
 
 from jaxdiff.decode.loop import Result, begin, finish, keep, step
 from jaxdiff.decode.state import Settings, State, fold, holes
+from jaxdiff.parallel import MEMORY, ROWS, WHOLE, over_data, specs_of
 from jaxdiff.types import Model, Params, pytree
 
 MEMORY_COLUMNS = 3  # of a memory's leaves [N B K L E]: the axis of the canvas
@@ -50,7 +52,7 @@ class Turn:
     state: State
     result: Result
     live: Bool[Array, " B"]
-    steps: Int[Array, ""]  # forwards of the whole batch
+    steps: Int[Array, ""]  # forwards of the whole batch; over a mesh, of the shard of rows that took most
     busy: Int[Array, ""]  # of their rows, those that a live request took part in
 
 
@@ -105,17 +107,35 @@ def turn(
             needs a reference is bound to that of all slots.
         key: of the run; request i draws from `fold_in(key, i)`.
         free: leave the loop once so many rows are done. 1 wastes no forward on an empty slot; more saves round trips
-            to the host, where those cost more than a forward.
+            to the host, where those cost more than a forward. Over a mesh each shard of rows leaves its own loop so.
     """
+    arguments = (params, settings, state, incoming, key, free)
+    program = functools.partial(_turn, model)
+    if settings.mesh is not None:
+        rows = dataclasses.replace(
+            jax.tree.map(lambda _: ROWS, state), memory=jax.tree.map(lambda _: MEMORY, state.memory)
+        )
+        specs = (WHOLE, specs_of(settings), rows, ROWS, WHOLE, WHOLE)
+        program = over_data(program, settings.mesh, specs, (rows, *[ROWS] * 4))
+    after, result, live, steps, busy = program(*arguments)
+    return Turn(after, result, live, steps=jnp.max(steps), busy=jnp.sum(busy, dtype=jnp.int32))
+
+
+def _turn(
+    model: Model,
+    params: Params,
+    settings: Settings,
+    state: State,
+    incoming: Incoming,
+    key: Key[Array, ""],
+    free: Int[Array, ""],
+) -> tuple[State, Result, Bool[Array, " B"], Int[Array, " 1"], Int[Array, " 1"]]:
+    """What `Turn` holds, of one shard of rows."""
     begun = refill(model, settings, state, incoming, key)
     after, steps = advance(model, params, settings, begun, free)
-    return Turn(
-        state=after,
-        result=dataclasses.replace(finish(model, settings, after), policy=()),
-        live=jnp.any(holes(model, after), axis=1),
-        steps=steps,
-        busy=jnp.sum(after.nfe - begun.nfe, dtype=jnp.int32) // settings.copies,
-    )
+    result = dataclasses.replace(finish(model, settings, after), policy=())
+    busy = jnp.sum(after.nfe - begun.nfe, dtype=jnp.int32, keepdims=True) // settings.copies
+    return after, result, jnp.any(holes(model, after), axis=1), steps[None], busy
 
 
 def widened(model: Model, by: int, state: State) -> State:

@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key
 
 from jaxdiff.decode.cache import Cache
-from jaxdiff.types import Count, Leaf, Memory, Model, Policy, Stopper, pytree, static
+from jaxdiff.types import Count, Leaf, Memory, Model, Policy, Stopper, each_row, pytree, static
 
 
 @pytree
@@ -19,10 +20,10 @@ class Settings:
     policy: Policy
     stop: Stopper
     cache: Cache
-    temperature: Leaf
-    guidance: Leaf | None  # classifier-free guidance scale; None compiles the single forward
-    top_p: Leaf | None  # None of the two compiles no cut
-    top_k: Count | None
+    temperature: Leaf = each_row()
+    guidance: Leaf | None = each_row()  # classifier-free guidance scale; None compiles the single forward
+    top_p: Leaf | None = each_row()  # None of the two compiles no cut
+    top_k: Count | None = each_row()
     block_length: int = static()
     first: int = static()  # canvas column where what is generated begins
     overhang: int = static(default=0)  # columns on the right that make each row's last block whole, and are cut off
@@ -30,6 +31,7 @@ class Settings:
     spans: tuple[int, ...] = static(default=())  # lengths of a window over a memory
     forbid_eos: bool = static(default=False)
     defer_eos: bool = static(default=False)
+    mesh: Mesh | None = static(default=None)  # the devices that rows and weights are spread over
 
     @property
     def copies(self) -> int:

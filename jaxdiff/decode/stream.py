@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
 from jaxdiff.decode import api
@@ -25,6 +26,7 @@ from jaxdiff.decode.cache import Cache
 from jaxdiff.decode.many import Timed, bucket
 from jaxdiff.decode.slots import Incoming, blank, turn, widened
 from jaxdiff.decode.state import Settings, State
+from jaxdiff.parallel import check_axes, place
 from jaxdiff.policies import Fixed
 from jaxdiff.types import Count, InputError, Leaf, Model, NeedsReference, Params, Policy, Stopper
 
@@ -120,6 +122,7 @@ def decode_stream(
     key: Key[Array, ""] | None = None,
     forbid_eos: bool = False,
     defer_eos: bool = False,
+    mesh: Mesh | None = None,
     free: int = 1,
     meter: Meter | None = None,
 ) -> Iterator[Answer | Refusal]:
@@ -133,7 +136,8 @@ def decode_stream(
 
     Args:
         requests: `Request`s, or bare prompts.
-        slots: rows that are decoded at a time; fewer where the queue is shorter. A forward costs as much as all slots.
+        slots: rows that are decoded at a time; fewer where the queue is shorter, and a multiple of a mesh's data
+            devices. A forward costs as much as all slots.
         block_length: in tokens; None: that of `decode` for prompts, of `infill` for canvases.
         temperature, top_p, top_k, cfg_scale, and the numbers of the policy, stopper and cache: one for all requests.
         free: rows that must be done before the compiled loop is left to look at the queue.
@@ -156,9 +160,13 @@ def decode_stream(
             raise InputError(f"{name}: found a value for each row, expected one for all; a stream has slots, not rows")
     block = api.block_of(model, block_length)
     api.check_lengths(model, 0, gen_length, block)
-    ways = (model, policy, stop, cache, temperature, cfg_scale, forbid_eos, defer_eos)
+    ways = (model, policy, stop, cache, temperature, cfg_scale, forbid_eos, defer_eos, mesh)
     settle = functools.partial(api._settings, *ways, top_p=top_p, top_k=top_k, rows=1)
     settle(first=0, generated=gen_length, block=block)
+    devices = 1
+    if mesh is not None:
+        check_axes(mesh)
+        params, devices = place(model.config, params, mesh), mesh.shape["data"]
     jax.eval_shape(lambda: _bound(policy, (1, gen_length)).init(1, block))
     api._keys(key, 1)
     if key is not None and key.ndim:
@@ -178,12 +186,13 @@ def decode_stream(
             **shared,
             forbid_eos=forbid_eos,
             defer_eos=defer_eos,
+            mesh=mesh,
             free=free,
             meter=meter.beside(),
         )
         requests = map(_with_reference, standard)  # type: ignore[assignment]
     engine = _Engine(model, params, settle, gen_length, block_length, key, free, meter)
-    return engine.serve(_numbered(requests), slots)
+    return engine.serve(_numbered(requests), slots, devices)
 
 
 def needs_reference(policy: Policy) -> bool:
@@ -217,12 +226,12 @@ def _numbers(part: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _numbered(requests: Iterable[Any]) -> Iterator[Request | Refusal]:
-    for place, item in enumerate(requests):
+    for turn_of, item in enumerate(requests):
         if isinstance(item, Refusal):
             yield item
             continue
         request = item if isinstance(item, Request) else Request(item)
-        number = place if request.number == -1 else request.number
+        number = turn_of if request.number == -1 else request.number
         yield dataclasses.replace(request, number=number, id=number if request.id is None else request.id)
 
 
@@ -251,7 +260,7 @@ class _Engine:
         self.state: State | None = None
         self.settings: dict[tuple[int, int, int, int], Settings] = {}
 
-    def serve(self, queue: Iterator[Request | Refusal], slots: int) -> Iterator[Answer | Refusal]:
+    def serve(self, queue: Iterator[Request | Refusal], slots: int, devices: int) -> Iterator[Answer | Refusal]:
         """Fill the slots, run a turn, hand out what is done, and again."""
         queue = (self._checked(item) for item in queue)
         ahead: list[Request] = []
@@ -263,7 +272,7 @@ class _Engine:
             if len(ahead) == slots:
                 break
         queue = itertools.chain(ahead, queue)
-        self.rows = [None] * len(ahead)
+        self.rows = [None] * (-(-len(ahead) // devices) * devices)
         held: Request | Refusal | None = None
         while True:
             while None in self.rows and (item := held or next(queue, None)) is not None:

@@ -8,7 +8,7 @@ There is no capacity and no dropping: what a token gets depends on that token al
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdiff.models.layers import SwiGLU
+from jaxdiff.parallel import over_experts
 
 Routes = tuple[Float[Array, "n k"], Int[Array, "n k"]]  # weights, experts
 Choose = Callable[[Float[Array, "n X"], Float[Array, " X"] | None], Routes]  # of float32 logits and the expert bias
@@ -48,21 +49,36 @@ class Experts(nn.Module):
     def __call__(
         self, flat: Float[Array, "n D"], weights: Float[Array, "n k"], chosen: Int[Array, "n k"]
     ) -> Float[Array, "n D"]:
-        count, size = flat.shape
-        each = chosen.shape[1]
+        size = flat.shape[1]
 
         def kernel(name: str, shape: tuple[int, int], scale: float) -> Float[Array, "X i o"]:
             init = nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal", batch_axis=(0,))
             return self.param(name, init, (self.experts, *shape)).astype(flat.dtype)
 
-        order = jnp.argsort(chosen.reshape(-1), stable=True)
-        sizes = jnp.bincount(chosen.reshape(-1), length=self.experts).astype(jnp.int32)
-        x = flat[order // each]
-        gate = jax.lax.ragged_dot(x, kernel("ff_proj", (size, self.width), 1.0), sizes)
-        up = jax.lax.ragged_dot(x, kernel("up_proj", (size, self.width), 1.0), sizes)
-        out = jax.lax.ragged_dot(jax.nn.silu(gate) * up, kernel("ff_out", (self.width, size), self.scale), sizes)
-        back = out[jnp.argsort(order)].reshape(count, each, size).astype(jnp.float32)
-        return jnp.sum(back * weights[..., None], axis=1).astype(flat.dtype)
+        kernels = {
+            "ff_proj": kernel("ff_proj", (size, self.width), 1.0),
+            "up_proj": kernel("up_proj", (size, self.width), 1.0),
+            "ff_out": kernel("ff_out", (self.width, size), self.scale),
+        }
+        return over_experts(_mix, kernels, flat, weights, chosen).astype(flat.dtype)
+
+
+def _mix(
+    kernels: Mapping[str, Float[Array, "X i o"]],
+    flat: Float[Array, "n D"],
+    weights: Float[Array, "n k"],
+    chosen: Int[Array, "n k"],
+) -> Float[Array, "n D"]:
+    """Each token's experts, weighted and summed in float32."""
+    count, each = chosen.shape
+    order = jnp.argsort(chosen.reshape(-1), stable=True)
+    sizes = jnp.bincount(chosen.reshape(-1), length=kernels["ff_out"].shape[0]).astype(jnp.int32)
+    x = flat[order // each]
+    gate = jax.lax.ragged_dot(x, kernels["ff_proj"], sizes)
+    up = jax.lax.ragged_dot(x, kernels["up_proj"], sizes)
+    out = jax.lax.ragged_dot(jax.nn.silu(gate) * up, kernels["ff_out"], sizes)
+    back = out[jnp.argsort(order)].reshape(count, each, -1).astype(jnp.float32)
+    return jnp.sum(back * weights[..., None], axis=1)
 
 
 class Mixture(nn.Module):

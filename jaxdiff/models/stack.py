@@ -203,7 +203,8 @@ class Transformer:
         return {group.name: room(group) for group in self.stack().groups}
 
     def _apply(self, params: Params, *arguments: Any) -> tuple[Float[Array, "B T D"], Memory]:
-        out: Any = self.stack().apply({"params": params}, *arguments)
+        stack = self.stack().clone(vocab_size=params["wte"].shape[0])  # over a mesh it is padded
+        out: Any = stack.apply({"params": params}, *arguments)
         return out
 
     def head(self, params: Params) -> Float[Array, "D V"]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from jaxdiff.policies.order import PER_NAT, propose
+from jaxdiff.policies.order import propose
 from jaxdiff.types import Proposal, Score, State, pytree
 
 
@@ -21,7 +22,10 @@ class AboveMean:
 
     def select(self, state: State, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, State]:
         del key
-        count = jnp.maximum(jnp.sum(score.eligible, axis=1, keepdims=True), 1).astype(jnp.float32)
-        mean = jnp.sum(jnp.where(score.eligible, score.prob, 0.0), axis=1, keepdims=True) / count
-        slack = jnp.where(count > 1, score.prob - mean, -jnp.inf)  # the last one is its own mean: the loop forces it
-        return propose(score, slack > 0.0, score.log_odds, PER_NAT * slack), state
+        # Near certainty float32 probabilities differ from their mean by rounding alone: what they lack to 1 does not.
+        doubt = jax.nn.log_sigmoid(-score.log_odds)
+        count = jnp.sum(score.eligible, axis=1, keepdims=True)
+        whole = jax.nn.logsumexp(jnp.where(score.eligible, doubt, -jnp.inf), axis=1, keepdims=True)
+        slack = whole - jnp.log(jnp.maximum(count, 1).astype(jnp.float32)) - doubt
+        slack = jnp.where(count > 1, slack, -jnp.inf)  # the last one is its own mean: the loop forces it
+        return propose(score, slack > 0.0, score.log_odds, slack), state

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from jaxdiff.policies.order import reference_block
-from jaxdiff.types import Proposal, Score, State, pytree
+from jaxdiff.types import Proposal, Score, State, each_row, pytree
 
 
 @pytree
@@ -24,7 +24,7 @@ class Oracle:
             it first, with one token a step and all else the same. Its forwards are not counted.
     """
 
-    reference: Int[Array, "B L"] | None = None
+    reference: Int[Array, "B L"] | None = each_row(default=None)
 
     waits = False
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.policies.filters import evidence_of
 from jaxdiff.policies.order import reference_block
-from jaxdiff.types import InputError, Proposal, Score, pytree
+from jaxdiff.types import InputError, Proposal, Score, each_row, pytree
 
 
 @pytree
@@ -41,7 +41,7 @@ class Replay:
     block: a block of W positions has at most W + 1 forwards.
     """
 
-    reference: Int[Array, "B L"] | None = None
+    reference: Int[Array, "B L"] | None = each_row(default=None)
 
     waits = True
 

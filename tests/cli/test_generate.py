@@ -196,3 +196,14 @@ def test_replay_draws_on_terminals_only(checkpoint):
         assert screen.getvalue().count(watch.MASK) == 4 + 3 + 2 + 1
         watch.replay(tokens, steps, tokenizer, Console(file=pipe), seconds_a_frame=0.0)
         assert pipe.getvalue() == ""
+
+
+def test_a_mesh_changes_nothing_in_the_file(run, folder, tmp_path):
+    rows = write(tmp_path / "in.jsonl", [ROWS[0], ROWS[1], ROWS[4]])
+    out = {}
+    for mesh in ("1x1", "2x4"):
+        file = ("generate", "--in", rows, "--out", tmp_path / "out.jsonl", "--model", folder, "--mesh", mesh)
+        assert run(*file, *SHORT, "--policy", "threshold:tau=0.3", "--temperature", 0.7).code == 0
+        lines = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+        out[mesh] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    assert out["1x1"] == out["2x4"]

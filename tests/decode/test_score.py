@@ -13,7 +13,7 @@ from jaxdiff.decode.score import TILE, beliefs
 
 pytestmark = pytest.mark.usefixtures("strict")
 B, W, D = 2, 3, 8
-compiled = jax.jit(beliefs, static_argnames=("forbidden", "deferred"))
+compiled = jax.jit(beliefs, static_argnames=("forbidden", "deferred", "vocabulary", "mesh"))
 
 
 def case(vocabulary, seed=0, scale=2.0):
@@ -25,6 +25,8 @@ def run(features, head, *, forbidden=(), deferred=(), temperature=0.0, seed=0):
     return compiled(
         features,
         head,
+        vocabulary=head.shape[1],
+        mesh=None,
         forbidden=forbidden,
         deferred=deferred,
         temperature=jnp.float32(temperature),
@@ -92,6 +94,8 @@ def test_samples_follow_the_tempered_distribution(vocabulary):
     found = compiled(
         jnp.ones((rows, 1, 1)),
         logits[None],
+        vocabulary=vocabulary,
+        mesh=None,
         forbidden=(1,),
         deferred=(),
         temperature=jnp.float32(0.5),
@@ -115,7 +119,7 @@ def test_noise_depends_on_the_absolute_position_not_on_the_window():
     features, head = case(50)
     same = jnp.broadcast_to(features[:, :1], features.shape)
     keys = jax.random.split(jax.random.key(3), B)
-    options = dict(forbidden=(), deferred=(), temperature=jnp.float32(3.0), keys=keys)
+    options = dict(vocabulary=50, mesh=None, forbidden=(), deferred=(), temperature=jnp.float32(3.0), keys=keys)
     wide = compiled(same, head, positions=jnp.broadcast_to(jnp.arange(W), (B, W)), **options)
     moved = compiled(same, head, positions=jnp.broadcast_to(jnp.arange(W)[::-1], (B, W)), **options)
     np.testing.assert_array_equal(wide.token, moved.token[:, ::-1])

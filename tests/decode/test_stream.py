@@ -21,6 +21,7 @@ from jaxdiff import (
     decode,
     decode_stream,
     infill,
+    make_mesh,
     pad_prompts,
     policies,
 )
@@ -259,3 +260,12 @@ def test_slots_of_a_model_that_attends_in_blocks():
     for answer in done:
         prompts, origin = pad_prompts([PROMPTS[answer.request.number]], small.EOS, multiple=32)
         assert_same(answer, decode(model, params, prompts, origin=origin, **options))
+
+
+def test_slots_on_a_mesh():
+    """Each shard of slots leaves its loop on its own; K/V lie with their rows."""
+    mesh = make_mesh(2, 1)
+    answers, _ = stream([Request(PROMPTS[i], number=i) for i in (0, 4, 7, 9, 2)], slots=3, mesh=mesh, cache=Dual())
+    assert len(answers) == 5
+    for number in (0, 7, 9):
+        assert_same(answers[number], by_itself(number, cache=Dual()))

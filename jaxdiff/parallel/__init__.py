@@ -1,0 +1,34 @@
+"""Meshes of devices: how they are named, what lies where, and a decode whose rows and weights are spread over one."""
+
+from jaxdiff.parallel.mesh import (
+    MEMORY,
+    ROWS,
+    WHOLE,
+    check_axes,
+    make_mesh,
+    over_data,
+    over_experts,
+    over_rows,
+    over_vocabulary,
+    parse_mesh,
+    specs_of,
+)
+from jaxdiff.parallel.rules import LANE, check_model, place, shardings
+
+__all__ = [
+    "LANE",
+    "MEMORY",
+    "ROWS",
+    "WHOLE",
+    "check_axes",
+    "check_model",
+    "make_mesh",
+    "over_data",
+    "over_experts",
+    "over_rows",
+    "over_vocabulary",
+    "parse_mesh",
+    "place",
+    "shardings",
+    "specs_of",
+]

@@ -1,0 +1,130 @@
+"""The mesh, and the two ways that a decode is spread over it.
+
+`over_rows` is manual over `data` alone: each shard of rows runs a loop of its own and leaves it on its own, and `model`
+is left to the partitioner, which follows the sharding of the params. `over_vocabulary`, inside it, is manual over
+`model`: each shard scans its part of the head, and the summaries alone are gathered.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, PartitionSpec
+from jaxtyping import Array, Int, Key
+
+from jaxdiff.parallel.rules import DATA, MODEL, RULES, leading_rows, spec
+from jaxdiff.types import InputError, Params
+
+ROWS = PartitionSpec(RULES["batch"])
+MEMORY = PartitionSpec(None, RULES["batch"])  # keys and values [N B K L E]
+WHOLE = PartitionSpec()
+
+
+def make_mesh(data: int, model: int) -> Mesh:
+    """The first data x model devices of this host as a mesh. Raises InputError where there are fewer."""
+    devices = jax.local_devices()
+    if data < 1 or model < 1 or data * model > len(devices):
+        raise InputError(
+            f"mesh: found {data}x{model} = {data * model} devices, expected 1 to {len(devices)}, as many as there are"
+        )
+    axes = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((data, model), (DATA, MODEL), axis_types=axes, devices=devices[: data * model])
+
+
+def parse_mesh(text: str) -> Mesh | None:
+    """What `--mesh DxM` means; None for 1x1, which needs no mesh. Raises InputError for any other text."""
+    found = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text, re.ASCII)
+    if found is None:
+        raise InputError(f"mesh: found {text!r}, expected DxM, the data and the model devices, such as 4x2")
+    mesh = make_mesh(int(found[1]), int(found[2]))
+    return None if mesh.size == 1 else mesh
+
+
+def check_axes(mesh: Mesh) -> None:
+    """Raises InputError for a mesh of other axes than `make_mesh` gives."""
+    if mesh.axis_names != (DATA, MODEL):
+        raise InputError(f"mesh: found axes {mesh.axis_names}, expected {(DATA, MODEL)}; make it with make_mesh")
+
+
+def over_rows(
+    program: Callable[..., Any],
+    mesh: Mesh,
+    params: Params,
+    canvas: Int[Array, "B L"],
+    origin: Int[Array, " B"],
+    keys: Key[Array, " B"],
+    settings: Any,
+    *,
+    dead: int,
+) -> Any:
+    """`program` of the same arguments, on each data shard's rows; every leaf of its result leads with B.
+
+    Where the rows do not divide, rows of the id `dead` alone, with nothing to generate, fill up the last shard; they
+    are not in the result.
+    """
+    rows = canvas.shape[0]
+    leaves, structure = jax.tree.flatten(settings)
+    marked = [leads and leaf.ndim > 0 for leads, leaf in zip(leading_rows(settings), leaves, strict=True)]
+    if missing := -rows % mesh.shape[DATA]:
+        at = np.minimum(np.arange(rows + missing), rows - 1)
+        canvas = jnp.where((np.arange(rows + missing) < rows)[:, None], canvas[at], jnp.int32(dead))
+        origin, keys = origin[at], keys[at]
+        leaves = [leaf[at] if leads else leaf for leads, leaf in zip(marked, leaves, strict=True)]
+    settings = jax.tree.unflatten(structure, leaves)
+    specs = (WHOLE, ROWS, ROWS, ROWS, specs_of(settings))
+    result = over_data(program, mesh, specs, ROWS)(params, canvas, origin, keys, settings)
+    return jax.tree.map(lambda leaf: leaf[:rows], result) if missing else result
+
+
+def over_experts(program: Callable[..., Any], kernels: Mapping[str, Any], *whole: Any) -> Any:
+    """`program(kernels, *whole)` on each shard's slice of the kernels (leaves of `experts/`); the results are added up.
+
+    Without it the partitioner would add up every expert's output before they are weighted and joined: k times as much.
+    For code inside `over_rows`; elsewhere it is `program` itself.
+    """
+    if MODEL not in jax.sharding.get_abstract_mesh().axis_names:
+        return program(kernels, *whole)
+
+    def on_shard(kernels: Mapping[str, Any], *whole: Any) -> Any:
+        return jax.lax.psum(program(kernels, *whole), MODEL)
+
+    in_specs = ({name: spec(f"experts/{name}") for name in kernels}, *[WHOLE] * len(whole))
+    spread = jax.shard_map(on_shard, axis_names={MODEL}, in_specs=in_specs, out_specs=WHOLE, check_vma=False)
+    return spread(kernels, *whole)
+
+
+def over_data(program: Callable[..., Any], mesh: Mesh, specs: Any, out: Any) -> Callable[..., Any]:
+    """`program` on each data shard; `specs` say which axes of its arguments are rows, `out` which of its result."""
+    # The loop's constant carries would have to be marked one by one, were they checked.
+    return jax.shard_map(program, mesh=mesh, axis_names={DATA}, in_specs=specs, out_specs=out, check_vma=False)
+
+
+def specs_of(settings: Any) -> Any:
+    """Of a policy, stopper or decode settings: which leaves lead with rows."""
+    leaves, structure = jax.tree.flatten(settings)
+    each = [leads and leaf.ndim > 0 for leads, leaf in zip(leading_rows(settings), leaves, strict=True)]
+    return jax.tree.unflatten(structure, [ROWS if leads else WHOLE for leads in each])
+
+
+def over_vocabulary(mesh: Mesh | None, program: Callable[..., Any], head: Any, *whole: Any) -> list[Any]:
+    """`program(part of the head [D v], its first id, *whole)` on each shard of the vocabulary; the results, in order.
+
+    For code inside `over_rows`; without a mesh there is one part, the whole.
+    """
+    if mesh is None:
+        return [program(head, jnp.int32(0), *whole)]
+
+    def on_shard(part: Any, *whole: Any) -> Any:
+        first = jax.lax.axis_index(MODEL).astype(jnp.int32) * part.shape[1]
+        return jax.lax.all_gather(program(part, first, *whole), MODEL)
+
+    in_specs = (spec("head"), *[WHOLE] * len(whole))
+    spread = jax.shard_map(on_shard, axis_names={MODEL}, in_specs=in_specs, out_specs=WHOLE, check_vma=False)
+    gathered = spread(head, *whole)
+    leaves, structure = jax.tree.flatten(gathered)
+    return [jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in range(mesh.shape[MODEL])]

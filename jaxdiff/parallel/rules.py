@@ -1,0 +1,147 @@
+"""Which axis of which array lies over which axis of the mesh: one table, in two steps.
+
+    leaf name --LEAVES--> logical axes --RULES--> mesh axes
+
+Rows go over `data`. Heads, the MLP's width and the vocabulary go over `model`: a layer then takes two all-reduces, one
+for the attention's output and one for the MLP's, and the embedding one. The idea of the table is that of
+jax-llm-examples' ShardingRules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxdiff.types import InputError, Params
+
+DATA, MODEL = "data", "model"
+LANE = 128  # vocabulary entries that share one draw of noise: shards are whole lanes, so that all meshes draw alike
+
+RULES: Mapping[str, str | None] = {
+    "batch": DATA,  # of canvas, keys, K/V, scores, the policy's and the stopper's state
+    "vocab": MODEL,  # padded to whole lanes on each shard
+    "heads": MODEL,
+    "kv_heads": MODEL,  # whole on each shard where there are fewer of them than shards
+    "ffn": MODEL,  # of experts too: each shard holds a slice of every expert, and no token travels
+    "embed": None,
+    "experts": None,
+}
+
+# By the last names of a leaf's path, the longest first; axes in front of those named (stacked layers) stay whole.
+LEAVES: Mapping[str, tuple[str, ...]] = {
+    "wte": ("vocab", "embed"),
+    "head": ("embed", "vocab"),
+    "q_proj/kernel": ("embed", "heads"),
+    "q_proj/bias": ("heads",),
+    "k_proj/kernel": ("embed", "kv_heads"),
+    "k_proj/bias": ("kv_heads",),
+    "v_proj/kernel": ("embed", "kv_heads"),
+    "v_proj/bias": ("kv_heads",),
+    "attn_out/kernel": ("heads", "embed"),
+    "attn_out/bias": ("embed",),
+    "ff_proj/kernel": ("embed", "ffn"),
+    "up_proj/kernel": ("embed", "ffn"),
+    "ff_out/kernel": ("ffn", "embed"),
+    "experts/ff_proj": ("experts", "embed", "ffn"),
+    "experts/up_proj": ("experts", "embed", "ffn"),
+    "experts/ff_out": ("experts", "ffn", "embed"),
+    "router/kernel": ("embed", "experts"),
+    "router/bias": ("experts",),
+    "weight": ("embed",),  # of every norm
+}
+
+
+def check_model(config: Any, mesh: Mesh) -> None:
+    """Raises InputError where the heads of a model do not spread over the mesh's model axis."""
+    shards = mesh.shape[MODEL]
+    if config.n_heads % shards:
+        raise InputError(_uneven("attention heads", config.n_heads, shards))
+    if config.n_kv_heads % shards and shards % config.n_kv_heads:
+        raise InputError(_uneven("key/value heads", config.n_kv_heads, shards))
+
+
+def shardings(config: Any, shapes: Params, mesh: Mesh) -> Params:
+    """Of each leaf of a model's params (arrays or shapes): a `ShapeDtypeStruct` with its shape there and its sharding.
+
+    The vocabulary is padded to whole lanes on each shard; all other shapes stay.
+
+    Raises InputError for heads or MLP widths that do not spread over the model axis, and for a leaf without a rule.
+    """
+    check_model(config, mesh)
+    shards = mesh.shape[MODEL]
+
+    def lay(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        names = jax.tree_util.keystr(path, simple=True, separator="/")
+        axes = _axes(names)
+        lead = len(leaf.shape) - len(axes)
+        shape, over = list(leaf.shape), [RULES[axis] for axis in axes]
+        for i, axis in enumerate(axes):
+            size = shape[lead + i]
+            if axis == "vocab":
+                shape[lead + i] = padded(config.vocab_size, shards)
+            elif axis == "kv_heads" and config.n_kv_heads % shards:
+                over[i] = None
+            elif RULES[axis] == MODEL and size % shards:
+                raise InputError(_uneven(f"entries of {names}", size, shards))
+        sharding = NamedSharding(mesh, PartitionSpec(*[None] * lead, *over))
+        return jax.ShapeDtypeStruct(tuple(shape), leaf.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(lay, shapes)
+
+
+def place(config: Any, params: Params, mesh: Mesh) -> Params:
+    """A model's params laid over the mesh; those that lie there already are not touched. Raises as `shardings`."""
+
+    def lay(leaf: jax.Array, target: jax.ShapeDtypeStruct) -> jax.Array:
+        missing = [(0, wanted - found) for found, wanted in zip(leaf.shape, target.shape, strict=True)]
+        whole = jnp.pad(leaf, missing) if any(after for _, after in missing) else leaf
+        return jax.device_put(whole, target.sharding)
+
+    return jax.tree.map(lay, params, shardings(config, params, mesh))
+
+
+def padded(vocabulary: int, shards: int) -> int:
+    """The vocabulary in whole lanes on each of the shards."""
+    return -(-vocabulary // (LANE * shards)) * LANE * shards
+
+
+def leading_rows(tree: Any, marked: bool = False) -> Iterator[bool]:
+    """Of each leaf of a policy, stopper or decode settings: whether it leads with B, where it has an axis.
+
+    `number()` and `each_row()` fields do; weights do not.
+    """
+    if is_dataclass(tree) and not isinstance(tree, type):
+        for field in fields(tree):
+            if not field.metadata.get("static"):
+                yield from leading_rows(getattr(tree, field.name), bool(field.metadata))
+    elif isinstance(tree, tuple | list):
+        for part in tree:
+            yield from leading_rows(part, marked)
+    else:
+        yield from (marked for _ in jax.tree.leaves(tree))
+
+
+def spec(name: str) -> PartitionSpec:
+    """Of the leaf of that name in `LEAVES`."""
+    return PartitionSpec(*(RULES[axis] for axis in LEAVES[name]))
+
+
+def _axes(names: str) -> tuple[str, ...]:
+    parts = names.split("/")
+    for count in (2, 1):
+        if axes := LEAVES.get("/".join(parts[-count:])):
+            return axes
+    raise InputError(f"mesh: found no rule for the parameter {names}; add it to jaxdiff/parallel/rules.py")
+
+
+def _uneven(what: str, size: int, shards: int) -> str:
+    return (
+        f"mesh: found {size} {what} for a model axis of {shards}, expected a multiple of it; "
+        f"try a model axis of {math.gcd(size, shards)}"
+    )

@@ -1,0 +1,151 @@
+"""A decode over a mesh of 8 simulated devices: what it gives, and what the devices tell each other."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.collectives import collectives, compiled_text
+from jaxdiff import (
+    EosStop,
+    EotpStop,
+    Llada,
+    Llada2,
+    Llada2Config,
+    LladaConfig,
+    LladaMoe,
+    LladaMoeConfig,
+    decode,
+    make_mesh,
+)
+from jaxdiff.decode.score import TILE, beliefs
+from jaxdiff.models.config import Config
+from jaxdiff.parallel import over_rows
+from jaxdiff.policies import Fixed, Threshold, any_of
+from tests import small
+
+WIDE = dataclasses.replace(small.CONFIG, d_model=64, n_heads=8, n_kv_heads=4)
+PROMPTS = [*small.PROMPTS, [7, 8]]  # five rows: no mesh divides them
+WAYS = {
+    "eos": dict(policy=any_of(Threshold(0.6), Fixed(order="random")), stop=EosStop()),
+    "eotp": dict(policy=Threshold([0.3, 0.5, 0.7, 0.9, 0.5]), stop=EotpStop(tau=0.5, keep=2)),
+    "mixed": dict(policy=Threshold(0.5)),
+}
+
+
+SHAPE = {field.name: getattr(WIDE, field.name) for field in dataclasses.fields(Config)}
+MIXED = Llada2(  # a dense layer, one of routed and shared experts, blocks that align to positions, a tied head
+    Llada2Config(
+        **SHAPE,
+        num_experts=8,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        num_shared_experts=1,
+        n_group=2,
+        topk_group=1,
+        first_k_dense_replace=1,
+        attention_block=small.BLOCK,
+        tie_word_embeddings=True,
+    )
+)
+MODELS = {"eos": Llada(WIDE), "eotp": Llada(WIDE), "mixed": MIXED}
+
+
+@functools.cache
+def params(model):
+    """Random weights, more confident than fresh ones; end-of-text is likely enough to occur."""
+    tree = jax.jit(model.init)(jax.random.key(0))
+    tree["wte"] = tree["wte"] * 3.0
+    if "head" in tree:
+        head = tree["head"] * 5.0
+        tree["head"] = head.at[:, small.EOS].set(head[:, small.EOS] * 1.6)
+    return tree
+
+
+@functools.cache
+def run(way, mesh=None):
+    prompts, origin = small.batch(PROMPTS)
+    return decode(
+        MODELS[way],
+        params(MODELS[way]),
+        prompts,
+        origin=origin,
+        gen_length=small.GEN,
+        block_length=small.BLOCK,
+        temperature=jnp.asarray([0.0, 0.7, 0.7, 0.0, 0.7]),
+        key=small.keys(len(PROMPTS)),
+        mesh=None if mesh is None else make_mesh(*mesh),
+        **WAYS[way],
+    )
+
+
+@pytest.mark.parametrize(
+    ("mesh", "way"),
+    [((8, 1), "eos"), ((4, 2), "eotp"), ((2, 4), "eos"), ((1, 8), "eotp"), ((2, 4), "mixed")],
+)
+def test_every_mesh_gives_the_same_tokens(mesh, way):
+    home, spread = run(way), run(way, mesh)
+    assert not int(home.near_ties.sum()), "draw another seed: float rounding decides here"
+    assert len(set(home.nfe.tolist())) > 1  # rows end at different times
+    for name in ("tokens", "commit_step", "nfe", "lengths", "reason", "near_ties"):
+        np.testing.assert_array_equal(getattr(spread, name), getattr(home, name))
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_sharded_vocabulary_is_scored_as_a_whole_one():
+    """Two tiles on each shard, the last short; with top-p and without; a broken model predicts no padding."""
+    vocabulary, rows = 8 * TILE + 1000, 2
+    first, second = jax.random.split(jax.random.key(0))
+    features, head = jax.random.normal(first, (rows, 3, 8)), jax.random.normal(second, (8, vocabulary))
+    padded = jnp.pad(head, ((0, 0), (0, 8 * (TILE + 256) - vocabulary)))
+    positions = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32), (rows, 3))
+
+    def score(head, features, positions, keys, temperature, top_p, mesh=None):
+        common = dict(vocabulary=vocabulary, mesh=mesh, forbidden=(7,), deferred=())
+        chance = dict(temperature=temperature, top_p=top_p, keys=keys, positions=positions)
+        return beliefs(features, head, **chance, **common)
+
+    @jax.jit
+    def spread(head, features, positions, keys, temperature, top_p):
+        mesh = make_mesh(1, 8)
+        return over_rows(
+            lambda head, positions, _, keys, rest: score(head, rest[0], positions, keys, *rest[1:], mesh=mesh),
+            *(mesh, head, positions, positions[:, 0], keys, (features, temperature, top_p)),
+            dead=0,
+        )
+
+    keys = jax.random.split(jax.random.key(1), rows)
+    for temperature, top_p in ((0.7, 0.9), (0.7, None), (0.0, None)):
+        rest = (features, positions, keys, jnp.float32(temperature), None if top_p is None else jnp.float32(top_p))
+        whole, parts = jax.jit(score)(head, *rest), spread(padded, *rest)
+        np.testing.assert_array_equal(whole.token, parts.token)
+        for name in ("prob", "log_odds", "runner_up", "entropy", "gap"):
+            np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-4, atol=1e-5)
+    assert int(spread(padded * jnp.nan, *rest).token.max()) < vocabulary
+
+
+@pytest.mark.parametrize("family", [Llada, LladaMoe])
+def test_devices_tell_each_other_no_more_than_they_must(family):
+    """Within a shard of rows, so that its loop may end alone; never head or logits; what a layer needs, once."""
+    rows, prompt, shards = 4, 8, 4
+    shape = SHAPE | {"vocab_size": shards * TILE + 600}
+    experts = {} if family is Llada else {"num_experts": 4, "num_experts_per_tok": 2}
+    model = family((LladaMoeConfig if experts else LladaConfig)(**shape, **experts))
+    config, mesh = model.config, make_mesh(2, shards)
+    shape = dict(rows=rows, prompt=prompt, generated=small.GEN, block=small.BLOCK)
+    found = collectives(compiled_text(model, mesh, **shape))
+    for each in found:
+        assert each.groups is not None, each.line
+        for group in each.groups:
+            assert {device // shards for device in group} == {group[0] // shards}, each.line
+    fed = rows // 2 * (prompt + small.GEN) * config.d_model
+    assert max(each.elements for each in found) == fed < config.vocab_size // shards
+    reduced = [each for each in found if each.kind == "all-reduce"]
+    assert sum(each.times * each.elements for each in reduced) == (2 * config.n_layers + 1) * fed
+    assert all(each.step for each in found)
+    gathered = [each for each in found if each.kind == "all-gather"]
+    assert gathered
+    assert len(reduced) + len(gathered) == len(found)
