@@ -112,9 +112,7 @@ def turn(
     arguments = (params, settings, state, incoming, key, free)
     program = functools.partial(_turn, model)
     if settings.mesh is not None:
-        rows = dataclasses.replace(
-            jax.tree.map(lambda _: ROWS, state), memory=jax.tree.map(lambda _: MEMORY, state.memory)
-        )
+        rows = jax.tree.map_with_path(lambda path, _: MEMORY if path[0].name == "memory" else ROWS, state)
         specs = (WHOLE, specs_of(settings), rows, ROWS, WHOLE, WHOLE)
         program = over_data(program, settings.mesh, specs, (rows, *[ROWS] * 4))
     after, result, live, steps, busy = program(*arguments)
