@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from jaxdiff.convert import published, stream
@@ -71,7 +73,8 @@ def convert(source: Path, target: Path, report: Report = _silent) -> None:
             leaf: stream.Pending(shape, dtypes[leaf], lambda leaf=leaf: made(leaf))
             for leaf, shape in plan.leaves.items()
         }
-        stream.write(new / "params", pending)
+        with _written(target):
+            stream.write(new / "params", pending)
 
 
 def export(source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES, report: Report = _silent) -> None:
@@ -108,7 +111,8 @@ def export(source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES, report
                     held = _read(source / "params", wanted)
                 tensors[key] = tensor(plan, key, held)
                 done += tensors[key].nbytes
-            save_file(tensors, new / name, metadata={"format": "pt"})
+            with _written(target):
+                save_file(tensors, new / name, metadata={"format": "pt"})
             report(done, total)
         if len(shards) > 1:
             where = {key: name for name, keys in shards.items() for key in keys}
@@ -119,6 +123,17 @@ def export(source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES, report
 def _check_new(target: Path) -> None:
     if target.exists() or target.is_symlink():
         raise InputError(f"{target}: exists; name a new folder, or remove it")
+
+
+@contextlib.contextmanager
+def _written(target: Path) -> Iterator[None]:
+    """What the writers say of a full disk and the like, as one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, SafetensorError) as error:
+        raise InputError(f"{target}: cannot be written ({first_line(error)})") from error
 
 
 def _bytes(plan: Plan, leaf: str, dtype: np.dtype) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxdiff.convert.engine import DTYPES, Spec
 from jaxdiff.files import first_line, read_object
+from jaxdiff.models import family_of
 from jaxdiff.types import InputError
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
@@ -32,7 +33,13 @@ def with_ids(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """A folder's config.json, with the special ids it lacks from generation_config.json and tokenizer_config.json.
 
     The first end-of-text id that the files name is `eos_token_id`; another one is a turn's end, `eot_token_id`.
+
+    Raises InputError for a config of no family that is known here, and for ids that are none.
     """
+    try:
+        family_of(config)  # before anything large is opened
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {str(error).removeprefix('config.json: ')}") from error
     generation = read_object(folder / GENERATION) if (folder / GENERATION).is_file() else {}
     words = _token_ids(folder)
     ids = {}

@@ -131,8 +131,10 @@ def test_leaves_go_to_their_sharding(kind, source, ours):
     jax.tree.map(np.testing.assert_array_equal, cut, alone)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_an_interrupted_conversion_leaves_nothing(error, source, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "expected"), [(KeyboardInterrupt,) * 2, (OSError,) * 2, (ValueError("disk full"), InputError)]
+)
+def test_an_interrupted_conversion_leaves_nothing(error, expected, source, tmp_path, monkeypatch):
     fill, calls = folder.fill, []
 
     def breaks(*arguments):
@@ -142,7 +144,7 @@ def test_an_interrupted_conversion_leaves_nothing(error, source, tmp_path, monke
         return fill(*arguments)
 
     monkeypatch.setattr(folder, "fill", breaks)
-    with pytest.raises(error):
+    with pytest.raises(expected, match=r"ours: cannot be written \(disk full\)" if expected is InputError else None):
         convert(source, tmp_path / "ours")
     assert len(calls) == 3
     assert list(tmp_path.iterdir()) == []
