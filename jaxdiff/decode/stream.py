@@ -112,7 +112,7 @@ def decode_stream(
     block_length: int | None = 32,
     temperature: Leaf = 0.0,
     cfg_scale: Leaf | None = None,
-    key: Key[Array, ""] | None = None,
+    key: Key[Array, "..."] | None = None,
     forbid_eos: bool = False,
     defer_eos: bool = False,
     free: int = 1,

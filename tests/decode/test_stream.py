@@ -178,7 +178,6 @@ def test_what_the_meter_says():
     assert meter.busy == sum(answer.nfe for answer in answers.values())
     assert meter.slot_steps == 3 * meter.steps >= meter.busy
     assert 0.7 < meter.occupancy <= 1.0
-    assert 0.0 < meter.compile_seconds
     for answer in answers.values():
         assert 0.0 < answer.seconds <= meter.seconds
     waited, _ = stream(PROMPTS, slots=3, meter=meter, free=3)  # nobody enters before all three are done
@@ -196,7 +195,6 @@ def test_what_the_meter_says():
         (dict(temperature=-1.0), "temperature: found -1.0"),
         (dict(temperature=np.zeros(3)), "temperature: found a value for each row"),
         (dict(key=small.keys(2)), "key: found 2 of them, expected one"),
-        (dict(key=jax.random.PRNGKey(0)), "key: found no typed key"),
         (dict(cfg_scale=jnp.zeros(3)), "cfg_scale: found a value for each row"),
         (dict(policy=policies.any_of(policies.Fixed(), policies.Threshold([0.1, 0.2]))), "tau: found a value for each"),
         (dict(stop=EotpStop(keep=[1, 2])), "keep: found a value for each row"),
