@@ -204,10 +204,11 @@ def test_what_the_meter_says():
         (dict(policy=policies.Fixed(schedule="dream")), "the schedule needs its number of steps"),
     ],
 )
-def test_what_serves_no_request_is_refused_before_compilation(changes, words, compiled):
+def test_what_serves_no_request_is_refused_before_compilation(changes, words):
+    meter = Meter()
     with pytest.raises(InputError, match=words):
-        decode_stream(small.MODEL, small.params(), PROMPTS, **(OPTIONS | changes))
-    assert not compiled or len(compiled) < 3  # arrays of the settings, no program
+        decode_stream(small.MODEL, small.params(), PROMPTS, **(OPTIONS | dict(meter=meter) | changes))
+    assert meter.programs == 0
 
 
 @pytest.mark.parametrize("policy", POLICIES)
