@@ -119,7 +119,7 @@ def decode_stream(
     top_p: Leaf | None = None,
     top_k: Count | None = None,
     cfg_scale: Leaf | None = None,
-    key: Key[Array, ""] | None = None,
+    key: Key[Array, ""] | Key[Array, " n"] | None = None,
     forbid_eos: bool = False,
     defer_eos: bool = False,
     mesh: Mesh | None = None,
@@ -168,11 +168,10 @@ def decode_stream(
         check_axes(mesh)
         params, devices = place(model.config, params, mesh), mesh.shape["data"]
     jax.eval_shape(lambda: _bound(policy, (1, gen_length)).init(1, block))
-    api._keys(key, 1)
-    if key is not None and key.ndim:
+    key = jax.random.key(0) if key is None else key
+    if api._keys(key, getattr(key, "size", 1)).size > 1:
         raise InputError(f"key: found {key.size} of them, expected one; request i draws from fold_in(key, i)")
     meter = Meter() if meter is None else meter
-    key = jax.random.key(0) if key is None else key
     if needs_reference(policy):
         if _states(policy, block, gen_length) != _states(policy, block, gen_length + block):
             raise InputError("policy: keeps a state of the canvas' length, expected one of any; use decode for it")

@@ -92,7 +92,7 @@ def test_the_while_loop_is_a_python_loop():
     """Rule 5."""
     prompts, origin = small.batch()
     size = {"rows": 4, "first": prompts.shape[1], "generated": GEN, "block": BLOCK, "overhang": BLOCK - 1}
-    settings = api._settings(sampled(), EotpStop(), 0.7, None, False, False, **size)
+    settings = api._settings(MODEL, sampled(), EotpStop(), None, 0.7, None, False, False, **size)
     masks = np.full((4, GEN + BLOCK - 1), small.MASK, np.int32)
     state = loop.begin(MODEL, jnp.asarray(np.hstack([prompts, masks])), jnp.asarray(origin), small.keys(4), settings)
     once = jax.jit(lambda state: loop.step(MODEL, params(), settings, state))

@@ -109,7 +109,7 @@ def test_numbers_and_references_follow_the_rows_and_weights_do_not():
     learned = Learned(Block(init_layers(jax.random.key(0), (8, 8))), jnp.full((4,), 0.5))
     policy = any_of(Oracle(reference), cap(2, learned), Fixed())
     size = dict(rows=4, first=6, generated=16, block=8)
-    settings = api._settings(policy, EotpStop(), 0.0, jnp.ones((4,)), False, False, **size)
+    settings = api._settings(small.MODEL, policy, EotpStop(), None, 0.0, jnp.ones((4,)), False, False, **size)
     marks = zip(jax.tree.leaves_with_path(settings), leading_rows(settings), strict=True)
     whole = [jax.tree_util.keystr(path) for (path, _), leads in marks if not leads]
     assert [name.rsplit(".", 1)[1] for name in whole] == ["kernel", "bias"]
