@@ -63,9 +63,12 @@ def lowest_kept(
         bounds = known[..., None] | digits[None, None] | below  # the highest number with each digit but the last
 
         def count(carry: tuple[Array, Array], x: Float[Array, "B W v"]) -> tuple[Array, Array]:
-            above = sortable(x)[..., None, :] > bounds[..., None]
-            mass = jnp.sum(jnp.where(above, mass_of(x)[..., None, :], 0.0), axis=-1)
-            return carry[0] + mass, carry[1] + jnp.sum(above, axis=-1, dtype=jnp.float32)
+            at, mass = sortable(x), mass_of(x)
+            # Bound by bound, not broadcast over them: the CPU backend would keep the fifteen-fold tile.
+            above = [at > bounds[..., i, None] for i in range(bounds.shape[-1])]
+            masses = jnp.stack([jnp.sum(jnp.where(one, mass, 0.0), axis=-1) for one in above], axis=-1)
+            numbers = jnp.stack([jnp.sum(one, axis=-1, dtype=jnp.float32) for one in above], axis=-1)
+            return carry[0] + masses, carry[1] + numbers
 
         mass, number = over_tiles(count, (jnp.zeros(bounds.shape), jnp.zeros(bounds.shape)))
         too_low = (mass > allowed[..., None]) | (number >= most[..., None])
