@@ -4,6 +4,7 @@ import io
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -12,6 +13,7 @@ import jaxdiff
 from jaxdiff.cli import requests, watch
 from jaxdiff.cli.options import Decoding
 from jaxdiff.decode import Timed
+from jaxdiff.models import build
 
 SHORT = ("--gen-length", 16, "--block-length", 8)
 ROWS = [
@@ -89,14 +91,17 @@ def test_steps_are_the_total_of_all_blocks(run, folder):
     assert run("generate", "26 + 48", "--model", folder, *SHORT, "--steps", 4, "--json").json["nfe"] == 4
 
 
-def test_every_option_reaches_the_decode():
-    decoding = Decoding("gsm-1m", "fixed", "eos", 8, 32, None, 0.5, 1.5, True, True, "none", "1x1", "bfloat16")
-    arguments = decoding.arguments(32, 16)
+def test_every_option_reaches_the_decode(checkpoint):
+    numbers = (8, 32, 16, 0.5, 0.9, 5, 1.5)
+    decoding = Decoding("gsm-1m", "fixed", "eos", *numbers, True, True, "none", "1x1", "bfloat16")
+    arguments = decoding.arguments(checkpoint.model, 32)
     assert int(arguments.pop("policy").steps) == 4
     assert isinstance(arguments.pop("stop"), jaxdiff.EosStop)
     assert arguments == {
         "block_length": 16,
         "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 5,
         "cfg_scale": 1.5,
         "forbid_eos": True,
         "defer_eos": True,
@@ -143,7 +148,9 @@ def test_rows_do_not_depend_on_the_batch(run, folder, tmp_path):
 
 @pytest.mark.parametrize(("line", "words"), BAD_ROWS)
 def test_bad_row(line, words, folder, checkpoint, tmp_path):
-    decoding = Decoding("gsm-1m", "fixed", "none", None, 16, 8, 0.0, None, False, False, "none", "1x1", None)
+    decoding = Decoding(
+        "gsm-1m", "fixed", "none", None, 16, 8, 0.0, None, None, None, False, False, "none", "1x1", None
+    )
     source = write(tmp_path / "in.jsonl", ['{"id": "fine", "prompt": "x"}', line])
     fine, bad = requests.read(source, checkpoint, decoding)
     assert (fine.number, fine.id) == (0, "fine")
@@ -152,7 +159,9 @@ def test_bad_row(line, words, folder, checkpoint, tmp_path):
 
 
 def test_file_that_is_not_text(checkpoint, tmp_path):
-    decoding = Decoding("gsm-1m", "fixed", "none", None, 16, 8, 0.0, None, False, False, "none", "1x1", None)
+    decoding = Decoding(
+        "gsm-1m", "fixed", "none", None, 16, 8, 0.0, None, None, None, False, False, "none", "1x1", None
+    )
     (tmp_path / "in.jsonl").write_bytes(b'\xff\xfe\n\xef\xbb\xbf{"prompt_ids": [5]}\r\n')
     bad, fine = requests.read(tmp_path / "in.jsonl", checkpoint, decoding)
     assert "not JSON" in bad.error
@@ -207,3 +216,41 @@ def test_a_mesh_changes_nothing_in_the_file(run, folder, tmp_path):
         lines = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
         out[mesh] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
     assert out["1x1"] == out["2x4"]
+
+
+def test_sampling_options_reach_the_decode(run, folder):
+    """Among one token there is nothing to sample, at whatever temperature; positions drawn at random are others."""
+    options = ("generate", "26 + 48", "--model", folder, *SHORT, "--temperature", 5, "--json")
+    alone, reach = run(*options, "--top-k", 1).json, run(*options, "--top-p", 0).json
+    assert alone["token_ids"] == reach["token_ids"]
+    assert run(*options, "--top-k", 1, "--seed", 3).json["token_ids"] == alone["token_ids"]
+    drawn = ("--top-k", 1, "--policy", "fixed:alg_temp=100")
+    steps = [run(*options, *drawn, "--seed", seed).json["commit_step"] for seed in (0, 3)]
+    assert steps[0] != steps[1] != alone["commit_step"]
+
+
+def test_a_model_that_attends_in_blocks(run, tmp_path):
+    """Through a folder on disk: the block is the model's own, and no length need divide."""
+    model = build(
+        {
+            "family": "sdar",
+            "vocab_size": 50,
+            "d_model": 32,
+            "n_layers": 1,
+            "n_heads": 2,
+            "mlp_hidden_size": 32,
+            "head_dim": 8,
+            "mask_token_id": 0,
+            "eos_token_id": 1,
+            "dtype": "float32",
+        }
+    )
+    jaxdiff.save(tmp_path / "blocks", model, model.init(jax.random.key(0)))
+    rows = write(tmp_path / "in.jsonl", ['{"prompt_ids": [5, 6, 7, 8, 9]}', '{"prompt_ids": [5, 6]}'])
+    options = ("generate", "--in", rows, "--out", tmp_path / "out.jsonl", "--model", tmp_path / "blocks")
+    assert run(*options, "--gen-length", 7).code == 0
+    first, second = read(tmp_path / "out.jsonl")
+    assert (len(first["token_ids"]), len(second["token_ids"])) == (7, 7)
+    assert (first["nfe"], second["nfe"]) == (7, 10)  # 5 + 7 fill three blocks of 4; 2 + 7 leave three to be cut off
+    refused = run(*options, "--block-length", 8)
+    assert (refused.code, "attends in blocks of 4" in refused.err) == (2, True)
