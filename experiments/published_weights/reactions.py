@@ -126,9 +126,15 @@ class Bert:
         return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.config.eps) * p["weight"] + p["bias"]
 
     def features(
-        self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        valid: Bool[Array, "B T"],
+        prompt: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B T D"]:
         """What the last matrix reads, and a column of ones for its bias."""
+        del prompt  # a canvas has none
         c = self.config
         bias = jnp.where(valid, 0.0, jnp.finfo(jnp.float32).min)[:, None, None]
 

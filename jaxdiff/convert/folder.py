@@ -45,9 +45,8 @@ def convert(source: Path, target: Path, report: Report = _silent) -> None:
     config = read_object(source / published.CONFIG)
     if not published.is_published(source, config):
         raise InputError(f"{source}: is converted already; name a published folder")
-    tensors = published.Files(source)
-    config = published.with_ids(config, source) | {"dtype": tensors.dtype}
-    model, shapes = model_of(config, source / published.CONFIG)
+    config, tensors = published.with_ids(config, source), published.Files(source)
+    model, shapes = model_of(config | {"dtype": tensors.dtype}, source / published.CONFIG)
     plan = plan_of(model, shapes, most=len(tensors.specs))
     dtypes = check(plan, tensors)
     total, done = sum(_bytes(plan, leaf, dtype) for leaf, dtype in dtypes.items()), 0
@@ -94,12 +93,13 @@ def export(source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES, report
         raise InputError(f"{source}: is published already; name a folder with params/")
     model, shapes = model_of(config, source / published.CONFIG)
     dtypes = _stored(source / "params", shapes)
-    plan, original = plan_of(model, shapes), _original(source, model)
+    plan = plan_of(model, shapes)
     shards = _shards(plan, dtypes, shard_bytes)
     total, done, held = sum(_bytes(plan, leaf, dtype) for leaf, dtype in dtypes.items()), 0, {}
     with replaced(target) as new:
-        write_object(new / published.CONFIG, original)
-        for file in (*(source / name for name in FILES), source / ORIGINAL / published.GENERATION):
+        write_object(new / published.CONFIG, _described(model))
+        kept = (source / ORIGINAL / name for name in (published.CONFIG, published.GENERATION))
+        for file in (*(source / name for name in FILES), *kept):
             if file.is_file():
                 shutil.copy(file, new / file.name)
         for name, keys in shards.items():
@@ -140,10 +140,8 @@ def _bytes(plan: Plan, leaf: str, dtype: np.dtype) -> int:
     return int(np.prod(plan.leaves[leaf], dtype=np.int64)) * dtype.itemsize
 
 
-def _original(source: Path, model: Model) -> dict[str, Any]:
-    """The config.json to publish: the one kept at conversion, else one that describes the same model."""
-    if (source / ORIGINAL / published.CONFIG).is_file():
-        return read_object(source / ORIGINAL / published.CONFIG)
+def _described(model: Model) -> dict[str, Any]:
+    """A config.json in the family's own names, for a model that was trained here and has none from elsewhere."""
     family = family_name(model)
     architecture = next(name for name, known in ARCHITECTURES.items() if known == family)
     published_names = {ours: theirs for theirs, ours in model.config.renamed.items()}

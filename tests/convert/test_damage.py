@@ -126,6 +126,12 @@ def test_config_that_does_not_fit(source, changes, words):
     assert words in refusal(source)
 
 
+def test_the_family_is_asked_before_the_weights(source):
+    edit_config(source, architectures=["LlamaForCausalLM"])
+    (source / SHARD).write_bytes(b"")
+    assert f"{source / 'config.json'}: found family None, architectures 'LlamaForCausalLM'" in refusal(source)
+
+
 def test_no_weights(source):
     for path in source.glob("model*"):
         path.unlink()
