@@ -6,7 +6,7 @@ result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, origin=ori
 policy=jaxdiff.policies.Threshold(0.9), stop=jaxdiff.EosStop())
 """
 
-from jaxdiff import policies
+from jaxdiff import convert, policies
 from jaxdiff.checkpoint import Checkpoint, Tokenizer, load, save
 from jaxdiff.decode import (
     BlockCausal,
@@ -70,6 +70,7 @@ __all__ = [
     "Stopper",
     "Tokenizer",
     "build",
+    "convert",
     "decode",
     "infill",
     "load",

@@ -1,21 +1,19 @@
 """A model folder: config.json, params/ (orbax), and, unless the model speaks ids only, a tokenizer beside them.
 
 jaxdiff.load("gsm-1m")      one of the models that ship
-jaxdiff.load("runs/mine")   a folder that `jaxdiff train` wrote
+jaxdiff.load("runs/mine")   a folder that `jaxdiff train` or `jaxdiff convert` wrote
+jaxdiff.load("LLaDA-8B")    a folder as its authors publish it: config.json and safetensors
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
 import json
-import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Sharding
 
-from jaxdiff.models import build, family_name
+from jaxdiff.convert import published, text
+from jaxdiff.convert.engine import params_from, plan_of
+from jaxdiff.files import first_line, read_object, replaced, write_object
+from jaxdiff.models import family_name, model_of
 from jaxdiff.policies import Fixed, Learned, any_of
 from jaxdiff.policies.filters import Block, Local, init_layers
 from jaxdiff.types import InputError, Model, Params, Policy
@@ -32,6 +34,7 @@ from jaxdiff.types import InputError, Model, Params, Policy
 SHIPPED = "gsm-1m"
 FILTERS, FILTER = "filters", "filter.json"  # <model>/filters/<name>/filter.json
 BEST_FILTER = "local"  # what bare `learned` means
+Sharded = Callable[[str], Sharding | None]  # a leaf's path -> where it is to live
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,72 +92,67 @@ def model_folder(path: str | Path) -> Path:
     return folder
 
 
-def load(path: str | Path = SHIPPED, *, dtype: str | None = None) -> Checkpoint:
+def load(path: str | Path = SHIPPED, *, dtype: str | None = None, sharding: Sharded | None = None) -> Checkpoint:
     """A model, its params and its tokenizer (None where the folder has none).
 
     Args:
-        path: a folder, or the name of a model that ships.
+        path: a folder of ours or as Hugging Face publishes it, or the name of a model that ships.
         dtype: of the params and of the computation; default float32 on CPU (where bfloat16 is slower), else the
-            config's.
+            config's (of a published folder, its tensors').
+        sharding: where a leaf, named by its path (`layers/q_proj/kernel`), is to live; default the default device.
 
     Raises InputError for a folder that is missing, incomplete or damaged, in one line.
     """
     folder = model_folder(path)
-    config = read_config(folder)
+    config = read_object(folder / "config.json")
     if dtype is None and jax.default_backend() == "cpu":
         dtype = "float32"
-    if dtype is not None:
-        config["dtype"] = dtype
-    try:
-        model = build(config)
-        shapes = jax.eval_shape(model.init, jax.random.key(0))
-    except (ArithmeticError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{folder / 'config.json'}: makes no model ({_first_line(error)}); restore the file"
-        ) from error
-    target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(config["dtype"])), shapes)
-    tokenizer = load_tokenizer(folder)
-    if tokenizer is not None:
-        tokenizer = dataclasses.replace(tokenizer, eot_id=getattr(model.config, "eot_token_id", None))
-    return Checkpoint(model, _restore(folder / "params", target), tokenizer, folder)
+    read = _published if published.is_published(folder, config) else _ours
+    model, params = read(folder, config, dtype, sharding)
+    fast, ends = text.open_tokenizer(folder, family_name(model)), model.config
+    tokenizer = None if fast is None else Tokenizer(fast, ends.eos_token_id, getattr(ends, "eot_token_id", None))
+    return Checkpoint(model, params, tokenizer, folder)
+
+
+def _ours(folder: Path, config: dict[str, Any], dtype: str | None, sharding: Sharded | None) -> tuple[Model, Params]:
+    config = config | ({} if dtype is None else {"dtype": dtype})
+    model, shapes = model_of(config, folder / "config.json")
+
+    def wanted(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        place = None if sharding is None else sharding("/".join(key.key for key in path))
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(config["dtype"]), sharding=place)
+
+    return model, _restore(folder / "params", jax.tree.map_with_path(wanted, shapes))
+
+
+def _published(
+    folder: Path, config: dict[str, Any], dtype: str | None, sharding: Sharded | None
+) -> tuple[Model, Params]:
+    config, tensors = published.with_ids(config, folder), published.Files(folder)
+    model, shapes = model_of(config | {"dtype": dtype or tensors.dtype}, folder / "config.json")
+    plan = plan_of(model, shapes, most=len(tensors.specs))
+    return model, params_from(plan, tensors, dtype=dtype, sharding=sharding)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
-    if not (folder / "tokenizer.json").is_file():
+    """A tokenizer that lies in a folder without a model; None where there is none."""
+    fast = text.open_tokenizer(folder)
+    if fast is None:
         return None
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch: none is needed
-    from transformers import PreTrainedTokenizerFast  # slow to import, and not needed for ids
-
-    try:
-        fast = PreTrainedTokenizerFast.from_pretrained(str(folder))
-    except Exception as error:
-        raise InputError(f"{folder / 'tokenizer.json'}: damaged ({_first_line(error)}); restore the file") from error
     if fast.eos_token_id is None:
         raise InputError(f"{folder / 'tokenizer_config.json'}: names no eos_token; add the one that ends an answer")
     return Tokenizer(fast, int(fast.eos_token_id))
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        if not isinstance(config, dict):
-            raise ValueError(f"found {type(config).__name__}, expected an object")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / 'config.json'}: damaged ({_first_line(error)}); restore the file") from error
-    return config
-
-
 def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | None = None) -> None:
     """Write a model folder as a whole or not at all: params in bfloat16, the config, a copy of the tokenizer."""
-    with _replaced(folder) as new:
+    with replaced(folder) as new:
         config = dataclasses.asdict(model.config) | {"dtype": "bfloat16", "family": family_name(model)}
-        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_object(new / "config.json", config)
         small = jax.tree.map(lambda x: np.asarray(x.astype(jnp.bfloat16)), params)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((new / "params").absolute(), small)
-        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        for name in text.FILES:
             if tokenizer_from is not None and (tokenizer_from / name).is_file():
                 shutil.copy(tokenizer_from / name, new / name)
 
@@ -172,25 +170,12 @@ def save_filter(folder: Path, learned: Learned, *, quota: bool) -> None:
         "tau": float(np.asarray(learned.tau)),
         "quota": quota,
     }
-    with _replaced(folder) as new:
-        (new / FILTER).write_text(json.dumps(config, indent=2) + "\n")
+    with replaced(folder) as new:
+        write_object(new / FILTER, config)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((new / "params").absolute(), judge.layers)
         if (folder / "README.md").is_file():
             shutil.copy(folder / "README.md", new / "README.md")
-
-
-@contextlib.contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which then takes the place of `folder`: as a whole, or not at all where writing fails."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        new, old = Path(scratch) / "new", Path(scratch) / "old"
-        new.mkdir()
-        yield new
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
 
 
 def learned_policy(model: str | Path, name: str | None = None, tau: float | None = None) -> Policy:
@@ -222,7 +207,7 @@ def load_filter(folder: Path) -> tuple[Learned, bool]:
         make = {"block": Block, "local": functools.partial(Local, reach=config["reach"])}[config["kind"]]
         tau, quota = float(config["tau"]), bool(config["quota"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / FILTER}: missing or damaged ({_first_line(error)}); fit it again") from error
+        raise InputError(f"{folder / FILTER}: missing or damaged ({first_line(error)}); fit it again") from error
     return Learned(make(_restore(folder / "params", layers)), tau), quota
 
 
@@ -244,10 +229,6 @@ def _restore(path: Path, target: Any) -> Params:
             if found.shape != wanted.shape:
                 raise ValueError(f"{jax.tree_util.keystr(name)}: {found.shape}, config.json says {wanted.shape}")
     except Exception as error:
-        raise InputError(f"{path}: cannot be read ({_first_line(error)}); restore or convert it again") from error
+        raise InputError(f"{path}: cannot be read ({first_line(error)}); restore or convert it again") from error
     sys.unraisablehook = hook
     return jax.tree.map(jnp.asarray, params)  # on the device once, not at each call
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

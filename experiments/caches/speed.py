@@ -23,6 +23,7 @@ import matplotlib.pyplot as plt
 
 import jaxdiff
 from jaxdiff.decode import api, loop
+from jaxdiff.decode.cache import Cache
 
 LENGTHS, BLOCK, STEPS, ROUNDS, GENERATED = (256, 512, 1024), 32, 24, 9, 256
 CACHES = {
@@ -36,7 +37,7 @@ CACHES = {
 class Steps:
     """STEPS steps of a decode that is one step under way."""
 
-    def __init__(self, model: Any, params: Any, cache: jaxdiff.decode.cache.Cache, length: int) -> None:
+    def __init__(self, model: Any, params: Any, cache: Cache, length: int) -> None:
         half = length // 2
         policy, stop = jaxdiff.policies.Fixed(), jaxdiff.NoStop()
         sizes = {"rows": 1, "first": half, "generated": half, "block": BLOCK}
@@ -62,7 +63,7 @@ class Steps:
 class Whole:
     """A decode of GENERATED tokens."""
 
-    def __init__(self, checkpoint: jaxdiff.Checkpoint, cache: jaxdiff.decode.cache.Cache) -> None:
+    def __init__(self, checkpoint: jaxdiff.Checkpoint, cache: Cache) -> None:
         self.checkpoint, self.cache = checkpoint, cache
         self.prompt = jax.random.randint(jax.random.key(0), (1, 64), 10, checkpoint.model.config.vocab_size)
 
@@ -102,7 +103,7 @@ def main() -> None:
     for name in CACHES:
         axes.plot(LENGTHS, [1e3 * step[str(length)][name] for length in LENGTHS], marker="o", label=name)
     axes.set(xscale="log", yscale="log", xlabel="canvas length", ylabel="ms per step", xticks=LENGTHS)
-    axes.set_xticklabels(LENGTHS)
+    axes.set_xticklabels(map(str, LENGTHS))
     axes.legend(frameon=False)
     figure.savefig(results / "speed.png", dpi=150)
     print(json.dumps(report, indent=1))

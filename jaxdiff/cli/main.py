@@ -14,11 +14,13 @@ import jax
 import typer
 
 import jaxdiff
+from jaxdiff.cli.convert import convert, export
 from jaxdiff.cli.evaluate import evaluate
 from jaxdiff.cli.generate import generate
 from jaxdiff.cli.learn import collect, fit
 from jaxdiff.cli.show import stderr
 from jaxdiff.cli.train import train
+from jaxdiff.files import clear_scratch
 from jaxdiff.types import InputError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -27,6 +29,8 @@ app.command("eval")(evaluate)
 app.command("train")(train)
 app.command("collect")(collect)
 app.command("fit")(fit)
+app.command("convert")(convert)
+app.command("export")(export)
 
 
 def _show_version(asked: bool) -> bool:
@@ -85,6 +89,7 @@ def _leave_on_interrupt() -> None:
         while os.read(reader, 1)[0] != signal.SIGINT:
             pass
         stderr().show_cursor()  # a progress bar may have hidden it
+        clear_scratch()
         os._exit(130)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -6,7 +6,15 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 
 def stderr() -> Console:
@@ -41,3 +49,13 @@ def progress(
             bar.update(task, completed=done, rate=says(made, seconds))
 
         yield update
+
+
+@contextlib.contextmanager
+def copying(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that is told the bytes that are done, and all; none if stderr is no terminal."""
+    console = stderr()
+    columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Sharding
 
 from jaxdiff.convert.families import TABLES
-from jaxdiff.convert.table import Part, Plan, Shape
+from jaxdiff.convert.table import Plan, Shape
 from jaxdiff.models import build, family_name
 from jaxdiff.types import InputError, Model, Params
 
-DTYPES = {name: np.dtype(name) for name in ("float32", "float16")} | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
-Put = Callable[[str, np.ndarray], Any]  # a leaf's path and its numbers -> the leaf where it is to live
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
 class Spec(NamedTuple):
@@ -59,10 +58,13 @@ class InMemory:
         return self._arrays[key][rows]
 
 
-def plan_of(model: Model) -> Plan:
-    """What a model's family calls its tensors, and where each goes. Nothing is computed."""
-    shapes: Any = flatten_dict(jax.eval_shape(model.init, jax.random.key(0)), sep="/")
-    return Plan.make(TABLES[family_name(model)], {leaf: x.shape for leaf, x in shapes.items()})
+def plan_of(model: Model, shapes: Any, *, most: int | None = None) -> Plan:
+    """What a model's family calls its tensors, and where each goes. `shapes`: its params, abstract.
+
+    Raises InputError where a rule alone asks for more than `most` tensors.
+    """
+    flat: Any = flatten_dict(shapes, sep="/")
+    return Plan.make(TABLES[family_name(model)], {leaf: x.shape for leaf, x in flat.items()}, most=most)
 
 
 def check(plan: Plan, tensors: Tensors) -> dict[str, np.dtype]:
@@ -101,6 +103,7 @@ def _gathered(misfits: Iterable[tuple[str, str, str, str]]) -> list[str]:
     """One phrase for each kind of misfit: keys that differ in their first number alone are told together."""
     kinds: dict[tuple[str, ...], list[str]] = {}
     for file, key, found, expected in misfits:
+        key = repr(key)[1:-1]  # a damaged file may hold any
         head, number, tail = (*re.split(r"(\d+)", key, maxsplit=1), "", "")[:3]
         kinds.setdefault((file, head, tail, found, expected), []).append(number)
     return [
@@ -118,23 +121,29 @@ def fill(plan: Plan, tensors: Tensors, leaf: str, dtype: np.dtype) -> np.ndarray
     return out
 
 
-def rows_of(part: Part, leaf: np.ndarray) -> np.ndarray:
-    """The rows of a published tensor that a slice of a leaf is: the inverse of what `fill` does to them."""
-    one = leaf[part.index]
-    return one.T if part.transposed else one
+def tensor(plan: Plan, key: str, leaves: Mapping[str, np.ndarray]) -> np.ndarray:
+    """One published tensor, contiguous, out of the leaves that its rows went to: the inverse of `fill`."""
+    parts = plan.by_tensor[key]
+    out = np.empty(plan.tensors[key], leaves[parts[0].leaf].dtype)
+    for part in parts:
+        one = leaves[part.leaf][part.index]
+        out[part.rows] = one.T if part.transposed else one
+    return out
 
 
-def leaves(
-    model: Model, tensors: Tensors, *, dtype: str | None = None, put: Put = lambda _, array: jnp.asarray(array)
-) -> Iterator[tuple[str, Any]]:
-    """The model's leaves by path, one at a time: assembled on the host, put where they are to live, the copy let go.
+def params_from(
+    plan: Plan, tensors: Tensors, *, dtype: str | None = None, sharding: Callable[[str], Sharding | None] | None = None
+) -> Params:
+    """A plan's params, leaf by leaf: assembled on the host, put where it is to live, the host's copy let go.
 
-    Raises InputError, before any is made, for tensors that do not fit the model.
+    Raises InputError, before any is made, for tensors that do not fit the plan.
     """
-    plan = plan_of(model)
-    stored = check(plan, tensors)
+    dtypes, params = check(plan, tensors), {}
     for leaf in plan.leaves:
-        yield leaf, put(leaf, fill(plan, tensors, leaf, stored[leaf] if dtype is None else DTYPES[dtype]))
+        array = fill(plan, tensors, leaf, dtypes[leaf] if dtype is None else DTYPES[dtype])
+        params[leaf] = jax.device_put(array, None if sharding is None else sharding(leaf))
+        jax.block_until_ready(params[leaf])  # so that no two host copies are alive
+    return unflatten_dict(params, sep="/")
 
 
 def from_tensors(
@@ -142,26 +151,25 @@ def from_tensors(
     tensors: Mapping[str, np.ndarray],
     *,
     dtype: str | None = None,
-    put: Put = lambda _, array: jnp.asarray(array),
+    sharding: Callable[[str], Sharding | None] | None = None,
 ) -> tuple[Model, Params]:
     """A model and its params from what a family publishes: config.json's contents and the named tensors.
 
     Args:
         config: with `architectures`, as published, or our own `family`.
-        tensors: PyTorch's layout; float32, bfloat16 or float16.
+        tensors: in PyTorch's layout; float32 or bfloat16.
         dtype: of the params; default each leaf as it is stored.
-        put: where a leaf (its path, its numbers) is to live; default the default device.
+        sharding: where a leaf, named by its path (`layers/q_proj/kernel`), is to live; default the default device.
 
     Raises InputError that lists every misfit between tensors and model.
     """
     model = build(dict(config))
-    return model, unflatten_dict(dict(leaves(model, InMemory(tensors), dtype=dtype, put=put)), sep="/")
+    plan = plan_of(model, jax.eval_shape(model.init, jax.random.key(0)), most=len(tensors))
+    return model, params_from(plan, InMemory(tensors), dtype=dtype, sharding=sharding)
 
 
 def to_tensors(model: Model, params: Params) -> dict[str, np.ndarray]:
     """The inverse of `from_tensors`: published names and layouts, dtypes kept."""
     host = {leaf: np.asarray(array) for leaf, array in flatten_dict(params, sep="/").items()}
-    return {
-        key: np.concatenate([rows_of(part, host[part.leaf]) for part in parts])
-        for key, parts in plan_of(model).by_tensor.items()
-    }
+    plan = plan_of(model, params)
+    return {key: tensor(plan, key, host) for key in plan.tensors}

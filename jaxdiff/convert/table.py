@@ -26,6 +26,11 @@ class Rule:
     transposed: bool
     after: str = ""  # the group of layers that `{n}` counts before this one's
 
+    @property
+    def stacked(self) -> int:
+        """How many leading axes of the leaves the key counts."""
+        return self.key.count("{")
+
 
 Table = tuple[Rule, ...]
 
@@ -68,14 +73,20 @@ class Plan:
     by_leaf: dict[str, list[Part]]
 
     @classmethod
-    def make(cls, table: Table, leaves: Mapping[str, Shape]) -> Plan:
+    def make(cls, table: Table, leaves: Mapping[str, Shape], *, most: int | None = None) -> Plan:
         """Spell a table out for a model's leaves, {path: shape}.
 
-        Raises InputError where the table lacks a rule for a leaf, or has two.
+        Raises InputError where the table lacks a rule for a leaf, or has two; or where a rule alone asks for more than
+        `most` tensors (a config may claim any number of layers).
         """
         plan = cls({}, leaves, {}, {leaf: [] for leaf in leaves})
         for rule in table:
             if found := [leaf for leaf in rule.leaves if leaf in leaves]:
+                count = math.prod(leaves[found[0]][: rule.stacked])
+                if most is not None and count > most:
+                    raise InputError(
+                        f"{rule.key}: found {most} tensors in all, but config.json asks for {count} of these"
+                    )
                 plan._add(rule, found)
         for leaf, parts in plan.by_leaf.items():
             size = sum(math.prod(leaves[leaf][len(part.index) :]) for part in parts)
@@ -84,15 +95,13 @@ class Plan:
         return plan
 
     def _add(self, rule: Rule, found: list[str]) -> None:
-        stacked = rule.key.count("{")
-        before = next(
-            (shape[0] for leaf, shape in self.leaves.items() if rule.after and leaf.startswith(rule.after)), 0
-        )
-        for index in np.ndindex(self.leaves[found[0]][:stacked]):
-            counted = dict(zip("ne", (index[0] + before, *index[1:]), strict=False)) if index else {}
+        others = [shape[0] for leaf, shape in self.leaves.items() if rule.after and leaf.startswith(rule.after)]
+        before = others[0] if others else 0
+        for index in np.ndindex(self.leaves[found[0]][: rule.stacked]):
+            counted = {"n": index[0] + before, "e": index[-1]} if index else {}
             key, start, width = rule.key.format(**counted), 0, ()
             for leaf in found:
-                one = self.leaves[leaf][stacked:]
+                one = self.leaves[leaf][rule.stacked :]
                 rows, *width = reversed(one) if rule.transposed else one
                 part = Part(key, slice(start, start + rows), leaf, index, rule.transposed)
                 self.by_leaf[leaf].append(part)

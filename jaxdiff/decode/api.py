@@ -56,6 +56,7 @@ def decode(
         top_p, top_k: sample among the most likely tokens alone: those that together reach `top_p`, and of them the
             `top_k` best; one number, or one for each row. They take effect after the temperature. At temperature 0 the
             token stays the same, but its confidence is that among those left, as in Dream's `generation_utils.py`.
+            `near_ties` does not count where float rounding decides who is left.
         cfg_scale: classifier-free guidance, w in un + (w + 1) (cond - un); None is off, and each guided forward
             costs 2 NFE.
         key: one key for each row (a request's seed; its tokens then do not depend on the batch), or one for all,

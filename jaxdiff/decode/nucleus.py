@@ -8,6 +8,7 @@ bits do once the sign is taken care of. Each pass over the tiles settles four of
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def lowest_kept(
     shape = jax.eval_shape(logits_of, jax.ShapeDtypeStruct((), jnp.int32)).shape
     rows = shape[0]
 
-    def over_tiles(body: Callable, start: Array | tuple[Array, ...]) -> Array | tuple[Array, ...]:
+    def over_tiles(body: Callable[[Any, Array], Any], start: Any) -> Any:
         indices = jnp.arange(tiles, dtype=jnp.int32)
         return jax.lax.scan(lambda carry, index: (body(carry, logits_of(index)), None), start, indices)[0]
 
@@ -62,9 +63,12 @@ def lowest_kept(
         bounds = known[..., None] | digits[None, None] | below  # the highest number with each digit but the last
 
         def count(carry: tuple[Array, Array], x: Float[Array, "B W v"]) -> tuple[Array, Array]:
-            above = sortable(x)[..., None, :] > bounds[..., None]
-            mass = jnp.sum(jnp.where(above, mass_of(x)[..., None, :], 0.0), axis=-1)
-            return carry[0] + mass, carry[1] + jnp.sum(above, axis=-1, dtype=jnp.float32)
+            at, mass = sortable(x), mass_of(x)
+            # Bound by bound, not broadcast over them: the CPU backend would keep the fifteen-fold tile.
+            above = [at > bounds[..., i, None] for i in range(bounds.shape[-1])]
+            masses = jnp.stack([jnp.sum(jnp.where(one, mass, 0.0), axis=-1) for one in above], axis=-1)
+            numbers = jnp.stack([jnp.sum(one, axis=-1, dtype=jnp.float32) for one in above], axis=-1)
+            return carry[0] + masses, carry[1] + numbers
 
         mass, number = over_tiles(count, (jnp.zeros(bounds.shape), jnp.zeros(bounds.shape)))
         too_low = (mass > allowed[..., None]) | (number >= most[..., None])

@@ -1,8 +1,12 @@
 """One file per family. `build` turns a config.json into a model."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import jax
+
+from jaxdiff.files import first_line
 from jaxdiff.models.config import Config
 from jaxdiff.models.dream import Dream, DreamConfig
 from jaxdiff.models.llada import Llada, LladaConfig
@@ -56,7 +60,22 @@ def build(config: Mapping[str, Any]) -> Model:
     return model(parse.from_dict(config))
 
 
+def model_of(config: Mapping[str, Any], file: Path) -> tuple[Model, Any]:
+    """The model that a file's config describes, and the shapes of its params; no number is made.
+
+    Raises InputError, which names the file, for a config that describes none.
+    """
+    try:
+        model = build(config)
+        return model, jax.eval_shape(model.init, jax.random.key(0))
+    except InputError as error:
+        raise InputError(f"{file}: {str(error).removeprefix('config.json').lstrip(': ')}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: makes no model ({first_line(error)}); restore the file") from error
+
+
 __all__ = [
+    "ARCHITECTURES",
     "FAMILIES",
     "Dream",
     "DreamConfig",
@@ -71,4 +90,5 @@ __all__ = [
     "build",
     "family_name",
     "family_of",
+    "model_of",
 ]

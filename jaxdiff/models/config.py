@@ -92,6 +92,9 @@ class Config:
         known = {f.name: f for f in dataclasses.fields(cls)}
         ours = {cls.renamed.get(k, k): v for k, v in raw.items()}
         values: dict[str, Any] = {k: v for k, v in ours.items() if k in known and v is not None}
+        for key, value in values.items():
+            if known[key].type == "float" and isinstance(value, int):  # a round rope_theta
+                values[key] = float(value)
         if "n_heads" in values:
             values.setdefault("n_kv_heads", values["n_heads"])
         size, ids = cls.published

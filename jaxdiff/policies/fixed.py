@@ -64,9 +64,8 @@ class Fixed:
             priority = priority_of(score, self.order)
         if self.alg_temp is not None:
             heat = jnp.broadcast_to(jnp.asarray(self.alg_temp), score.start.shape)[:, None]
-            drawn = value_of(score, self.order) / jnp.maximum(heat, 1e-30) + gumbel(
-                key, columns - score.origin[:, None]
-            )
+            noise = gumbel(key, columns - score.origin[:, None])
+            drawn = value_of(score, self.order) / jnp.maximum(heat, 1e-30) + noise
             priority = jnp.where(heat > 0.0, drawn, priority)  # the k highest of these are k draws
         chosen: Bool[Array, "B W"] = (ranks(priority, score.eligible) < quota[:, None]) & score.eligible
         none = jnp.zeros_like(chosen)  # a quota vouches for nothing, and compares with nothing

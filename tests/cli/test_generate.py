@@ -4,6 +4,7 @@ import io
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -12,6 +13,7 @@ import jaxdiff
 from jaxdiff.cli import requests, watch
 from jaxdiff.cli.options import Decoding
 from jaxdiff.decode import Timed
+from jaxdiff.models import build
 
 SHORT = ("--gen-length", 16, "--block-length", 8)
 ROWS = [
@@ -196,3 +198,41 @@ def test_replay_draws_on_terminals_only(checkpoint):
         assert screen.getvalue().count(watch.MASK) == 4 + 3 + 2 + 1
         watch.replay(tokens, steps, tokenizer, Console(file=pipe), seconds_a_frame=0.0)
         assert pipe.getvalue() == ""
+
+
+def test_sampling_options_reach_the_decode(run, folder):
+    """Among one token there is nothing to sample, at whatever temperature; positions drawn at random are others."""
+    options = ("generate", "26 + 48", "--model", folder, *SHORT, "--temperature", 5, "--json")
+    alone, reach = run(*options, "--top-k", 1).json, run(*options, "--top-p", 0).json
+    assert alone["token_ids"] == reach["token_ids"]
+    assert run(*options, "--top-k", 1, "--seed", 3).json["token_ids"] == alone["token_ids"]
+    drawn = ("--top-k", 1, "--policy", "fixed:alg_temp=100")
+    steps = [run(*options, *drawn, "--seed", seed).json["commit_step"] for seed in (0, 3)]
+    assert steps[0] != steps[1] != alone["commit_step"]
+
+
+def test_a_model_that_attends_in_blocks(run, tmp_path):
+    """Through a folder on disk: the block is the model's own, and no length need divide."""
+    model = build(
+        {
+            "family": "sdar",
+            "vocab_size": 50,
+            "d_model": 32,
+            "n_layers": 1,
+            "n_heads": 2,
+            "mlp_hidden_size": 32,
+            "head_dim": 8,
+            "mask_token_id": 0,
+            "eos_token_id": 1,
+            "dtype": "float32",
+        }
+    )
+    jaxdiff.save(tmp_path / "blocks", model, model.init(jax.random.key(0)))
+    rows = write(tmp_path / "in.jsonl", ['{"prompt_ids": [5, 6, 7, 8, 9]}', '{"prompt_ids": [5, 6]}'])
+    options = ("generate", "--in", rows, "--out", tmp_path / "out.jsonl", "--model", tmp_path / "blocks")
+    assert run(*options, "--gen-length", 7).code == 0
+    first, second = read(tmp_path / "out.jsonl")
+    assert (len(first["token_ids"]), len(second["token_ids"])) == (7, 7)
+    assert (first["nfe"], second["nfe"]) == (7, 10)  # 5 + 7 fill three blocks of 4; 2 + 7 leave three to be cut off
+    refused = run(*options, "--block-length", 8)
+    assert (refused.code, "attends in blocks of 4" in refused.err) == (2, True)

@@ -13,8 +13,8 @@ from jaxdiff.cli import main as entry
 
 def test_version_and_help(run):
     assert run("--version").out == f"jaxdiff {jaxdiff.__version__}\n"
-    for arguments in (("--help",), ("generate", "--help"), ("eval", "--help"), ("train", "--help")):
-        ran = run(*arguments)
+    for command in ((), ("generate",), ("eval",), ("train",), ("convert",)):
+        ran = run(*command, "--help")
         assert (ran.code, ran.err) == (0, "")
         assert "Usage: jaxdiff" in ran.out
     assert run().code == 2

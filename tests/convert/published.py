@@ -1,9 +1,12 @@
 """Synthetic checkpoints as families publish them: config.json's contents and PyTorch-named tensors of random bits."""
 
+import json
+
 import ml_dtypes
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
-VOCAB, WIDTH, HEADS, KV_HEADS, SIZE, HIDDEN, LAYERS = 61, 32, 4, 2, 8, 48, 2
+VOCAB, WIDTH, HEADS, KV_HEADS, SIZE, HIDDEN, LAYERS, EXPERTS = 61, 32, 4, 2, 8, 48, 2, 4
 
 LLADA_CONFIG = {
     "architectures": ["LLaDAModelLM"],
@@ -22,6 +25,44 @@ LLADA_CONFIG = {
     "pad_token_id": 1,
     "weight_tying": False,
     "rope_theta": 10000.0,
+}
+
+
+_HF = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "head_dim": SIZE,
+    "intermediate_size": HIDDEN,
+    "vocab_size": VOCAB,
+    "mask_token_id": 3,
+    "eos_token_id": 1,
+    "tie_word_embeddings": False,
+}
+_EXPERTS = {"num_experts": EXPERTS, "num_experts_per_tok": 2}
+CONFIGS = {
+    "llada": LLADA_CONFIG,
+    "dream": _HF | {"architectures": ["DreamModel"]},
+    "sdar": _HF | {"architectures": ["SDARForCausalLM"], "tie_word_embeddings": True, "block_size": 8},
+    "llada_moe": _HF
+    | _EXPERTS
+    | {
+        "architectures": ["LLaDAMoEModelLM"],
+        "expert_intermediate_size": HIDDEN,
+        "moe_router_enable_expert_bias": True,
+    },
+    "llada2": _HF
+    | _EXPERTS
+    | {
+        "architectures": ["LLaDA2MoeModelLM"],
+        "num_hidden_layers": LAYERS + 1,
+        "first_k_dense_replace": 1,
+        "moe_intermediate_size": HIDDEN,
+        "num_shared_experts": 1,
+        "n_group": 2,
+        "topk_group": 1,
+    },
 }
 
 
@@ -46,105 +87,90 @@ def llada_shapes(layers=LAYERS):
     } | {f"model.transformer.blocks.{n}.{name}": shape for n in range(layers) for name, shape in block.items()}
 
 
+def _layer(n, *, norms=False, biases=False):
+    """One layer's attention and norms as Qwen and OLMoE name them."""
+    name, widths = f"model.layers.{n}", (("q", HEADS * SIZE), ("k", KV_HEADS * SIZE), ("v", KV_HEADS * SIZE))
+    out = {f"{name}.input_layernorm.weight": (WIDTH,), f"{name}.post_attention_layernorm.weight": (WIDTH,)}
+    out |= {f"{name}.self_attn.{p}_proj.weight": (width, WIDTH) for p, width in widths}
+    out |= {f"{name}.self_attn.o_proj.weight": (WIDTH, HEADS * SIZE)}
+    out |= {f"{name}.self_attn.{p}_norm.weight": (SIZE,) for p in "qk" if norms}
+    return out | {f"{name}.self_attn.{p}_proj.bias": (width,) for p, width in widths if biases}
+
+
+def _fused(n):
+    """One layer's attention and norms as LLaDA2 names them."""
+    name, out = f"model.layers.{n}", HEADS * SIZE
+    return {
+        f"{name}.input_layernorm.weight": (WIDTH,),
+        f"{name}.post_attention_layernorm.weight": (WIDTH,),
+        f"{name}.attention.query_key_value.weight": (out + 2 * KV_HEADS * SIZE, WIDTH),
+        f"{name}.attention.query_layernorm.weight": (SIZE,),
+        f"{name}.attention.key_layernorm.weight": (SIZE,),
+        f"{name}.attention.dense.weight": (WIDTH, out),
+    }
+
+
+def _mlp(name):
+    sides = {"gate": (HIDDEN, WIDTH), "up": (HIDDEN, WIDTH), "down": (WIDTH, HIDDEN)}
+    return {f"{name}.{side}_proj.weight": shape for side, shape in sides.items()}
+
+
+def _mixture(name):
+    experts = {k: v for e in range(EXPERTS) for k, v in _mlp(f"{name}.experts.{e}").items()}
+    return experts | {f"{name}.gate.weight": (EXPERTS, WIDTH), f"{name}.gate.expert_bias": (EXPERTS,)}
+
+
+def shapes(family):
+    """The names and shapes of a family's tensors, written out from what it publishes."""
+    if family == "llada":
+        return llada_shapes()
+    embedding = "word_embeddings" if family == "llada2" else "embed_tokens"
+    out = {f"model.{embedding}.weight": (VOCAB, WIDTH), "model.norm.weight": (WIDTH,)}
+    if family != "sdar":
+        out |= {"lm_head.weight": (VOCAB, WIDTH)}
+    if family == "llada2":
+        out |= _fused(0) | _mlp("model.layers.0.mlp")
+    for n in range(LAYERS):
+        match family:
+            case "dream":
+                out |= _layer(n, biases=True) | _mlp(f"model.layers.{n}.mlp")
+            case "sdar":
+                out |= _layer(n, norms=True) | _mlp(f"model.layers.{n}.mlp")
+            case "llada_moe":
+                out |= _layer(n, norms=True) | _mixture(f"model.layers.{n}.mlp")
+            case "llada2":
+                name = f"model.layers.{n + 1}"
+                out |= _fused(n + 1) | _mixture(f"{name}.mlp") | _mlp(f"{name}.mlp.shared_experts")
+    return out
+
+
 def tensors(shapes, seed=0, dtype=ml_dtypes.bfloat16):
     generator = np.random.default_rng(seed)
     return {key: generator.normal(0, 0.1, shape).astype(dtype) for key, shape in shapes.items()}
 
 
-def expected_plans():
-    """For each family that shares Hugging Face's names: our leaves, and the tensors that must be asked for."""
-    d, h, kv, f, v, x = WIDTH, HEADS * SIZE, KV_HEADS * SIZE, HIDDEN, VOCAB, 3
+def write_folder(folder, config, arrays, *, shards=1):
+    """A published folder without a tokenizer; in `shards` files with their index, or in one."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    keys = list(arrays)
+    if shards == 1:
+        save_file(arrays, folder / "model.safetensors")
+        return folder
+    where = {key: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, key in enumerate(keys)}
+    for name in set(where.values()):
+        save_file({key: arrays[key] for key in keys if where[key] == name}, folder / name)
+    write_index(folder, where)
+    return folder
 
-    def leaves(group, n, *, norms=False, biases=False, mlp=True):
-        out = {
-            "attn_norm/weight": (d,),
-            "ff_norm/weight": (d,),
-            "q_proj/kernel": (d, h),
-            "k_proj/kernel": (d, kv),
-            "v_proj/kernel": (d, kv),
-            "attn_out/kernel": (h, d),
-        }
-        if mlp:
-            out |= {"ff_proj/kernel": (d, f), "up_proj/kernel": (d, f), "ff_out/kernel": (f, d)}
-        if norms:
-            out |= {"q_norm/weight": (SIZE,), "k_norm/weight": (SIZE,)}
-        if biases:
-            out |= {"q_proj/bias": (h,), "k_proj/bias": (kv,), "v_proj/bias": (kv,)}
-        return {f"{group}/{name}": (n, *shape) for name, shape in out.items()}
 
-    def layer(n, *, norms=False, biases=False):
-        name = f"model.layers.{n}"
-        out = {f"{name}.input_layernorm.weight": (d,), f"{name}.post_attention_layernorm.weight": (d,)}
-        out |= {f"{name}.self_attn.{p}_proj.weight": (w, d) for p, w in (("q", h), ("k", kv), ("v", kv))}
-        out |= {f"{name}.self_attn.o_proj.weight": (d, h)}
-        if norms:
-            out |= {f"{name}.self_attn.{p}_norm.weight": (SIZE,) for p in "qk"}
-        if biases:
-            out |= {f"{name}.self_attn.{p}_proj.bias": (w,) for p, w in (("q", h), ("k", kv), ("v", kv))}
-        return out
+def write_index(folder, where):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
 
-    def mlp(name):
-        return {
-            f"{name}.gate_proj.weight": (f, d),
-            f"{name}.up_proj.weight": (f, d),
-            f"{name}.down_proj.weight": (d, f),
-        }
 
-    def experts(group, n):
-        shapes = {"ff_proj": (d, f), "up_proj": (d, f), "ff_out": (f, d)}
-        return {f"{group}/experts/{name}": (n, x, *shape) for name, shape in shapes.items()} | {
-            f"{group}/router/kernel": (n, d, x),
-            f"{group}/router/bias": (n, x),
-        }
-
-    def mixture(n):
-        name = f"model.layers.{n}.mlp"
-        out = {f"{name}.gate.weight": (x, d), f"{name}.gate.expert_bias": (x,)}
-        return out | {k: v for e in range(x) for k, v in mlp(f"{name}.experts.{e}").items()}
-
-    def fused(n):
-        name = f"model.layers.{n}"
-        return {
-            f"{name}.input_layernorm.weight": (d,),
-            f"{name}.post_attention_layernorm.weight": (d,),
-            f"{name}.attention.query_key_value.weight": (h + 2 * kv, d),
-            f"{name}.attention.query_layernorm.weight": (SIZE,),
-            f"{name}.attention.key_layernorm.weight": (SIZE,),
-            f"{name}.attention.dense.weight": (d, h),
-        }
-
-    def ends(embedding="embed_tokens", *, tied=False):
-        out = {f"model.{embedding}.weight": (v, d), "model.norm.weight": (d,)}
-        return out if tied else out | {"lm_head.weight": (v, d)}
-
-    def layers(indices, *kinds):
-        return {key: shape for n in indices for kind in kinds for key, shape in kind(n).items()}
-
-    ours = {"wte": (v, d), "ln_f/weight": (d,)}
-    head = ours | {"head": (d, v)}
-    shared = {"ff_proj": (d, f), "up_proj": (d, f), "ff_out": (f, d)}
-    routed = leaves("layers", 2, norms=True, mlp=False) | experts("layers", 2)
-    return {
-        "dream": (
-            head | leaves("layers", 2, biases=True),
-            ends() | layers((0, 1), lambda n: layer(n, biases=True), lambda n: mlp(f"model.layers.{n}.mlp")),
-        ),
-        "sdar": (
-            ours | leaves("layers", 2, norms=True),
-            ends(tied=True) | layers((0, 1), lambda n: layer(n, norms=True), lambda n: mlp(f"model.layers.{n}.mlp")),
-        ),
-        "llada_moe": (
-            head | routed,
-            ends() | layers((0, 1), lambda n: layer(n, norms=True), mixture),
-        ),
-        "llada2": (
-            head
-            | leaves("dense", 1, norms=True)
-            | routed
-            | {f"layers/shared/{name}/kernel": (2, *shape) for name, shape in shared.items()},
-            ends("word_embeddings")
-            | fused(0)
-            | mlp("model.layers.0.mlp")
-            | layers((1, 2), fused, mixture, lambda n: mlp(f"model.layers.{n}.mlp.shared_experts")),
-        ),
-    }
+def read_folder(folder):
+    """All tensors of a published folder."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= load_file(file)
+    return found

@@ -1,5 +1,7 @@
 """The chunked reduction over the vocabulary against numpy on whole logits."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,3 +119,67 @@ def test_noise_depends_on_the_absolute_position_not_on_the_window():
     wide = compiled(same, head, positions=jnp.broadcast_to(jnp.arange(W), (B, W)), **options)
     moved = compiled(same, head, positions=jnp.broadcast_to(jnp.arange(W)[::-1], (B, W)), **options)
     np.testing.assert_array_equal(wide.token, moved.token[:, ::-1])
+
+
+def published_cut(logits, top_p, top_k):
+    """Dream's top_p_logits and top_k_logits on a row of logits: which tokens stay."""
+    stays = np.ones(len(logits), bool)
+    order = np.argsort(-logits, kind="stable")
+    p = np.exp(logits - logits.max())
+    cumulative = np.cumsum((p / p.sum())[order])
+    stays[order[1:][cumulative[:-1] > top_p]] = False
+    kth = np.sort(np.where(stays, logits, -np.inf))[::-1][min(top_k, len(logits)) - 1]
+    return stays & (logits >= kth)
+
+
+@pytest.mark.parametrize("tempered", [False, True])
+def test_top_p_and_top_k_leave_what_the_published_sampler_leaves(tempered):
+    """Over several tiles, each row its own numbers; and none at all is p = 1, k = V."""
+    vocabulary = 2 * TILE + 77
+    features, head = case(vocabulary, scale=3.0)
+    heat = np.array([0.0, 0.7], np.float32)
+    cut = jax.jit(functools.partial(beliefs, forbidden=(5,), deferred=(), tempered=tempered))
+    options = dict(
+        temperature=jnp.asarray(heat),
+        keys=jax.random.split(jax.random.key(0), B),
+        positions=jnp.broadcast_to(jnp.arange(W), (B, W)),
+    )
+    logits = np.asarray(features @ head, np.float64)
+    logits[..., 5] = -np.inf
+    plain = cut(features, head, top_p=jnp.ones(B), top_k=jnp.full(B, vocabulary), **options)
+    whole = jax.jit(functools.partial(beliefs, forbidden=(5,), deferred=(), tempered=tempered))
+    for left, right in zip(jax.tree.leaves(plain), jax.tree.leaves(whole(features, head, **options)), strict=True):
+        np.testing.assert_array_equal(left, right)
+    for top_p, top_k in ((0.9, vocabulary), (0.5, vocabulary), (1.0, 7), (0.95, 40), (0.0, 3)):
+        found = cut(features, head, top_p=jnp.full(B, top_p, jnp.float32), top_k=jnp.full(B, top_k), **options)
+        for row in range(B):
+            tempering = heat[row] or 1.0
+            for at in range(W):
+                stays = published_cut(logits[row, at] / tempering, top_p, top_k)
+                left = np.where(stays, logits[row, at], -np.inf) / (tempering if tempered else 1.0)
+                p = np.exp(left - left.max()) / np.exp(left - left.max()).sum()
+                token = int(found.token[row, at])
+                assert stays[token]
+                assert heat[row] or token == logits[row, at].argmax()
+                np.testing.assert_allclose(found.prob[row, at], p[token], rtol=1e-4)
+                np.testing.assert_allclose(found.entropy[row, at], -(p * np.log(p + 1e-300)).sum(), atol=1e-4)
+
+
+def test_samples_within_top_p_follow_the_tempered_distribution():
+    rows, heat = 4000, 0.5
+    logits = np.array([3.0, 2.5, 2.0, 0.5, 0.0, -1.0])
+    found = jax.jit(functools.partial(beliefs, forbidden=(), deferred=(), tempered=True))(
+        jnp.ones((rows, 1, 1)),
+        jnp.asarray(logits, jnp.float32)[None],
+        temperature=jnp.float32(heat),
+        top_p=jnp.float32(0.9),
+        keys=jax.random.split(jax.random.key(0), rows),
+        positions=jnp.zeros((rows, 1), jnp.int32),
+    )
+    stays = published_cut(logits / heat, 0.9, 6)
+    assert 1 < stays.sum() < 6
+    expected = np.where(stays, np.exp(logits / heat), 0.0)
+    expected /= expected.sum()
+    counts = np.bincount(np.asarray(found.token[:, 0]), minlength=6) / rows
+    np.testing.assert_allclose(counts, expected, atol=4 * np.sqrt(0.25 / rows))
+    np.testing.assert_allclose(found.prob[:, 0], expected[np.asarray(found.token[:, 0])], rtol=1e-3)

@@ -1,0 +1,41 @@
+"""`jaxdiff convert` and `jaxdiff export`: between a published folder and one of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jaxdiff.checkpoint import model_folder
+from jaxdiff.cli.show import copying
+from jaxdiff.convert import convert as run_convert
+from jaxdiff.convert import export as run_export
+from jaxdiff.convert.folder import SHARD_BYTES
+
+Target = Annotated[Path, typer.Argument(metavar="DST", help="The folder to make; it must not exist.")]
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="A published folder: config.json and safetensors, or PyTorch's .bin.")
+    ],
+    target: Target,
+) -> None:
+    """Make a model folder from a published one; bit for bit, no code of it is run."""
+    with copying("converting") as report:
+        run_convert(source, target, report)
+    print(target)
+
+
+def export(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A model folder, or the name of a model that ships.")],
+    target: Target,
+    max_shard_gb: Annotated[
+        float, typer.Option("--max-shard-gb", min=1e-6, help="The most that one file holds; so does memory.")
+    ] = SHARD_BYTES / 1e9,
+) -> None:
+    """Make a published folder (safetensors) from a model folder, bit for bit."""
+    with copying("exporting") as report:
+        run_export(model_folder(source), target, shard_bytes=int(max_shard_gb * 1e9), report=report)
+    print(target)

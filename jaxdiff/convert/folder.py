@@ -1,0 +1,187 @@
+"""Whole folders: a published one into one of ours, and back. Either is there as a whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from jaxdiff.convert import published, stream
+from jaxdiff.convert.engine import check, fill, plan_of, tensor
+from jaxdiff.convert.table import Plan
+from jaxdiff.convert.text import FILES, copy_tokenizer, open_tokenizer
+from jaxdiff.files import first_line, read_object, replaced, write_object
+from jaxdiff.models import ARCHITECTURES, family_name, model_of
+from jaxdiff.types import InputError, Model
+
+ORIGINAL = "published"  # where one of our folders keeps the configs it was converted from
+SHARD_BYTES = 4_000_000_000
+Report = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+def _silent(done: int, total: int) -> None: ...
+
+
+def convert(source: Path, target: Path, report: Report = _silent) -> None:
+    """Make one of our folders from a published one, a leaf at a time: memory holds the largest stacked leaf.
+
+    Args:
+        source: config.json and safetensors (or pickled) weights, in one file or shards; a tokenizer if there is one.
+        target: must not exist.
+        report: told of the bytes written.
+
+    Raises InputError, before anything is written, for a folder that is damaged, of an unknown family, or whose
+    tensors do not fit its config.
+    """
+    _check_new(target)
+    config = read_object(source / published.CONFIG)
+    if not published.is_published(source, config):
+        raise InputError(f"{source}: is converted already; name a published folder")
+    tensors = published.Files(source)
+    config = published.with_ids(config, source) | {"dtype": tensors.dtype}
+    model, shapes = model_of(config, source / published.CONFIG)
+    plan = plan_of(model, shapes, most=len(tensors.specs))
+    dtypes = check(plan, tensors)
+    total, done = sum(_bytes(plan, leaf, dtype) for leaf, dtype in dtypes.items()), 0
+
+    def made(leaf: str) -> np.ndarray:
+        nonlocal done
+        array = fill(plan, tensors, leaf, dtypes[leaf])
+        done += array.nbytes
+        report(done, total)
+        return array
+
+    family = family_name(model)
+    fast = open_tokenizer(source, family)
+    with replaced(target) as new:
+        write_object(new / published.CONFIG, dataclasses.asdict(model.config) | {"family": family})
+        if fast is not None:
+            copy_tokenizer(fast, source, new)
+        (new / ORIGINAL).mkdir()
+        for name in (published.CONFIG, published.GENERATION):
+            if (source / name).is_file():
+                shutil.copy(source / name, new / ORIGINAL / name)
+        pending = {
+            leaf: stream.Pending(shape, dtypes[leaf], lambda leaf=leaf: made(leaf))
+            for leaf, shape in plan.leaves.items()
+        }
+        with _written(target):
+            stream.write(new / "params", pending)
+
+
+def export(source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES, report: Report = _silent) -> None:
+    """Make a published folder from one of ours: safetensors under the family's names, dtypes kept, to the bit.
+
+    Args:
+        source: a folder that was converted (its own config.json is given back) or trained here.
+        target: must not exist.
+        shard_bytes: a file's most; memory holds as much, and the largest stacked leaf.
+        report: told of the bytes written.
+
+    Raises InputError, before anything is written, for a folder that is damaged or does not fit its config.
+    """
+    _check_new(target)
+    config = read_object(source / published.CONFIG)
+    if published.is_published(source, config):
+        raise InputError(f"{source}: is published already; name a folder with params/")
+    model, shapes = model_of(config, source / published.CONFIG)
+    dtypes = _stored(source / "params", shapes)
+    plan, original = plan_of(model, shapes), _original(source, model)
+    shards = _shards(plan, dtypes, shard_bytes)
+    total, done, held = sum(_bytes(plan, leaf, dtype) for leaf, dtype in dtypes.items()), 0, {}
+    with replaced(target) as new:
+        write_object(new / published.CONFIG, original)
+        for file in (*(source / name for name in FILES), source / ORIGINAL / published.GENERATION):
+            if file.is_file():
+                shutil.copy(file, new / file.name)
+        for name, keys in shards.items():
+            tensors = {}
+            for key in keys:
+                wanted = {part.leaf for part in plan.by_tensor[key]}
+                if wanted != held.keys():
+                    held = {}  # let go before the next is read
+                    held = _read(source / "params", wanted)
+                tensors[key] = tensor(plan, key, held)
+                done += tensors[key].nbytes
+            with _written(target):
+                save_file(tensors, new / name, metadata={"format": "pt"})
+            report(done, total)
+        if len(shards) > 1:
+            where = {key: name for name, keys in shards.items() for key in keys}
+            index = {"metadata": {"total_size": total}, "weight_map": where}
+            write_object(new / f"{published.SAFETENSORS}.index.json", index)
+
+
+def _check_new(target: Path) -> None:
+    if target.exists() or target.is_symlink():
+        raise InputError(f"{target}: exists; name a new folder, or remove it")
+
+
+@contextlib.contextmanager
+def _written(target: Path) -> Iterator[None]:
+    """What the writers say of a full disk and the like, as one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, SafetensorError) as error:
+        raise InputError(f"{target}: cannot be written ({first_line(error)})") from error
+
+
+def _bytes(plan: Plan, leaf: str, dtype: np.dtype) -> int:
+    return int(np.prod(plan.leaves[leaf], dtype=np.int64)) * dtype.itemsize
+
+
+def _original(source: Path, model: Model) -> dict[str, Any]:
+    """The config.json to publish: the one kept at conversion, else one that describes the same model."""
+    if (source / ORIGINAL / published.CONFIG).is_file():
+        return read_object(source / ORIGINAL / published.CONFIG)
+    family = family_name(model)
+    architecture = next(name for name, known in ARCHITECTURES.items() if known == family)
+    published_names = {ours: theirs for theirs, ours in model.config.renamed.items()}
+    values = {published_names.get(name, name): value for name, value in dataclasses.asdict(model.config).items()}
+    return {"architectures": [architecture]} | values
+
+
+def _stored(params: Path, shapes: Any) -> dict[str, np.dtype]:
+    """The dtypes of stored leaves. Raises InputError where their shapes are not the model's."""
+    try:
+        found = stream.stored(params)
+    except Exception as error:
+        raise InputError(f"{params}: cannot be read ({first_line(error)}); restore or convert it again") from error
+    flat: Any = flatten_dict(shapes, sep="/")
+    expected = {leaf: x.shape for leaf, x in flat.items()}
+    for leaf in sorted(found | expected):
+        shape = found[leaf][0] if leaf in found else "nothing"
+        if shape != expected.get(leaf):
+            raise InputError(f"{params} {leaf}: found {shape}, expected {expected.get(leaf, 'no such leaf')}")
+    return {leaf: dtype for leaf, (_, dtype) in found.items()}
+
+
+def _read(params: Path, leaves: set[str]) -> dict[str, np.ndarray]:
+    try:
+        return stream.read(params, leaves)
+    except Exception as error:
+        raise InputError(f"{params}: cannot be read ({first_line(error)}); restore or convert it again") from error
+
+
+def _shards(plan: Plan, dtypes: dict[str, np.dtype], most: int) -> dict[str, list[str]]:
+    """Which file holds which tensors: in the table's order, a new file where one would grow beyond `most` bytes."""
+    files, size = [[]], 0
+    for key, shape in plan.tensors.items():
+        one = int(np.prod(shape, dtype=np.int64)) * dtypes[plan.by_tensor[key][0].leaf].itemsize
+        if files[-1] and size + one > most:
+            files, size = [*files, []], 0
+        files[-1].append(key)
+        size += one
+    if len(files) == 1:
+        return {published.SAFETENSORS: files[0]}
+    return {f"model-{i:05}-of-{len(files):05}.safetensors": keys for i, keys in enumerate(files, 1)}

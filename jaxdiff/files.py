@@ -1,0 +1,62 @@
+"""What every folder that is read or written here needs: JSON with one clear error, folders replaced as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxdiff.types import InputError
+
+_scratch: set[Path] = set()  # what an interrupted program has to clear away
+
+
+def first_line(error: BaseException) -> str:
+    """Why, in a few words that fit a one-line message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises InputError where the file is missing, damaged or something else."""
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise ValueError(f"found {type(found).__name__}, expected an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged ({first_line(error)}); restore the file") from error
+    return found
+
+
+def write_object(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which then takes the place of `folder`: as a whole, or not at all where writing fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    _scratch.add(scratch)
+    try:
+        new, old = scratch / "new", scratch / "old"
+        new.mkdir()
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        _scratch.discard(scratch)
+
+
+def clear_scratch() -> None:
+    """Remove what `replaced` has not finished: for a program that ends at once, while it may still be writing."""
+    for path in list(_scratch):
+        for _ in range(10):
+            shutil.rmtree(path, ignore_errors=True)
+            if not path.exists():
+                break

@@ -1,0 +1,215 @@
+"""Every family's config, as published and as ours; what block-causal attention sees; what a mixture's tokens share."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff import InputError, build, load, save
+from jaxdiff.models import FAMILIES
+from jaxdiff.models.layers import visible
+from jaxdiff.models.mixture import Experts
+
+# What the published files say, as far as the code reads it; ids that they lack are not here.
+DREAM = {
+    "architectures": ["DreamModel"],
+    "model_type": "Dream",
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "intermediate_size": 18944,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "rope_scaling": None,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+    "mask_token_id": 151666,
+    "eos_token_id": 151643,
+    "torch_dtype": "bfloat16",
+}
+LLADA_MOE = {
+    "architectures": ["LLaDAMoEModelLM"],
+    "model_type": "llada",
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "expert_intermediate_size": 1024,
+    "dense_intermediate_size": 8192,
+    "moe_layer_freq": [1] * 16,
+    "qk_layernorm": True,
+    "rope_theta": 50000,
+    "rms_norm_eps": 1e-05,
+    "max_position_embeddings": 8192,
+    "vocab_size": 157184,
+}
+LLADA2 = {
+    "architectures": ["LLaDA2MoeModelLM"],
+    "model_type": "llada2_moe",
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "num_hidden_layers": 20,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "intermediate_size": 5120,
+    "moe_intermediate_size": 512,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "num_shared_experts": 1,
+    "n_group": 8,
+    "topk_group": 4,
+    "routed_scaling_factor": 2.5,
+    "first_k_dense_replace": 1,
+    "partial_rotary_factor": 0.5,
+    "rope_theta": 600000,
+    "rms_norm_eps": 1e-06,
+    "use_qk_norm": True,
+    "use_bias": False,
+    "use_qkv_bias": False,
+    "max_position_embeddings": 32768,
+    "vocab_size": 157184,
+}
+SDAR = {
+    "architectures": ["SDARForCausalLM"],
+    "model_type": "sdar",
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 6144,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "vocab_size": 151936,
+}
+# family -> its file, all parameters, mask and end-of-text ids, attention block
+PUBLISHED = {
+    "dream": (DREAM, 7_615_616_512, 151666, (151643, 151645), None),
+    "llada_moe": (LLADA_MOE, 7_356_880_896, 156895, (156892,), None),
+    "llada2": (LLADA2, 16_255_643_392, 156895, (156892,), 32),
+    "sdar": (SDAR, 1_720_574_976, 151669, (151643, 151645), 4),
+}
+# Small enough to make: each published file with other sizes.
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "mask_token_id": 3,
+    "eos_token_id": 1,
+}
+SMALL = {
+    "dream": DREAM | SIZES | {"intermediate_size": 48},
+    "llada_moe": LLADA_MOE | SIZES | {"num_experts": 8, "num_experts_per_tok": 3, "expert_intermediate_size": 16},
+    "llada2": LLADA2
+    | SIZES
+    | {"intermediate_size": 48, "moe_intermediate_size": 16, "num_experts": 16, "num_experts_per_tok": 3},
+    "sdar": SDAR | SIZES | {"intermediate_size": 48},
+}
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_the_published_config_is_read(family):
+    config, parameters, mask, ends, block = PUBLISHED[family]
+    model = build(config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)) == parameters
+    assert (model.config.mask_token_id, model.config.eos_ids, model.attention_block) == (mask, ends, block)
+    assert model.config.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_a_folder_of_ours_gives_the_model_back(family, tmp_path):
+    model = build(SMALL[family] | {"dtype": "float32"})
+    params = jax.tree.map(lambda s: jnp.zeros(s.shape), jax.eval_shape(model.init, jax.random.key(0)))
+    save(tmp_path / family, model, params)
+    assert load(tmp_path / family).model == model
+    assert type(model) is FAMILIES[family][0]
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_the_program_does_not_grow_with_depth(family):
+    def equations(depth):
+        model = build(SMALL[family] | {"num_hidden_layers": depth, "moe_layer_freq": [1] * depth})
+        tree = jax.eval_shape(model.init, jax.random.key(0))
+        tokens = jnp.zeros((1, 4), jnp.int32)
+        return str(jax.make_jaxpr(model.features)(tree, tokens, tokens, tokens == 0)).count("=")
+
+    assert equations(2) == equations(12)
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "words"),
+    [
+        ("dream", {"hidden_act": "gelu"}, "hidden_act: found 'gelu', expected 'silu'"),
+        ("dream", {"rope_scaling": {"type": "yarn"}}, "rope_scaling: found"),
+        ("dream", {"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters: found rope_type 'yarn'"),
+        ("dream", {"mask_token_id": None}, "missing mask_token_id"),
+        ("dream", {"dtype": "float16"}, "dtype: found 'float16'"),
+        ("llada_moe", {"norm_topk_prob": True}, "norm_topk_prob: found True"),
+        ("llada_moe", {"moe_layer_freq": [0, 1]}, "moe_layer_freq: found"),
+        ("llada_moe", {"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size: found 64"),
+        ("llada2", {"norm_head": True}, "norm_head: found True"),
+        ("llada2", {"n_group": 16}, "n_group: found 16 for 16 experts"),
+        ("llada2", {"first_k_dense_replace": 2}, "first_k_dense_replace: found 2, expected 0 to 1"),
+        ("sdar", {"attention_bias": True}, "attention_bias: found True"),
+        ("sdar", {"architectures": ["ILLaDAForCausalLM"]}, "missing d_model"),  # another layout than LLaDA's
+        ("sdar", {"architectures": ["MambaForCausalLM"]}, "expected family llada"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_one_clear_line(family, change, words):
+    with pytest.raises(InputError, match=words) as caught:
+        build(SMALL[family] | change)
+    assert "\n" not in str(caught.value)
+
+
+def test_newer_files_keep_rope_theta_elsewhere():
+    config = {k: v for k, v in SMALL["sdar"].items() if k != "rope_theta"}
+    assert build(config | {"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}}).config.rope_theta == 77.0
+    assert dataclasses.asdict(build(config | {"block_size": 8}).config)["attention_block"] == 8
+
+
+def test_block_causal_attention_counts_from_the_row_s_first_token():
+    """Two rows, the second with two columns of padding: blocks of 3 by position, padding seen by nobody."""
+    column = jnp.arange(7)[None] - jnp.array([[0], [2]])
+    positions, valid = jnp.maximum(column, 0), column >= 0
+    seen = np.asarray(visible(positions, positions, valid, 3))
+    assert seen[0].sum(axis=1).tolist() == [3, 3, 3, 6, 6, 6, 7]
+    assert seen[1].sum(axis=1).tolist()[2:] == [3, 3, 3, 5, 5]
+    assert not seen[1, :, :2].any()
+    assert visible(positions, positions, valid, None).shape == (2, 1, 7)
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_token_s_experts_do_not_know_its_neighbours():
+    """The same token among others, alone, and where every other goes to its own experts."""
+    experts = Experts(experts=4, width=6, scale=1.0)
+    x = jax.random.normal(jax.random.key(0), (5, 8))
+    weights, chosen = jnp.full((5, 2), 0.5), jnp.array([[0, 3], [1, 2], [3, 0], [0, 1], [2, 3]])
+    params = experts.init(jax.random.key(1), x, weights, chosen)
+    together = experts.apply(params, x, weights, chosen)
+    crowded = experts.apply(params, x, weights, jnp.broadcast_to(chosen[:1], (5, 2)))
+    np.testing.assert_allclose(crowded[0], together[0], atol=1e-6)
+    for row in range(5):
+        one = [
+            (jax.nn.silu(x[row] @ p["ff_proj"][e]) * (x[row] @ p["up_proj"][e])) @ p["ff_out"][e]
+            for p in (params["params"],)
+            for e in chosen[row].tolist()
+        ]
+        np.testing.assert_allclose(together[row], (one[0] + one[1]) / 2, atol=1e-5)

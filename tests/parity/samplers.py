@@ -1,0 +1,108 @@
+"""The published samplers as plain PyTorch loops over one row, written from their algorithms: (tokens, NFE) each.
+
+`logits_of` takes ids [1 T] and gives logits [1 T V], already shifted where the family shifts, [MASK] excluded.
+"""
+
+import torch
+from torch.nn import functional as F
+
+
+def canvas(prompt, masks, mask):
+    return torch.tensor([list(prompt) + [mask] * masks])
+
+
+def spread(count, steps):
+    """How many of `count` positions each of `steps` takes."""
+    return [count // steps + (step < count % steps) for step in range(steps)]
+
+
+def llada(logits_of, prompt, *, gen, block, steps, mask, cfg=None):
+    """LLaDA `generate.py`: low-confidence remasking, `steps` forwards for each block."""
+    x, nfe = canvas(prompt, gen, mask), 0
+    given = x != mask
+    for end in range(len(prompt) + block, len(prompt) + gen + 1, block):
+        for count in spread(int((x[0, end - block : end] == mask).sum()), steps):
+            logits = logits_of(x)
+            nfe += 1
+            if cfg is not None:
+                blind = logits_of(torch.where(given, mask, x))
+                logits = torch.where(torch.isinf(logits), logits, blind + (cfg + 1) * (logits - blind))
+                nfe += 1
+            token = logits.argmax(-1)
+            confidence = F.softmax(logits, -1).gather(-1, token[..., None])[..., 0]
+            confidence[:, end:] = -torch.inf
+            confidence[x != mask] = -torch.inf
+            chosen = confidence[0].topk(count).indices
+            x[0, chosen] = token[0, chosen]
+    return x[0, len(prompt) :].tolist(), nfe
+
+
+def confident(logits_of, prompt, *, gen, block, tau, mask):
+    """Fast-dLLM's threshold: all that reach it, and always the best."""
+    x, nfe = canvas(prompt, gen, mask), 0
+    for start in range(len(prompt), len(prompt) + gen, block):
+        while (x[0, start : start + block] == mask).any():
+            logits = logits_of(x)[0, start : start + block]
+            nfe += 1
+            prob, token = F.softmax(logits, -1).max(-1)
+            prob[x[0, start : start + block] != mask] = -torch.inf
+            chosen = prob >= tau
+            chosen[prob.argmax()] = True
+            x[0, start : start + block][chosen] = token[chosen]
+    return x[0, len(prompt) :].tolist(), nfe
+
+
+def dream(logits_of, prompt, *, gen, steps, order, mask, eps=1e-3, top_p=None, top_k=None):
+    """Dream `generation_utils.py` at temperature 0: the whole canvas at once, floor(masked * (1 - s / t)) a step."""
+    x, nfe = canvas(prompt, gen, mask), 0
+    times = torch.linspace(1, eps, steps + 1)
+    for step in range(steps):
+        masked = x[0] == mask
+        if not masked.any():
+            break  # the published loop runs on for nothing
+        logits = logits_of(x)[0][masked]
+        nfe += 1
+        if top_p is not None:
+            ordered, places = logits.sort(descending=True)
+            out = ordered.softmax(-1).cumsum(-1) > top_p
+            out = torch.cat([torch.zeros_like(out[:, :1]), out[:, :-1]], -1)
+            logits = logits.masked_fill(out.gather(-1, places.argsort(-1)), -torch.inf)
+        if top_k is not None:
+            logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
+        probs = logits.softmax(-1)
+        confidence, token = probs.max(-1)
+        if order == "topk_margin":
+            best = probs.topk(2, dim=-1).values
+            confidence = best[:, 0] - best[:, 1]
+        elif order == "entropy":
+            confidence = (probs * torch.log(probs + 1e-10)).sum(-1)
+        left = int(masked.sum())
+        count = int(left * (1 - times[step + 1] / times[step])) if step < steps - 1 else left
+        chosen = confidence.topk(count).indices
+        x[0, masked.nonzero()[:, 0][chosen]] = token[chosen]
+    return x[0, len(prompt) :].tolist(), nfe
+
+
+def block_causal(logits_of, prompt, *, gen, block, tau, mask):
+    """LLaDA2 and SDAR: whole blocks from position 0, nothing right of the block is fed, the overhang is cut off.
+
+    `tau` None commits one position a forward (SDAR's static strategy), else all above it, and the best where none is
+    (LLaDA2's `generate`, SDAR's dynamic strategy, as many steps as positions). A pass that only stores keys and values
+    is not counted: there is no cache here.
+    """
+    blocks = -(-(len(prompt) + gen) // block)
+    x, nfe = canvas(prompt, blocks * block - len(prompt), mask), 0
+    for index in range(len(prompt) // block, blocks):
+        part = slice(index * block, (index + 1) * block)
+        for _ in range(block):
+            if not (x[0, part] == mask).any():
+                break
+            logits = logits_of(x[:, : part.stop])[0, part]
+            nfe += 1
+            prob, token = F.softmax(logits, -1).max(-1)
+            prob = torch.where(x[0, part] == mask, prob, -torch.inf)
+            chosen = torch.zeros_like(prob, dtype=torch.bool) if tau is None else prob > tau
+            if not chosen.any():
+                chosen[prob.argmax()] = True
+            x[0, part] = torch.where(chosen, token, x[0, part])
+    return x[0, len(prompt) : len(prompt) + gen].tolist(), nfe
