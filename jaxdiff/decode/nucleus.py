@@ -2,7 +2,7 @@
 
 A token stays if the mass of all that are more likely is at most p of the whole, and fewer than k are more likely. Both
 only grow as a bound on the logit falls, so that the lowest bound that holds is found by its bits: float32 sorts as its
-bits do once the sign is taken care of. Each pass over the tiles settles four of the 32.
+bits do once the sign is taken care of. Each pass over the tiles settles two of the 32.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from jaxdiff.types import Count, Leaf
 
-BITS = 4  # settled by one pass: 2^4 - 1 bounds are tried at once
+BITS = 2  # settled by one pass, which tries 2^2 - 1 bounds: the CPU backend keeps a tile for each
 
 
 def sortable(x: Float[Array, "*b"]) -> UInt32[Array, "*b"]:
@@ -63,12 +63,9 @@ def lowest_kept(
         bounds = known[..., None] | digits[None, None] | below  # the highest number with each digit but the last
 
         def count(carry: tuple[Array, Array], x: Float[Array, "B W v"]) -> tuple[Array, Array]:
-            at, mass = sortable(x), mass_of(x)
-            # Bound by bound, not broadcast over them: the CPU backend would keep the fifteen-fold tile.
-            above = [at > bounds[..., i, None] for i in range(bounds.shape[-1])]
-            masses = jnp.stack([jnp.sum(jnp.where(one, mass, 0.0), axis=-1) for one in above], axis=-1)
-            numbers = jnp.stack([jnp.sum(one, axis=-1, dtype=jnp.float32) for one in above], axis=-1)
-            return carry[0] + masses, carry[1] + numbers
+            above = sortable(x)[..., None, :] > bounds[..., None]
+            mass = jnp.sum(jnp.where(above, mass_of(x)[..., None, :], 0.0), axis=-1)
+            return carry[0] + mass, carry[1] + jnp.sum(above, axis=-1, dtype=jnp.float32)
 
         mass, number = over_tiles(count, (jnp.zeros(bounds.shape), jnp.zeros(bounds.shape)))
         too_low = (mass > allowed[..., None]) | (number >= most[..., None])

@@ -91,14 +91,17 @@ def test_steps_are_the_total_of_all_blocks(run, folder):
     assert run("generate", "26 + 48", "--model", folder, *SHORT, "--steps", 4, "--json").json["nfe"] == 4
 
 
-def test_every_option_reaches_the_decode():
-    decoding = Decoding("gsm-1m", "fixed", "eos", 8, 32, None, 0.5, 1.5, True, True, "none", "1x1", "bfloat16")
-    arguments = decoding.arguments(32, 16)
+def test_every_option_reaches_the_decode(checkpoint):
+    numbers = (8, 32, 16, 0.5, 0.9, 5, 1.5)
+    decoding = Decoding("gsm-1m", "fixed", "eos", *numbers, True, True, "none", "1x1", "bfloat16")
+    arguments = decoding.arguments(checkpoint.model, 32)
     assert int(arguments.pop("policy").steps) == 4
     assert isinstance(arguments.pop("stop"), jaxdiff.EosStop)
     assert arguments == {
         "block_length": 16,
         "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 5,
         "cfg_scale": 1.5,
         "forbid_eos": True,
         "defer_eos": True,
@@ -145,7 +148,9 @@ def test_rows_do_not_depend_on_the_batch(run, folder, tmp_path):
 
 @pytest.mark.parametrize(("line", "words"), BAD_ROWS)
 def test_bad_row(line, words, folder, checkpoint, tmp_path):
-    decoding = Decoding("gsm-1m", "fixed", "none", None, 16, 8, 0.0, None, False, False, "none", "1x1", None)
+    decoding = Decoding(
+        "gsm-1m", "fixed", "none", None, 16, 8, 0.0, None, None, None, False, False, "none", "1x1", None
+    )
     source = write(tmp_path / "in.jsonl", ['{"id": "fine", "prompt": "x"}', line])
     fine, bad = requests.read(source, checkpoint, decoding)
     assert (fine.number, fine.id) == (0, "fine")
@@ -154,7 +159,9 @@ def test_bad_row(line, words, folder, checkpoint, tmp_path):
 
 
 def test_file_that_is_not_text(checkpoint, tmp_path):
-    decoding = Decoding("gsm-1m", "fixed", "none", None, 16, 8, 0.0, None, False, False, "none", "1x1", None)
+    decoding = Decoding(
+        "gsm-1m", "fixed", "none", None, 16, 8, 0.0, None, None, None, False, False, "none", "1x1", None
+    )
     (tmp_path / "in.jsonl").write_bytes(b'\xff\xfe\n\xef\xbb\xbf{"prompt_ids": [5]}\r\n')
     bad, fine = requests.read(tmp_path / "in.jsonl", checkpoint, decoding)
     assert "not JSON" in bad.error
