@@ -302,6 +302,19 @@ class Model(Protocol):
     def init(self, key: Key[Array, ""]) -> Params: ...
 
     def features(
+        self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        """Row i predicts token i (shifted families shift here). `valid` False: padding, attended by nobody."""
+        ...
+
+    def head(self, params: Params) -> Float[Array, "D V"]: ...
+
+
+@runtime_checkable
+class Remembering(Model, Protocol):
+    """A model whose keys and values a cache can keep, and which may hide the answer from the prompt."""
+
+    def features(
         self,
         params: Params,
         tokens: Int[Array, "B T"],
@@ -334,5 +347,3 @@ class Model(Protocol):
     def memory(self, rows: int, length: int) -> Memory:
         """Room for the keys and values of `rows` canvases."""
         ...
-
-    def head(self, params: Params) -> Float[Array, "D V"]: ...

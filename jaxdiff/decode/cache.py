@@ -18,7 +18,18 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxdiff.types import Count, InputError, Model, Stopper, fields_of, number, parse_fields, pytree, static
+from jaxdiff.types import (
+    Count,
+    InputError,
+    Model,
+    Remembering,
+    Stopper,
+    fields_of,
+    number,
+    parse_fields,
+    pytree,
+    static,
+)
 
 NEVER = 2**20  # a decode has fewer forwards
 
@@ -211,6 +222,8 @@ def check_cache(cache: Cache, stop: Stopper, model: Model | None = None) -> None
     not go with.
     """
     cache.check()
+    if cache.window != "canvas" and model is not None and not isinstance(model, Remembering):
+        raise InputError(f"cache: found a {type(model).__name__}, which keeps no keys and values; take cache none")
     if isinstance(cache, BlockCausal) and model is not None and model.attention_block is None:
         raise InputError(
             "cache: found block with a model whose positions all see each other, expected one that attends in blocks; "

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdiff.decode.cache import Place
 from jaxdiff.decode.score import NEVER, Beliefs, beliefs
 from jaxdiff.decode.state import Settings, State, fold
-from jaxdiff.types import Memory, Model, Params, Score, Tail, Window, pytree
+from jaxdiff.types import Memory, Model, Params, Remembering, Score, Tail, Window, pytree
 from jaxdiff.windows import put, take
 
 
@@ -144,7 +144,9 @@ class Forward:
             blind = jnp.where(given & valid, self.model.config.mask_token_id, canvas)
             inputs = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), inputs, (blind, *inputs[1:]))
         canvas, positions, valid, prompt, window = inputs
-        if past is None:
+        if not isinstance(self.model, Remembering):
+            features, kept = self.model.features(self.params, canvas, positions, valid), None
+        elif past is None:
             features, kept = self.model.features(self.params, canvas, positions, valid, prompt), None
         else:
             tokens = canvas if length == columns else take(canvas, window.start, length)

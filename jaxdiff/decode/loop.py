@@ -25,7 +25,7 @@ from jaxdiff.decode.forward import Forward
 from jaxdiff.decode.score import NEVER
 from jaxdiff.decode.state import Settings, State, first_block, fold, holes
 from jaxdiff.parallel import over_rows
-from jaxdiff.types import NEAR_TIE, Model, Params, Progress, Proposal, Score, pytree
+from jaxdiff.types import NEAR_TIE, Model, Params, Progress, Proposal, Remembering, Score, pytree
 from jaxdiff.windows import put, take
 
 
@@ -72,7 +72,9 @@ def begin(
 ) -> State:
     """The state before the first step: what is masked from `settings.first` on is to be generated."""
     rows, length = canvas.shape
-    zero = jnp.zeros((rows,), jnp.int32)
+    zero, memory = jnp.zeros((rows,), jnp.int32), None
+    if settings.cache.window != "canvas" and isinstance(model, Remembering):
+        memory = model.memory(rows * settings.copies, length)
     column = jnp.arange(length, dtype=jnp.int32)[None]
     end = zero + length
     if settings.overhang:  # the end of the block that holds the last position kept
@@ -91,7 +93,7 @@ def begin(
         commit_step=jnp.full((rows, length), -1, jnp.int32),
         policy=settings.policy.init(rows, settings.block_length),
         stop=settings.stop.init(rows),
-        memory=None if settings.cache.window == "canvas" else model.memory(rows * settings.copies, length),
+        memory=memory,
     )
 
 

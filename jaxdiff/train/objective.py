@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxdiff.types import Model, Params
+from jaxdiff.types import Model, Params, Remembering
 
 AHEAD = 8  # how far a left-to-right decode looks: the tokens beyond wait for those before them
 
@@ -84,7 +84,9 @@ def loss(
 ) -> Float[Array, ""]:
     """Weighted cross entropy, nats per answer token, the mean over rows; `prompt_lengths` for a `prefix_lm`."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    features = model.features(params, noisy, positions, jnp.ones(tokens.shape, bool), prompt_lengths)
+    inputs = (params, noisy, positions, jnp.ones(tokens.shape, bool))
+    hides = isinstance(model, Remembering)
+    features = model.features(*inputs, prompt_lengths) if hides else model.features(*inputs)
     width = features.shape[-1]
     logits = features.reshape(-1, width) @ model.head(params).astype(features.dtype)
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), tokens.reshape(-1))
