@@ -159,7 +159,7 @@ def test_pad_prompts():
         (dict(top_p=1.5), "top_p: found 1.5, expected a number of 0 to 1, or 4 of them"),
         (dict(top_p=float("nan")), "top_p: found nan"),
         (dict(top_k=0), "top_k: found 0, expected a whole number of 1 or more"),
-        (dict(top_k=1.5), "top_k: found 1.5"),
+        (dict(top_k=np.asarray(1.5)), "top_k: found 1.5"),
         (dict(key=jax.random.split(jax.random.key(0), 3)), r"key: found shape \(3,\), expected \(\) or \(4,\)"),
         (dict(origin=np.array([0, 0, 6, 0])), "no row may be empty"),
         (dict(origin=np.array([0, 0])), r"origin: found shape \(2,\)"),
