@@ -14,6 +14,7 @@ import jax
 import typer
 
 import jaxdiff
+from jaxdiff.cli.bench import bench
 from jaxdiff.cli.evaluate import evaluate
 from jaxdiff.cli.generate import generate
 from jaxdiff.cli.learn import collect, fit
@@ -27,6 +28,7 @@ app.command("eval")(evaluate)
 app.command("train")(train)
 app.command("collect")(collect)
 app.command("fit")(fit)
+app.command("bench")(bench)
 
 
 def _show_version(asked: bool) -> bool:
