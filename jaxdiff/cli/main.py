@@ -14,6 +14,7 @@ import jax
 import typer
 
 import jaxdiff
+from jaxdiff.cli.bench import bench
 from jaxdiff.cli.convert import convert, export
 from jaxdiff.cli.evaluate import evaluate
 from jaxdiff.cli.generate import generate
@@ -31,6 +32,7 @@ app.command("collect")(collect)
 app.command("fit")(fit)
 app.command("convert")(convert)
 app.command("export")(export)
+app.command("bench")(bench)
 
 
 def _show_version(asked: bool) -> bool:

@@ -33,7 +33,7 @@ class Timed:
         """`persistent_cache` False: compile even what JAX's cache on disk holds, for the time that compiling takes."""
         self.compile_seconds = 0.0
         self.seconds = 0.0
-        self._around = contextlib.nullcontext if persistent_cache else _past_persistent_cache
+        self._around = contextlib.nullcontext if persistent_cache else past_persistent_cache
         self._programs: dict[Any, jax.stages.Compiled] = {}
 
     def __call__(
@@ -102,7 +102,7 @@ def request_keys(seed: int, requests: Int[np.ndarray, " B"]) -> Key[Array, " B"]
 
 
 @contextlib.contextmanager
-def _past_persistent_cache() -> Iterator[None]:
+def past_persistent_cache() -> Iterator[None]:
     """Nothing is read from JAX's persistent cache or written to it. JAX looks at the flag once: hence the resets."""
     before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)

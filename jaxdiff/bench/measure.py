@@ -1,0 +1,136 @@
+"""What `jaxdiff bench` measures: ratios of ways that do the same work, medians over rounds, intervals beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from jaxdiff.bench import ceilings
+from jaxdiff.bench.clock import Median, in_turn, ratio
+from jaxdiff.bench.program import Program, bare
+from jaxdiff.bench.pytorch import Eager
+from jaxdiff.decode import decode
+from jaxdiff.types import Model, Params, Policy
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """The decode that every way runs."""
+
+    model: Model
+    params: Params
+    prompts: Int[np.ndarray, "B P"]
+    origin: Int[np.ndarray, " B"]
+    policy: Policy
+    gen_length: int
+    block_length: int
+    rounds: int
+
+    def program(self, **changes: Any) -> Program:
+        """The decode, compiled, and run once where there are weights to run it with."""
+        program = Program()
+        settings: dict[str, Any] = {
+            "policy": self.policy,
+            "gen_length": self.gen_length,
+            "block_length": self.block_length,
+        }
+        decode(self.model, self.params, self.prompts, origin=self.origin, run=program, **settings | changes)
+        return program
+
+
+def step_over_forward(work: Work, program: Program, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """Seconds of the compiled decode over those of as many bare forwards with the head: policy, loop and scores."""
+    masks = np.full((len(work.prompts), work.gen_length), work.model.config.mask_token_id, np.int32)
+    least = bare(
+        work.model,
+        work.params,
+        jnp.asarray(np.concatenate([work.prompts, masks], axis=1)),
+        jnp.asarray(work.origin),
+        first=work.prompts.shape[1],
+        window=work.block_length,
+        steps=program.steps,
+    )
+    seconds = in_turn({"decode": program.again, "forward": least}, work.rounds, progress)
+    return {
+        "ratio": dataclasses.asdict(ratio(seconds["decode"], seconds["forward"])),
+        "step_seconds": dataclasses.asdict(Median.of(seconds["decode"] / program.steps)),
+        "forward_seconds": dataclasses.asdict(Median.of(seconds["forward"] / program.steps)),
+        "steps": program.steps,
+    }
+
+
+def cache_speedups(
+    work: Work, program: Program, caches: dict[str, Any], progress: Callable[[int], None] | None = None
+) -> dict[str, Any]:
+    """Seconds of the decode without a cache over those with each, the same policy and lengths."""
+    programs = {name: work.program(cache=cache) for name, cache in caches.items()}
+    ways = {"none": program.again} | {name: made.again for name, made in programs.items()}
+    seconds = in_turn(ways, work.rounds, progress)
+    return {
+        name: {
+            "ratio": dataclasses.asdict(ratio(seconds["none"], seconds[name])),
+            "steps": made.steps,
+            "same_tokens": _same(program, made),
+        }
+        for name, made in programs.items()
+    }
+
+
+def against_pytorch(work: Work, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """Standard decoding of the first prompt: seconds of the eager PyTorch loop over jaxdiff's, on the same cores."""
+    row, origin = work.prompts[:1, int(work.origin[0]) :], np.zeros(1, np.int32)
+    one = dataclasses.replace(work, prompts=row, origin=origin)
+    program, eager = one.program(policy=None), Eager(work.model, work.params)
+    found = eager.decode(row[0], work.gen_length, work.block_length)
+    seconds = in_turn(
+        {
+            "jaxdiff": program.again,
+            "pytorch": lambda: eager.decode(row[0], work.gen_length, work.block_length),
+        },
+        work.rounds,
+        progress,
+    )
+    assert program.result is not None
+    dtype = work.model.config.dtype
+    return {
+        "ratio": dataclasses.asdict(ratio(seconds["pytorch"], seconds["jaxdiff"])),
+        "pytorch_seconds": dataclasses.asdict(Median.of(seconds["pytorch"])),
+        "jaxdiff_seconds": dataclasses.asdict(Median.of(seconds["jaxdiff"])),
+        "same_tokens": float(np.mean(found == np.asarray(program.result.tokens[0]))),
+        "pytorch_matmul_gflops": eager.matmul_flops(ceilings.SIZE) / 1e9,
+        "jax_matmul_gflops": ceilings.matmul_flops(dtype) / 1e9,
+    }
+
+
+def roofline(work: Work) -> dict[str, Any]:
+    """One full forward against this machine's matrix product and its streaming rate, both measured now."""
+    model, dtype = work.model, work.model.config.dtype
+    rows, tokens = len(work.prompts), work.prompts.shape[1] + work.gen_length
+    ids, column = jnp.zeros((rows, tokens), jnp.int32), jnp.tile(jnp.arange(tokens, dtype=jnp.int32), (rows, 1))
+    forward = jax.jit(model.features)
+    seconds = ceilings.best_seconds(lambda: forward(work.params, ids, column, column >= 0))
+    flops, read = ceilings.forward_cost(model, work.params, rows, tokens, tokens)
+    most_flops, most_bytes = ceilings.matmul_flops(dtype), ceilings.stream_bytes(dtype)
+    return {
+        "forward_seconds": seconds,
+        "tokens": rows * tokens,
+        "flops_per_second": flops / seconds,
+        "matmul_flops_per_second": most_flops,
+        "share_of_matmul": flops / seconds / most_flops,
+        "bytes_per_second": read / seconds,
+        "stream_bytes_per_second": most_bytes,
+        "share_of_roofline": max(flops / most_flops, read / most_bytes) / seconds,
+    }
+
+
+def _same(a: Program, b: Program) -> float:
+    """The share of tokens that two decodes have in common."""
+    assert a.result is not None
+    assert b.result is not None
+    return float(jnp.mean(a.result.tokens == b.result.tokens))

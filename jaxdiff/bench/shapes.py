@@ -1,0 +1,91 @@
+"""Models of published shapes with random weights: a machine's speed does not hang on their training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxdiff.models import build
+from jaxdiff.types import InputError, Model, Params
+
+# The shapes of the published config.json files: GSAI-ML/LLaDA-8B, Dream-org/Dream-v0-7B, inclusionAI/LLaDA2.0-mini.
+SHAPES: dict[str, dict[str, Any]] = {
+    "llada-8b": {
+        "family": "llada",
+        "vocab_size": 126464,
+        "d_model": 4096,
+        "n_layers": 32,
+        "n_heads": 32,
+        "n_kv_heads": 32,
+        "mlp_hidden_size": 12288,
+        "rope_theta": 500000.0,
+        "mask_token_id": 126336,
+        "eos_token_id": 126081,
+    },
+    "dream-7b": {
+        "family": "dream",
+        "vocab_size": 152064,
+        "d_model": 3584,
+        "n_layers": 28,
+        "n_heads": 28,
+        "n_kv_heads": 4,
+        "mlp_hidden_size": 18944,
+        "rope_theta": 1e6,
+        "mask_token_id": 151666,
+        "eos_token_id": 151643,
+    },
+    "llada2-mini": {
+        "family": "llada2",
+        "vocab_size": 157184,
+        "d_model": 2048,
+        "n_layers": 20,
+        "n_heads": 16,
+        "n_kv_heads": 4,
+        "head_dim": 128,
+        "mlp_hidden_size": 5120,
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+        "num_shared_experts": 1,
+        "moe_intermediate_size": 512,
+        "first_k_dense_replace": 1,
+        "rope_theta": 600000.0,
+        "mask_token_id": 156895,
+        "eos_token_id": 156892,
+    },
+}
+
+
+def shaped(name: str, dtype: str = "bfloat16", **changes: Any) -> Model:
+    """The model of a published shape; `changes` to its config (fewer layers, say).
+
+    Raises InputError for a shape that is not known.
+    """
+    if name not in SHAPES:
+        raise InputError(f"shape: found {name!r}, expected {', '.join(SHAPES)}")
+    return build(SHAPES[name] | {"dtype": dtype} | changes)
+
+
+def abstract_params(model: Model) -> Params:
+    """Shapes and dtypes of the parameters, for compiling alone."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(model.config.dtype)), shapes)
+
+
+def random_params(model: Model) -> Params:
+    """Random parameters in the model's dtype, made leaf by leaf on the device: never a float32 copy of the whole."""
+    leaves, structure = jax.tree.flatten(abstract_params(model))
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    made = [_leaf(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, made)
+
+
+def _leaf(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Layer by layer where layers are stacked, since the generator works in float32."""
+    if len(shape) < 3:
+        return (0.02 * jax.random.normal(key, shape, dtype)).astype(dtype)
+    return jax.lax.map(
+        lambda k: (0.02 * jax.random.normal(k, shape[1:], dtype)).astype(dtype), jax.random.split(key, shape[0])
+    )

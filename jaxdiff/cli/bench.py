@@ -1,0 +1,156 @@
+"""`jaxdiff bench`: what a decode costs on this machine, as ratios of ways that run in turn."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jaxdiff.bench import measure
+from jaxdiff.bench.shapes import SHAPES, abstract_params, random_params, shaped
+from jaxdiff.checkpoint import SHIPPED, Checkpoint, load
+from jaxdiff.cli import options
+from jaxdiff.cli.options import Decoding
+from jaxdiff.cli.show import note, progress
+from jaxdiff.decode.cache import parse_cache
+from jaxdiff.decode.many import pad_to_bucket
+from jaxdiff.tasks import task
+from jaxdiff.types import InputError
+
+PROMPT_LENGTH = 64  # of random ids, where the model has no tokenizer
+
+
+def bench(
+    model: options.Model = SHIPPED,
+    shape: Annotated[
+        str | None, typer.Option("--shape", help=f"Random weights of a published shape: {', '.join(SHAPES)}.")
+    ] = None,
+    policy: options.Policy = "fixed",
+    gen_length: options.GenLength = 256,
+    block_length: options.BlockLength = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows decoded together.")] = 1,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Each way runs once a round, in turn.")] = 5,
+    pytorch: Annotated[bool, typer.Option(help="Against an eager PyTorch loop (dense LLaDA alone).")] = True,
+    roofline: Annotated[bool, typer.Option("--roofline", help="Against this machine's measured ceilings.")] = False,
+    compile_only: Annotated[
+        bool, typer.Option("--compile-only", help="Compile time and memory alone: no weights are made.")
+    ] = False,
+    dtype: options.Dtype = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure a decode: step over bare forward, caches over none, PyTorch over jaxdiff, compiling, memory."""
+    decoding = Decoding(
+        *(model, policy, "none", None, gen_length, block_length),
+        *(0.0, None, None, None, False, False, "none", "1x1", dtype),
+    )
+    checkpoint = None if shape else load(model, dtype=dtype)
+    if checkpoint is None:
+        made = shaped(str(shape), dtype or "bfloat16")
+        params = abstract_params(made) if compile_only else random_params(made)
+    else:
+        made, params = checkpoint.model, checkpoint.params
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params) if compile_only else params
+    arguments = decoding.arguments(made, gen_length)
+    prompts, origin = _prompts(checkpoint, made, batch_size, gen_length)
+    work = measure.Work(
+        made, params, prompts, origin, arguments["policy"], gen_length, arguments["block_length"], rounds
+    )
+    found = _measured(work, pytorch=pytorch and shape is None, roofline=roofline, compile_only=compile_only)
+    setting = {
+        "model": shape or model,
+        "device": jax.devices()[0].device_kind,
+        "dtype": made.config.dtype,
+        "policy": policy,
+        "batch_size": batch_size,
+        "canvas": prompts.shape[1] + gen_length,
+        "gen_length": gen_length,
+        "block_length": work.block_length,
+        "rounds": rounds,
+        "jax": jax.__version__,
+    }
+    if as_json:
+        print(json.dumps(found | {"setting": setting}))
+    else:
+        Console().print(_table(found, setting))
+
+
+def _measured(work: measure.Work, *, pytorch: bool, roofline: bool, compile_only: bool) -> dict[str, Any]:
+    """The medians that scripts read, and under `details` their intervals and what they are ratios of."""
+    note("compiling")
+    program = work.program()
+    found: dict[str, Any] = {"compile_seconds": program.compile_seconds, "peak_temp_bytes": program.temp_bytes}
+    if compile_only:
+        return found
+    details: dict[str, Any] = {}
+    with progress("step over forward", work.rounds, lambda *_: "") as update:
+        details["step_over_forward"] = measure.step_over_forward(work, program, lambda done: update(done, 0, 1))
+    names = ("prefix", "dual", "frozen") if work.model.attention_block is None else ("block",)
+    with progress("caches", work.rounds, lambda *_: "") as update:
+        caches = {name: parse_cache(name) for name in names}
+        details["cache_speedup"] = measure.cache_speedups(work, program, caches, lambda done: update(done, 0, 1))
+    found["cache_speedup"] = {name: each["ratio"]["median"] for name, each in details["cache_speedup"].items()}
+    if pytorch:
+        with progress("pytorch", work.rounds, lambda *_: "") as update:
+            details["pytorch_ratio"] = measure.against_pytorch(work, lambda done: update(done, 0, 1))
+    for name in ("step_over_forward", "pytorch_ratio"):
+        if name in details:
+            found[name] = details[name]["ratio"]["median"]
+    if roofline:
+        details["roofline"] = measure.roofline(work)
+    return found | {"details": details}
+
+
+def _prompts(checkpoint: Checkpoint | None, model: Any, rows: int, gen_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Test problems of the default task; random ids for a model without a tokenizer."""
+    if checkpoint is None or checkpoint.tokenizer is None:
+        special = {model.config.mask_token_id, *model.config.eos_ids}
+        allowed = np.asarray([i for i in range(min(model.config.vocab_size, 10_000)) if i not in special])
+        ids = np.random.default_rng(0).choice(allowed, (rows, PROMPT_LENGTH))
+        return ids.astype(np.int32), np.zeros(rows, np.int32)
+    context = model.config.max_sequence_length
+    if gen_length >= context:
+        raise InputError(f"gen_length: found {gen_length}, expected less than the model's context {context}")
+    problems = itertools.islice(task("gsm_symbolic").problems("test", 0), rows)
+    prompts = [checkpoint.tokenizer.prompt(problem.question) for problem in problems]
+    return pad_to_bucket(prompts, checkpoint.tokenizer.eos_id, context - gen_length)
+
+
+def _table(found: dict[str, Any], setting: dict[str, Any]) -> Table:
+    """Ratios first."""
+    table = Table(
+        "measure",
+        "median",
+        "interval",
+        title=f"{setting['model']} on {setting['device']}, {setting['dtype']}, batch {setting['batch_size']}, canvas "
+        f"{setting['canvas']}, {setting['policy']}",
+        box=None,
+        title_justify="left",
+    )
+    details = found.get("details", {})
+    for name, says in (
+        ("step_over_forward", "a decoding step / a bare forward with its head"),
+        ("pytorch_ratio", "eager PyTorch loop / jaxdiff, standard decoding"),
+    ):
+        if name in details:
+            at = details[name]["ratio"]
+            table.add_row(says, f"{at['median']:.3f}x", f"{at['low']:.3f} to {at['high']:.3f}")
+    for name, each in details.get("cache_speedup", {}).items():
+        at, same = each["ratio"], f"{each['same_tokens']:.0%} of the tokens the same"
+        table.add_row(
+            f"no cache / cache {name}, {same}", f"{at['median']:.3f}x", f"{at['low']:.3f} to {at['high']:.3f}"
+        )
+    if "roofline" in details:
+        at = details["roofline"]
+        table.add_row("forward / measured matmul ceiling", f"{at['share_of_matmul']:.0%}", "")
+        table.add_row("forward / roofline", f"{at['share_of_roofline']:.0%}", "")
+    if "step_over_forward" in details:
+        table.add_row("a step", f"{details['step_over_forward']['step_seconds']['median'] * 1e3:.2f} ms", "")
+    table.add_row("compiling", f"{found['compile_seconds']:.1f} s", "")
+    table.add_row("temporaries", f"{found['peak_temp_bytes'] / 1e6:,.1f} MB", "")
+    return table
