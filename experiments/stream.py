@@ -282,7 +282,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
                     axis.step(steps, share, where="post", lw=1.4, color=COLOURS[name.split(",")[0]], label=label)
             axis.set(xlabel=f"forwards of all {SLOTS} rows", ylabel="share of rows with work", ylim=(0, 1.05))
             axis.set_title(f"{REQUESTS} requests: rows that had work", fontsize=12, loc="left")
-            axis.legend(frameon=False, fontsize=11, loc="lower left")
+            axis.legend(frameon=False, fontsize=11, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
         else:
             done, size = np.asarray(results[part]["curve"]).T
             axis.plot(done, size, color=COLOURS["slots"])
