@@ -322,7 +322,7 @@ class _Engine:
         fresh = np.zeros(len(self.rows), bool)
         for slot, request in present:
             if slot in self.fresh:
-                end = generated if request.is_canvas else first
+                end = first + generated if request.is_canvas else first
                 fresh[slot], number[slot], origin[slot] = True, request.number, end - len(request.ids)
                 canvas[slot, origin[slot] : end] = request.ids
         incoming = Incoming(*map(jnp.asarray, (fresh, canvas, origin, number)))

@@ -93,10 +93,12 @@ def test_steps_are_the_total_of_all_blocks(run, folder):
 
 def test_every_option_reaches_the_decode(checkpoint):
     numbers = (8, 32, 16, 0.5, 0.9, 5, 1.5)
-    decoding = Decoding("gsm-1m", "fixed", "eos", *numbers, True, True, "none", "1x1", "bfloat16")
+    decoding = Decoding("gsm-1m", "fixed", "eos", *numbers, True, True, "dual", "2x4", "bfloat16")
     arguments = decoding.arguments(checkpoint.model, 32)
     assert int(arguments.pop("policy").steps) == 4
     assert isinstance(arguments.pop("stop"), jaxdiff.EosStop)
+    assert isinstance(arguments.pop("cache"), jaxdiff.Dual)
+    assert dict(arguments.pop("mesh").shape) == {"data": 2, "model": 4}
     assert arguments == {
         "block_length": 16,
         "temperature": 0.5,

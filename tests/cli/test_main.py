@@ -25,7 +25,7 @@ def test_interrupt_and_broken_pipe_leave_no_traceback(error, code, run, folder, 
     def stop(*_, **__):
         raise error(32, "Broken pipe")
 
-    monkeypatch.setattr("jaxdiff.cli.generate.load", stop)
+    monkeypatch.setattr("jaxdiff.cli.options.jaxdiff.load", stop)
     try:
         ran_code = run("generate", "x", "--model", folder).code
     except SystemExit as exit_:

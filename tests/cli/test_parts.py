@@ -13,7 +13,7 @@ from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.share import fingerprints
 
 RUN = {"input": "0" * 16, "settings": "1" * 16}
-DECODING = Decoding("any", "fixed", "none", None, 16, 8, 0.0, None, False, False, "none", "1x1", None)
+DECODING = Decoding("any", "fixed", "none", None, 16, 8, 0.0, None, None, None, False, False, "none", "1x1", None)
 
 
 def fill(out, process, numbers, run=RUN):

@@ -132,7 +132,10 @@ DAMAGES = {
     "config cut": (lambda folder: truncate(folder / "config.json"), "config.json: damaged"),
     "config a list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json: damaged"),
     "config wrong": (lambda folder: damage_config(folder, n_heads=0), "config.json: makes no model"),
-    "config of another model": (lambda folder: damage_config(folder, d_model=64), "config.json says (64, 280)"),
+    "config of another model": (
+        lambda folder: damage_config(folder, d_model=64, head_dim=16),
+        "config.json says (64, 280)",
+    ),
     "config of another family": (lambda folder: damage_config(folder, family="gpt"), "family 'gpt'"),
     "tokenizer cut": (lambda folder: truncate(folder / "tokenizer.json"), "tokenizer.json: damaged"),
     "no params": (lambda folder: shutil.rmtree(folder / "params"), "params: missing"),

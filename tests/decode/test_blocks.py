@@ -95,7 +95,8 @@ def test_the_while_loop_is_a_python_loop():
     settings = api._settings(MODEL, sampled(), EotpStop(), None, 0.7, None, False, False, **size)
     masks = np.full((4, GEN + BLOCK - 1), small.MASK, np.int32)
     state = loop.begin(MODEL, jnp.asarray(np.hstack([prompts, masks])), jnp.asarray(origin), small.keys(4), settings)
-    once = jax.jit(lambda state: loop.step(MODEL, params(), settings, state))
+    tree = params()  # not while tracing: it is kept
+    once = jax.jit(lambda state: loop.step(MODEL, tree, settings, state))
     while bool(loop.holes(MODEL, state).any()):
         state = once(state)
     by_hand = loop.finish(MODEL, settings, state)

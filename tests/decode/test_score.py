@@ -142,7 +142,9 @@ def test_top_p_and_top_k_leave_what_the_published_sampler_leaves(tempered):
     vocabulary = 2 * TILE + 77
     features, head = case(vocabulary, scale=3.0)
     heat = np.array([0.0, 0.7], np.float32)
-    cut = jax.jit(functools.partial(beliefs, forbidden=(5,), deferred=(), tempered=tempered))
+    cut = jax.jit(
+        functools.partial(beliefs, vocabulary=vocabulary, mesh=None, forbidden=(5,), deferred=(), tempered=tempered)
+    )
     options = dict(
         temperature=jnp.asarray(heat),
         keys=jax.random.split(jax.random.key(0), B),
@@ -151,7 +153,9 @@ def test_top_p_and_top_k_leave_what_the_published_sampler_leaves(tempered):
     logits = np.asarray(features @ head, np.float64)
     logits[..., 5] = -np.inf
     plain = cut(features, head, top_p=jnp.ones(B), top_k=jnp.full(B, vocabulary), **options)
-    whole = jax.jit(functools.partial(beliefs, forbidden=(5,), deferred=(), tempered=tempered))
+    whole = jax.jit(
+        functools.partial(beliefs, vocabulary=vocabulary, mesh=None, forbidden=(5,), deferred=(), tempered=tempered)
+    )
     for left, right in zip(jax.tree.leaves(plain), jax.tree.leaves(whole(features, head, **options)), strict=True):
         np.testing.assert_array_equal(left, right)
     for top_p, top_k in ((0.9, vocabulary), (0.5, vocabulary), (1.0, 7), (0.95, 40), (0.0, 3)):
@@ -172,7 +176,7 @@ def test_top_p_and_top_k_leave_what_the_published_sampler_leaves(tempered):
 def test_samples_within_top_p_follow_the_tempered_distribution():
     rows, heat = 4000, 0.5
     logits = np.array([3.0, 2.5, 2.0, 0.5, 0.0, -1.0])
-    found = jax.jit(functools.partial(beliefs, forbidden=(), deferred=(), tempered=True))(
+    found = jax.jit(functools.partial(beliefs, vocabulary=6, mesh=None, forbidden=(), deferred=(), tempered=True))(
         jnp.ones((rows, 1, 1)),
         jnp.asarray(logits, jnp.float32)[None],
         temperature=jnp.float32(heat),

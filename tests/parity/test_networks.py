@@ -42,7 +42,8 @@ def streams(model, params, tokens, positions, valid):
     for group in stack.groups:
         block = Block(group.attention, group.mlp, stack.eps)
         for i in range(group.depth):
-            x, _ = block.apply({"params": jax.tree.map(lambda leaf, i=i: leaf[i], params[group.name])}, x, rope, seen)
+            layer = jax.tree.map(lambda leaf, i=i: leaf[i], params[group.name])
+            x, _ = block.apply({"params": layer}, x, rope, seen, None, None)
             found.append(x)
     return found
 
