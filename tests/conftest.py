@@ -30,3 +30,8 @@ def strict():
     """No implicit dtype or rank promotion: for our own code (optax and Flax's layers do not bear it)."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+
+
+def pytest_xdist_auto_num_workers():
+    """One more than there are cores: a worker often waits for a process that it started, or for a disk."""
+    return (os.cpu_count() or 1) + 1
