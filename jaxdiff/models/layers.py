@@ -16,7 +16,10 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdiff.types import Window
 from jaxdiff.windows import put, take
 
-QUERIES = 512  # more than this many are attended for in pieces: the logits of all would be the largest array there is
+# Attention logits [H, T, S] of one row are the largest array there is. On CPU, rows whose logits leave the cache together
+# take two to four times as long as one after the other; an accelerator wants all rows at once.
+ROOM = {"cpu": 2**20}  # elements, by backend
+QUERIES = 2048  # of a row that are attended for at once
 Rope = tuple[Float[Array, "B T 1 h"], Float[Array, "B T 1 h"]]  # cos and sin, one column for each turned pair
 Kept = tuple[Float[Array, "*n B K _ E"], Float[Array, "*n B K _ E"]]  # keys and values, heads before positions
 
@@ -107,40 +110,43 @@ def attend(
     """Attention over the seen keys, grouped queries allowed (H a multiple of K); float32 softmax.
 
     Heads stand in front of positions: in that layout both products are plain batched ones, which XLA's CPU backend
-    runs about twice as fast as `jax.nn.dot_product_attention`. More than QUERIES queries go piece by piece.
+    runs about twice as fast as `jax.nn.dot_product_attention`. The logits are the largest array there is, so no more
+    rows go together than ROOM has space for, and of a row no more than QUERIES queries.
     """
     rows, length, heads, size = q.shape
     groups = k.shape[1]
     q = jnp.moveaxis(q.reshape(rows, length, groups, heads // groups, size), 1, 3)  # B K R T E
-
-    def piece(q: Float[Array, "B K R c E"], seen: Bool[Array, "B u S"]) -> Float[Array, "B K R c E"]:
-        keys = jnp.swapaxes(k[:, :, None], -1, -2)
-        logits = jnp.matmul(q * (size**-0.5), keys, preferred_element_type=jnp.float32)
-        bias = jnp.where(seen, 0.0, jnp.finfo(jnp.float32).min)[:, None, None]
-        weights = jax.nn.softmax(logits + bias, axis=-1).astype(v.dtype)
-        return jnp.matmul(weights, v[:, :, None])
-
-    out = piece(q, seen) if length <= QUERIES else _in_pieces(piece, q, seen)
+    room = ROOM.get(jax.default_backend(), rows * heads * length * k.shape[2])
+    together = max(1, room // (heads * length * k.shape[2]))
+    out = jax.lax.map(lambda row: _attend_row(*row), (q, k, v, seen), batch_size=min(together, rows))
     return jnp.moveaxis(out, 3, 1).reshape(rows, length, heads, size)
 
 
-def _in_pieces(
-    piece: Callable[[Array, Array], Array], q: Float[Array, "B K R T E"], seen: Bool[Array, "B t S"]
-) -> Float[Array, "B K R T E"]:
-    """`piece` over equal pieces of the queries, one after the other; the last is filled up with zeros."""
-    length = q.shape[3]
-    count = -(-length // QUERIES)
-    each = -(-length // count)
+def _attend_row(
+    q: Float[Array, "K R T E"], k: Float[Array, "K S E"], v: Float[Array, "K S E"], seen: Bool[Array, "t S"]
+) -> Float[Array, "K R T E"]:
+    """Attention of one row; more than QUERIES queries in equal pieces, the last filled up with zeros."""
+
+    def piece(q: Float[Array, "K R c E"], seen: Bool[Array, "u S"]) -> Float[Array, "K R c E"]:
+        logits = jnp.matmul(q * (size**-0.5), jnp.swapaxes(k[:, None], -1, -2), preferred_element_type=jnp.float32)
+        logits = jnp.where(seen, logits, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+        return jnp.matmul(weights, v[:, None])
 
     def split(x: Array, axis: int) -> Array:
         wide = jnp.pad(x, [(0, count * each - length if i == axis else 0) for i in range(x.ndim)])
         return jnp.moveaxis(wide.reshape(*x.shape[:axis], count, each, *x.shape[axis + 1 :]), axis, 0)
 
-    if seen.shape[1] == 1:
-        out = jax.lax.map(lambda part: piece(part, seen), split(q, 3))
+    groups, share, length, size = q.shape
+    count = -(-length // QUERIES)
+    each = -(-length // count)
+    if count == 1:
+        return piece(q, seen)
+    if seen.shape[0] == 1:
+        out = jax.lax.map(lambda part: piece(part, seen), split(q, 2))
     else:
-        out = jax.lax.map(lambda parts: piece(*parts), (split(q, 3), split(seen, 1)))
-    return jnp.moveaxis(out, 0, 3).reshape(*q.shape[:3], count * each, -1)[:, :, :, :length]
+        out = jax.lax.map(lambda parts: piece(*parts), (split(q, 2), split(seen, 0)))
+    return jnp.moveaxis(out, 0, 2).reshape(groups, share, count * each, size)[:, :, :length]
 
 
 class Attention(nn.Module):

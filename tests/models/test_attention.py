@@ -23,3 +23,15 @@ def test_attention_in_pieces_is_attention_at_once(monkeypatch, alike):
     sizes = [np.prod([int(n) for n in dims.split(",")]) for dims in re.findall(r"f32\[([\d,]+)\]", program.as_text())]
     assert max(sizes) < 2 * 4 * 11 * 13  # no logits of all the queries
     assert jnp.isfinite(whole).all()
+
+
+def test_rows_that_go_one_after_the_other_are_rows_at_once(monkeypatch):
+    keys = jax.random.split(jax.random.key(1), 4)
+    q = jax.random.normal(keys[0], (5, 6, 4, 8))
+    k, v = (jax.random.normal(key, (5, 2, 6, 8)) for key in keys[1:3])
+    seen = jax.random.bernoulli(keys[3], 0.7, (5, 1, 6)).at[:, :, 0].set(True)
+    monkeypatch.setattr(layers, "ROOM", {})
+    whole = layers.attend(q, k, v, seen)
+    for room in (1, 2 * 4 * 6 * 6):  # a row at a time; two, and the fifth alone
+        monkeypatch.setattr(layers, "ROOM", {jax.default_backend(): room})
+        np.testing.assert_allclose(layers.attend(q, k, v, seen), whole, atol=1e-6)
