@@ -1,6 +1,6 @@
-"""The same tokens on every mesh: every policy of the command line on five meshes of 8 simulated devices.
+"""The same tokens on every mesh: every policy and cache of the command line on five meshes of 8 simulated devices.
 
-    python experiments/meshes.py                  # 64 prompts, every policy
+    python experiments/meshes.py                  # 64 prompts; every policy without a cache and with one in turn
     python experiments/meshes.py --n 8 --policy threshold:tau=0.9 --policy above_mean
 
 Held-out problems of mixed lengths, decoded by the model that ships, in float32; every other row is sampled, at
@@ -19,7 +19,6 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +27,7 @@ import numpy as np
 import typer
 
 import jaxdiff
+from jaxdiff.decode.cache import parse_cache
 from jaxdiff.decode.many import pad_to_bucket, request_keys
 from jaxdiff.parallel import parse_mesh
 from jaxdiff.policies import parse
@@ -51,6 +51,8 @@ POLICIES = (
     "oracle",
     "fixed",
 )
+CACHES = ("prefix", "dual", "frozen")  # `block` is exact, and only of block-causal families
+PAIRS = (*((each, "none") for each in POLICIES), *zip(POLICIES, itertools.cycle(CACHES), strict=False))
 GEN_LENGTH, BLOCK_LENGTH, TEMPERATURE, SEED = 128, 32, 0.7, 0
 TARGET = 1e-4  # near-ties in a decision
 RESULTS = Path(__file__).parent / "results"
@@ -76,8 +78,8 @@ def problems(checkpoint: jaxdiff.Checkpoint, n: int) -> Problem:
     return Problem(prompts, origin, temperature, request_keys(SEED, np.arange(n)))
 
 
-def run(policy: str, mesh: str, n: int) -> jaxdiff.Result:
-    """One policy on one mesh, all rows in one batch."""
+def run(policy: str, cache: str, mesh: str, n: int) -> jaxdiff.Result:
+    """One policy and cache on one mesh, all rows in one batch."""
     checkpoint = jaxdiff.load(mesh=parse_mesh(mesh))
     given = problems(checkpoint, n)
     result = jaxdiff.decode(
@@ -88,12 +90,17 @@ def run(policy: str, mesh: str, n: int) -> jaxdiff.Result:
         temperature=given.temperature,
         key=given.keys,
         policy=parse(policy),
+        cache=parse_cache(cache),
         stop=jaxdiff.EosStop(),
         gen_length=GEN_LENGTH,
         block_length=BLOCK_LENGTH,
         mesh=parse_mesh(mesh),
     )
     return jax.tree.map(np.asarray, dataclasses.replace(result, policy=()))
+
+
+def label(policy: str, cache: str) -> str:
+    return policy if cache == "none" else f"{policy}, {cache}"
 
 
 def compare(home: jaxdiff.Result, away: jaxdiff.Result) -> dict[str, Any]:
@@ -122,7 +129,8 @@ def markdown(results: dict[str, Any]) -> str:
     setting, policies = results["setting"], results["policies"]
     total = totals(policies)
     runs = setting["n"] * (len(MESHES) - 1) * len(policies)
-    missing = [name for name in POLICIES if name not in policies]
+    wanted = [label(*pair) for pair in PAIRS]
+    missing = [name for name in wanted if name not in policies]
     lines = [
         "# The same tokens on every mesh",
         "",
@@ -153,7 +161,6 @@ def main(
     policy: Annotated[list[str] | None, typer.Option("--policy", help="Default: all.")] = None,
 ) -> None:
     """Writes results/meshes.json and meshes.md after each policy."""
-    wanted: Sequence[str] = policy or POLICIES
     setting: dict[str, Any] = {
         "n": n,
         "model": "gsm-1m",
@@ -167,13 +174,14 @@ def main(
     results: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
     if results.get("setting") != setting:
         results = {"setting": setting, "policies": {}}
-    for name in wanted:
-        if name in results["policies"]:
+    for each, cache in PAIRS:
+        name = label(each, cache)
+        if name in results["policies"] or (policy and each not in policy):
             continue
-        home = run(name, MESHES[0], n)
+        home = run(each, cache, MESHES[0], n)
         points = {MESHES[0]: compare(home, home)}
         for mesh in MESHES[1:]:
-            points[mesh] = compare(home, run(name, mesh, n))
+            points[mesh] = compare(home, run(each, cache, mesh, n))
             print(f"{name} on {mesh}: {points[mesh]}", flush=True)
         results["policies"][name] = points
         kept.write_text(json.dumps(results | {"totals": totals(results["policies"])}, indent=1) + "\n")

@@ -6,8 +6,6 @@ have one flat set of names in every family: `q_proj/kernel`, `attn_norm/weight`,
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdiff.types import Window
 from jaxdiff.windows import put, take
 
-# Attention logits [H, T, S] of one row are the largest array there is. On CPU, rows whose logits leave the cache together
-# take two to four times as long as one after the other; an accelerator wants all rows at once.
+# Rows whose attention logits leave a CPU's cache together take two to four times as long as one after the other; an
+# accelerator wants all rows at once.
 ROOM = {"cpu": 2**20}  # elements, by backend
 QUERIES = 2048  # of a row that are attended for at once
 Rope = tuple[Float[Array, "B T 1 h"], Float[Array, "B T 1 h"]]  # cos and sin, one column for each turned pair
