@@ -174,6 +174,7 @@ def save_filter(folder: Path, learned: Learned, *, quota: bool) -> None:
         "kind": type(judge).__name__.lower(),
         "widths": [judge.layers[0].kernel.shape[0], *(layer.kernel.shape[1] for layer in judge.layers)],
         "reach": getattr(judge, "reach", None),
+        "features": getattr(judge, "features", None),
         "tau": float(np.asarray(learned.tau)),
         "quota": quota,
     }
@@ -211,7 +212,9 @@ def load_filter(folder: Path) -> tuple[Learned, bool]:
     try:
         config = json.loads((folder / FILTER).read_text())
         layers = jax.eval_shape(lambda key: init_layers(key, tuple(config["widths"])), jax.random.key(0))
-        make = {"block": Block, "local": functools.partial(Local, reach=config["reach"])}[config["kind"]]
+        make = {"block": Block, "local": functools.partial(Local, reach=config["reach"], features=config["features"])}[
+            config["kind"]
+        ]
         tau, quota = float(config["tau"]), bool(config["quota"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / FILTER}: missing or damaged ({first_line(error)}); fit it again") from error

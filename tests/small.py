@@ -55,11 +55,17 @@ def keys(rows, seed=0):
 def _forward():
     def forward(tree, tokens):
         positions = jnp.arange(tokens.shape[0])[None]
-        return MODEL.features(tree, tokens[None], positions, jnp.ones((1, tokens.shape[0]), bool))[0] @ MODEL.head(tree)
+        features = MODEL.features(tree, tokens[None], positions, jnp.ones((1, tokens.shape[0]), bool))[0]
+        return features, features @ MODEL.head(tree)
 
     return jax.jit(forward)
 
 
+def features(tree, tokens):
+    """One row alone, without padding: [L, D]."""
+    return np.asarray(_forward()(tree, jnp.asarray(tokens, jnp.int32))[0])
+
+
 def logits(tree, tokens):
     """One row alone, without padding: float64 [L, V]."""
-    return np.asarray(_forward()(tree, jnp.asarray(tokens, jnp.int32)), np.float64)
+    return np.asarray(_forward()(tree, jnp.asarray(tokens, jnp.int32))[1], np.float64)

@@ -33,6 +33,7 @@ def collect(
     gen_length: options.GenLength = 256,
     block_length: options.BlockLength = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts decoded together.")] = 16,
+    features: Annotated[bool, typer.Option("--features", help="Hidden features too, for fit --kind hidden.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Decode training prompts one token a step, replay the answers greedily, and write what was seen."""
@@ -54,6 +55,7 @@ def collect(
             block_length=block_length,
             stop=stopper,
             batch_size=batch_size,
+            features=features,
             progress=update,
         )
     numbers = {"prompts": len(prompts), "rows": int(traces.prompt.size), "seed": seed}
@@ -67,7 +69,7 @@ def fit(
     traces: Annotated[Path, typer.Option("--traces", help="A folder that `collect` wrote.")],
     name: Annotated[str, typer.Option("--name", help="What the policy is called: learned:name=NAME.")],
     model: options.Model = SHIPPED,
-    kind: Annotated[str, typer.Option("--kind", help="block (as published) or local.")] = "local",
+    kind: Annotated[str, typer.Option("--kind", help="block (as published), local or hidden.")] = "local",
     layers: Annotated[int, typer.Option("--layers", min=1, help="Linear layers.")] = 2,
     hidden: Annotated[int | None, typer.Option("--hidden", min=1, help="Width between. Default the block.")] = None,
     wrong: Annotated[float, typer.Option("--wrong", min=0.0, help="What a wrong commit costs, in waits.")] = 1.0,

@@ -32,6 +32,7 @@ class Evidence:
     entropy: Float[Array, "B W"]
     masked: Bool[Array, "B W"]
     block_step: Int[Array, " B"]
+    hidden: Float[Array, "B W D"]  # the model's features; a replay that keeps none has D = 0
 
     @property
     def prob(self) -> Float[Array, "B W"]:
@@ -40,7 +41,7 @@ class Evidence:
 
 def evidence_of(score: Score) -> Evidence:
     """Visible positions carry the model's own belief at their place, as in the official code."""
-    return Evidence(score.log_odds, score.runner_up, score.entropy, score.masked, score.block_step)
+    return Evidence(score.log_odds, score.runner_up, score.entropy, score.masked, score.block_step, score.hidden)
 
 
 @pytree
@@ -144,25 +145,32 @@ class Local:
 
     Inputs of a position: log-odds, probability, margin, entropy, and whether it is masked, of itself and of `reach`
     neighbours on each side (zeros, and a mark, beyond the block); the distance to the next visible position on each
-    side; the share of the block that is masked; the block's step.
+    side; the share of the block that is masked; the block's step; and, with `features`, the position's own hidden ones.
     """
 
     layers: Layers
     reach: int = static(default=3)
+    features: int = static(default=0)
 
     def check(self, window: int) -> None:
         del window
 
     def __call__(self, seen: Evidence) -> Float[Array, "B W"]:
-        return mlp(self.layers, local_inputs(seen, self.reach))[..., 0]
+        """Raises InputError for hidden features of another width, before compilation."""
+        if self.features and seen.hidden.shape[-1] != self.features:
+            raise InputError(
+                f"learned: found hidden features of width {seen.hidden.shape[-1]}, but this filter reads "
+                f"{self.features}; it belongs to another model"
+            )
+        return mlp(self.layers, local_inputs(seen, self.reach, self.features))[..., 0]
 
 
-def local_width(reach: int) -> int:
+def local_width(reach: int, features: int) -> int:
     """The number of inputs that `Local` has for each position."""
-    return 6 * (2 * reach + 1) + 4
+    return 6 * (2 * reach + 1) + 4 + features
 
 
-def local_inputs(seen: Evidence, reach: int) -> Float[Array, "B W F"]:
+def local_inputs(seen: Evidence, reach: int, features: int) -> Float[Array, "B W F"]:
     """`Local`'s inputs, each of about unit size."""
     masked = seen.masked.astype(jnp.float32)
     own = jnp.stack(
@@ -186,4 +194,4 @@ def local_inputs(seen: Evidence, reach: int) -> Float[Array, "B W F"]:
     step = jnp.broadcast_to(jnp.log1p(seen.block_step.astype(jnp.float32))[:, None], masked.shape)
     distances = [jnp.log1p((d).astype(jnp.float32)) for d in (column - last_left, next_right - column)]
     context = jnp.stack([*distances, share, step], axis=-1)
-    return jnp.concatenate([*neighbours, context], axis=-1)
+    return jnp.concatenate([*neighbours, context, seen.hidden[..., :features].astype(jnp.float32)], axis=-1)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.policies.filters import evidence_of
 from jaxdiff.policies.order import reference_block
-from jaxdiff.types import InputError, Proposal, Score, each_row, pytree
+from jaxdiff.types import InputError, Proposal, Score, each_row, pytree, static
 
 
 @pytree
@@ -29,6 +29,7 @@ class Recording:
     entropy: Float[Array, "B Q S W"]
     masked: Bool[Array, "B Q S W"]
     final: Bool[Array, "B Q S W"]
+    hidden: Float[Array, "B Q S W D"]
     forwards: Int[Array, "B Q"]
     previous: Int[Array, "B W"]  # the candidates of the row's last forward
 
@@ -42,6 +43,7 @@ class Replay:
     """
 
     reference: Int[Array, "B L"] | None = each_row(default=None)
+    features: int = static(default=0)  # hidden ones to record: the model's D, or none
 
     waits = True
 
@@ -59,8 +61,9 @@ class Replay:
         blocks = -(-self.reference.shape[1] // window)  # as many as there may be: those of the prompt stay empty
         shape = (rows, blocks, window + 1, window)
         numbers, flags = jnp.zeros(shape), jnp.zeros(shape, bool)
+        hidden = jnp.zeros((*shape, self.features))
         forwards, previous = jnp.zeros((rows, blocks), jnp.int32), jnp.full((rows, window), -1, jnp.int32)
-        return Recording(numbers, numbers, numbers, flags, flags, forwards, previous)
+        return Recording(numbers, numbers, numbers, flags, flags, hidden, forwards, previous)
 
     def select(self, state: Recording, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, Recording]:
         del key
@@ -88,6 +91,7 @@ class Replay:
             entropy=state.entropy.at[at].set(seen.entropy),
             masked=state.masked.at[at].set(seen.masked),
             final=state.final.at[at].set(final),
+            hidden=state.hidden.at[at].set(seen.hidden[..., : self.features].astype(jnp.float32)),
             forwards=state.forwards.at[row, block].set(score.block_step + 1),
             previous=score.token,
         )

@@ -29,7 +29,7 @@ CHUNK = 250  # steps in one compiled call: how often the validation loss is look
 class FilterRecipe:
     """How a filter is made."""
 
-    kind: str = "block"  # or "local"
+    kind: str = "block"  # or "local", or "hidden": local, with the model's hidden features
     layers: int = 2
     hidden: int | None = None  # width between layers; None: the block's length, as published
     reach: int = 3  # neighbours on each side that a local filter sees
@@ -41,8 +41,8 @@ class FilterRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("block", "local"):
-            raise InputError(f"filter kind: found {self.kind!r}, expected block or local")
+        if self.kind not in ("block", "local", "hidden"):
+            raise InputError(f"filter kind: found {self.kind!r}, expected block, local or hidden")
         for name in ("layers", "steps", "rows"):
             if getattr(self, name) < 1:
                 raise InputError(f"filter {name}: found {getattr(self, name)}, expected at least 1")
@@ -80,9 +80,11 @@ def fit_filter(traces: Traces, recipe: FilterRecipe, progress: Callable[[int, fl
         raise InputError(
             f"traces: found {len(np.unique(traces.prompt))} prompts, too few to keep a tenth apart; collect more"
         )
-    window = traces.final.shape[1]
-    widths = _widths(recipe, window)
-    rows, checked = _prepare(traces.take(~held), recipe), _prepare(traces.take(held), recipe)
+    if recipe.kind == "hidden" and not traces.hidden.shape[-1]:
+        raise InputError("traces: hold no hidden features, which kind hidden reads; collect them with --features")
+    features = traces.hidden.shape[-1] if recipe.kind == "hidden" else 0
+    widths = _widths(recipe, traces.final.shape[1], features)
+    rows, checked = (_prepare(traces.take(part), recipe, features) for part in (~held, held))
     optimizer = optax.adamw(
         optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps), weight_decay=recipe.weight_decay
     )
@@ -117,7 +119,7 @@ def fit_filter(traces: Traces, recipe: FilterRecipe, progress: Callable[[int, fl
             best, best_layers = losses[-1], state[0]
         if progress is not None:
             progress(min(first + CHUNK, recipe.steps), losses[-1])
-    made: Filter = Block(best_layers) if recipe.kind == "block" else Local(best_layers, reach=recipe.reach)
+    made: Filter = Block(best_layers) if recipe.kind == "block" else Local(best_layers, recipe.reach, features)
     return Fitted(made, losses, best, int((~held).sum()), len(np.unique(traces.prompt)))
 
 
@@ -126,16 +128,16 @@ def kept_apart(prompts: Int[np.ndarray, " R"]) -> Bool[np.ndarray, " R"]:
     return (prompts.astype(np.uint64) * np.uint64(2654435761) >> np.uint64(7)) % np.uint64(10) == 0
 
 
-def _widths(recipe: FilterRecipe, window: int) -> tuple[int, ...]:
+def _widths(recipe: FilterRecipe, window: int, features: int) -> tuple[int, ...]:
     hidden = window if recipe.hidden is None else recipe.hidden
-    ends = (window, window) if recipe.kind == "block" else (local_width(recipe.reach), 1)
+    ends = (window, window) if recipe.kind == "block" else (local_width(recipe.reach, features), 1)
     return (ends[0], *[hidden] * (recipe.layers - 1), ends[1])
 
 
-def _prepare(traces: Traces, recipe: FilterRecipe) -> _Rows:
+def _prepare(traces: Traces, recipe: FilterRecipe, features: int) -> _Rows:
     seen = traces.evidence
     final = jnp.asarray(traces.final, jnp.float32)
     weight = jnp.where(final > 0, 1.0, recipe.wrong)
     if recipe.kind == "block":
         return _Rows(seen.prob, final, weight)
-    return _Rows(local_inputs(seen, recipe.reach), final, weight * seen.masked)
+    return _Rows(local_inputs(seen, recipe.reach, features), final, weight * seen.masked)

@@ -9,6 +9,7 @@ goes on after the parts that it finished.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -40,6 +41,7 @@ class Traces:
     entropy: Float[np.ndarray, "R W"]
     masked: Bool[np.ndarray, "R W"]
     final: Bool[np.ndarray, "R W"]  # the candidate is the reference's token
+    hidden: Float[np.ndarray, "R W D"]  # the model's features in half precision; D = 0 where none were kept
     step: Int[np.ndarray, " R"]  # forwards that the block had before
     block: Int[np.ndarray, " R"]  # from 0, after the prompt
     prompt: Int[np.ndarray, " R"]  # the prompt's id
@@ -53,6 +55,7 @@ class Traces:
             jnp.asarray(self.entropy),
             jnp.asarray(self.masked),
             jnp.asarray(self.step, jnp.int32),
+            jnp.asarray(self.hidden),
         )
 
     def take(self, rows: Any) -> Traces:
@@ -63,8 +66,8 @@ class Traces:
         """Raises InputError for traces that are empty or hold a NaN, with the prompt's id."""
         if not self.prompt.size:
             raise InputError("traces: found no rows, expected at least one; collect more prompts")
-        for name in ("log_odds", "runner_up", "entropy"):
-            bad = np.flatnonzero(~np.isfinite(getattr(self, name)).all(1))
+        for name in ("log_odds", "runner_up", "entropy", "hidden"):
+            bad = np.flatnonzero(~np.isfinite(getattr(self, name)).reshape(self.prompt.size, -1).all(1))
             if bad.size:
                 raise InputError(f"traces: {name} of prompt {self.prompt[bad[0]]} is not finite; collect it again")
 
@@ -80,6 +83,7 @@ def collect(
     block_length: int | None = None,
     stop: Stopper | None = None,
     batch_size: int = 16,
+    features: bool = False,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Traces:
     """Decode each prompt one token a step, replay it, and keep what the replay saw.
@@ -88,6 +92,7 @@ def collect(
         ids: one for each prompt; rows of one prompt must not be split between fitting and validation.
         folder: of the parts; parts that it holds from the same call are not made again.
         stop: `EosStop` leaves out what follows the end of the text; the published collection has all of it.
+        features: keep the model's hidden features too, 2 D bytes for each position that a row sees.
         progress: called after each batch with the prompts, the rows and the seconds so far.
 
     Raises InputError where the folder belongs to other prompts, weights or lengths, and what `decode` raises.
@@ -95,8 +100,9 @@ def collect(
     block_length = block_of(model, block_length)
     if not prompts or len(prompts) != len(ids):
         raise InputError(f"collect: found {len(prompts)} prompts and {len(ids)} ids, expected as many, at least one")
-    _claim(folder, model, params, prompts, ids, gen_length, block_length, stop, batch_size)
+    _claim(folder, model, params, prompts, ids, gen_length, block_length, stop, batch_size, features)
     config, run = model.config, Timed()
+    replay = functools.partial(Replay, features=config.d_model if features else 0)
     padded, origin = pad_to_bucket(prompts, fill=config.eos_token_id, room=config.max_sequence_length - gen_length)
     parts: list[Traces] = []
     done = 0
@@ -107,7 +113,7 @@ def collect(
         if not path.is_file():
             options = {"origin": origin[rows], "gen_length": gen_length, "block_length": block_length, "stop": stop}
             reference = decode(model, params, padded[rows], policy=Fixed(), run=run, **options).tokens
-            replayed = decode(model, params, padded[rows], policy=Replay(reference), run=run, **options)
+            replayed = decode(model, params, padded[rows], policy=replay(reference), run=run, **options)
             recording = jax.device_get(replayed.policy)
             _write(path, _rows_of(recording, np.asarray(ids)[rows], fresh, blocks))
         parts.append(_read(path))
@@ -142,8 +148,9 @@ def _rows_of(recording: Recording, ids: Int[np.ndarray, " B"], rows: int, blocks
     row, block, step = np.nonzero(np.arange(recording.final.shape[2])[None, None] < forwards[..., None])
     picked = {
         name: np.asarray(getattr(recording, name))[row, block, step]
-        for name in ("log_odds", "runner_up", "entropy", "masked", "final")
+        for name in ("log_odds", "runner_up", "entropy", "masked", "final", "hidden")
     }
+    picked["hidden"] = picked["hidden"].astype(np.float16)
     return Traces(**picked, step=step, block=block - first, prompt=ids[row])
 
 

@@ -23,7 +23,7 @@ _TAU = {"tau": _floats(0, 1)}
 
 def random_filter(kind):
     """A filter of random weights, sharp enough to accept some positions and refuse others."""
-    widths = (small.BLOCK, small.BLOCK, small.BLOCK) if kind == "block" else (local_width(3), 8, 1)
+    widths = (small.BLOCK, small.BLOCK, small.BLOCK) if kind == "block" else (local_width(3, 0), 8, 1)
     layers = jax.tree.map(lambda x: 4.0 * x, init_layers(jax.random.key(1), widths))
     return Block(layers) if kind == "block" else Local(layers)
 

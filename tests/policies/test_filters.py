@@ -1,5 +1,7 @@
 """Learned filters: what they see, what they refuse, the official weights' layout."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,7 @@ def evidence(rows=3, window=8, seed=0):
         jnp.asarray(rng.uniform(0, 2, (rows, window)), jnp.float32),
         jnp.asarray(rng.random((rows, window)) < 0.6),
         jnp.asarray(rng.integers(0, 4, rows), jnp.int32),
+        jnp.asarray(rng.normal(0, 1, (rows, window, 6)), jnp.float32),
     )
 
 
@@ -98,9 +101,9 @@ def test_joined_with_the_quota_each_step_takes_the_most_confident_too():
 
 def test_local_inputs_against_a_plain_loop():
     seen, reach = evidence(), 2
-    found = np.asarray(local_inputs(seen, reach))
+    found = np.asarray(local_inputs(seen, reach, 0))
     rows, window = seen.masked.shape
-    assert found.shape == (rows, window, local_width(reach))
+    assert found.shape == (rows, window, local_width(reach, 0))
     odds, runner, entropy = (np.asarray(x, np.float64) for x in (seen.log_odds, seen.runner_up, seen.entropy))
     masked, step = np.asarray(seen.masked), np.asarray(seen.block_step)
     for b in range(rows):
@@ -119,14 +122,14 @@ def test_local_inputs_against_a_plain_loop():
 
 
 def test_a_local_filter_serves_any_block_length():
-    policy = Learned(Local(init_layers(jax.random.key(0), (local_width(3), 8, 1))), 0.5)
+    policy = Learned(Local(init_layers(jax.random.key(0), (local_width(3, 0), 8, 1))), 0.5)
     for block in (4, 8, 16):
         assert (np.asarray(run(policy, block_length=block).tokens)[:, -small.GEN :] != small.MASK).all()
 
 
 def test_what_is_beyond_the_block_does_not_matter_to_a_local_filter():
     """A position's judgement hangs on its neighbours within reach, and on the block's masks."""
-    policy, seen = Local(init_layers(jax.random.key(0), (local_width(1), 8, 1)), reach=1), evidence()
-    other = Evidence(seen.log_odds.at[:, 5:].add(3.0), seen.runner_up, seen.entropy, seen.masked, seen.block_step)
+    policy, seen = Local(init_layers(jax.random.key(0), (local_width(1, 0), 8, 1)), reach=1), evidence()
+    other = dataclasses.replace(seen, log_odds=seen.log_odds.at[:, 5:].add(3.0))
     np.testing.assert_array_equal(policy(seen)[:, :4], policy(other)[:, :4])
     assert (np.asarray(policy(seen)[:, 4:]) != np.asarray(policy(other)[:, 4:])).all()

@@ -1,5 +1,6 @@
 """Fitting a filter: it learns what the traces hold, keeps prompts apart, and comes back from disk as a policy."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,35 +10,35 @@ import jaxdiff
 from jaxdiff import InputError
 from jaxdiff.checkpoint import BEST_FILTER, FILTERS, learned_policy, load_filter, save_filter
 from jaxdiff.policies import AnyOf, Learned
-from jaxdiff.policies.filters import Block, Evidence, Local
+from jaxdiff.policies.filters import Block, Local
 from jaxdiff.train.fit_filter import FilterRecipe, fit_filter
 from jaxdiff.train.traces import Traces
 from tests import small
 
-WINDOW = 8
+WINDOW, FEATURES = 8, 4
 
 
-def made_up(prompts=60, seed=0):
-    """A position is final where it and its left neighbour are confident: no threshold on its own score can tell."""
+def made_up(prompts=60, seed=0, told=False):
+    """A position is final where it and its left neighbour are confident: no threshold on its own score can tell.
+
+    `told`: where its hidden features say so, and nothing else does.
+    """
     rng = np.random.default_rng(seed)
     rows = 20 * prompts
     log_odds = rng.normal(1, 3, (rows, WINDOW)).astype(np.float32)
     left = np.concatenate([np.full((rows, 1), 9.0), log_odds[:, :-1]], axis=1)
+    hidden = rng.normal(0, 1, (rows, WINDOW, FEATURES)).astype(np.float16)
     return Traces(
         log_odds=log_odds,
         runner_up=np.full((rows, WINDOW), 0.1, np.float32),
         entropy=np.full((rows, WINDOW), 0.5, np.float32),
         masked=np.ones((rows, WINDOW), bool),
-        final=(log_odds > 0) & (left > 0),
+        final=hidden[..., 1] + hidden[..., 2] > 0 if told else (log_odds > 0) & (left > 0),
+        hidden=hidden,
         step=np.zeros(rows, np.int64),
         block=np.zeros(rows, np.int64),
         prompt=np.repeat(np.arange(prompts), 20),
     )
-
-
-def evidence_of(traces):
-    arrays = (traces.log_odds, traces.runner_up, traces.entropy, traces.masked, traces.step.astype(np.int32))
-    return Evidence(*map(jaxdiff.policies.filters.jnp.asarray, arrays))
 
 
 @pytest.mark.parametrize(("kind", "made"), [("block", Block), ("local", Local)])
@@ -46,9 +47,19 @@ def test_a_fit_learns_from_the_neighbours(kind, made):
     assert isinstance(fitted.filter, made)
     assert fitted.best == min(fitted.losses) < 0.5 * fitted.losses[0] or fitted.best < 0.15
     fresh = made_up(seed=1)
-    right = (np.asarray(fitted.filter(evidence_of(fresh))) > 0) == fresh.final
+    right = (np.asarray(fitted.filter(fresh.evidence)) > 0) == fresh.final
     own_score = (fresh.log_odds > 0) == fresh.final
     assert right.mean() > 0.93 > own_score.mean()
+
+
+def test_hidden_features_may_tell_what_the_score_does_not():
+    fitted = fit_filter(made_up(told=True), FilterRecipe(kind="hidden", hidden=16, steps=500, learning_rate=0.02))
+    fresh = made_up(seed=1, told=True)
+    assert ((np.asarray(fitted.filter(fresh.evidence)) > 0) == fresh.final).mean() > 0.95
+    with pytest.raises(InputError, match="found hidden features of width 3, but this filter reads 4"):
+        fitted.filter(dataclasses.replace(fresh, hidden=fresh.hidden[..., :3]).evidence)
+    with pytest.raises(InputError, match="hold no hidden features"):
+        fit_filter(dataclasses.replace(fresh, hidden=fresh.hidden[..., :0]), FilterRecipe(kind="hidden"))
 
 
 def test_a_wrong_commit_may_cost_more_than_a_wait():
@@ -57,20 +68,20 @@ def test_a_wrong_commit_may_cost_more_than_a_wait():
         for wrong in (8.0, 1.0)
     )
     fresh = made_up(seed=1)
-    wrong = [((np.asarray(judge(evidence_of(fresh))) > 0) & ~fresh.final).mean() for judge in (careful, even)]
+    wrong = [((np.asarray(judge(fresh.evidence)) > 0) & ~fresh.final).mean() for judge in (careful, even)]
     assert wrong[0] < 0.5 * wrong[1]
 
 
 def test_what_cannot_be_fitted_is_refused():
     with pytest.raises(InputError, match="found 1 prompts, too few to keep a tenth apart"):
         fit_filter(made_up(prompts=1), FilterRecipe())
-    with pytest.raises(InputError, match="filter kind: found 'wide', expected block or local"):
+    with pytest.raises(InputError, match="filter kind: found 'wide', expected block, local or hidden"):
         FilterRecipe(kind="wide")
     with pytest.raises(InputError, match="filter layers: found 0"):
         FilterRecipe(layers=0)
 
 
-@pytest.mark.parametrize("kind", ["block", "local"])
+@pytest.mark.parametrize("kind", ["block", "local", "hidden"])
 def test_a_filter_comes_back_from_disk_as_a_policy(tmp_path, kind):
     jaxdiff.save(tmp_path / "tiny", small.MODEL, small.params())
     fitted = fit_filter(made_up(), FilterRecipe(kind=kind, hidden=8, steps=10))
@@ -80,7 +91,7 @@ def test_a_filter_comes_back_from_disk_as_a_policy(tmp_path, kind):
     assert isinstance(best, Learned)
     assert isinstance(joined, AnyOf)
     assert (float(best.tau), float(joined.parts[0].tau)) == pytest.approx((0.7, 0.2))
-    seen = evidence_of(made_up(seed=2))
+    seen = made_up(seed=2).evidence
     np.testing.assert_array_equal(best.filter(seen), fitted.filter(seen))
 
 

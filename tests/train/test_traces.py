@@ -22,7 +22,7 @@ def gather(folder, seed=0, stop=None, **changes):
 @pytest.mark.parametrize("seed", range(3))
 def test_it_equals_a_plain_loop(tmp_path, seed):
     """Learn2PD's generate_training_data: one row for each forward, the stuck one too, visible positions as they are."""
-    traces, tree = gather(tmp_path, seed), small.params(seed)
+    traces, tree = gather(tmp_path, seed, features=True), small.params(seed)
     expected = []
     for prompt, name in zip(small.PROMPTS, IDS, strict=True):
         answer, _, _ = reference.decode(
@@ -44,16 +44,28 @@ def test_it_equals_a_plain_loop(tmp_path, seed):
                 candidate, p = table.argmax(-1), reference.softmax(table)
                 final = candidate == wanted[block]
                 ordered = np.sort(p, -1)
-                expected.append((p.max(-1), ordered[:, -2], x[block] == small.MASK, final, step, number, name))
+                expected.append(
+                    (
+                        p.max(-1),
+                        ordered[:, -2],
+                        x[block] == small.MASK,
+                        final,
+                        step,
+                        number,
+                        name,
+                        small.features(tree, x)[block],
+                    )
+                )
                 if previous is not None and (candidate == previous).all():
                     x[block] = wanted[block]
                     continue
                 x[block] = np.where(final & (x[block] == small.MASK), candidate, x[block])
                 step, previous = step + 1, candidate
-    probs, runners, masked, final, steps, blocks, prompts = map(np.asarray, zip(*expected, strict=True))
+    probs, runners, masked, final, steps, blocks, prompts, hidden = map(np.asarray, zip(*expected, strict=True))
     np.testing.assert_allclose(1 / (1 + np.exp(-traces.log_odds)), probs, atol=1e-4)
     np.testing.assert_allclose(traces.runner_up, runners, atol=1e-4)
     np.testing.assert_array_equal(traces.masked, masked)
+    np.testing.assert_allclose(traces.hidden, hidden, atol=2e-3)  # half precision
     np.testing.assert_array_equal(traces.final, final)
     np.testing.assert_array_equal(traces.step, steps)
     np.testing.assert_array_equal(traces.block, blocks)
