@@ -50,7 +50,8 @@ def main() -> None:
     for share in SHARES:
         few = traces.take(traces.prompt < share * (traces.prompt.max() + 1))
         fit_and_sweep(checkpoint, results, f"official, {share:.0%} of the prompts", few, OFFICIAL)
-        recipe = FilterRecipe(kind="local", layers=2, hidden=local.filter.layers[0].kernel.shape[1])
+        kind = "hidden" if local.filter.features else "local"
+        recipe = FilterRecipe(kind=kind, layers=2, hidden=local.filter.layers[0].kernel.shape[1])
         fit_and_sweep(checkpoint, results, f"local, {share:.0%} of the prompts", few, recipe)
     ways = {"standard": Fixed(), "threshold 0.9": Threshold(tau=0.9), "learned local": local}
     for gen_length, block in [*((LENGTH, block) for block in (*BLOCKS, BLOCK)), *((n, BLOCK) for n in LENGTHS)]:

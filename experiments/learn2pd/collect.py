@@ -34,6 +34,7 @@ def main() -> None:
             block_length=BLOCK,
             stop=EOS,
             batch_size=ROWS,
+            features=True,
             progress=update,
         )
     seconds = time.perf_counter() - since

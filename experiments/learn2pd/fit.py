@@ -37,11 +37,11 @@ from jaxdiff.train.traces import Traces, load_traces
 
 OFFICIAL = FilterRecipe(kind="block", layers=2, seed=SEED)
 CANDIDATES = {
-    f"local, {hidden} wide, a wrong commit costs {wrong:g}": FilterRecipe(
-        kind="local", layers=2, hidden=hidden, wrong=wrong, seed=SEED
+    f"local from {inputs}, a wrong commit costs {wrong:g}": FilterRecipe(
+        kind=kind, layers=2, hidden=64, wrong=wrong, seed=SEED
     )
-    for hidden in (32, 64)
-    for wrong in (1.0, 4.0, 16.0)
+    for kind, inputs in (("local", "the score"), ("hidden", "the score and hidden features"))
+    for wrong in (1.0, 4.0)
 }
 BINS = 20
 
