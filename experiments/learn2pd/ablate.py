@@ -50,7 +50,7 @@ def main() -> None:
     for share in SHARES:
         few = traces.take(traces.prompt < share * (traces.prompt.max() + 1))
         fit_and_sweep(checkpoint, results, f"official, {share:.0%} of the prompts", few, OFFICIAL)
-        kind = "hidden" if local.filter.features else "local"
+        kind = "hidden" if getattr(local.filter, "features", 0) else "local"
         recipe = FilterRecipe(kind=kind, layers=2, hidden=local.filter.layers[0].kernel.shape[1])
         fit_and_sweep(checkpoint, results, f"local, {share:.0%} of the prompts", few, recipe)
     ways = {"standard": Fixed(), "threshold 0.9": Threshold(tau=0.9), "learned local": local}
