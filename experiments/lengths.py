@@ -46,13 +46,13 @@ def main(
                 batch_size=ROWS,
                 progress=update,
             )
-        points[length] = measure((length,), (report,))[0] | {"seconds": report.seconds}
+        points[length] = measure((length,), (report,))[0]
     short, long = (verdicts_of(points[length]) for length in LENGTHS)
     difference = [100 * d for d in paired_difference(long, short)]
-    setting = describe(checkpoint, model, n, "eos", seed)
+    setting = describe(checkpoint, model, n, "eos", seed) | {"gen_length": LENGTHS}
     out.write_text(json.dumps({"setting": setting, "points": points, "long_minus_short": difference}, indent=1) + "\n")
 
-    table = Table("length", "accuracy %", "95 %", "NFE", "s a problem", title=f"{n} test problems, seed {seed}")
+    table = Table("length", "accuracy %", "95 %", "NFE", title=f"{n} test problems, seed {seed}")
     for length, point in points.items():
         low, high = point["interval"]
         table.add_row(
@@ -60,7 +60,6 @@ def main(
             f"{point['accuracy']:.1f}",
             f"{low:.1f} to {high:.1f}",
             f"{point['nfe']:.1f}",
-            f"{point['seconds'] / n:.2f}",
         )
     console = Console()
     console.print(table)
