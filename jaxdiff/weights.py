@@ -26,7 +26,9 @@ def check_weights(weights: str | None) -> None:
     if weights is None:
         return
     if weights not in WEIGHTS:
-        raise InputError(f"weights: found {weights!r}, expected {' or '.join(WEIGHTS)}, or none for the plain ones")
+        raise InputError(
+            f"weights: found {weights!r}, expected {' or '.join(WEIGHTS)}; leave it out for the plain ones"
+        )
     if importlib.util.find_spec("qwix") is None:
         raise InputError(f"weights: {weights} needs qwix, which is not installed; pip install 'jaxdiff[int8]'")
 

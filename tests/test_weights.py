@@ -144,7 +144,7 @@ def test_random_weights_of_a_shape_are_in_int8_from_the_start():
 
 
 def test_what_cannot_be_had_is_one_clear_line(folder, monkeypatch):
-    with pytest.raises(InputError, match="^weights: found 'int4', expected int8"):
+    with pytest.raises(InputError, match=r"^weights: found 'int4', expected int8"):
         jaxdiff.load(folder, weights="int4")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for ask in (lambda: jaxdiff.load(folder, weights="int8"), lambda: quantised(small.params())):
