@@ -23,14 +23,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, Sharding
 
-from jaxdiff.convert import published, text
-from jaxdiff.convert.engine import params_from, plan_of
+from jaxdiff.convert import published, stream, text
+from jaxdiff.convert.engine import assemble, params_from, plan_of
 from jaxdiff.files import first_line, read_object, replaced, write_object
 from jaxdiff.models import family_name, model_of
 from jaxdiff.parallel import check_axes, place, shardings
 from jaxdiff.policies import Fixed, Learned, any_of
 from jaxdiff.policies.filters import Block, Local, init_layers
 from jaxdiff.types import InputError, Model, Params, Policy
+from jaxdiff.weights import check_weights, plain, quantised
 
 SHIPPED = "gsm-1m"
 FILTERS, FILTER = "filters", "filter.json"  # <model>/filters/<name>/filter.json
@@ -93,7 +94,9 @@ def model_folder(path: str | Path) -> Path:
     return folder
 
 
-def load(path: str | Path = SHIPPED, *, dtype: str | None = None, mesh: Mesh | None = None) -> Checkpoint:
+def load(
+    path: str | Path = SHIPPED, *, dtype: str | None = None, mesh: Mesh | None = None, weights: str | None = None
+) -> Checkpoint:
     """A model, its params and its tokenizer (None where the folder has none).
 
     Args:
@@ -101,10 +104,13 @@ def load(path: str | Path = SHIPPED, *, dtype: str | None = None, mesh: Mesh | N
         dtype: of the params and of the computation; default float32 on CPU (where bfloat16 is slower), else the
             config's (of a published folder, its tensors').
         mesh: what the params are laid over (see `make_mesh`): each device reads its own part of each leaf.
+        weights: "int8" for matrices in int8 (`weights.quantised`), which takes qwix: each leaf is quantised as soon as
+            it is read, so that no device holds more than one of them in `dtype`.
 
-    Raises InputError for a folder that is missing, incomplete or damaged, and for a mesh that the model does not spread
-    over, in one line.
+    Raises InputError for a folder that is missing, incomplete or damaged, for a mesh that the model does not spread
+    over, and for weights that are not known or whose package is missing, in one line.
     """
+    check_weights(weights)
     folder = model_folder(path)
     config = read_object(folder / "config.json")
     if dtype is None and jax.default_backend() == "cpu":
@@ -112,33 +118,55 @@ def load(path: str | Path = SHIPPED, *, dtype: str | None = None, mesh: Mesh | N
     if mesh is not None:
         check_axes(mesh)
     read = _published if published.is_published(folder, config) else _ours
-    model, params = read(folder, config, dtype, mesh)
+    model, params = read(folder, config, dtype, mesh, weights)
     fast, ends = text.open_tokenizer(folder, family_name(model)), model.config
     tokenizer = None if fast is None else Tokenizer(fast, ends.eos_token_id, getattr(ends, "eot_token_id", None))
     return Checkpoint(model, params, tokenizer, folder)
 
 
-def _ours(folder: Path, config: dict[str, Any], dtype: str | None, mesh: Mesh | None) -> tuple[Model, Params]:
+def _ours(
+    folder: Path, config: dict[str, Any], dtype: str | None, mesh: Mesh | None, weights: str | None
+) -> tuple[Model, Params]:
     config = config | ({} if dtype is None else {"dtype": dtype})
     model, shapes = model_of(config, folder / "config.json")
     target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(config["dtype"])), shapes)
-    laid = None if mesh is None else shardings(model.config, target, mesh)
-    return model, _restore(folder / "params", target, laid)
+    if weights is None:
+        laid = None if mesh is None else shardings(model.config, target, mesh)
+        return model, _restore(folder / "params", target, laid)
+
+    def made(leaf: str) -> np.ndarray:
+        return stream.read(folder / "params", [leaf])[leaf].astype(jnp.dtype(config["dtype"]))
+
+    leaves = stream.stored(folder / "params", target)
+    return model, _laid(model, assemble(leaves, made, sharding=_sharding(model, target, mesh), then=quantised), mesh)
 
 
-def _published(folder: Path, config: dict[str, Any], dtype: str | None, mesh: Mesh | None) -> tuple[Model, Params]:
+def _published(
+    folder: Path, config: dict[str, Any], dtype: str | None, mesh: Mesh | None, weights: str | None
+) -> tuple[Model, Params]:
     config, tensors = published.with_ids(config, folder), published.Files(folder)
     model, shapes = model_of(config | {"dtype": dtype or tensors.dtype}, folder / "config.json")
     plan = plan_of(model, shapes, most=len(tensors.specs))
-    if mesh is None:
-        return model, params_from(plan, tensors, dtype=dtype)
+    then = None if weights is None else quantised
+    params = params_from(plan, tensors, dtype=dtype, sharding=_sharding(model, shapes, mesh), then=then)
+    return model, _laid(model, params, mesh)
+
+
+def _laid(model: Model, params: Params, mesh: Mesh | None) -> Params:
+    return params if mesh is None else place(model.config, params, mesh)
+
+
+def _sharding(model: Model, shapes: Params, mesh: Mesh | None) -> Sharded:
+    """Where leaves go when they are read, by path; None for one that is laid out after that."""
     laid: dict[str, Sharding] = {}
+    if mesh is None:
+        return laid.get
     for (path, leaf), there in zip(
         jax.tree.leaves_with_path(shapes), jax.tree.leaves(shardings(model.config, shapes, mesh)), strict=True
     ):
-        if there.shape == leaf.shape:  # a vocabulary that is to be padded is laid out after that
+        if there.shape == leaf.shape:  # a vocabulary is to be padded first
             laid[jax.tree_util.keystr(path, simple=True, separator="/")] = there.sharding
-    return model, place(model.config, params_from(plan, tensors, dtype=dtype, sharding=laid.get), mesh)
+    return laid.get
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
@@ -152,11 +180,13 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | None = None) -> None:
-    """Write a model folder as a whole or not at all: params in bfloat16, the config, a copy of the tokenizer."""
+    """Write a model folder as a whole or not at all: params in bfloat16 (int8 weights multiplied out), the config, a
+    copy of the tokenizer.
+    """
     with replaced(folder) as new:
         config = dataclasses.asdict(model.config) | {"dtype": "bfloat16", "family": family_name(model)}
         write_object(new / "config.json", config)
-        small = jax.tree.map(lambda x: np.asarray(x.astype(jnp.bfloat16)), params)
+        small = jax.tree.map(lambda x: np.asarray(x.astype(jnp.bfloat16)), plain(params))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((new / "params").absolute(), small)
         for name in text.FILES:

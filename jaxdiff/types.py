@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 NEAR_TIE = 1e-5  # log-odds: below this gap, float rounding decides
-Params = Any  # a pytree of arrays
+Params = Any  # a pytree of arrays, or of arrays and `qwix.QArray`s (`weights.py`)
 Memory = Any  # a model's keys and values: for each group of layers a pair of [N B K L E]
 State = Any  # a policy's or stopper's own pytree; () when it keeps none
 # One number for the batch, or one for each row; `number()` fields turn Python's into arrays.
@@ -307,7 +307,7 @@ class Model(Protocol):
         """Row i predicts token i (shifted families shift here). `valid` False: padding, attended by nobody."""
         ...
 
-    def head(self, params: Params) -> Float[Array, "D V"]: ...
+    def head(self, params: Params) -> Float[Any, "D V"]: ...
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Float, Int
 
 from jaxdiff.bench import ceilings
 from jaxdiff.bench.clock import Median, in_turn, ratio
@@ -17,6 +17,7 @@ from jaxdiff.bench.program import Program, bare
 from jaxdiff.bench.pytorch import Eager
 from jaxdiff.decode import decode
 from jaxdiff.types import Model, Params, Policy
+from jaxdiff.weights import full
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +107,46 @@ def against_pytorch(work: Work, progress: Callable[[int], None] | None = None) -
         "pytorch_matmul_gflops": eager.matmul_flops(ceilings.SIZE) / 1e9,
         "jax_matmul_gflops": ceilings.matmul_flops(dtype) / 1e9,
     }
+
+
+def against_plain(
+    work: Work, program: Program, params: Params, progress: Callable[[int], None] | None = None
+) -> dict[str, Any]:
+    """Seconds of the decode with the plain params over those of the work, in int8; and what int8 does to the logits.
+
+    Those are of the first block's masks, all of them; `logit_error` is the norm of the difference over the norm.
+    """
+    whole = dataclasses.replace(work, params=params)
+    other = whole.program()
+    seconds = in_turn({"plain": other.again, "int8": program.again}, work.rounds, progress)
+    right, found = _logits(whole), _logits(work)
+    off = jnp.abs(found - right)
+    return {
+        "ratio": dataclasses.asdict(ratio(seconds["plain"], seconds["int8"])),
+        "steps": program.steps,
+        "plain_steps": other.steps,
+        "argument_bytes": program.argument_bytes,
+        "plain_argument_bytes": other.argument_bytes,
+        "logit_error": float(jnp.linalg.norm(off) / jnp.linalg.norm(right)),
+        "largest_logit_error": float(jnp.max(off)),
+        "same_argmax": float(jnp.mean(jnp.argmax(found, -1) == jnp.argmax(right, -1))),
+        "same_tokens": _same(other, program),
+    }
+
+
+def _logits(work: Work) -> Float[Array, "B W V"]:
+    """Of the first block, before any of it is committed."""
+    first, c = work.prompts.shape[1], work.model.config
+    canvas = jnp.pad(jnp.asarray(work.prompts), ((0, 0), (0, work.gen_length)), constant_values=c.mask_token_id)
+    column = jnp.arange(canvas.shape[1], dtype=jnp.int32)[None] - jnp.asarray(work.origin)[:, None]
+
+    @jax.jit
+    def logits(params: Params) -> Float[Array, "B W V"]:
+        features = work.model.features(params, canvas, jnp.maximum(column, 0), column >= 0)
+        head = full(work.model.head(params), features.dtype)
+        return jnp.matmul(features[:, first : first + work.block_length], head, preferred_element_type=jnp.float32)
+
+    return logits(work.params)
 
 
 def roofline(work: Work) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from jaxdiff.decode import loop
 from jaxdiff.decode.many import past_persistent_cache
 from jaxdiff.decode.state import Settings
 from jaxdiff.types import Model, Params
+from jaxdiff.weights import full
 
 
 class Program:
@@ -21,11 +22,13 @@ class Program:
 
     Attributes:
         compile_seconds: tracing and compiling.
+        argument_bytes: the parameters above all, as the device holds them.
         temp_bytes: what the program needs beyond its arguments and results, from the compiler's memory analysis.
         result: of the first run; None where the parameters are shapes alone.
     """
 
     compile_seconds: float
+    argument_bytes: int
     temp_bytes: int
     result: loop.Result | None = None
 
@@ -48,6 +51,7 @@ class Program:
             compiled = lowered.compile()
         self.compile_seconds = time.perf_counter() - since
         memory: Any = compiled.memory_analysis()
+        self.argument_bytes = int(memory.argument_size_in_bytes)
         self.temp_bytes = int(memory.temp_size_in_bytes)
         if isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct):
             return lowered.out_info
@@ -84,7 +88,7 @@ def bare(
         positions = jnp.maximum(column - origin[:, None], 0)
         features = model.features(params, canvas, positions, column >= origin[:, None])
         hidden = jax.lax.dynamic_slice_in_dim(features, first, window, axis=1)
-        head = model.head(params).astype(hidden.dtype)
+        head = full(model.head(params), hidden.dtype)
         token = jnp.argmax(jnp.matmul(hidden, head, preferred_element_type=jnp.float32), axis=-1).astype(jnp.int32)
         return params, jax.lax.dynamic_update_slice_in_dim(canvas, token, first, axis=1)
 

@@ -17,6 +17,7 @@ from jaxtyping import Int
 
 from jaxdiff.models import Llada
 from jaxdiff.types import InputError, Model, Params
+from jaxdiff.weights import plain
 
 
 class Eager:
@@ -35,7 +36,7 @@ class Eager:
         self.torch, self.config = torch, model.config
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         dtype = getattr(torch, self.config.dtype)
-        self.weights = jax.tree.map(lambda x: torch.from_numpy(np.array(x, np.float32)).to(dtype), params)
+        self.weights = jax.tree.map(lambda x: torch.from_numpy(np.array(x, np.float32)).to(dtype), plain(params))
         layers = self.weights["layers"]
         self.layers = [jax.tree.map(lambda x, i=i: x[i], layers) for i in range(self.config.n_layers)]
         half = self.config.head_dim // 2

@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
 from jaxdiff.models import build
 from jaxdiff.types import InputError, Model, Params
+from jaxdiff.weights import quantised
 
 # The shapes of the published config.json files: GSAI-ML/LLaDA-8B, Dream-org/Dream-v0-7B, inclusionAI/LLaDA2.0-mini.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -68,18 +70,21 @@ def shaped(name: str, dtype: str = "bfloat16", **changes: Any) -> Model:
     return build(SHAPES[name] | {"dtype": dtype} | changes)
 
 
-def abstract_params(model: Model) -> Params:
+def abstract_params(model: Model, weights: str | None = None) -> Params:
     """Shapes and dtypes of the parameters, for compiling alone."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(model.config.dtype)), shapes)
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(model.config.dtype)), shapes)
+    return shapes if weights is None else jax.eval_shape(quantised, shapes)
 
 
-def random_params(model: Model) -> Params:
-    """Random parameters in the model's dtype, made leaf by leaf on the device: never a float32 copy of the whole."""
-    leaves, structure = jax.tree.flatten(abstract_params(model))
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    made = [_leaf(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, made)
+def random_params(model: Model, weights: str | None = None) -> Params:
+    """Random parameters in the model's dtype or in int8, made leaf by leaf on the device: never a copy of the whole."""
+    leaves: Any = flatten_dict(abstract_params(model), sep="/")
+    made = {}
+    for key, (name, leaf) in zip(jax.random.split(jax.random.key(0), len(leaves)), leaves.items(), strict=True):
+        one = {name: _leaf(key, leaf.shape, leaf.dtype)}
+        made |= one if weights is None else quantised(one)
+    return unflatten_dict(made, sep="/")
 
 
 def _leaf(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -21,7 +21,8 @@ from jaxdiff.cli.show import note, progress
 from jaxdiff.decode.cache import parse_cache
 from jaxdiff.decode.many import pad_to_bucket
 from jaxdiff.tasks import task
-from jaxdiff.types import InputError
+from jaxdiff.types import InputError, Params
+from jaxdiff.weights import quantised
 
 PROMPT_LENGTH = 64  # of random ids, where the model has no tokenizer
 
@@ -42,30 +43,38 @@ def bench(
         bool, typer.Option("--compile-only", help="Compile time and memory alone: no weights are made.")
     ] = False,
     dtype: options.Dtype = None,
+    weights: options.Weights = None,
+    plain: Annotated[
+        bool, typer.Option(help="With --weights: against the plain ones, which must then fit beside them.")
+    ] = True,
     as_json: options.Json = False,
 ) -> None:
     """Measure a decode: step over bare forward, caches over none, PyTorch over jaxdiff, compiling, memory."""
     decoding = Decoding(
         *(model, policy, "none", None, gen_length, block_length),
-        *(0.0, None, None, None, False, False, "none", "1x1", dtype),
+        *(0.0, None, None, None, False, False, "none", "1x1", dtype, weights),
     )
-    checkpoint = None if shape else load(model, dtype=dtype)
+    compared = weights is not None and plain and not compile_only
+    first = None if compared else weights
+    checkpoint = None if shape else load(model, dtype=dtype, weights=first)
     if checkpoint is None:
         made = shaped(str(shape), dtype or "bfloat16")
-        params = abstract_params(made) if compile_only else random_params(made)
+        params = abstract_params(made, first) if compile_only else random_params(made, first)
     else:
         made, params = checkpoint.model, checkpoint.params
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params) if compile_only else params
+    whole, params = (params, quantised(params)) if compared else (None, params)
     arguments = decoding.arguments(made, gen_length)
     prompts, origin = _prompts(checkpoint, made, batch_size, gen_length)
     work = measure.Work(
         made, params, prompts, origin, arguments["policy"], gen_length, arguments["block_length"], rounds
     )
-    found = _measured(work, pytorch=pytorch and shape is None, roofline=roofline, compile_only=compile_only)
+    found = _measured(work, whole, pytorch=pytorch and shape is None, roofline=roofline, compile_only=compile_only)
     setting = {
         "model": shape or model,
         "device": jax.devices()[0].device_kind,
         "dtype": made.config.dtype,
+        "weights": weights,
         "policy": policy,
         "batch_size": batch_size,
         "canvas": prompts.shape[1] + gen_length,
@@ -80,11 +89,20 @@ def bench(
         Console().print(_table(found, setting))
 
 
-def _measured(work: measure.Work, *, pytorch: bool, roofline: bool, compile_only: bool) -> dict[str, Any]:
-    """The medians that scripts read, and under `details` their intervals and what they are ratios of."""
+def _measured(
+    work: measure.Work, whole: Params | None, *, pytorch: bool, roofline: bool, compile_only: bool
+) -> dict[str, Any]:
+    """The medians that scripts read, and under `details` their intervals and what they are ratios of.
+
+    `whole`: the plain params, where the work's are to be compared with them.
+    """
     note("compiling")
     program = work.program()
-    found: dict[str, Any] = {"compile_seconds": program.compile_seconds, "peak_temp_bytes": program.temp_bytes}
+    found: dict[str, Any] = {
+        "compile_seconds": program.compile_seconds,
+        "argument_bytes": program.argument_bytes,
+        "peak_temp_bytes": program.temp_bytes,
+    }
     if compile_only:
         return found
     details: dict[str, Any] = {}
@@ -95,6 +113,10 @@ def _measured(work: measure.Work, *, pytorch: bool, roofline: bool, compile_only
         caches = {name: parse_cache(name) for name in names}
         details["cache_speedup"] = measure.cache_speedups(work, program, caches, lambda done: update(done, 0, 1))
     found["cache_speedup"] = {name: each["ratio"]["median"] for name, each in details["cache_speedup"].items()}
+    if whole is not None:
+        with progress("int8", work.rounds, lambda *_: "") as update:
+            each = details["int8"] = measure.against_plain(work, program, whole, lambda done: update(done, 0, 1))
+        found["int8"] = {"speedup": each["ratio"]["median"], "logit_error": each["logit_error"]}
     if pytorch:
         with progress("pytorch", work.rounds, lambda *_: "") as update:
             details["pytorch_ratio"] = measure.against_pytorch(work, lambda done: update(done, 0, 1))
@@ -128,7 +150,7 @@ def _table(found: dict[str, Any], setting: dict[str, Any]) -> Table:
         "median",
         "interval",
         title=f"{setting['model']} on {setting['device']}, {setting['dtype']}, batch {setting['batch_size']}, canvas "
-        f"{setting['canvas']}, {setting['policy']}",
+        f"{setting['canvas']}, {setting['policy']}" + (f", {setting['weights']} weights" if setting["weights"] else ""),
         box=None,
         title_justify="left",
     )
@@ -145,6 +167,11 @@ def _table(found: dict[str, Any], setting: dict[str, Any]) -> Table:
         table.add_row(
             f"no cache / cache {name}, {same}", f"{at['median']:.3f}x", f"{at['low']:.3f} to {at['high']:.3f}"
         )
+    if "int8" in details:
+        each, at = details["int8"], details["int8"]["ratio"]
+        table.add_row("plain weights / int8", f"{at['median']:.3f}x", f"{at['low']:.3f} to {at['high']:.3f}")
+        same = f"{each['same_argmax']:.1%} of the first block's argmax the same"
+        table.add_row("error of the logits", f"{each['logit_error']:.2%}", same)
     if "roofline" in details:
         at = details["roofline"]
         table.add_row("forward / measured matmul ceiling", f"{at['share_of_matmul']:.0%}", "")
@@ -152,5 +179,6 @@ def _table(found: dict[str, Any], setting: dict[str, Any]) -> Table:
     if "step_over_forward" in details:
         table.add_row("a step", f"{details['step_over_forward']['step_seconds']['median'] * 1e3:.2f} ms", "")
     table.add_row("compiling", f"{found['compile_seconds']:.1f} s", "")
+    table.add_row("arguments", f"{found['argument_bytes'] / 1e6:,.1f} MB", "")
     table.add_row("temporaries", f"{found['peak_temp_bytes'] / 1e6:,.1f} MB", "")
     return table

@@ -38,12 +38,13 @@ def evaluate(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Problems decoded together.")] = 16,
     mesh: options.Mesh = "1x1",
     dtype: options.Dtype = None,
+    weights: options.Weights = None,
     as_json: options.Json = False,
 ) -> None:
     """Decode a task's held-out problems and score them with its verifier."""
     decoding = Decoding(
         *(model, policy, stop, steps, gen_length, block_length),
-        *(temperature, top_p, top_k, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype),
+        *(temperature, top_p, top_k, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype, weights),
     )
     task(task_name)  # a misspelt name is refused before the model is read
     checkpoint = decoding.load()
@@ -66,6 +67,7 @@ def evaluate(
         "split": split,
         "seed": seed,
         "model": model,
+        "weights": weights,
         "policy": policy,
         "stop": stop,
         "cache": cache,
@@ -77,7 +79,7 @@ def evaluate(
         print(json.dumps(numbers | setting))
         return
     table = Table(title=f"{task_name}/{split}, n {n}, seed {seed}", box=None, show_header=False, title_justify="left")
-    table.add_row("model", model)
+    table.add_row("model", f"{model}, {weights} weights" if weights else model)
     table.add_row(
         "policy", f"{policy}, stop {stop}, cache {cache}, length {gen_length}, block {arguments['block_length']}"
     )

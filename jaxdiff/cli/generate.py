@@ -53,6 +53,7 @@ def generate(
     ] = 8,
     mesh: options.Mesh = "1x1",
     dtype: options.Dtype = None,
+    weights: options.Weights = None,
     distributed: options.Distributed = False,
     coordinator: options.Coordinator = None,
     processes: options.Processes = None,
@@ -70,7 +71,7 @@ def generate(
     make_decoding = functools.partial(
         Decoding,
         *(model, policy, stop, steps, gen_length, block_length),
-        *(temperature, top_p, top_k, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype),
+        *(temperature, top_p, top_k, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype, weights),
     )
     hosts = Hosts(coordinator, processes, process_id)
     if distributed and (in_file is None or out_file is None):

@@ -16,6 +16,7 @@ from jaxdiff.decode.cache import check_cache
 from jaxdiff.parallel import parse_mesh
 from jaxdiff.policies import parse
 from jaxdiff.types import InputError
+from jaxdiff.weights import WEIGHTS, check_weights
 
 DTYPES = ("float32", "bfloat16")
 
@@ -69,6 +70,10 @@ Mesh = Annotated[
 Dtype = Annotated[
     str | None, typer.Option("--dtype", help=f"{' or '.join(DTYPES)}. Default float32 on CPU, else the config's.")
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", help=f"{' or '.join(WEIGHTS)}: half of bfloat16's bytes (needs qwix). Default none."),
+]
 ForbidEos = Annotated[bool, typer.Option("--forbid-eos", help="Never predict end-of-text.")]
 DeferEos = Annotated[bool, typer.Option("--defer-eos", help="Commit end-of-text last in its block.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; all else goes to stderr.")]
@@ -87,7 +92,7 @@ ProcessId = Annotated[int | None, typer.Option("--process-id", min=0, help="This
 class Decoding:
     """How to decode, as the command line says it; checked when it is made, before any model is read.
 
-    Raises InputError, in one line, for a policy, cache, stopper, mesh or dtype that is not known.
+    Raises InputError, in one line, for a policy, cache, stopper, mesh, dtype or weights that are not known.
     """
 
     model: str
@@ -105,10 +110,12 @@ class Decoding:
     cache: str
     mesh: str
     dtype: str | None
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in (None, *DTYPES):
             raise InputError(f"dtype: found {self.dtype!r}, expected {' or '.join(DTYPES)}")
+        check_weights(self.weights)
         parse_mesh(self.mesh)
         check_cache(parse_cache(self.cache), parse_stopper(self.stop))
         self.parse(self.steps)
@@ -119,7 +126,7 @@ class Decoding:
 
     def load(self) -> jaxdiff.Checkpoint:
         """The model, laid over the mesh. Raises as `jaxdiff.load`."""
-        return jaxdiff.load(self.model, dtype=self.dtype, mesh=parse_mesh(self.mesh))
+        return jaxdiff.load(self.model, dtype=self.dtype, mesh=parse_mesh(self.mesh), weights=self.weights)
 
     def arguments(self, model: jaxdiff.Model, length: int, *, canvas: bool = False) -> dict[str, Any]:
         """The keywords that `decode` and `infill` share, for `length` positions after a prompt or of a canvas.

@@ -47,7 +47,7 @@ def share(
     def prepare() -> tuple[Decoding, Checkpoint, list[requests.Row], dict[str, str]]:
         decoding = make_decoding()
         requests.check_writable(out)
-        checkpoint = load(model, dtype=decoding.dtype)
+        checkpoint = load(model, dtype=decoding.dtype, weights=decoding.weights)
         rows, run = requests.read(in_file, checkpoint, decoding), fingerprints(in_file, checkpoint, decoding, seed)
         if parts.merged(out, run, [row.number for row in rows]) is None and out.exists():
             raise InputError(f"out: {out} is there already, and no whole parts beside it; move it or name another")
@@ -89,7 +89,7 @@ def fingerprints(in_file: Path, checkpoint: Checkpoint, decoding: Decoding, seed
     """
     settings = dataclasses.asdict(decoding) | {"seed": seed, "config": dataclasses.asdict(checkpoint.model.config)}
     del settings["model"]
-    names = ("jax", "jaxlib", "flax")
+    names = ("jax", "jaxlib", "flax") if decoding.weights is None else ("jax", "jaxlib", "flax", "qwix")
     versions = {name: version(name) for name in names} | {
         "jaxdiff": jaxdiff.__version__,
         "device": jax.local_devices()[0].device_kind,

@@ -16,6 +16,7 @@ from jaxdiff.convert.families import TABLES
 from jaxdiff.convert.table import Plan, Shape
 from jaxdiff.models import build, family_name
 from jaxdiff.types import InputError, Model, Params
+from jaxdiff.weights import plain
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -132,16 +133,40 @@ def tensor(plan: Plan, key: str, leaves: Mapping[str, np.ndarray]) -> np.ndarray
 
 
 def params_from(
-    plan: Plan, tensors: Tensors, *, dtype: str | None = None, sharding: Callable[[str], Sharding | None] | None = None
+    plan: Plan,
+    tensors: Tensors,
+    *,
+    dtype: str | None = None,
+    sharding: Callable[[str], Sharding | None] | None = None,
+    then: Callable[[Params], Params] | None = None,
 ) -> Params:
-    """A plan's params, leaf by leaf: assembled on the host, put where it is to live, the host's copy let go.
+    """A plan's params as `assemble` makes them.
 
     Raises InputError, before any is made, for tensors that do not fit the plan.
     """
-    dtypes, params = check(plan, tensors), {}
-    for leaf in plan.leaves:
-        array = fill(plan, tensors, leaf, dtypes[leaf] if dtype is None else DTYPES[dtype])
-        params[leaf] = jax.device_put(array, None if sharding is None else sharding(leaf))
+    dtypes = check(plan, tensors)
+
+    def made(leaf: str) -> np.ndarray:
+        return fill(plan, tensors, leaf, dtypes[leaf] if dtype is None else DTYPES[dtype])
+
+    return assemble(plan.leaves, made, sharding=sharding, then=then)
+
+
+def assemble(
+    leaves: Iterable[str],
+    made: Callable[[str], np.ndarray],
+    *,
+    sharding: Callable[[str], Sharding | None] | None = None,
+    then: Callable[[Params], Params] | None = None,
+) -> Params:
+    """Params leaf by leaf: made on the host, put where it is to live, the host's copy let go.
+
+    `then` is called with each leaf there, by its path, and what it makes of it stays in its place.
+    """
+    params = {}
+    for leaf in leaves:
+        there = {leaf: jax.device_put(made(leaf), None if sharding is None else sharding(leaf))}
+        params |= there if then is None else then(there)
         jax.block_until_ready(params[leaf])  # so that no two host copies are alive
     return unflatten_dict(params, sep="/")
 
@@ -169,7 +194,7 @@ def from_tensors(
 
 
 def to_tensors(model: Model, params: Params) -> dict[str, np.ndarray]:
-    """The inverse of `from_tensors`: published names and layouts, dtypes kept."""
-    host = {leaf: np.asarray(array) for leaf, array in flatten_dict(params, sep="/").items()}
+    """The inverse of `from_tensors`: published names and layouts, dtypes kept; int8 weights are multiplied out."""
+    host = {leaf: np.asarray(array) for leaf, array in flatten_dict(plain(params), sep="/").items()}
     plan = plan_of(model, params)
     return {key: tensor(plan, key, host) for key in plan.tensors}

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -92,7 +91,7 @@ def export(source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES, report
     if published.is_published(source, config):
         raise InputError(f"{source}: is published already; name a folder with params/")
     model, shapes = model_of(config, source / published.CONFIG)
-    dtypes = _stored(source / "params", shapes)
+    dtypes = stream.stored(source / "params", shapes)
     plan = plan_of(model, shapes)
     shards = _shards(plan, dtypes, shard_bytes)
     total, done, held = sum(_bytes(plan, leaf, dtype) for leaf, dtype in dtypes.items()), 0, {}
@@ -108,7 +107,7 @@ def export(source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES, report
                 wanted = {part.leaf for part in plan.by_tensor[key]}
                 if wanted != held.keys():
                     held = {}  # let go before the next is read
-                    held = _read(source / "params", wanted)
+                    held = stream.read(source / "params", wanted)
                 tensors[key] = tensor(plan, key, held)
                 done += tensors[key].nbytes
             with _written(target):
@@ -147,28 +146,6 @@ def _described(model: Model) -> dict[str, Any]:
     published_names = {ours: theirs for theirs, ours in model.config.renamed.items()}
     values = {published_names.get(name, name): value for name, value in dataclasses.asdict(model.config).items()}
     return {"architectures": [architecture]} | values
-
-
-def _stored(params: Path, shapes: Any) -> dict[str, np.dtype]:
-    """The dtypes of stored leaves. Raises InputError where their shapes are not the model's."""
-    try:
-        found = stream.stored(params)
-    except Exception as error:
-        raise InputError(f"{params}: cannot be read ({first_line(error)}); restore or convert it again") from error
-    flat: Any = flatten_dict(shapes, sep="/")
-    expected = {leaf: x.shape for leaf, x in flat.items()}
-    for leaf in sorted(found | expected):
-        shape = found[leaf][0] if leaf in found else "nothing"
-        if shape != expected.get(leaf):
-            raise InputError(f"{params} {leaf}: found {shape}, expected {expected.get(leaf, 'no such leaf')}")
-    return {leaf: dtype for leaf, (_, dtype) in found.items()}
-
-
-def _read(params: Path, leaves: set[str]) -> dict[str, np.ndarray]:
-    try:
-        return stream.read(params, leaves)
-    except Exception as error:
-        raise InputError(f"{params}: cannot be read ({first_line(error)}); restore or convert it again") from error
 
 
 def _shards(plan: Plan, dtypes: dict[str, np.dtype], most: int) -> dict[str, list[str]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import type_handlers
 
 from jaxdiff.convert.table import Shape
+from jaxdiff.files import first_line
+from jaxdiff.types import InputError
 
 # What the writer buffers beside a leaf: the chunks it is compressing, and data files until they have this size.
 CHUNK_BYTES, DATA_FILE_BYTES = 64 << 20, 256 << 20
@@ -60,22 +63,36 @@ def write(path: Path, leaves: Mapping[str, Pending]) -> None:
         checkpointer.save(path.absolute(), args=arguments)
 
 
-def stored(path: Path) -> dict[str, tuple[Shape, np.dtype]]:
-    """Shape and dtype of each leaf of a folder's params."""
-    with ocp.StandardCheckpointer() as checkpointer:
+def stored(path: Path, shapes: Any) -> dict[str, np.dtype]:
+    """The dtype of each leaf of a folder's params. Raises InputError where their shapes are not `shapes`, a model's."""
+    with _readable(path), ocp.StandardCheckpointer() as checkpointer:
         metadata: Any = checkpointer.metadata(path.absolute())
-    tree: Any = flatten_dict(metadata.item_metadata.tree, sep="/")
-    return {leaf: (tuple(x.shape), np.dtype(x.dtype)) for leaf, x in tree.items()}
+        tree: Any = flatten_dict(metadata.item_metadata.tree, sep="/")
+    flat: Any = flatten_dict(shapes, sep="/")
+    expected = {leaf: tuple(x.shape) for leaf, x in flat.items()}
+    for leaf in sorted(tree | expected):
+        shape = tuple(tree[leaf].shape) if leaf in tree else "nothing"
+        if shape != expected.get(leaf):
+            raise InputError(f"{path} {leaf}: found {shape}, expected {expected.get(leaf, 'no such leaf')}")
+    return {leaf: np.dtype(x.dtype) for leaf, x in tree.items()}
 
 
 def read(path: Path, leaves: Iterable[str]) -> dict[str, np.ndarray]:
-    """Some leaves of a folder's params, in host memory, and no others."""
+    """Some leaves of a folder's params, in host memory, and no others. Raises InputError for a damaged folder."""
     wanted: Any = unflatten_dict(dict.fromkeys(leaves, 0), sep="/")
     arguments = ocp.args.PyTreeRestore(
         wanted,
         restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
         partial_restore=True,
     )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with _readable(path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         tree: Any = flatten_dict(checkpointer.restore(path.absolute(), args=arguments), sep="/")
     return tree
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read ({first_line(error)}); restore or convert it again") from error

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxdiff.decode.nucleus import lowest_kept, sortable
 from jaxdiff.parallel import LANE, over_vocabulary
 from jaxdiff.types import Count, Leaf, pytree
+from jaxdiff.weights import full
 
 TILE = 4096  # vocabulary entries per tile, a multiple of LANE
 NEVER = -1e30  # the logit of a forbidden token: no mass, and finite, so that nothing becomes NaN
@@ -56,7 +57,7 @@ class _Running:
 
 def beliefs(
     features: Float[Array, "B W D"],
-    head: Float[Array, "D V"],
+    head: Float[Any, "D V"],
     *,
     vocabulary: int,
     mesh: Mesh | None,
@@ -72,7 +73,7 @@ def beliefs(
     """The candidate of each position and how sure the model is of it, float32.
 
     Args:
-        head: as wide as the vocabulary, or wider: ids from `vocabulary` on are padding, without mass.
+        head: in int8 or not; as wide as the vocabulary, or wider: ids from `vocabulary` on are padding, without mass.
         mesh: what the head's second axis is spread over; None for one device.
         forbidden: ids without mass: [MASK], and end-of-text under LLaDA's `logits_eos_inf`.
         deferred: ids whose positions go last, with probability 0 (LLaDA's `confidence_eos_eot_inf`).
@@ -94,7 +95,7 @@ def beliefs(
 
 
 def _scan(
-    head: Float[Array, "D v"],
+    head: Float[Any, "D v"],
     begin: Int[Array, ""],
     features: Float[Array, "B W D"],
     heat: Float[Array, "B 1 1"],
@@ -123,8 +124,8 @@ def _scan(
         allowed = (ids >= begin + index * tile) & (ids < vocabulary)
         for token in forbidden:
             allowed &= ids != token
-        part = jax.lax.dynamic_slice_in_dim(head, first, tile, axis=1).astype(features.dtype)
-        logits = jnp.matmul(features, part, preferred_element_type=jnp.float32)
+        part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, tile, axis=1), head)
+        logits = jnp.matmul(features, full(part, features.dtype), preferred_element_type=jnp.float32)
         logits = logits / heat if tempered else logits
         return jnp.where(allowed[None, None], logits, NEVER)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.types import Window
+from jaxdiff.weights import full
 from jaxdiff.windows import put, take
 
 # Rows whose attention logits leave a CPU's cache together take two to four times as long as one after the other; an
@@ -45,9 +46,10 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n i"]) -> Float[Array, "n o"]:
         init = nn.initializers.variance_scaling(self.scale, "fan_in", "truncated_normal")
-        inner = nn.Dense(self.width, use_bias=self.bias, dtype=x.dtype, kernel_init=init)
-        nn.share_scope(self, inner)
-        return inner(x)
+        out = x @ full(self.param("kernel", init, (x.shape[-1], self.width)), x.dtype)
+        if self.bias:
+            out = out + self.param("bias", nn.initializers.zeros, (self.width,)).astype(x.dtype)[None]
+        return out
 
 
 def rope_table(positions: Int[Array, "B T"], turned: int, theta: float, dtype: jnp.dtype) -> Rope:

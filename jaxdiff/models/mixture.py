@@ -9,6 +9,7 @@ There is no capacity and no dropping: what a token gets depends on that token al
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdiff.models.layers import SwiGLU
 from jaxdiff.parallel import over_experts
+from jaxdiff.weights import full
 
 Routes = tuple[Float[Array, "n k"], Int[Array, "n k"]]  # weights, experts
 Choose = Callable[[Float[Array, "n X"], Float[Array, " X"] | None], Routes]  # of float32 logits and the expert bias
@@ -51,9 +53,9 @@ class Experts(nn.Module):
     ) -> Float[Array, "n D"]:
         size = flat.shape[1]
 
-        def kernel(name: str, shape: tuple[int, int], scale: float) -> Float[Array, "X i o"]:
+        def kernel(name: str, shape: tuple[int, int], scale: float) -> Float[Any, "X i o"]:
             init = nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal", batch_axis=(0,))
-            return self.param(name, init, (self.experts, *shape)).astype(flat.dtype)
+            return self.param(name, init, (self.experts, *shape))
 
         kernels = {
             "ff_proj": kernel("ff_proj", (size, self.width), 1.0),
@@ -64,7 +66,7 @@ class Experts(nn.Module):
 
 
 def _mix(
-    kernels: Mapping[str, Float[Array, "X i o"]],
+    kernels: Mapping[str, Float[Any, "X i o"]],
     flat: Float[Array, "n D"],
     weights: Float[Array, "n k"],
     chosen: Int[Array, "n k"],
@@ -74,9 +76,10 @@ def _mix(
     order = jnp.argsort(chosen.reshape(-1), stable=True)
     sizes = jnp.bincount(chosen.reshape(-1), length=kernels["ff_out"].shape[0]).astype(jnp.int32)
     x = flat[order // each]
-    gate = jax.lax.ragged_dot(x, kernels["ff_proj"], sizes)
-    up = jax.lax.ragged_dot(x, kernels["up_proj"], sizes)
-    out = jax.lax.ragged_dot(jax.nn.silu(gate) * up, kernels["ff_out"], sizes)
+    wide = {name: full(kernel, x.dtype) for name, kernel in kernels.items()}
+    gate = jax.lax.ragged_dot(x, wide["ff_proj"], sizes)
+    up = jax.lax.ragged_dot(x, wide["up_proj"], sizes)
+    out = jax.lax.ragged_dot(jax.nn.silu(gate) * up, wide["ff_out"], sizes)
     back = out[jnp.argsort(order)].reshape(count, each, -1).astype(jnp.float32)
     return jnp.sum(back * weights[..., None], axis=1)
 

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxdiff.models.config import Config
 from jaxdiff.models.layers import Attention, Kept, RMSNorm, Rope, rope_table, visible
 from jaxdiff.types import Memory, Params, Window
+from jaxdiff.weights import full
 from jaxdiff.windows import take
 
 
@@ -94,7 +95,7 @@ class Stack(nn.Module):
         if not self.tied:
             head_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
             self.param("head", head_init, (self.d_model, self.vocab_size))
-        x = embedding[tokens].astype(jnp.dtype(self.dtype))
+        x = full(embedding[tokens], jnp.dtype(self.dtype))
         at = positions if window is None else take(positions, window.start, tokens.shape[1])
         rope = rope_table(at, self.turned, self.theta, jnp.dtype(self.rope_dtype))
         seen = visible(at, positions, valid, self.attention_block, prompt if self.prefix_lm else None)
@@ -207,6 +208,6 @@ class Transformer:
         out: Any = stack.apply({"params": params}, *arguments)
         return out
 
-    def head(self, params: Params) -> Float[Array, "D V"]:
-        """The unembedding matrix."""
+    def head(self, params: Params) -> Float[Any, "D V"]:
+        """The unembedding matrix, quantised where the params are."""
         return params["head"] if "head" in params else params["wte"].T

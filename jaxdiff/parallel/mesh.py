@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from jaxtyping import Array, Int, Key
 
-from jaxdiff.parallel.rules import DATA, MODEL, RULES, leading_rows, spec
+from jaxdiff.parallel.rules import DATA, MODEL, RULES, leading_rows, specs
 from jaxdiff.types import InputError, Params
 
 ROWS = PartitionSpec(RULES["batch"])
@@ -93,7 +93,7 @@ def over_experts(program: Callable[..., Any], kernels: Mapping[str, Any], *whole
     def on_shard(kernels: Mapping[str, Any], *whole: Any) -> Any:
         return jax.lax.psum(program(kernels, *whole), MODEL)
 
-    in_specs = ({name: spec(f"experts/{name}") for name in kernels}, *[WHOLE] * len(whole))
+    in_specs = ({name: specs(f"experts/{name}", each) for name, each in kernels.items()}, *[WHOLE] * len(whole))
     spread = jax.shard_map(on_shard, axis_names={MODEL}, in_specs=in_specs, out_specs=WHOLE, check_vma=False)
     return spread(kernels, *whole)
 
@@ -123,7 +123,7 @@ def over_vocabulary(mesh: Mesh | None, program: Callable[..., Any], head: Any, *
         first = jax.lax.axis_index(MODEL).astype(jnp.int32) * part.shape[1]
         return jax.lax.all_gather(program(part, first, *whole), MODEL)
 
-    in_specs = (spec("head"), *[WHOLE] * len(whole))
+    in_specs = (specs("head", head), *[WHOLE] * len(whole))
     spread = jax.shard_map(on_shard, axis_names={MODEL}, in_specs=in_specs, out_specs=WHOLE, check_vma=False)
     gathered = spread(head, *whole)
     leaves, structure = jax.tree.flatten(gathered)

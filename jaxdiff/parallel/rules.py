@@ -33,6 +33,8 @@ RULES: Mapping[str, str | None] = {
     "experts": None,
 }
 
+QUANTISED = ("qvalue", "scale")  # what qwix calls the arrays of a quantised leaf: both lie as the leaf would
+
 # By the last names of a leaf's path, the longest first; axes in front of those named (stacked layers) stay whole.
 LEAVES: Mapping[str, tuple[str, ...]] = {
     "wte": ("vocab", "embed"),
@@ -80,14 +82,14 @@ def shardings(config: Any, shapes: Params, mesh: Mesh) -> Params:
         names = jax.tree_util.keystr(path, simple=True, separator="/")
         axes = _axes(names)
         lead = len(leaf.shape) - len(axes)
-        shape, over = list(leaf.shape), [RULES[axis] for axis in axes]
+        shape, over = list(leaf.shape), list(map(_over, axes, leaf.shape[lead:]))
         for i, axis in enumerate(axes):
             size = shape[lead + i]
             if axis == "vocab":
                 shape[lead + i] = padded(config.vocab_size, shards)
             elif axis == "kv_heads" and config.n_kv_heads % shards:
                 over[i] = None
-            elif RULES[axis] == MODEL and size % shards:
+            elif over[i] == MODEL and size % shards:
                 raise InputError(_uneven(f"entries of {names}", size, shards))
         sharding = NamedSharding(mesh, PartitionSpec(*[None] * lead, *over))
         return jax.ShapeDtypeStruct(tuple(shape), leaf.dtype, sharding=sharding)
@@ -127,13 +129,18 @@ def leading_rows(tree: Any, marked: bool = False) -> Iterator[bool]:
         yield from (marked for _ in jax.tree.leaves(tree))
 
 
-def spec(name: str) -> PartitionSpec:
-    """Of the leaf of that name in `LEAVES`."""
-    return PartitionSpec(*(RULES[axis] for axis in LEAVES[name]))
+def specs(name: str, leaf: Any) -> Any:
+    """Of the leaf of that name in `LEAVES`: of its array, or of both where it is quantised."""
+    return jax.tree.map(lambda x: PartitionSpec(*map(_over, LEAVES[name], x.shape)), leaf)
+
+
+def _over(axis: str, size: int) -> str | None:
+    """An axis of one entry, such as the one that a scale stands for, is whole."""
+    return None if size == 1 else RULES[axis]
 
 
 def _axes(names: str) -> tuple[str, ...]:
-    parts = names.split("/")
+    parts = [part for part in names.split("/") if part not in QUANTISED]
     for count in (2, 1):
         if axes := LEAVES.get("/".join(parts[-count:])):
             return axes

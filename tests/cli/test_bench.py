@@ -1,16 +1,25 @@
 """`jaxdiff bench`: what it prints for scripts. No test looks at a time."""
 
-from jaxdiff.bench.shapes import SHAPES
+import jax
+import pytest
+
+from jaxdiff.bench.shapes import SHAPES, abstract_params, shaped
 
 SMALL = {"d_model": 64, "n_heads": 2, "n_kv_heads": 2, "mlp_hidden_size": 64}
 
 
 def test_it_prints_what_scripts_read(run, ids_folder):
     blocks = ("--gen-length", 16, "--block-length", 8)
-    found = run("bench", "--model", ids_folder, *blocks, "--rounds", 2, "--json", "--no-pytorch", "--roofline").json
+    options = ("--rounds", 2, "--json", "--no-pytorch", "--roofline", "--weights", "int8")
+    found = run("bench", "--model", ids_folder, *blocks, *options).json
     assert set(found) == {
-        *("step_over_forward", "cache_speedup", "compile_seconds", "peak_temp_bytes", "details", "setting")
+        *("step_over_forward", "cache_speedup", "compile_seconds", "argument_bytes", "peak_temp_bytes", "int8"),
+        *("details", "setting"),
     }
+    assert set(found["int8"]) == {"speedup", "logit_error"}
+    assert 0 < found["int8"]["logit_error"] < 0.04
+    assert found["details"]["int8"]["argument_bytes"] < 0.4 * found["details"]["int8"]["plain_argument_bytes"]
+    assert found["details"]["int8"]["steps"] == found["details"]["int8"]["plain_steps"] == 16
     assert set(found["cache_speedup"]) == {"prefix", "dual", "frozen"}
     assert found["details"]["step_over_forward"]["steps"] == 16
     assert found["details"]["roofline"]["share_of_matmul"] > 0
@@ -18,9 +27,14 @@ def test_it_prints_what_scripts_read(run, ids_folder):
 
 def test_a_shape_compiles_without_its_weights(run, monkeypatch):
     monkeypatch.setitem(SHAPES, "llada-8b", SHAPES["llada-8b"] | SMALL)
-    found = run("bench", "--shape", "llada-8b", "--compile-only", "--gen-length", 32, "--json").json
+    asked = ("bench", "--shape", "llada-8b", "--compile-only", "--gen-length", 32, "--weights", "int8", "--json")
+    found = run(*asked).json
     assert found["peak_temp_bytes"] > 0
     assert "step_over_forward" not in found
+    assert "int8" not in found
+    weights = abstract_params(shaped("llada-8b"), "int8")
+    light = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights))
+    assert found["argument_bytes"] == pytest.approx(light, rel=0.01)
 
 
 def test_what_cannot_be_measured_is_refused(refused, folder):

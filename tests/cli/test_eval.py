@@ -25,8 +25,9 @@ def parity(monkeypatch):
 
 
 def test_report(run, refused, parity, folder):
+    light = ("--weights", "int8")
     asked = ("eval", "--task", "parity", "--model", folder, *SHORT)
-    ran = run(*asked, "--n", 5, "--batch-size", 4, "--policy", "threshold:tau=0.1", "--cache", "dual", "--json")
+    ran = run(*asked, "--n", 5, "--batch-size", 4, "--policy", "threshold:tau=0.1", "--cache", "dual", *light, "--json")
     got = ran.json
     assert (ran.code, ran.err) == (0, "")
     assert list(got)[:8] == [
@@ -39,7 +40,7 @@ def test_report(run, refused, parity, folder):
     assert got["tpf"] > 0
     assert 0 < got["seconds"] < got["compile_seconds"]
     assert (got["task"], got["split"], got["seed"], got["policy"]) == ("parity", "test", 0, "threshold:tau=0.1")
-    assert got["cache"] == "dual"
+    assert (got["cache"], got["weights"]) == ("dual", "int8")
     assert "split: found 'train', expected test or validation" in refused(*asked, "--split", "train")
 
 

@@ -29,6 +29,7 @@ OPTIONS = [
     (("--stop", "eotp:way=bold"), "stop eotp way: found 'bold', expected one of official, block, safe"),
     (("--stop", "eos:way=safe"), "stop eos: found argument 'way=safe', expected none"),
     (("--dtype", "int8"), "dtype: found 'int8', expected float32 or bfloat16"),
+    (("--weights", "int4"), "weights: found 'int4', expected int8; leave it out for the plain ones"),
     (("--steps", "3"), "steps: found 3 for 2 blocks (16 / 8), expected a multiple of the blocks; try --steps 4"),
     (("--steps", "x"), "--steps"),
     (("--gen-length", "15"), "gen_length: found 15 with block_length 8, expected a multiple of the block; try"),

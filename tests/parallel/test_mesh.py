@@ -25,6 +25,7 @@ from jaxdiff.decode.score import TILE, beliefs
 from jaxdiff.models.config import Config
 from jaxdiff.parallel import over_rows
 from jaxdiff.policies import Fixed, Threshold, any_of
+from jaxdiff.weights import plain, quantised
 from tests import small
 
 WIDE = dataclasses.replace(small.CONFIG, d_model=64, n_heads=8, n_kv_heads=4)
@@ -65,12 +66,16 @@ def params(model):
     return tree
 
 
+def read_as_int8(tree):
+    return plain(quantised(tree))
+
+
 @functools.cache
-def run(way, mesh=None):
+def run(way, mesh=None, weights=lambda tree: tree):
     prompts, origin = small.batch(PROMPTS)
     return decode(
         MODELS[way],
-        params(MODELS[way]),
+        weights(params(MODELS[way])),
         prompts,
         origin=origin,
         gen_length=small.GEN,
@@ -83,11 +88,15 @@ def run(way, mesh=None):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "way"),
-    [((8, 1), "eos"), ((4, 2), "eotp"), ((2, 4), "eos"), ((1, 8), "eotp"), ((2, 4), "mixed")],
+    ("mesh", "way", "weights"),
+    [
+        *(((8, 1), "eos", ()), ((4, 2), "eotp", ()), ((2, 4), "eos", ()), ((1, 8), "eotp", ()), ((2, 4), "mixed", ())),
+        ((2, 4), "mixed", (read_as_int8, quantised)),
+    ],
 )
-def test_every_mesh_gives_the_same_tokens(mesh, way):
-    home, spread = run(way), run(way, mesh)
+def test_every_mesh_gives_the_same_tokens(mesh, way, weights):
+    """In int8 too: those that one device gives with what the int8 weights stand for."""
+    home, spread = run(way, None, *weights[:1]), run(way, mesh, *weights[1:])
     assert not int(home.near_ties.sum()), "draw another seed: float rounding decides here"
     assert len(set(home.nfe.tolist())) > 1  # rows end at different times
     for name in ("tokens", "commit_step", "nfe", "lengths", "reason", "near_ties"):
