@@ -26,7 +26,7 @@ from jax.sharding import Mesh, Sharding
 from jaxdiff.convert import published, text
 from jaxdiff.convert.engine import params_from, plan_of
 from jaxdiff.files import first_line, read_object, replaced, write_object
-from jaxdiff.models import family_name, model_of
+from jaxdiff.models import family_name, in_dtype, model_of
 from jaxdiff.parallel import check_axes, place, shardings
 from jaxdiff.policies import Fixed, Learned, any_of
 from jaxdiff.policies.filters import Block, Local, init_layers
@@ -98,8 +98,8 @@ def load(path: str | Path = SHIPPED, *, dtype: str | None = None, mesh: Mesh | N
 
     Args:
         path: a folder of ours or as Hugging Face publishes it, or the name of a model that ships.
-        dtype: of the params and of the computation; default float32 on CPU (where bfloat16 is slower), else the
-            config's (of a published folder, its tensors').
+        dtype: of the params (but a router's, which are float32) and of the computation; default float32 on CPU (where
+            bfloat16 is slower), else the config's (of a published folder, its tensors').
         mesh: what the params are laid over (see `make_mesh`): each device reads its own part of each leaf.
 
     Raises InputError for a folder that is missing, incomplete or damaged, and for a mesh that the model does not spread
@@ -121,7 +121,7 @@ def load(path: str | Path = SHIPPED, *, dtype: str | None = None, mesh: Mesh | N
 def _ours(folder: Path, config: dict[str, Any], dtype: str | None, mesh: Mesh | None) -> tuple[Model, Params]:
     config = config | ({} if dtype is None else {"dtype": dtype})
     model, shapes = model_of(config, folder / "config.json")
-    target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(config["dtype"])), shapes)
+    target = in_dtype(shapes, config["dtype"])
     laid = None if mesh is None else shardings(model.config, target, mesh)
     return model, _restore(folder / "params", target, laid)
 
@@ -152,11 +152,14 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | None = None) -> None:
-    """Write a model folder as a whole or not at all: params in bfloat16, the config, a copy of the tokenizer."""
+    """Write a model folder as a whole or not at all: params in bfloat16, the config, a copy of the tokenizer.
+
+    A router's params stay float32.
+    """
     with replaced(folder) as new:
         config = dataclasses.asdict(model.config) | {"dtype": "bfloat16", "family": family_name(model)}
         write_object(new / "config.json", config)
-        small = jax.tree.map(lambda x: np.asarray(x.astype(jnp.bfloat16)), params)
+        small = jax.tree.map(lambda x, s: np.asarray(x.astype(s.dtype)), params, in_dtype(params, "bfloat16"))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((new / "params").absolute(), small)
         for name in text.FILES:

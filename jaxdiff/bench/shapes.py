@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxdiff.models import build
+from jaxdiff.models import build, in_dtype
 from jaxdiff.types import InputError, Model, Params
 
 # The shapes of the published config.json files: GSAI-ML/LLaDA-8B, Dream-org/Dream-v0-7B, inclusionAI/LLaDA2.0-mini.
@@ -70,8 +69,7 @@ def shaped(name: str, dtype: str = "bfloat16", **changes: Any) -> Model:
 
 def abstract_params(model: Model) -> Params:
     """Shapes and dtypes of the parameters, for compiling alone."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(model.config.dtype)), shapes)
+    return in_dtype(jax.eval_shape(model.init, jax.random.key(0)), model.config.dtype)
 
 
 def random_params(model: Model) -> Params:

@@ -14,10 +14,10 @@ from jax.sharding import Sharding
 
 from jaxdiff.convert.families import TABLES
 from jaxdiff.convert.table import Plan, Shape
-from jaxdiff.models import build, family_name
+from jaxdiff.models import build, family_name, leaf_dtype
 from jaxdiff.types import InputError, Model, Params
 
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+DTYPES = {kind.name: kind for kind in map(np.dtype, (np.float32, ml_dtypes.bfloat16, np.float16))}  # kept, to the bit
 
 
 class Spec(NamedTuple):
@@ -140,7 +140,8 @@ def params_from(
     """
     dtypes, params = check(plan, tensors), {}
     for leaf in plan.leaves:
-        array = fill(plan, tensors, leaf, dtypes[leaf] if dtype is None else DTYPES[dtype])
+        kind = dtypes[leaf] if dtype is None else DTYPES[leaf_dtype(leaf, dtype)]
+        array = fill(plan, tensors, leaf, kind)
         params[leaf] = jax.device_put(array, None if sharding is None else sharding(leaf))
         jax.block_until_ready(params[leaf])  # so that no two host copies are alive
     return unflatten_dict(params, sep="/")
@@ -157,8 +158,8 @@ def from_tensors(
 
     Args:
         config: with `architectures`, as published, or our own `family`.
-        tensors: in PyTorch's layout; float32 or bfloat16.
-        dtype: of the params; default each leaf as it is stored.
+        tensors: in PyTorch's layout; float32, bfloat16 or float16.
+        dtype: of the params (but a router's, which are float32); default each leaf as it is stored.
         sharding: where a leaf, named by its path (`layers/q_proj/kernel`), is to live; default the default device.
 
     Raises InputError that lists every misfit between tensors and model.

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxdiff.files import first_line
 from jaxdiff.models.config import Config
@@ -12,6 +13,7 @@ from jaxdiff.models.dream import Dream, DreamConfig
 from jaxdiff.models.llada import Llada, LladaConfig
 from jaxdiff.models.llada2 import Llada2, Llada2Config
 from jaxdiff.models.llada_moe import LladaMoe, LladaMoeConfig
+from jaxdiff.models.mixture import leaf_dtype
 from jaxdiff.models.sdar import Sdar, SdarConfig
 from jaxdiff.models.stack import Transformer
 from jaxdiff.types import InputError, Model
@@ -74,6 +76,16 @@ def model_of(config: Mapping[str, Any], file: Path) -> tuple[Model, Any]:
         raise InputError(f"{file}: makes no model ({first_line(error)}); restore the file") from error
 
 
+def in_dtype(params: Any, dtype: str) -> Any:
+    """The shape and dtype of each leaf of params (arrays or shapes) of a model in `dtype`: see `leaf_dtype`."""
+
+    def one(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf_dtype(name, dtype)))
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
 __all__ = [
     "ARCHITECTURES",
     "FAMILIES",
@@ -90,5 +102,7 @@ __all__ = [
     "build",
     "family_name",
     "family_of",
+    "in_dtype",
+    "leaf_dtype",
     "model_of",
 ]
