@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxdiff.files import first_line
 from jaxdiff.models.config import Config
 from jaxdiff.models.dream import Dream, DreamConfig
+from jaxdiff.models.illada import Illada, IlladaConfig
 from jaxdiff.models.llada import Llada, LladaConfig
 from jaxdiff.models.llada2 import Llada2, Llada2Config
 from jaxdiff.models.llada_moe import LladaMoe, LladaMoeConfig
@@ -20,6 +21,7 @@ from jaxdiff.types import InputError, Model
 
 FAMILIES: dict[str, tuple[type[Transformer], type[Config]]] = {
     "llada": (Llada, LladaConfig),
+    "illada": (Illada, IlladaConfig),
     "dream": (Dream, DreamConfig),
     "llada_moe": (LladaMoe, LladaMoeConfig),
     "llada2": (Llada2, Llada2Config),
@@ -27,7 +29,7 @@ FAMILIES: dict[str, tuple[type[Transformer], type[Config]]] = {
 }
 ARCHITECTURES = {
     "LLaDAModelLM": "llada",
-    "ILLaDAForCausalLM": "llada",
+    "ILLaDAForCausalLM": "illada",
     "DreamModel": "dream",
     "LLaDAMoEModelLM": "llada_moe",
     "LLaDA2MoeModelLM": "llada2",
@@ -91,6 +93,8 @@ __all__ = [
     "FAMILIES",
     "Dream",
     "DreamConfig",
+    "Illada",
+    "IlladaConfig",
     "Llada",
     "Llada2",
     "Llada2Config",

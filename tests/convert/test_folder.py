@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 import jaxdiff
 from jaxdiff import InputError
 from jaxdiff.convert import convert, export, folder, from_tensors
+from jaxdiff.convert.published import Files
 from jaxdiff.train.tokenizer import train_tokenizer
 from tests.convert import published as hf
 
@@ -224,10 +225,27 @@ def test_torch_files(source, ours, tensors, tmp_path):
     shutil.copy(source / "config.json", path)
     state = {k: torch.from_numpy(v.view(np.int16)).view(torch.bfloat16) for k, v in tensors.items()}
     torch.save(state, path / "pytorch_model.bin")
-    convert(path, tmp_path / "ours")
+    told = []
+    convert(path, tmp_path / "ours", lambda done, total: told.append((done, total)))
+    total = sum(array.nbytes for array in tensors.values())
+    assert {all_ for _, all_ in told} == {total}
+    assert sorted(told) == told
+    assert told[-1][0] == total
     export(tmp_path / "ours", tmp_path / "back")
     same(hf.read_folder(tmp_path / "back"), tensors)
     assert tensors["model.transformer.wte.weight"].dtype == ml_dtypes.bfloat16
+
+
+def test_torch_files_in_shards(tensors, tmp_path):
+    torch = pytest.importorskip("torch")
+    where = {key: f"pytorch_model-{i % 2 + 1:05}-of-00002.bin" for i, key in enumerate(tensors)}
+    for name in set(where.values()):
+        part = {k: torch.from_numpy(v.astype(np.float16)) for k, v in tensors.items() if where[k] == name}
+        torch.save(part, tmp_path / name)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
+    files = Files(tmp_path)
+    found = {key: files.read(key, slice(None)) for key in files.specs}
+    same(found, {key: array.astype(np.float16) for key, array in tensors.items()})
 
 
 def test_converted_twice_is_refused(ours, source, tmp_path):
