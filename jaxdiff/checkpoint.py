@@ -26,7 +26,7 @@ from jax.sharding import Mesh, Sharding
 from jaxdiff.convert import published, stream, text
 from jaxdiff.convert.engine import assemble, params_from, plan_of
 from jaxdiff.files import first_line, read_object, replaced, write_object
-from jaxdiff.models import family_name, model_of
+from jaxdiff.models import family_name, in_dtype, leaf_dtype, model_of
 from jaxdiff.parallel import check_axes, place, shardings
 from jaxdiff.policies import Fixed, Learned, any_of
 from jaxdiff.policies.filters import Block, Local, init_layers
@@ -101,8 +101,8 @@ def load(
 
     Args:
         path: a folder of ours or as Hugging Face publishes it, or the name of a model that ships.
-        dtype: of the params and of the computation; default float32 on CPU (where bfloat16 is slower), else the
-            config's (of a published folder, its tensors').
+        dtype: of the params (but a router's, which are float32) and of the computation; default float32 on CPU (where
+            bfloat16 is slower), else the config's (of a published folder, its tensors').
         mesh: what the params are laid over (see `make_mesh`): each device reads its own part of each leaf.
         weights: "int8" for matrices in int8 (`weights.quantised`), which takes qwix: each leaf is quantised as soon as
             it is read, so that no device holds more than one of them in `dtype`.
@@ -129,13 +129,13 @@ def _ours(
 ) -> tuple[Model, Params]:
     config = config | ({} if dtype is None else {"dtype": dtype})
     model, shapes = model_of(config, folder / "config.json")
-    target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(config["dtype"])), shapes)
+    target = in_dtype(shapes, config["dtype"])
     if weights is None:
         laid = None if mesh is None else shardings(model.config, target, mesh)
         return model, _restore(folder / "params", target, laid)
 
     def made(leaf: str) -> np.ndarray:
-        return stream.read(folder / "params", [leaf])[leaf].astype(jnp.dtype(config["dtype"]))
+        return stream.read(folder / "params", [leaf])[leaf].astype(jnp.dtype(leaf_dtype(leaf, config["dtype"])))
 
     leaves = stream.stored(folder / "params", target)
     return model, _laid(model, assemble(leaves, made, sharding=_sharding(model, target, mesh), then=quantised), mesh)
@@ -180,13 +180,14 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | None = None) -> None:
-    """Write a model folder as a whole or not at all: params in bfloat16 (int8 weights multiplied out), the config, a
-    copy of the tokenizer.
+    """Write a model folder as a whole or not at all: params in bfloat16 (int8 weights multiplied out, a router's in
+    float32), the config, a copy of the tokenizer.
     """
     with replaced(folder) as new:
         config = dataclasses.asdict(model.config) | {"dtype": "bfloat16", "family": family_name(model)}
         write_object(new / "config.json", config)
-        small = jax.tree.map(lambda x: np.asarray(x.astype(jnp.bfloat16)), plain(params))
+        params = plain(params)
+        small = jax.tree.map(lambda x, s: np.asarray(x.astype(s.dtype)), params, in_dtype(params, "bfloat16"))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((new / "params").absolute(), small)
         for name in text.FILES:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
-from jaxdiff.models import build
+from jaxdiff.models import build, in_dtype
 from jaxdiff.types import InputError, Model, Params
 from jaxdiff.weights import quantised
 
@@ -72,8 +71,7 @@ def shaped(name: str, dtype: str = "bfloat16", **changes: Any) -> Model:
 
 def abstract_params(model: Model, weights: str | None = None) -> Params:
     """Shapes and dtypes of the parameters, for compiling alone."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(model.config.dtype)), shapes)
+    shapes = in_dtype(jax.eval_shape(model.init, jax.random.key(0)), model.config.dtype)
     return shapes if weights is None else jax.eval_shape(quantised, shapes)
 
 

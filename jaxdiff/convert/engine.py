@@ -14,11 +14,12 @@ from jax.sharding import Sharding
 
 from jaxdiff.convert.families import TABLES
 from jaxdiff.convert.table import Plan, Shape
-from jaxdiff.models import build, family_name
+from jaxdiff.models import build, family_name, leaf_dtype
 from jaxdiff.types import InputError, Model, Params
 from jaxdiff.weights import plain
 
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+DTYPES = {kind.name: kind for kind in map(np.dtype, (np.float32, ml_dtypes.bfloat16, np.float16))}  # kept, to the bit
+ROWS = 4096  # of two tensors that are compared
 
 
 class Spec(NamedTuple):
@@ -72,7 +73,7 @@ def check(plan: Plan, tensors: Tensors) -> dict[str, np.dtype]:
     """The dtype of each leaf, where every tensor is used exactly once and every leaf filled.
 
     Raises InputError that lists all the misfits: tensors that lack, that nothing asks for, that have another shape or
-    dtype than the model, or than the rest of their leaf.
+    dtype than the model, or than the rest of their leaf; a tied head that is stored too, and is not the embedding.
     """
     specs = tensors.specs
     misfits = [
@@ -86,7 +87,10 @@ def check(plan: Plan, tensors: Tensors) -> dict[str, np.dtype]:
         if kinds:
             dtypes[leaf] = max(dict.fromkeys(kinds), key=kinds.count)
     for key, spec in specs.items():
-        if key not in plan.tensors:
+        if plan.copies.get(key) in specs:
+            if not _equal(tensors, key, plan.copies[key]):
+                misfits.append((spec.file, key, "found other numbers", f"expected those of {plan.copies[key]}"))
+        elif key not in plan.tensors:
             misfits.append((spec.file, key, f"found shape {list(spec.shape)}", "expected no such tensor"))
         elif spec.shape != plan.tensors[key]:
             misfits.append((spec.file, key, f"found shape {list(spec.shape)}", f"expected {list(plan.tensors[key])}"))
@@ -98,6 +102,14 @@ def check(plan: Plan, tensors: Tensors) -> dict[str, np.dtype]:
         lines = _gathered(misfits)
         raise InputError(f"{len(misfits)} misfits: {'; '.join(lines)}" if len(misfits) > 1 else lines[0])
     return {leaf: DTYPES[dtype] for leaf, dtype in dtypes.items()}
+
+
+def _equal(tensors: Tensors, left: str, right: str) -> bool:
+    """Whether two tensors are the same to the bit; a few rows of each are held at a time."""
+    if tensors.specs[left][:2] != tensors.specs[right][:2]:
+        return False
+    parts = (slice(start, start + ROWS) for start in range(0, tensors.specs[left].shape[0], ROWS))
+    return all(tensors.read(left, part).tobytes() == tensors.read(right, part).tobytes() for part in parts)
 
 
 def _gathered(misfits: Iterable[tuple[str, str, str, str]]) -> list[str]:
@@ -147,7 +159,7 @@ def params_from(
     dtypes = check(plan, tensors)
 
     def made(leaf: str) -> np.ndarray:
-        return fill(plan, tensors, leaf, dtypes[leaf] if dtype is None else DTYPES[dtype])
+        return fill(plan, tensors, leaf, dtypes[leaf] if dtype is None else DTYPES[leaf_dtype(leaf, dtype)])
 
     return assemble(plan.leaves, made, sharding=sharding, then=then)
 
@@ -182,8 +194,8 @@ def from_tensors(
 
     Args:
         config: with `architectures`, as published, or our own `family`.
-        tensors: in PyTorch's layout; float32 or bfloat16.
-        dtype: of the params; default each leaf as it is stored.
+        tensors: in PyTorch's layout; float32, bfloat16 or float16.
+        dtype: of the params (but a router's, which are float32); default each leaf as it is stored.
         sharding: where a leaf, named by its path (`layers/q_proj/kernel`), is to live; default the default device.
 
     Raises InputError that lists every misfit between tensors and model.

@@ -21,7 +21,7 @@ CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokeni
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 Read = Callable[[str, slice], np.ndarray]
 
-_NAMES = {"BF16": "bfloat16", "F32": "float32"}  # safetensors' words
+_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # safetensors' words
 
 
 def is_published(folder: Path, config: Mapping[str, Any]) -> bool:
@@ -104,14 +104,14 @@ class Files:
 
     @property
     def dtype(self) -> str:
-        """The dtype of most of the numbers."""
+        """What to compute in: the dtype of most of the numbers; float32 for float16, whose numbers it holds exactly."""
         sizes: dict[str, int] = {}
         for spec in self.specs.values():
             sizes[spec.dtype] = sizes.get(spec.dtype, 0) + int(np.prod(spec.shape, dtype=np.int64))
         found = max(sizes, key=lambda name: sizes[name], default="none")
         if found not in DTYPES:
             raise InputError(f"{self.name}: found tensors of dtype {found}, expected {', '.join(DTYPES)}")
-        return found
+        return "float32" if found == "float16" else found
 
     def read(self, key: str, rows: slice) -> np.ndarray:
         try:

@@ -3,7 +3,8 @@
 A rule sends a published tensor to one of our leaves. `{n}` in its key counts layers and `{e}` experts: those are the
 leading axes of the leaf, since our layers are stacked. `dense` turns a PyTorch Linear's [out, in] into a kernel
 [in, out]; `same` keeps the layout. A fused tensor has several leaves, and is cut by rows in their order. A rule whose
-leaves a model does not have (a bias, a tied head) is not used for it.
+leaves a model does not have (a bias, a tied head) is not used for it; a tied head that is stored all the same repeats
+the leaf that it is tied to.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Rule:
     leaves: tuple[str, ...]  # layers/q_proj/kernel
     transposed: bool
     after: str = ""  # the group of layers that `{n}` counts before this one's
+    tied: str = ""  # the leaf that the tensor repeats, number for number, where the model has none of `leaves`
 
     @property
     def stacked(self) -> int:
@@ -35,9 +37,9 @@ class Rule:
 Table = tuple[Rule, ...]
 
 
-def dense(key: str, *leaves: str) -> Rule:
+def dense(key: str, *leaves: str, tied: str = "") -> Rule:
     """A Linear's weight [out, in], which is a kernel [in, out] here."""
-    return Rule(key, leaves, transposed=True)
+    return Rule(key, leaves, transposed=True, tied=tied)
 
 
 def same(key: str, *leaves: str) -> Rule:
@@ -65,12 +67,16 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """For one model: the shape of every published tensor and of every leaf, and what goes where."""
+    """For one model: the shape of every published tensor and of every leaf, and what goes where.
+
+    `copies`: tensors that may be there as well, each with the one that it repeats.
+    """
 
     tensors: dict[str, Shape]
     leaves: Mapping[str, Shape]
     by_tensor: dict[str, list[Part]]
     by_leaf: dict[str, list[Part]]
+    copies: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def make(cls, table: Table, leaves: Mapping[str, Shape], *, most: int | None = None) -> Plan:
@@ -88,6 +94,8 @@ class Plan:
                         f"{rule.key}: found {most} tensors in all, but config.json asks for {count} of these"
                     )
                 plan._add(rule, found)
+            elif rule.tied:
+                plan.copies[rule.key] = plan.by_leaf[rule.tied][0].key
         for leaf, parts in plan.by_leaf.items():
             size = sum(math.prod(leaves[leaf][len(part.index) :]) for part in parts)
             if size != math.prod(leaves[leaf]):

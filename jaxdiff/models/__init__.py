@@ -5,19 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxdiff.files import first_line
 from jaxdiff.models.config import Config
 from jaxdiff.models.dream import Dream, DreamConfig
+from jaxdiff.models.illada import Illada, IlladaConfig
 from jaxdiff.models.llada import Llada, LladaConfig
 from jaxdiff.models.llada2 import Llada2, Llada2Config
 from jaxdiff.models.llada_moe import LladaMoe, LladaMoeConfig
+from jaxdiff.models.mixture import leaf_dtype
 from jaxdiff.models.sdar import Sdar, SdarConfig
 from jaxdiff.models.stack import Transformer
 from jaxdiff.types import InputError, Model
 
 FAMILIES: dict[str, tuple[type[Transformer], type[Config]]] = {
     "llada": (Llada, LladaConfig),
+    "illada": (Illada, IlladaConfig),
     "dream": (Dream, DreamConfig),
     "llada_moe": (LladaMoe, LladaMoeConfig),
     "llada2": (Llada2, Llada2Config),
@@ -25,7 +29,7 @@ FAMILIES: dict[str, tuple[type[Transformer], type[Config]]] = {
 }
 ARCHITECTURES = {
     "LLaDAModelLM": "llada",
-    "ILLaDAForCausalLM": "llada",
+    "ILLaDAForCausalLM": "illada",
     "DreamModel": "dream",
     "LLaDAMoEModelLM": "llada_moe",
     "LLaDA2MoeModelLM": "llada2",
@@ -74,11 +78,23 @@ def model_of(config: Mapping[str, Any], file: Path) -> tuple[Model, Any]:
         raise InputError(f"{file}: makes no model ({first_line(error)}); restore the file") from error
 
 
+def in_dtype(params: Any, dtype: str) -> Any:
+    """The shape and dtype of each leaf of params (arrays or shapes) of a model in `dtype`: see `leaf_dtype`."""
+
+    def one(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf_dtype(name, dtype)))
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
 __all__ = [
     "ARCHITECTURES",
     "FAMILIES",
     "Dream",
     "DreamConfig",
+    "Illada",
+    "IlladaConfig",
     "Llada",
     "Llada2",
     "Llada2Config",
@@ -90,5 +106,7 @@ __all__ = [
     "build",
     "family_name",
     "family_of",
+    "in_dtype",
+    "leaf_dtype",
     "model_of",
 ]

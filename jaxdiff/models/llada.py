@@ -1,8 +1,7 @@
 """The dense LLaDA family: a bidirectional Llama-like stack without a causal mask or time embedding.
 
 Facts: ML-GSAI/LLaDA `modeling_llada.py` and its `config.json`. RoPE is the half-split kind, computed in float32; the
-MLP is SwiGLU; `ff_proj` is the gate. The same code serves the shipped model, LLaDA-8B and LLaDA-1.5. iLLaDA is read as
-LLaDA where its config has LLaDA's keys.
+MLP is SwiGLU; `ff_proj` is the gate. The same code serves the shipped model, LLaDA-8B and LLaDA-1.5.
 """
 
 from __future__ import annotations

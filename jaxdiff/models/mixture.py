@@ -20,8 +20,17 @@ from jaxdiff.models.layers import SwiGLU
 from jaxdiff.parallel import over_experts
 from jaxdiff.weights import full
 
+ROUTER = "router"
 Routes = tuple[Float[Array, "n k"], Int[Array, "n k"]]  # weights, experts
 Choose = Callable[[Float[Array, "n X"], Float[Array, " X"] | None], Routes]  # of float32 logits and the expert bias
+
+
+def leaf_dtype(leaf: str, dtype: str) -> str:
+    """The dtype of a leaf, named by its path, in params of `dtype`: a router's stay float32.
+
+    Published code routes in float32 and keeps the expert bias so: a rounded one would choose other experts.
+    """
+    return "float32" if ROUTER in leaf.split("/") else dtype
 
 
 class Router(nn.Module):
@@ -101,6 +110,6 @@ class Mixture(nn.Module):
 
     @nn.compact
     def __call__(self, flat: Float[Array, "n D"]) -> Float[Array, "n D"]:
-        routes = Router(self.experts, self.choose, self.bias, name="router")(flat)
+        routes = Router(self.experts, self.choose, self.bias, name=ROUTER)(flat)
         mixed = Experts(self.experts, self.width, self.scale, name="experts")(flat, *routes)
         return mixed + SwiGLU(self.shared, self.scale, name="shared")(flat) if self.shared else mixed

@@ -43,6 +43,7 @@ _HF = {
 _EXPERTS = {"num_experts": EXPERTS, "num_experts_per_tok": 2}
 CONFIGS = {
     "llada": LLADA_CONFIG,
+    "illada": _HF | {"architectures": ["ILLaDAForCausalLM"], "tie_word_embeddings": True},
     "dream": _HF | {"architectures": ["DreamModel"]},
     "sdar": _HF | {"architectures": ["SDARForCausalLM"], "tie_word_embeddings": True, "block_size": 8},
     "llada_moe": _HF
@@ -126,12 +127,14 @@ def shapes(family):
         return llada_shapes()
     embedding = "word_embeddings" if family == "llada2" else "embed_tokens"
     out = {f"model.{embedding}.weight": (VOCAB, WIDTH), "model.norm.weight": (WIDTH,)}
-    if family != "sdar":
+    if family not in ("sdar", "illada"):
         out |= {"lm_head.weight": (VOCAB, WIDTH)}
     if family == "llada2":
         out |= _fused(0) | _mlp("model.layers.0.mlp")
     for n in range(LAYERS):
         match family:
+            case "illada":
+                out |= _layer(n) | _mlp(f"model.layers.{n}.mlp")
             case "dream":
                 out |= _layer(n, biases=True) | _mlp(f"model.layers.{n}.mlp")
             case "sdar":

@@ -7,7 +7,7 @@ import pytest
 from jaxdiff import InputError
 from jaxdiff.convert import from_tensors, to_tensors
 from jaxdiff.convert.families import TABLES
-from jaxdiff.convert.table import Plan
+from jaxdiff.convert.table import Plan, same
 from jaxdiff.models import family_name
 from tests.convert import published as hf
 
@@ -70,11 +70,23 @@ def test_every_family_there_and_back(family):
     tensors = hf.tensors(hf.shapes(family))
     model, params = from_tensors(hf.CONFIGS[family], tensors)
     assert family_name(model) == family
-    assert ("head" in params) == (family != "sdar")
+    assert ("head" in params) == (family not in ("sdar", "illada"))
     back = to_tensors(model, params)
     assert back.keys() == tensors.keys()
     for key, array in tensors.items():
         np.testing.assert_array_equal(back[key].view(np.uint16), array.view(np.uint16))
+
+
+def test_a_tied_head_may_be_stored_as_well():
+    """Qwen3's small sizes are published so; it is the embedding to the bit, or it is refused."""
+    tensors = hf.tensors(hf.shapes("sdar"))
+    model, params = from_tensors(hf.CONFIGS["sdar"], tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]})
+    assert to_tensors(model, params).keys() == tensors.keys()
+    other = tensors["model.embed_tokens.weight"].copy()
+    other[-1, -1] += 1
+    for wrong in (other, other[1:], other.astype(np.float32)):
+        with pytest.raises(InputError, match=r"lm_head.weight: found other numbers, expected those of model.embed_tok"):
+            from_tensors(hf.CONFIGS["sdar"], tensors | {"lm_head.weight": wrong})
 
 
 def test_layers_after_the_dense_ones_and_fused_matrices():
@@ -89,6 +101,8 @@ def test_layers_after_the_dense_ones_and_fused_matrices():
     np.testing.assert_array_equal(params["layers"]["experts"]["ff_out"][1, 1], expert.T)
 
 
-def test_a_leaf_without_a_rule_is_no_silent_gap():
+def test_a_leaf_is_filled_once():
     with pytest.raises(InputError, match=r"layers/extra/kernel: found rules for 0 numbers, expected 4"):
         Plan.make(TABLES["sdar"], {"layers/extra/kernel": (2, 2)})
+    with pytest.raises(InputError, match=r"wte: found rules for 8 numbers, expected 4"):
+        Plan.make((*TABLES["sdar"], same("model.again.weight", "wte")), {"wte": (2, 2)})

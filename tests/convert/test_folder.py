@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 import jaxdiff
 from jaxdiff import InputError
 from jaxdiff.convert import convert, export, folder, from_tensors
+from jaxdiff.convert.published import Files
 from jaxdiff.train.tokenizer import train_tokenizer
 from tests.convert import published as hf
 
@@ -118,6 +119,36 @@ def test_leaves_keep_their_own_dtypes(tensors, tmp_path):
     same(hf.read_folder(tmp_path / "back"), mixed)
 
 
+def test_a_router_stays_float32(tmp_path):
+    """What the published code routes with: rounded to bfloat16 it would choose other experts."""
+    tensors = hf.tensors(hf.shapes("llada2"))
+    exact = hf.tensors({k: v.shape for k, v in tensors.items() if "mlp.gate" in k}, seed=1, dtype=np.float32)
+    source = hf.write_folder(tmp_path / "hf", hf.CONFIGS["llada2"], tensors | exact)
+    convert(source, tmp_path / "ours")
+    loaded = jaxdiff.load(source)
+    jaxdiff.save(tmp_path / "saved", loaded.model, loaded.params)
+    for path in (source, tmp_path / "ours", tmp_path / "saved"):
+        params = jaxdiff.load(path, dtype="bfloat16").params
+        router = params["layers"].pop("router")
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
+        for n in range(hf.LAYERS):
+            name = f"model.layers.{n + 1}.mlp.gate."
+            np.testing.assert_array_equal(router["bias"][n], exact[f"{name}expert_bias"])
+            np.testing.assert_array_equal(router["kernel"][n], exact[f"{name}weight"].T)
+
+
+def test_float16_is_kept_and_computed_in_float32(tmp_path):
+    tensors = hf.tensors(hf.llada_shapes(), dtype=np.float16)
+    source = hf.write_folder(tmp_path / "hf", hf.LLADA_CONFIG | {"torch_dtype": "float16"}, tensors)
+    convert(source, tmp_path / "ours")
+    export(tmp_path / "ours", tmp_path / "back")
+    same(hf.read_folder(tmp_path / "back"), tensors)
+    for path in (source, tmp_path / "ours"):
+        loaded = jaxdiff.load(path)
+        assert (loaded.model.config.dtype, loaded.params["head"].dtype) == ("float32", np.float32)
+        np.testing.assert_array_equal(loaded.params["head"], tensors["model.transformer.ff_out.weight"].T)
+
+
 @pytest.mark.parametrize("kind", ["published", "ours"])
 def test_leaves_go_to_their_sharding(kind, source, ours):
     loaded = jaxdiff.load({"published": source, "ours": ours}[kind], mesh=jaxdiff.make_mesh(2, 2))
@@ -194,10 +225,27 @@ def test_torch_files(source, ours, tensors, tmp_path):
     shutil.copy(source / "config.json", path)
     state = {k: torch.from_numpy(v.view(np.int16)).view(torch.bfloat16) for k, v in tensors.items()}
     torch.save(state, path / "pytorch_model.bin")
-    convert(path, tmp_path / "ours")
+    told = []
+    convert(path, tmp_path / "ours", lambda done, total: told.append((done, total)))
+    total = sum(array.nbytes for array in tensors.values())
+    assert {all_ for _, all_ in told} == {total}
+    assert sorted(told) == told
+    assert told[-1][0] == total
     export(tmp_path / "ours", tmp_path / "back")
     same(hf.read_folder(tmp_path / "back"), tensors)
     assert tensors["model.transformer.wte.weight"].dtype == ml_dtypes.bfloat16
+
+
+def test_torch_files_in_shards(tensors, tmp_path):
+    torch = pytest.importorskip("torch")
+    where = {key: f"pytorch_model-{i % 2 + 1:05}-of-00002.bin" for i, key in enumerate(tensors)}
+    for name in set(where.values()):
+        part = {k: torch.from_numpy(v.astype(np.float16)) for k, v in tensors.items() if where[k] == name}
+        torch.save(part, tmp_path / name)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
+    files = Files(tmp_path)
+    found = {key: files.read(key, slice(None)) for key in files.specs}
+    same(found, {key: array.astype(np.float16) for key, array in tensors.items()})
 
 
 def test_converted_twice_is_refused(ours, source, tmp_path):

@@ -33,6 +33,22 @@ DREAM = {
     "eos_token_id": 151643,
     "torch_dtype": "bfloat16",
 }
+ILLADA = {
+    "architectures": ["ILLaDAForCausalLM"],
+    "model_type": "illada",
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "rms_norm_eps": 1e-06,
+    "layer_norm_eps": None,
+    "rope_scaling": None,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    "vocab_size": 155136,
+}
 LLADA_MOE = {
     "architectures": ["LLaDAMoEModelLM"],
     "model_type": "llada",
@@ -98,6 +114,7 @@ SDAR = {
 }
 # family -> its file, all parameters, mask and end-of-text ids, attention block
 PUBLISHED = {
+    "illada": (ILLADA, 7_615_025_152, 5, (2,), None),
     "dream": (DREAM, 7_615_616_512, 151666, (151643, 151645), None),
     "llada_moe": (LLADA_MOE, 7_356_880_896, 156895, (156892,), None),
     "llada2": (LLADA2, 16_255_643_392, 156895, (156892,), 32),
@@ -115,6 +132,7 @@ SIZES = {
     "eos_token_id": 1,
 }
 SMALL = {
+    "illada": ILLADA | SIZES | {"intermediate_size": 48},
     "dream": DREAM | SIZES | {"intermediate_size": 48},
     "llada_moe": LLADA_MOE | SIZES | {"num_experts": 8, "num_experts_per_tok": 3, "expert_intermediate_size": 16},
     "llada2": LLADA2
@@ -149,7 +167,9 @@ def test_the_program_does_not_grow_with_depth(family):
         model = build(SMALL[family] | {"num_hidden_layers": depth, "moe_layer_freq": [1] * depth})
         tree = jax.eval_shape(model.init, jax.random.key(0))
         tokens = jnp.zeros((1, 4), jnp.int32)
-        return str(jax.make_jaxpr(model.features)(tree, tokens, tokens, tokens == 0)).count("=")
+        program = str(jax.make_jaxpr(model.features)(tree, tokens, tokens, tokens == 0))
+        assert program.count("ragged_dot") == (3 if hasattr(model.config, "num_experts") else 0)  # for all experts
+        return program.count("=")
 
     assert equations(2) == equations(12)
 
@@ -169,7 +189,7 @@ def test_the_program_does_not_grow_with_depth(family):
         ("llada2", {"n_group": 16}, "n_group: found 16 for 16 experts"),
         ("llada2", {"first_k_dense_replace": 2}, "first_k_dense_replace: found 2, expected 0 to 1"),
         ("sdar", {"attention_bias": True}, "attention_bias: found True"),
-        ("sdar", {"architectures": ["ILLaDAForCausalLM"]}, "missing d_model"),  # another layout than LLaDA's
+        ("illada", {"layer_norm_eps": 1e-5}, "layer_norm_eps: found 1e-05, expected None"),
         ("sdar", {"architectures": ["MambaForCausalLM"]}, "expected family llada"),
     ],
 )

@@ -86,9 +86,22 @@ class Network:
             logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
         return np.stack([x[0].float().numpy() for x in streams]), logits[0].float().numpy()
 
+    def chosen(self, tokens):
+        """The experts of each token [T k], one mixture after another."""
+        found = []
+        gates = [module for module in self.module.modules() if isinstance(module, _Gate)]
+        hooks = [gate.register_forward_hook(lambda _, __, out: found.append(np.asarray(out[0]))) for gate in gates]
+        self.run(tokens)
+        for hook in hooks:
+            hook.remove()
+        return found
+
     def at(self, dtype):
-        """The same network, its weights rounded to `dtype`."""
-        return dataclasses.replace(self, module=copy.deepcopy(self.module).to(dtype))
+        """The same network, its weights rounded to `dtype`; buffers (frequencies, expert biases) are not."""
+        module = copy.deepcopy(self.module).to(dtype)
+        for name, value in self.module.named_buffers():
+            module.get_buffer(name).data = value
+        return dataclasses.replace(self, module=module)
 
     def logits(self, tokens):
         """Float64 [1 T V], with [MASK] excluded: what a published sampler is given here."""
@@ -148,6 +161,12 @@ def llada():
         (r"mlp\.down_proj", "ff_out"),
     ]
     return Network(config | IDS, module, rename)
+
+
+def illada():
+    config = SHAPE | IDS | {"tie_word_embeddings": True, "layer_norm_eps": None}
+    config |= {"architectures": ["ILLaDAForCausalLM"], "model_type": "illada"}
+    return Network(config, _hf("Llama", tie_word_embeddings=True), [])
 
 
 def dream():
@@ -313,7 +332,7 @@ class Llada2(nn.Module):
         return transformers.modeling_outputs.MaskedLMOutput(logits=self.lm_head(self.model.norm(x)))
 
 
-FAMILIES = {"llada": llada, "dream": dream, "llada_moe": llada_moe, "llada2": llada2, "sdar": sdar}
+FAMILIES = {"llada": llada, "illada": illada, "dream": dream, "llada_moe": llada_moe, "llada2": llada2, "sdar": sdar}
 
 
 @functools.cache

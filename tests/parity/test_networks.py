@@ -12,18 +12,21 @@ import pytest
 import torch
 
 from jaxdiff.convert import from_tensors
-from jaxdiff.models.layers import rope_table, visible
+from jaxdiff.models import llada2
+from jaxdiff.models.layers import RMSNorm, rope_table, visible
 from jaxdiff.models.stack import Block
 from tests.parity.networks import FAMILIES, MASK, network
 
 LONG = np.array([5, 9, MASK, MASK, 17, 60, 1, 44, MASK, 2, 30])
 PADDING = 3
 SHORT = LONG[PADDING:]
+DRAWS = (1, 2, 3, 7)
+FLIPS = {("llada2", 7)}  # two experts as good as tied: bfloat16 chooses the other, in PyTorch too
 families = pytest.mark.parametrize("family", FAMILIES)
 
 
-def load(family, dtype="float32"):
-    reference = network(family)
+def load(family, dtype="float32", seed=1):
+    reference = network(family, seed=seed)
     return from_tensors(reference.config | {"dtype": dtype}, reference.tensors(), dtype=dtype)
 
 
@@ -99,14 +102,51 @@ def test_gradients_are_finite_and_reach_every_leaf(family):
 
 @families
 def test_bfloat16_is_close_to_pytorch_s_float32(family):
-    reference = network(family)
-    model, params = load(family, dtype="bfloat16")
-    found = jax.jit(lambda params: model.features(params, *inputs()) @ model.head(params))(params)
-    assert found.dtype == jnp.bfloat16
-    _, expected = reference.run(LONG)
-    _, theirs = reference.at(torch.bfloat16).run(LONG)
-    ours = np.asarray(found[0].astype(jnp.float32))
-    error, their_error = (np.linalg.norm(x - expected) / np.linalg.norm(expected) for x in (ours, theirs))
-    agreement = (ours.argmax(-1) == expected.argmax(-1)).mean()
-    print(f"{family}: bfloat16 relative error {error:.4f} (PyTorch's {their_error:.4f}), argmax agrees {agreement:.0%}")
-    assert error < 2e-2
+    """Over several draws of the weights; where rounding flips an expert, PyTorch's bfloat16 is as far off."""
+    forward = None
+    for seed in DRAWS:
+        reference = network(family, seed=seed)
+        model, params = load(family, "bfloat16", seed)
+        if forward is None:  # one program for all draws
+            forward = jax.jit(lambda params, model=model: model.features(params, *inputs()) @ model.head(params))
+        found = forward(params)
+        assert found.dtype == jnp.bfloat16
+        _, expected = reference.run(LONG)
+        _, theirs = reference.at(torch.bfloat16).run(LONG)
+        ours = np.asarray(found[0].astype(jnp.float32))
+        error, their_error = distance(ours, expected), distance(theirs, expected)
+        agreement = (ours.argmax(-1) == expected.argmax(-1)).mean()
+        print(f"{family}, draw {seed}: bfloat16 {error:.4f} (PyTorch's {their_error:.4f}), argmax {agreement:.0%}")
+        assert error < 2e-2 or (family, seed) in FLIPS
+
+
+def test_bfloat16_is_close_in_every_draw_when_the_experts_are_held(monkeypatch):
+    """Flipped experts alone exceed the bound: with float32's choice, layer for layer, no draw does."""
+    model, _ = load("llada2", "bfloat16")
+
+    def held(logits, bias, *, k, groups, kept, factor):
+        """The weights of this router, of the experts that another chose."""
+        chosen = next(routes)
+        weights = jnp.take_along_axis(jax.nn.sigmoid(logits), chosen, axis=-1)
+        return weights / weights.sum(-1, keepdims=True) * factor, chosen
+
+    @jax.jit
+    def forward(params, chosen):
+        nonlocal routes
+        routes = iter(chosen)
+        tokens, positions, valid = (x[:1] for x in inputs())
+        last = streams(model, params, tokens, positions, valid)[-1]
+        return RMSNorm(model.config.rms_norm_eps).apply({"params": params["ln_f"]}, last) @ model.head(params)
+
+    routes = iter(())
+    monkeypatch.setattr(llada2, "group_limited", held)
+    for seed in DRAWS:
+        reference = network("llada2", seed=seed)
+        _, expected = reference.run(LONG)
+        ours = forward(load("llada2", "bfloat16", seed)[1], reference.chosen(LONG))
+        assert distance(np.asarray(ours[0].astype(jnp.float32)), expected) < 2e-2
+
+
+def distance(found, expected):
+    """Relative, of all logits together."""
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)

@@ -1,9 +1,10 @@
 """One mapping table per family: the names that it publishes its tensors under -> our leaves."""
 
-from jaxdiff.convert.families import dream, llada, llada2, llada_moe, sdar
+from jaxdiff.convert.families import dream, illada, llada, llada2, llada_moe, sdar
 
 TABLES = {
     "llada": llada.TABLE,
+    "illada": illada.TABLE,
     "dream": dream.TABLE,
     "llada_moe": llada_moe.TABLE,
     "llada2": llada2.TABLE,

@@ -5,7 +5,7 @@ from jaxdiff.convert.table import dense, same, stack
 TABLE = (
     same("model.embed_tokens.weight", "wte"),
     same("model.norm.weight", "ln_f/weight"),
-    dense("lm_head.weight", "head"),
+    dense("lm_head.weight", "head", tied="wte"),
     *stack(
         "model.layers.{n}.",
         "layers/",

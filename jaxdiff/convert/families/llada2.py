@@ -18,7 +18,7 @@ _ATTENTION = (
 TABLE = (
     same("model.word_embeddings.weight", "wte"),
     same("model.norm.weight", "ln_f/weight"),
-    dense("lm_head.weight", "head"),
+    dense("lm_head.weight", "head", tied="wte"),
     *stack(
         "model.layers.{n}.",
         "dense/",
