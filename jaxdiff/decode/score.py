@@ -51,7 +51,7 @@ class _Running:
     best_other: Float[Array, "B W"]  # highest logit of all but the candidate
     rest: Float[Array, "B W"]  # logsumexp of all but the candidate
     top: Float[Array, "B W"]  # highest logit of all: the scale of the two sums below
-    mass: Float[Array, "B W"]  # sum of exp(l - top)
+    mass: Float[Array, "B W"]  # sum of exp(l - top) over all but the one that is highest: small, not 1 + small
     moment: Float[Array, "B W"]  # sum of exp(l - top) (l - top)
 
 
@@ -163,7 +163,7 @@ def _lane(key: Key[Array, ""], lane: Int[Array, ""]) -> Float[Array, " l"]:
 def _summarise(logits: Float[Array, "B W v"], keys: Float[Array, "B W v"], ids: Int[Array, " v"]) -> _Running:
     at = jnp.argmax(keys, axis=-1, keepdims=True)
     others = jnp.arange(logits.shape[-1])[None, None] != at
-    top = jnp.max(logits, axis=-1)
+    top, highest = jnp.max(logits, axis=-1), jnp.argmax(logits, axis=-1, keepdims=True)
     shifted = logits - top[..., None]
     weights = jnp.exp(shifted)
 
@@ -179,7 +179,7 @@ def _summarise(logits: Float[Array, "B W v"], keys: Float[Array, "B W v"], ids: 
         best_other=jnp.max(jnp.where(others, logits, NEVER), axis=-1),
         rest=jnp.maximum(rest, NEVER),  # a tile of one entry has no rest
         top=top,
-        mass=jnp.sum(weights, axis=-1),
+        mass=jnp.sum(jnp.where(jnp.arange(logits.shape[-1])[None, None] == highest, 0.0, weights), axis=-1),
         moment=jnp.sum(weights * shifted, axis=-1),
     )
 
@@ -205,8 +205,9 @@ def _merge(a: _Running, b: _Running) -> _Running:
         best_other=jnp.maximum(loser_logit, jnp.maximum(a.best_other, b.best_other)),
         rest=jnp.logaddexp(jnp.logaddexp(a.rest, b.rest), loser_logit),
         top=top,
-        mass=a.mass * scale_a + b.mass * scale_b,
-        moment=scale_a * (a.moment + (a.top - top) * a.mass) + scale_b * (b.moment + (b.top - top) * b.mass),
+        mass=a.mass * scale_a + b.mass * scale_b + jnp.minimum(scale_a, scale_b),
+        moment=scale_a * (a.moment + (a.top - top) * (1.0 + a.mass))
+        + scale_b * (b.moment + (b.top - top) * (1.0 + b.mass)),
     )
 
 
@@ -221,6 +222,6 @@ def _finish(r: _Running, deferred: tuple[int, ...]) -> Beliefs:
         prob=jnp.where(last, 0.0, jax.nn.sigmoid(log_odds)),
         log_odds=jnp.where(last, NEVER, log_odds),
         runner_up=jnp.where(last, 1.0, jnp.exp(r.best_other - all_mass)),
-        entropy=jnp.where(last, -NEVER, jnp.maximum(jnp.log(r.mass) - r.moment / r.mass, 0.0)),
+        entropy=jnp.where(last, -NEVER, jnp.log1p(r.mass) - r.moment / (1.0 + r.mass)),
         gap=r.key - r.next_key,
     )

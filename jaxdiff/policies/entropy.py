@@ -23,4 +23,4 @@ class Entropy:
     def select(self, state: State, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, State]:
         del key
         slack = per_row(self.tau) - score.entropy
-        return propose(score, slack >= 0.0, -score.entropy, slack), state
+        return propose(score, slack >= 0.0, score.sharpness, slack), state

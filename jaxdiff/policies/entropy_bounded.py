@@ -26,10 +26,10 @@ class EntropyBounded:
 
     def select(self, state: State, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, State]:
         del key
-        rank = ranks(-score.entropy, score.eligible)
+        rank = ranks(score.sharpness, score.eligible)
         by_rank = in_order(jnp.where(score.eligible, score.entropy, 0.0), rank)
         before = jnp.cumsum(by_rank, axis=1) - by_rank
         spent = jnp.take_along_axis(before, rank, axis=1)
         slack = jnp.where(rank == 0, jnp.inf, per_row(self.gamma) - spent)  # the first costs nothing, whatever gamma
         # A candidate without mass (an end-of-text put off to the last) is never vouched for.
-        return propose(score, (slack >= 0.0) & (score.prob > 0.0), -score.entropy, slack), state
+        return propose(score, (slack >= 0.0) & (score.prob > 0.0), score.sharpness, slack), state

@@ -14,7 +14,7 @@ ORDERS = ("confidence", "margin", "entropy", "random")
 
 def priority_of(score: Score, order: str) -> Float[Array, "B W"]:
     """Higher commits first. Each order in the form that float32 keeps apart near certainty; not for `random`."""
-    return {"confidence": score.log_odds, "margin": score.certainty, "entropy": -score.entropy}[order]
+    return {"confidence": score.log_odds, "margin": score.certainty, "entropy": score.sharpness}[order]
 
 
 def value_of(score: Score, order: str) -> Float[Array, "B W"]:
