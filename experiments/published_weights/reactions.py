@@ -243,7 +243,7 @@ def main(
     difference = compare(model, params, home, canvases(groups[0], mask, 0.3)[:2])
     _, kinds = np.unique([row.tobytes() for group in groups for row in group], return_inverse=True)
 
-    points = []
+    points: list[dict[str, Any]] = []
     for ratio in RATIOS:
         masked = [canvases(group, mask, ratio) for group in groups]
         counts = {}  # of each policy, per row: right, masked, NFE
