@@ -8,8 +8,8 @@ masked), which ship whole in its wheel. The reactions are those of a file, one i
 commonest lengths, since a canvas has no padding: say `examples/example_rxns.csv` of github.com/rxn4chemistry/rxnmapper
 (MIT; 996 reactions of US patents, which the model may have been trained on). Without a file they are the three of
 rxnfp's and rxnmapper's documentation, masked 16 times over. 15, 30 and 50 % of a reaction's tokens are masked at
-random, and the network's logits are first compared with transformers'. Intervals come from drawing reactions anew, since
-the tokens of one hang together.
+random, and the network's logits are first compared with transformers'. Intervals come from drawing reactions anew,
+since the tokens of one hang together.
 """
 
 from __future__ import annotations
