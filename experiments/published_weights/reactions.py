@@ -4,12 +4,12 @@
     python experiments/published_weights/reactions.py --file example_rxns.csv
 
 The weights are rxnfp's `bert_pretrained` (MIT; BERT with 12 layers of width 256, trained with 15 % of the tokens
-masked), which ship whole in its wheel. The reactions are those of a file, of which every line holds one: the published
-numbers are of `examples/example_rxns.csv` in github.com/rxn4chemistry/rxnmapper (MIT; 996 reactions of US patents,
-which the model may have been trained on), those of its five commonest lengths, since a canvas has no padding. Without a
-file they are the three of rxnfp's and rxnmapper's documentation, masked 16 times over. 15, 30 and 50 % of a reaction's
-tokens are masked at random, and the network's logits are first compared with transformers'. Intervals come from drawing
-reactions anew, since the tokens of one hang together.
+masked), which ship whole in its wheel. The reactions are those of a file, one in each line, of the file's five
+commonest lengths, since a canvas has no padding: say `examples/example_rxns.csv` of github.com/rxn4chemistry/rxnmapper
+(MIT; 996 reactions of US patents, which the model may have been trained on). Without a file they are the three of
+rxnfp's and rxnmapper's documentation, masked 16 times over. 15, 30 and 50 % of a reaction's tokens are masked at
+random, and the network's logits are first compared with transformers'. Intervals come from drawing reactions anew,
+since the tokens of one hang together.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class Plan:
                         f"{rule.key}: found {most} tensors in all, but config.json asks for {count} of these"
                     )
                 plan._add(rule, found)
-            elif rule.tied:
+            elif plan.by_leaf.get(rule.tied):
                 plan.copies[rule.key] = plan.by_leaf[rule.tied][0].key
         for leaf, parts in plan.by_leaf.items():
             size = sum(math.prod(leaves[leaf][len(part.index) :]) for part in parts)

@@ -89,8 +89,13 @@ class Network:
     def chosen(self, tokens):
         """The experts of each token [T k], one mixture after another."""
         found = []
-        gates = [module for module in self.module.modules() if isinstance(module, _Gate)]
-        hooks = [gate.register_forward_hook(lambda _, __, out: found.append(np.asarray(out[0]))) for gate in gates]
+
+        def keep(_, __, output):
+            ids = [x for x in output if isinstance(x, list) or not torch.is_floating_point(x)]
+            found.append(np.asarray(ids[0], np.int32))
+
+        gates = [module for name, module in self.module.named_modules() if name.endswith("mlp.gate")]
+        hooks = [gate.register_forward_hook(keep) for gate in gates]
         self.run(tokens)
         for hook in hooks:
             hook.remove()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from jaxdiff.convert import from_tensors
-from jaxdiff.models import llada2
+from jaxdiff.models import llada2, llada_moe
 from jaxdiff.models.layers import RMSNorm, rope_table, visible
 from jaxdiff.models.stack import Block
 from tests.parity.networks import FAMILIES, MASK, network
@@ -21,7 +21,7 @@ LONG = np.array([5, 9, MASK, MASK, 17, 60, 1, 44, MASK, 2, 30])
 PADDING = 3
 SHORT = LONG[PADDING:]
 DRAWS = (1, 2, 3, 7)
-FLIPS = {("llada2", 7)}  # two experts as good as tied: bfloat16 chooses the other, in PyTorch too
+ROUTERS = {"llada_moe": (llada_moe, "most_likely"), "llada2": (llada2, "group_limited")}
 families = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -102,8 +102,10 @@ def test_gradients_are_finite_and_reach_every_leaf(family):
 
 @families
 def test_bfloat16_is_close_to_pytorch_s_float32(family):
-    """Over several draws of the weights; where rounding flips an expert, PyTorch's bfloat16 is as far off."""
-    forward = None
+    """Over several draws of the weights. Rounding may flip one of two experts that are as good as tied, in PyTorch's
+    bfloat16 too: a draw where it does is further off, and the next test holds the experts.
+    """
+    forward, close = None, []
     for seed in DRAWS:
         reference = network(family, seed=seed)
         model, params = load(family, "bfloat16", seed)
@@ -117,33 +119,38 @@ def test_bfloat16_is_close_to_pytorch_s_float32(family):
         error, their_error = distance(ours, expected), distance(theirs, expected)
         agreement = (ours.argmax(-1) == expected.argmax(-1)).mean()
         print(f"{family}, draw {seed}: bfloat16 {error:.4f} (PyTorch's {their_error:.4f}), argmax {agreement:.0%}")
-        assert error < 2e-2 or (family, seed) in FLIPS
+        close.append(error < 2e-2)
+    assert sum(close) >= len(DRAWS) / 2 if family in ROUTERS else all(close)
 
 
-def test_bfloat16_is_close_in_every_draw_when_the_experts_are_held(monkeypatch):
+@pytest.mark.parametrize("family", ROUTERS)
+def test_bfloat16_is_close_in_every_draw_when_the_experts_are_held(family, monkeypatch):
     """Flipped experts alone exceed the bound: with float32's choice, layer for layer, no draw does."""
-    model, _ = load("llada2", "bfloat16")
+    loaded = [load(family, "bfloat16", seed) for seed in DRAWS]
+    model, _ = loaded[0]
+    module, name = ROUTERS[family]
+    choose, routes = getattr(module, name), iter(())
 
-    def held(logits, bias, *, k, groups, kept, factor):
-        """The weights of this router, of the experts that another chose."""
+    def held(logits, bias, *, k, **options):
+        """The published weights, of the experts that another router chose: all others are out of the question."""
         chosen = next(routes)
-        weights = jnp.take_along_axis(jax.nn.sigmoid(logits), chosen, axis=-1)
-        return weights / weights.sum(-1, keepdims=True) * factor, chosen
+        open_ = jnp.any(chosen[..., None] == jnp.arange(logits.shape[1], dtype=chosen.dtype)[None, None], axis=1)
+        one = functools.partial(choose, k=k, **options)
+        weights, chosen = jax.vmap(lambda logits, bias: one(logits[None], bias))(logits, jnp.where(open_, 0.0, -9.0))
+        return weights[:, 0], chosen[:, 0]
 
     @jax.jit
     def forward(params, chosen):
         nonlocal routes
         routes = iter(chosen)
-        tokens, positions, valid = (x[:1] for x in inputs())
-        last = streams(model, params, tokens, positions, valid)[-1]
+        last = streams(model, params, *(x[:1] for x in inputs()))[-1]
         return RMSNorm(model.config.rms_norm_eps).apply({"params": params["ln_f"]}, last) @ model.head(params)
 
-    routes = iter(())
-    monkeypatch.setattr(llada2, "group_limited", held)
-    for seed in DRAWS:
-        reference = network("llada2", seed=seed)
+    monkeypatch.setattr(module, name, held)
+    for seed, (_, params) in zip(DRAWS, loaded, strict=True):
+        reference = network(family, seed=seed)
         _, expected = reference.run(LONG)
-        ours = forward(load("llada2", "bfloat16", seed)[1], reference.chosen(LONG))
+        ours = forward(params, reference.chosen(LONG))
         assert distance(np.asarray(ours[0].astype(jnp.float32)), expected) < 2e-2
 
 
