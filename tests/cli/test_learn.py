@@ -15,13 +15,14 @@ def home(folder, tmp_path):
 
 def test_a_filter_from_traces_to_text(home, run, tmp_path):
     collecting = ("collect", "--out", tmp_path / "traces", "--model", home, "--task", "drills", "--n", 40, *LENGTHS)
-    ran = run(*collecting, "--stop", "none", "--json")
+    ran = run(*collecting, "--stop", "none", "--features", "--json")
     assert ran.code == 0, ran.err
     assert ran.json["prompts"] == 40
     assert ran.json["rows"] >= 40 * 2  # a forward for each block, at the least
     assert len(list((tmp_path / "traces").glob("part-*.npz"))) == 3
 
-    for kind, name, options in (("local", "local", ()), ("block", "official", ("--quota",))):
+    fits = (("local", "local", ()), ("block", "official", ("--quota",)), ("hidden", "hidden", ()))
+    for kind, name, options in fits:
         fitting = ("fit", "--traces", tmp_path / "traces", "--name", name, "--model", home, "--kind", kind)
         ran = run(*fitting, "--steps", 20, "--tau", 0.3, *options, "--json")
         assert ran.code == 0, ran.err
@@ -29,7 +30,15 @@ def test_a_filter_from_traces_to_text(home, run, tmp_path):
         assert json.loads((home / "filters" / name / "filter.json").read_text())["tau"] == pytest.approx(0.3)
 
     outs = {}
-    for policy in ("fixed", "oracle", "learned", "learned:name=official", "learned:tau=0.0", "learned:tau=1.0"):
+    for policy in (
+        "fixed",
+        "oracle",
+        "learned",
+        "learned:name=official",
+        "learned:name=hidden",
+        "learned:tau=0.0",
+        "learned:tau=1.0",
+    ):
         ran = run("generate", "26 + 48 = ", "--model", home, "--policy", policy, *LENGTHS, "--json")
         assert ran.code == 0, ran.err
         outs[policy] = ran.json
