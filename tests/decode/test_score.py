@@ -1,6 +1,7 @@
 """The chunked reduction over the vocabulary against numpy on whole logits."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdiff.decode.score import TILE, beliefs
+import jaxdiff
+from jaxdiff.decode.score import NEVER, TILE, beliefs
 
 pytestmark = pytest.mark.usefixtures("strict")
 B, W, D = 2, 3, 8
@@ -194,3 +196,11 @@ def test_samples_within_top_p_follow_the_tempered_distribution():
     counts = np.bincount(np.asarray(found.token[:, 0]), minlength=6) / rows
     np.testing.assert_allclose(counts, expected, atol=4 * np.sqrt(0.25 / rows))
     np.testing.assert_allclose(found.prob[:, 0], expected[np.asarray(found.token[:, 0])], rtol=1e-3)
+
+
+def test_entropies_near_certainty_are_ordered_without_a_tie():
+    entropy = jnp.asarray([[2e-9, 1e-9, 0.5, 1e30]], jnp.float32)  # the last: an end-of-text that is put off
+    sharpness = np.asarray(jaxdiff.Score.sharpness.fget(types.SimpleNamespace(entropy=entropy)))[0]
+    assert (np.argsort(-sharpness) == [1, 0, 2, 3]).all()
+    assert sharpness[1] - sharpness[0] > 0.5
+    assert sharpness[3] <= NEVER
