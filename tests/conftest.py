@@ -3,8 +3,11 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Programs are tiny and many: compiling them without optimisation halves the suite.
-_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# Programs are tiny and many: compiling them without optimisation, and without the slower of XLA's two ways to emit a
+# fusion, is four times as fast.
+_FLAGS = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 
 from jaxtyping import install_import_hook
