@@ -1,14 +1,16 @@
-"""Step 4: what the filters owe to depth, to data, to the threshold and to the block length.
+"""Step 4: what the filters owe to depth, to data and to the threshold; how they fare where they were not fitted.
 
     python -m experiments.learn2pd.ablate
 
 On the validation split, stop `eos`, n = CHOSEN_ON. The filters of this step are fitted to the traces of step 1 and are
 not kept. `official` judges blocks of the length that it was fitted for; what `local` does at others is its transfer.
+So is what a filter does on templates of word problems that it was not fitted to, next to one that was.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,17 +19,23 @@ import jaxdiff
 from experiments.learn2pd.common import (
     BLOCK,
     CHOSEN_ON,
+    EOS,
     LENGTH,
     MODEL,
     RESULTS,
+    ROWS,
+    SEED,
     TRACES,
+    TRAINED_ON,
     Results,
     learned,
     points,
 )
 from experiments.learn2pd.fit import OFFICIAL
+from experiments.policies import measure
 from jaxdiff.checkpoint import FILTERS, load_filter
 from jaxdiff.policies import Fixed, Threshold
+from jaxdiff.tasks import evaluate, gsm_symbolic
 from jaxdiff.train.fit_filter import FilterRecipe, fit_filter
 from jaxdiff.train.traces import Traces, load_traces
 
@@ -35,6 +43,7 @@ LAYERS = (1, 2, 4)
 SHARES = (0.01, 0.1, 1.0)  # of the prompts
 TAUS = (0.99, 0.96, 0.9, 0.8, 0.6)
 BLOCKS, LENGTHS = (8, 16, 64), (128, 512)
+APART, N_APART = (0, 1, 2), 300  # places of the templates kept apart, in their order; problems of all templates
 COLOURS = ("#56b4e9", "#0072b2", "#000000")
 
 
@@ -49,10 +58,12 @@ def main() -> None:
         )
     for share in SHARES:
         few = traces.take(traces.prompt < share * (traces.prompt.max() + 1))
-        fit_and_sweep(checkpoint, results, f"official, {share:.0%} of the prompts", few, OFFICIAL)
+        if share < 1:  # all of them: see "2 layers"
+            fit_and_sweep(checkpoint, results, f"official, {share:.0%} of the prompts", few, OFFICIAL)
         kind = "hidden" if getattr(local.filter, "features", 0) else "local"
         recipe = FilterRecipe(kind=kind, layers=2, hidden=local.filter.layers[0].kernel.shape[1])
         fit_and_sweep(checkpoint, results, f"local, {share:.0%} of the prompts", few, recipe)
+    transfer_to_templates(checkpoint, results, traces, recipe)
     ways = {"standard": Fixed(), "threshold 0.9": Threshold(tau=0.9), "learned local": local}
     for gen_length, block in [*((LENGTH, block) for block in (*BLOCKS, BLOCK)), *((n, BLOCK) for n in LENGTHS)]:
         for name, policy in ways.items():
@@ -84,8 +95,51 @@ def fit_and_sweep(
     results.once(name, make)
 
 
+def transfer_to_templates(
+    checkpoint: jaxdiff.Checkpoint, results: Results, traces: Traces, recipe: FilterRecipe
+) -> None:
+    """Two filters on the problems of templates that only one of them was fitted to."""
+    problems = list(itertools.islice(gsm_symbolic.problems("train", TRAINED_ON), int(traces.prompt.max()) + 1))
+    apart = np.unique([problem.template for problem in problems])[list(APART)]
+    of_row = np.asarray([problem.template for problem in problems])[traces.prompt]
+
+    def make(rows: np.ndarray) -> list[dict]:
+        judge = fit_filter(traces.take(rows), recipe).filter
+        swept = evaluate.sweep(
+            checkpoint,
+            gsm_symbolic.NAME,
+            learned(judge, quota=False),
+            TAUS,
+            n=N_APART,
+            seed=SEED,
+            split="validation",
+            batch_size=ROWS,
+            stop=EOS,
+        )
+        kept = np.isin([problem.template for problem in swept[0].problems], apart)
+        parts = [
+            dataclasses.replace(
+                report,
+                correct=report.correct[kept],
+                nfe=report.nfe[kept],
+                lengths=report.lengths[kept],
+                near_ties=report.near_ties[kept],
+            )
+            for report in swept
+        ]
+        return [point | {"n": int(kept.sum())} for point in measure(TAUS, parts)]
+
+    results.once("local, fitted to all templates, on three", lambda: make(np.ones(of_row.size, bool)))
+    results.once("local, fitted to the others, on these three", lambda: make(~np.isin(of_row, apart)))
+
+
 def report(results: Results) -> str:
-    lines = ["# What the filters owe", "", f"Validation split, n = {CHOSEN_ON}, stop eos.", ""]
+    lines = [
+        "# What the filters owe",
+        "",
+        f"Validation split, stop eos, n = {CHOSEN_ON} but for the three templates.",
+        "",
+    ]
     lines += ["| what | tau | accuracy % | NFE | TPF |", "|---|---:|---:|---:|---:|"]
     for name, swept in results.entries.items():
         for point in swept:
@@ -98,7 +152,10 @@ def draw(results: Results) -> None:
     """Accuracy against TPF by depth, and by data."""
     groups = {
         "official, by depth": [f"official, {layers} layers" for layers in LAYERS],
-        "official, by data": [f"official, {share:.0%} of the prompts" for share in SHARES],
+        "official, by data": [
+            *(f"official, {share:.0%} of the prompts" for share in SHARES[:-1]),
+            "official, 2 layers",
+        ],
         "local, by data": [f"local, {share:.0%} of the prompts" for share in SHARES],
     }
     figure, axes = plt.subplots(1, len(groups), figsize=(13, 4.2), layout="constrained", sharex=True, sharey=True)

@@ -9,17 +9,18 @@ import itertools
 import time
 
 import jaxdiff
-from experiments.learn2pd.common import BLOCK, EOS, LENGTH, MODEL, ROWS, SEED, TRACES, Results
+from experiments.learn2pd.common import BLOCK, EOS, LENGTH, MODEL, ROWS, TRACES, TRAINED_ON, Results
 from jaxdiff.cli.show import progress
 from jaxdiff.tasks import gsm_symbolic
 from jaxdiff.train.traces import collect
 
-PROMPTS = 1000
+PROMPTS = 900
+TAUS = (0.0, 0.5, 0.8, 0.9, 0.97, 0.995)  # of the replays
 
 
 def main() -> None:
     checkpoint = jaxdiff.load(MODEL)
-    problems = itertools.islice(gsm_symbolic.problems("train", SEED + 1000), PROMPTS)
+    problems = itertools.islice(gsm_symbolic.problems("train", TRAINED_ON), PROMPTS)
     tokenizer = checkpoint.tokenizer_for(gsm_symbolic.NAME)
     prompts = [tokenizer.prompt(problem.question) for problem in problems]
     since = time.perf_counter()
@@ -35,6 +36,7 @@ def main() -> None:
             stop=EOS,
             batch_size=ROWS,
             features=True,
+            taus=TAUS,
             progress=update,
         )
     seconds = time.perf_counter() - since

@@ -13,6 +13,7 @@ import numpy as np
 import jaxdiff
 from experiments.policies import SWEEPS, TAUS, Sweep, describe, measure
 from jaxdiff.cli.show import progress
+from jaxdiff.decode.cache import parse_cache
 from jaxdiff.policies import Fixed, Learned, any_of
 from jaxdiff.policies.filters import Filter
 from jaxdiff.tasks import evaluate, gsm_symbolic
@@ -21,7 +22,9 @@ MODEL = "gsm-1m"
 LENGTH, LONG, BLOCK = 256, 1024, 32
 ROWS = 4  # per batch: on CPU a row costs least in small batches
 SEED = 0
+TRAINED_ON = SEED + 1000  # the seed of the training problems that are traced
 CHOSEN_ON = 100  # validation problems
+N, N_LONG, TIMED = 500, 100, 32  # test problems: at 256; at 1024 for accuracy; at 1024 for wall-clock
 TRACES = Path("runs/learn2pd/traces")
 RESULTS = Path(__file__).parent / "results"
 
@@ -68,7 +71,9 @@ def points(
     *,
     n: int,
     split: str,
+    task: str = gsm_symbolic.NAME,
     stop: jaxdiff.Stopper = EOS,
+    cache: str = "none",
     gen_length: int = LENGTH,
     block_length: int = BLOCK,
 ) -> list[dict[str, Any]]:
@@ -76,7 +81,7 @@ def points(
     with progress(name, n * len(values)) as update:
         reports = evaluate.sweep(
             checkpoint,
-            gsm_symbolic.NAME,
+            task,
             policy,
             values,
             n=n,
@@ -84,6 +89,7 @@ def points(
             split=split,
             batch_size=ROWS,
             stop=stop,
+            cache=parse_cache(cache),
             gen_length=gen_length,
             block_length=block_length,
             progress=update,

@@ -3,15 +3,19 @@
     python -m experiments.learn2pd.evaluate
 
 Length 256: accuracy, NFE and TPF of n = 500 problems, paired with standard decoding. Length 1024: wall-clock of
-standard decoding and of the fast ways, interleaved batch by batch in one process, then accuracy of n = 100.
+standard decoding and of the fast ways, interleaved batch by batch in one process, then accuracy of n = 100. Last, what
+a filter costs inside a step.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 from typing import Any
 
-import matplotlib.pyplot as plt
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxdiff
@@ -22,26 +26,30 @@ from experiments.learn2pd.common import (
     LENGTH,
     LONG,
     MODEL,
+    N_LONG,
     RESULTS,
     ROWS,
     SEED,
+    TIMED,
+    N,
     Results,
     fastest,
     points,
     standard_on_validation,
     swept_on_validation,
-    verdicts,
 )
-from experiments.policies import accuracy, draw_commit_order
+from experiments.learn2pd.report import draw_frontier, draw_order, report
+from jaxdiff.bench.clock import in_turn, ratio
+from jaxdiff.bench.measure import Work
 from jaxdiff.checkpoint import learned_policy
 from jaxdiff.cli.show import progress
+from jaxdiff.decode.cache import parse_cache
 from jaxdiff.decode.many import Timed, batches
-from jaxdiff.metrics import aup, paired_difference
-from jaxdiff.policies import Fixed, Oracle
+from jaxdiff.policies import AnyOf, Fixed, Learned, Oracle
+from jaxdiff.policies.filters import Evidence, Filter
 from jaxdiff.tasks import gsm_symbolic
 
-N, N_LONG, TIMED = 500, 100, 32  # problems at 256; at 1024 for accuracy; at 1024 for wall-clock
-SHOWN = 8  # rows of the heat-map
+REPEATS = 15  # of the cost of a filter
 STOPS = {
     "none": jaxdiff.NoStop(),
     "eos": EOS,
@@ -49,6 +57,22 @@ STOPS = {
     "eotp block": jaxdiff.EotpStop(way="block"),
     "eotp safe": jaxdiff.EotpStop(way="safe"),
 }
+WAYS = (  # at 1024: policy, stopper, cache; standard decoding first
+    ("standard", "none", "none"),
+    ("standard", "eos", "none"),
+    ("threshold", "eos", "none"),
+    ("threshold", "eotp safe", "none"),
+    ("oracle", "eos", "none"),
+    ("learned official", "none", "none"),
+    ("learned official", "eotp official", "none"),
+    ("learned local", "none", "none"),
+    ("learned local", "eos", "none"),
+    ("learned local", "eotp safe", "none"),
+    ("learned local", "eos", "prefix"),
+    ("learned local", "eos", "dual"),
+    ("learned local", "eos", "frozen"),
+    ("learned local", "eotp safe", "dual"),
+)
 
 
 def main() -> None:
@@ -58,6 +82,7 @@ def main() -> None:
     at_256(checkpoint, results, policies)
     wall_clock(checkpoint, results, policies)
     at_1024(checkpoint, results, policies)
+    cost(checkpoint, results, policies)
     (RESULTS / "evaluate.md").write_text(report(results))
     draw_frontier(results, Results("fit", checkpoint))
     draw_order(checkpoint, policies)
@@ -97,15 +122,6 @@ def at_256(checkpoint: jaxdiff.Checkpoint, results: Results, policies: dict[str,
 
 def wall_clock(checkpoint: jaxdiff.Checkpoint, results: Results, policies: dict[str, jaxdiff.Policy]) -> None:
     """Seconds of each way at length 1024, batch by batch in turn; a batch that was measured is kept."""
-    ways = {
-        "standard, none": (policies["standard"], STOPS["none"]),
-        "standard, eos": (policies["standard"], EOS),
-        "threshold, eos": (policies["threshold"], EOS),
-        "learned official, eotp official": (policies["learned official"], STOPS["eotp official"]),
-        "learned local, none": (policies["learned local"], STOPS["none"]),
-        "learned local, eos": (policies["learned local"], EOS),
-        "learned local, eotp safe": (policies["learned local"], STOPS["eotp safe"]),
-    }
     tokenizer = checkpoint.tokenizer_for(gsm_symbolic.NAME)
     problems = list(itertools.islice(gsm_symbolic.problems("test", SEED), TIMED))
     prompts, origin = jaxdiff.pad_prompts([tokenizer.prompt(p.question) for p in problems], fill=tokenizer.eos_id)
@@ -113,24 +129,27 @@ def wall_clock(checkpoint: jaxdiff.Checkpoint, results: Results, policies: dict[
 
     def measured(rows: np.ndarray) -> dict[str, Any]:
         batch: dict[str, Any] = {}
-        for name, (policy, stop) in ways.items():
-            before = run.seconds
+        answer: Any = None  # that of the first way, standard decoding
+        for policy, stop, cache in WAYS:
+            chosen, before = policies[policy], run.seconds
             result = jaxdiff.decode(
                 checkpoint.model,
                 checkpoint.params,
                 prompts[rows],
                 origin=origin[rows],
-                policy=policy,
-                stop=stop,
+                policy=chosen.bind(answer) if isinstance(chosen, Oracle) else chosen,
+                stop=STOPS[stop],
+                cache=parse_cache(cache),
                 gen_length=LONG,
                 block_length=BLOCK,
                 run=run,
             )
+            answer = result.tokens if answer is None else answer
             generated = np.asarray(result.tokens)[:, prompts.shape[1] :]
             right = [
                 gsm_symbolic.verify(tokenizer.decode(ids), problems[i]) for ids, i in zip(generated, rows, strict=True)
             ]
-            batch[name] = {
+            batch[f"{policy}, {stop}, {cache}"] = {
                 "seconds": run.seconds - before,
                 "nfe": int(np.sum(result.nfe)),
                 "right": int(sum(right)),
@@ -138,7 +157,7 @@ def wall_clock(checkpoint: jaxdiff.Checkpoint, results: Results, policies: dict[
             }
         return batch
 
-    with progress("wall-clock at 1024", TIMED) as update:
+    with progress(f"wall-clock at {LONG}", TIMED) as update:
         for rows in batches(TIMED, ROWS):
             results.once(f"{LONG}, seconds, problems from {rows[0]}", lambda rows=rows: measured(rows))
             update(int(rows[-1]) + 1, 0, 1)
@@ -146,122 +165,48 @@ def wall_clock(checkpoint: jaxdiff.Checkpoint, results: Results, policies: dict[
 
 def at_1024(checkpoint: jaxdiff.Checkpoint, results: Results, policies: dict[str, jaxdiff.Policy]) -> None:
     """Accuracy at length 1024. `eos` gives standard decoding's text in a fraction of its forwards."""
-    for name, stop in (
-        ("standard", "eos"),
-        ("threshold", "eos"),
-        ("oracle", "eos"),
-        ("learned official", "eotp official"),
-        ("learned local", "eos"),
-        ("learned local", "eotp safe"),
-    ):
-        label = f"{LONG}, {name}, {stop}"
-        results.once(
-            label,
-            lambda label=label, name=name, stop=stop: points(
-                checkpoint, label, lambda _: policies[name], n=N_LONG, split="test", stop=STOPS[stop], gen_length=LONG
-            )[0],
+    for name, stop, cache in (("standard", "eos", "none"), *(way for way in WAYS if way[1] != "none")):
+        label = f"{LONG}, {name}, {stop}" + (f", {cache}" if cache != "none" else "")
+        make = functools.partial(
+            points, checkpoint, label, n=N_LONG, split="test", stop=STOPS[stop], cache=cache, gen_length=LONG
         )
+        results.once(label, lambda make=make, name=name: make(lambda _: policies[name])[0])
 
 
-# --- report ---------------------------------------------------------------------------------------------------------
-
-
-def report(results: Results) -> str:
-    """The tables, in Markdown."""
-    lines = ["# Learn2PD on gsm_symbolic, test split", "", f"Seed {SEED}; {results.content['setting']['device']}.", ""]
-    for length, n in ((LENGTH, N), (LONG, N_LONG)):
-        standard = results.entries[f"{length}, standard, eos"]
-        lines += [
-            f"## Length {length}, n = {n}",
-            "",
-            "| policy | stop | accuracy % | minus standard | NFE | TPF |",
-            "|---|---|---:|---:|---:|---:|",
-        ]
-        for name, point in results.entries.items():
-            if not name.startswith(f"{length}, ") or "seconds, problems" in name:
-                continue
-            _, policy, stop = name.split(", ")
-            difference, low, high = (100 * d for d in paired_difference(verdicts(point), verdicts(standard)))
-            lines.append(
-                f"| {policy} | {stop} | {accuracy(point)} | {difference:+.1f} "
-                f"[{low:+.1f}, {high:+.1f}] | {point['nfe']:.1f} | {point['tpf']:.2f} |"
-            )
-        lines.append("")
-    timed = [entry for name, entry in results.entries.items() if "seconds, problems" in name]
-    lines += [
-        f"## Wall-clock at length {LONG}, {TIMED} problems, interleaved in batches of {ROWS}",
-        "",
-        "| way | seconds | faster than standard: median of the batches [least, most] | right |",
-        "|---|---:|---:|---:|",
-    ]
-    for way in timed[0]:
-        seconds = sum(batch[way]["seconds"] for batch in timed)
-        ratios = [batch["standard, none"]["seconds"] / batch[way]["seconds"] for batch in timed]
-        right = sum(batch[way]["right"] for batch in timed)
-        lines.append(
-            f"| {way} | {seconds:.1f} | {np.median(ratios):.2f}x [{min(ratios):.2f}, {max(ratios):.2f}] | "
-            f"{right} of {sum(batch[way]['rows'] for batch in timed)} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def draw_frontier(results: Results, filters: Results) -> None:
-    """Accuracy against TPF: the validation sweeps, and the test points of what was chosen."""
-    figure, axis = plt.subplots(figsize=(8.4, 5.4), layout="constrained")
-    fit = filters.entries
-    swept = {s.name: (results.entries[f"{s.name}, validation"], s.colour, s.style) for s in HEURISTICS}
-    swept["learned official"] = (fit["official, validation"], "#000000", "P-")
-    locals_ = [name for name in fit if name.startswith("local") and name.endswith("validation")]
-    standard = results.entries["standard, validation"]
-    best = max(locals_, key=lambda name: (fastest(fit[name], standard) or {"tpf": 0.0})["tpf"])
-    swept["learned local"] = (fit[best], "#d00000", "X-")
-    top = max(point["accuracy"] for curve, _, _ in swept.values() for point in curve)
-    for name, (curve, colour, style) in swept.items():
-        ordered = sorted(curve, key=lambda point: point["tpf"])
-        score = aup([(point["tpf"], point["accuracy"]) for point in ordered], top)
-        axis.plot(
-            [point["tpf"] for point in ordered],
-            [point["accuracy"] for point in ordered],
-            style,
-            color=colour,
-            ms=5,
-            label=f"{name} (AUP {score:.0f})",
-        )
-    axis.axhline(standard["accuracy"], color="#000000", lw=0.8, alpha=0.5)
-    oracle = results.entries[f"{LENGTH}, oracle, eos"]
-    axis.plot(oracle["tpf"], oracle["accuracy"], "*", color="#000000", ms=14, label="oracle (test)")
-    axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.set_xlabel("TPF (tokens per forward, log scale)")
-    axis.set_ylabel("accuracy (%)")
-    axis.set_ylim(standard["accuracy"] - 30, None)
-    axis.set_title("validation problems, stop eos; line: standard decoding", fontsize=11)
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="lower left")
-    figure.savefig(RESULTS / "frontier.png", dpi=150)
-    plt.close(figure)
-
-
-def draw_order(checkpoint: jaxdiff.Checkpoint, policies: dict[str, jaxdiff.Policy]) -> None:
-    """Which forward committed each position, with the filter and without."""
+def cost(checkpoint: jaxdiff.Checkpoint, results: Results, policies: dict[str, jaxdiff.Policy]) -> None:
+    """What the filters cost inside a step: their seconds, many in a row in one program, over those of the step."""
     tokenizer = checkpoint.tokenizer_for(gsm_symbolic.NAME)
-    problems = itertools.islice(gsm_symbolic.problems("test", SEED), SHOWN)
-    prompts, origin = jaxdiff.pad_prompts([tokenizer.prompt(p.question) for p in problems], fill=tokenizer.eos_id)
-    traces, lengths = {}, {}
-    for name in ("standard", "learned official", "learned local"):
-        result = jaxdiff.decode(
-            checkpoint.model,
-            checkpoint.params,
-            prompts,
-            origin=origin,
-            policy=policies[name],
-            stop=EOS,
-            gen_length=LENGTH,
-            block_length=BLOCK,
+    problem = next(gsm_symbolic.problems("test", SEED))
+    prompts, origin = jaxdiff.pad_prompts([tokenizer.prompt(problem.question)], fill=tokenizer.eos_id)
+    work = Work(checkpoint.model, checkpoint.params, prompts, origin, Fixed(), LENGTH, BLOCK, rounds=REPEATS)
+
+    def measured(policy: Learned) -> dict[str, Any]:
+        program = work.program()
+        shape = jnp.zeros((1, BLOCK), jnp.float32)
+        hidden = jnp.zeros((1, BLOCK, checkpoint.model.config.d_model), jnp.float32)
+        seen = Evidence(shape, shape, shape, jnp.ones(shape.shape, bool), jnp.zeros((1,), jnp.int32), hidden)
+
+        @jax.jit
+        def many(judge: Filter, seen: Evidence) -> Evidence:
+            def one(_: Any, seen: Evidence) -> Evidence:  # fed to the next one, so that none can be left out
+                return dataclasses.replace(seen, log_odds=judge(seen))
+
+            return jax.lax.fori_loop(0, program.steps, one, seen)
+
+        seconds = in_turn(
+            {"step": program.again, "filter": lambda: jax.block_until_ready(many(policy.filter, seen))}, REPEATS
         )
-        traces[name], lengths[name] = np.asarray(result.commit_step), np.asarray(result.lengths)
-    draw_commit_order(traces, lengths, RESULTS / "commit-order.png")
+        return {
+            "share of the step": dataclasses.asdict(ratio(seconds["filter"], seconds["step"])),
+            "microseconds": float(np.median(seconds["filter"]) / program.steps * 1e6),
+            "step, microseconds": float(np.median(seconds["step"]) / program.steps * 1e6),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(policy.filter)),
+        }
+
+    for name, policy in policies.items():
+        judge = policy.parts[0] if isinstance(policy, AnyOf) else policy
+        if isinstance(judge, Learned):
+            results.once(f"cost, {name}", lambda judge=judge: measured(judge))
 
 
 if __name__ == "__main__":

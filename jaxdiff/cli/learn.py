@@ -34,6 +34,13 @@ def collect(
     block_length: options.BlockLength = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts decoded together.")] = 16,
     features: Annotated[bool, typer.Option("--features", help="Hidden features too, for fit --kind hidden.")] = False,
+    tau: Annotated[
+        list[float],
+        typer.Option(
+            "--tau",
+            help="A replay commits what is final and at least as sure. Given more than once: as many replays.",
+        ),
+    ] = [0.0],  # noqa: B006
     as_json: options.Json = False,
 ) -> None:
     """Decode training prompts one token a step, replay the answers greedily, and write what was seen."""
@@ -56,6 +63,7 @@ def collect(
             stop=stopper,
             batch_size=batch_size,
             features=features,
+            taus=tau,
             progress=update,
         )
     numbers = {"prompts": len(prompts), "rows": int(traces.prompt.size), "seed": seed}

@@ -3,6 +3,9 @@
 Source: ims-kdks/Learning-to-Parallel-Decoding `generate_training_data.py`. In each forward every position whose
 candidate is the reference's token is committed; where the block's candidates did not change since its last forward, the
 reference is filled in and the block is left. Every forward is recorded, that last one too.
+
+A filter does not dare all that this replay commits, and meets canvases that it never saw. With `tau`, of our own, the
+replay commits only what is final and as sure as that: the same answer, met on the path of a more careful decode.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.policies.filters import evidence_of
 from jaxdiff.policies.order import reference_block
-from jaxdiff.types import InputError, Proposal, Score, each_row, pytree, static
+from jaxdiff.types import InputError, Leaf, Proposal, Score, each_row, number, per_row, pytree, static
 
 
 @pytree
@@ -38,11 +41,13 @@ class Recording:
 class Replay:
     """Decode towards `reference` (a canvas, as `Result.tokens`); the final state is a `Recording`.
 
-    A forward may commit nothing, but then the next one sees the same canvas, finds the same candidates, and fills the
-    block: a block of W positions has at most W + 1 forwards.
+    A forward commits what is final and has a probability of at least `tau`, or else the surest that is final. Where
+    nothing is, the next one sees the same canvas, finds the same candidates, and fills the block: a block of W
+    positions has at most W + 1 forwards.
     """
 
     reference: Int[Array, "B L"] | None = each_row(default=None)
+    tau: Leaf = number(default=0.0, low=0.0, high=1.0)
     features: int = static(default=0)  # hidden ones to record: the model's D, or none
 
     waits = True
@@ -69,9 +74,12 @@ class Replay:
         del key
         wanted = reference_block("replay", self.reference, score)
         final = score.token == wanted
+        fitting = final & score.eligible
+        surest = jnp.max(jnp.where(fitting, score.log_odds, -jnp.inf), axis=1, keepdims=True)
+        sure = (score.prob >= per_row(self.tau)) | (score.log_odds == surest)
         same = jnp.all(score.token == state.previous, axis=1, keepdims=True)
-        stuck = same & (score.block_step > 0)[:, None]
-        commit = (final | stuck) & score.eligible
+        stuck = same & (score.block_step > 0)[:, None] & ~jnp.any(fitting, axis=1, keepdims=True)
+        commit = (fitting & sure) | (stuck & score.eligible)
         proposal = Proposal(
             commit=commit, accepted=commit, close=jnp.zeros_like(commit), priority=score.log_odds, token=wanted
         )

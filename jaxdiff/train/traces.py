@@ -84,6 +84,7 @@ def collect(
     stop: Stopper | None = None,
     batch_size: int = 16,
     features: bool = False,
+    taus: Sequence[float] = (0.0,),
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Traces:
     """Decode each prompt one token a step, replay it, and keep what the replay saw.
@@ -93,14 +94,19 @@ def collect(
         folder: of the parts; parts that it holds from the same call are not made again.
         stop: `EosStop` leaves out what follows the end of the text; the published collection has all of it.
         features: keep the model's hidden features too, 2 D bytes for each position that a row sees.
+        taus: a replay for each, which commits what is final and at least as sure; 0 is the published one, and the
+            others show what a more careful decode sees on its way.
         progress: called after each batch with the prompts, the rows and the seconds so far.
 
-    Raises InputError where the folder belongs to other prompts, weights or lengths, and what `decode` raises.
+    Raises InputError for no taus, where the folder belongs to other prompts, weights or lengths, and what `decode`
+    raises.
     """
     block_length = block_of(model, block_length)
+    if not taus:
+        raise InputError("collect: found no taus, expected one for each replay; 0 is the published one")
     if not prompts or len(prompts) != len(ids):
         raise InputError(f"collect: found {len(prompts)} prompts and {len(ids)} ids, expected as many, at least one")
-    _claim(folder, model, params, prompts, ids, gen_length, block_length, stop, batch_size, features)
+    _claim(folder, model, params, prompts, ids, gen_length, block_length, stop, batch_size, features, tuple(taus))
     config, run = model.config, Timed()
     replay = functools.partial(Replay, features=config.d_model if features else 0)
     padded, origin = pad_to_bucket(prompts, fill=config.eos_token_id, room=config.max_sequence_length - gen_length)
@@ -113,9 +119,12 @@ def collect(
         if not path.is_file():
             options = {"origin": origin[rows], "gen_length": gen_length, "block_length": block_length, "stop": stop}
             reference = decode(model, params, padded[rows], policy=Fixed(), run=run, **options).tokens
-            replayed = decode(model, params, padded[rows], policy=replay(reference), run=run, **options)
-            recording = jax.device_get(replayed.policy)
-            _write(path, _rows_of(recording, np.asarray(ids)[rows], fresh, blocks))
+            replays = []
+            for tau in taus:
+                policy = replay(reference, tau=tau)
+                recording = decode(model, params, padded[rows], policy=policy, run=run, **options).policy
+                replays.append(_rows_of(jax.device_get(recording), np.asarray(ids)[rows], fresh, blocks))
+            _write(path, join(replays))
         parts.append(_read(path))
         done += fresh
         if progress is not None:

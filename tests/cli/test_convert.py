@@ -19,11 +19,13 @@ def source(tmp_path):
     return hf.write_folder(tmp_path / "hf", hf.LLADA_CONFIG, hf.tensors(hf.llada_shapes()), shards=2)
 
 
-def test_there_and_back(source, tmp_path, run):
+@pytest.mark.parametrize("family", hf.CONFIGS)
+def test_there_and_back(family, tmp_path, run):
+    source = hf.write_folder(tmp_path / "hf", hf.CONFIGS[family], hf.tensors(hf.shapes(family)), shards=2)
     ours, back = tmp_path / "ours", tmp_path / "back"
     ran = run("convert", source, ours)
     assert (ran.code, ran.out, ran.err) == (0, f"{ours}\n", "")
-    ran = run("export", ours, back, "--max-shard-gb", "0.00002")
+    ran = run("export", ours, back, "--max-shard-gb", "0.00001")
     assert (ran.code, ran.out, ran.err) == (0, f"{back}\n", "")
     assert len(list(back.glob("model-*.safetensors"))) > 2
     found, expected = hf.read_folder(back), hf.read_folder(source)
@@ -32,17 +34,19 @@ def test_there_and_back(source, tmp_path, run):
         np.testing.assert_array_equal(found[key].view(np.uint16), array.view(np.uint16))
 
 
-def test_a_published_folder_decodes_as_it_is(source, tmp_path, run):
+@pytest.mark.parametrize("family", hf.CONFIGS)
+def test_a_published_folder_decodes_as_it_is(family, tmp_path, run):
+    source = hf.write_folder(tmp_path / "hf", hf.CONFIGS[family], hf.tensors(hf.shapes(family)))
     (tmp_path / "in.jsonl").write_text('{"prompt_ids": [5, 6, 7]}\n')
     run("convert", source, tmp_path / "ours")
     tokens = []
     for model in (source, tmp_path / "ours"):
         out = tmp_path / f"{model.name}.jsonl"
-        shape = ("--gen-length", 8, "--block-length", 8, "--steps", 2)
+        shape = ("--gen-length", 32, "--policy", "threshold:tau=0.1")
         assert run("generate", "--model", model, "--in", tmp_path / "in.jsonl", "--out", out, *shape).code == 0
         tokens.append(json.loads(out.read_text())["token_ids"])
     assert tokens[0] == tokens[1]
-    assert len(tokens[0]) == 8
+    assert len(tokens[0]) == 32
 
 
 def test_refusals(source, tmp_path, refused):

@@ -98,6 +98,38 @@ def test_the_replay_ends_with_the_reference():
         assert (np.asarray(replayed.nfe) == np.asarray(replayed.policy.forwards).sum(1)).all()
 
 
+def test_a_careful_replay_commits_what_is_final_and_sure(tmp_path):
+    """Forward by forward, out of its own recording; the answer is the reference all the same."""
+    prompts, origin = small.batch()
+    options = dict(origin=origin, gen_length=small.GEN, block_length=small.BLOCK)
+    standard = decode(small.MODEL, small.params(), prompts, **options)
+    odds, alone = np.log(0.6 / 0.4), 0
+    replayed = decode(small.MODEL, small.params(), prompts, policy=Replay(standard.tokens, tau=0.6), **options)
+    np.testing.assert_array_equal(replayed.tokens, standard.tokens)
+    seen = replayed.policy
+    for row, block in np.argwhere(np.asarray(seen.forwards) > 1):
+        for step in range(int(seen.forwards[row, block]) - 1):
+            masked, after, final, belief = (
+                np.asarray(part)
+                for part in (
+                    seen.masked[row, block, step],
+                    seen.masked[row, block, step + 1],
+                    seen.final[row, block, step] & seen.masked[row, block, step],
+                    seen.log_odds[row, block, step],
+                )
+            )
+            sure = final & (belief >= odds)
+            if not sure.any() and final.any():
+                sure, alone = final & (belief == belief[final].max()), alone + 1
+            np.testing.assert_array_equal(masked & ~after, sure)
+    assert alone  # the second rule was met
+    greedy = gather(tmp_path / "greedy")
+    both = gather(tmp_path / "both", taus=(0.0, 0.6))
+    assert both.prompt.size > 2 * greedy.prompt.size  # a careful replay takes more forwards
+    with pytest.raises(InputError, match="found no taus"):
+        gather(tmp_path / "none", taus=())
+
+
 def test_a_collection_goes_on_where_it_stopped(tmp_path):
     whole = gather(tmp_path)
     part = tmp_path / "part-00001.npz"

@@ -1,0 +1,206 @@
+"""What step 3 measured, as tables in Markdown and as pictures."""
+
+from __future__ import annotations
+
+import itertools
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import jaxdiff
+from experiments.learn2pd.common import (
+    BLOCK,
+    EOS,
+    HEURISTICS,
+    LENGTH,
+    LONG,
+    N_LONG,
+    RESULTS,
+    ROWS,
+    SEED,
+    TIMED,
+    N,
+    Results,
+    fastest,
+    verdicts,
+)
+from experiments.policies import accuracy, draw_commit_order
+from jaxdiff.metrics import aup, paired_difference
+from jaxdiff.tasks import gsm_symbolic
+
+SHOWN = 8  # rows of the heat-map
+
+
+def report(results: Results) -> str:
+    """All tables, in Markdown."""
+    lines = ["# Learn2PD on gsm_symbolic, test split", "", f"Seed {SEED}; {results.content['setting']['device']}.", ""]
+    lines += [
+        "Brackets: 95 % intervals (Wilson; differences paired by problem, Newcombe). TPF: tokens through the first"
+    ]
+    lines += ["end-of-text per forward. Numbers of the policies: chosen on 100 validation problems.", ""]
+    lines += _targets(results) + _accuracies(results) + _seconds(results)
+    return "\n".join(lines) + "\n"
+
+
+def _targets(results: Results) -> list[str]:
+    """What issue and papers ask for, and what was measured."""
+    at = results.entries
+    standard, oracle = at[f"{LENGTH}, standard, eos"], at[f"{LENGTH}, oracle, eos"]
+    official, local = at[f"{LENGTH}, learned official, eos"], at[f"{LENGTH}, learned local, eos"]
+    rivals = {sweep.name: at[f"{LENGTH}, {sweep.name}, eos"] for sweep in HEURISTICS}
+    equal = {name: point for name, point in rivals.items() if point["accuracy"] <= local["accuracy"]}
+    best = max(equal or rivals, key=lambda name: rivals[name]["tpf"])
+    rival = rivals[best]
+    closed = (local["tpf"] - rival["tpf"]) / (oracle["tpf"] - rival["tpf"])
+    long = at[f"{LONG}, standard, eos"]
+    safe, cached = (at[f"{LONG}, learned local, {rest}"] for rest in ("eotp safe", "eos, frozen"))
+    fast, faster = (_speed(results, f"learned local, {rest}") for rest in ("eotp safe, none", "eos, frozen"))
+    over = _speed(results, "learned local, eotp safe, none", "threshold, eos, none")
+    cuts = [length / official["nfe"] for length in (standard["nfe"],)] + [LENGTH / _nfe(at, "learned official, none")]
+    rows = [
+        ("a", "published Learn2PD at 256: accuracy minus standard, points", "over -1", _minus(official, standard)),
+        ("a", "its NFE cut, both until end-of-text; both the whole canvas", "4.2x", f"{cuts[0]:.1f}x; {cuts[1]:.1f}x"),
+        (
+            "b",
+            f"learned local against {best}: TPF; accuracy",
+            "1.3x; not lower",
+            f"{local['tpf']:.2f} / {rival['tpf']:.2f} = {local['tpf'] / rival['tpf']:.2f}x; {_minus(local, rival)}",
+        ),
+        (
+            "b",
+            "or: share closed of the gap to the oracle's TPF",
+            "60 %",
+            f"{100 * closed:.0f} % (of {oracle['tpf']:.2f})",
+        ),
+        ("c", "learned local: NFE over the oracle's", "1.5x", f"{local['nfe'] / oracle['nfe']:.2f}x"),
+        ("d", f"at {LONG}: learned local, eotp safe, seconds against standard", "22.58x", _times(fast)),
+        ("d", "its accuracy minus standard, points", "over -1", _minus(safe, long)),
+        ("d", "against threshold, eos", "1.5x", _times(over)),
+        ("e", "learned local, eos, frozen cache, seconds against standard", "57.51x", _times(faster)),
+        ("e", "its accuracy minus standard, points", "-", _minus(cached, long)),
+        ("f", "of that, stopping alone (standard, eos)", "-", _times(_speed(results, "standard, eos, none"))),
+    ]
+    for name in ("local", "official"):
+        spent = at[f"cost, learned {name}"]
+        share = 100 * spent["share of the step"]["median"]
+        what = f"{share:.2f} % ({spent['microseconds']:.0f} us, {spent['parameters']:,} parameters)"
+        rows.append(("g", f"learned {name}: the filter's share of a step, batch 1", "under 1 %", what))
+    lines = ["## Targets", "", "| | measure | target | measured |", "|---|---|---:|---:|"]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def _nfe(entries: dict, rest: str) -> float:
+    return entries[f"{LENGTH}, {rest}"]["nfe"]
+
+
+def _minus(point: dict, other: dict) -> str:
+    difference, low, high = (100 * d for d in paired_difference(verdicts(point), verdicts(other)))
+    return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _batches(results: Results) -> list[dict]:
+    return [entry for name, entry in results.entries.items() if "seconds, problems" in name]
+
+
+def _speed(results: Results, way: str, against: str = "standard, none, none") -> list[float]:
+    """How many times faster, batch by batch."""
+    return [batch[against]["seconds"] / batch[way]["seconds"] for batch in _batches(results)]
+
+
+def _times(ratios: list[float]) -> str:
+    return f"{np.median(ratios):.2f}x [{min(ratios):.2f}, {max(ratios):.2f}]"
+
+
+def _accuracies(results: Results) -> list[str]:
+    lines = []
+    for length, n in ((LENGTH, N), (LONG, N_LONG)):
+        standard = results.entries[f"{length}, standard, eos"]
+        lines += [
+            f"## Length {length}, n = {n}",
+            "",
+            "| policy | stop, cache | accuracy % | minus standard | NFE | TPF |",
+        ]
+        lines.append("|---|---|---:|---:|---:|---:|")
+        for name, point in results.entries.items():
+            if not name.startswith(f"{length}, ") or "seconds, problems" in name:
+                continue
+            _, policy, rest = name.split(", ", 2)
+            lines.append(
+                f"| {policy} | {rest} | {accuracy(point)} | {_minus(point, standard)} | {point['nfe']:.1f} | "
+                f"{point['tpf']:.2f} |"
+            )
+        lines.append("")
+    return lines
+
+
+def _seconds(results: Results) -> list[str]:
+    timed = _batches(results)
+    lines = [
+        f"## Wall-clock at length {LONG}, {TIMED} problems, interleaved in batches of {ROWS}",
+        "",
+        "| policy, stop, cache | seconds | faster than standard: median of the batches [least, most] | right |",
+        "|---|---:|---:|---:|",
+    ]
+    for way in timed[0]:
+        seconds, right, rows = (sum(batch[way][what] for batch in timed) for what in ("seconds", "right", "rows"))
+        lines.append(f"| {way} | {seconds:.1f} | {_times(_speed(results, way))} | {right} of {rows} |")
+    return lines
+
+
+def draw_frontier(results: Results, filters: Results) -> None:
+    """Accuracy against TPF: the validation sweeps, and the test points of what was chosen."""
+    figure, axis = plt.subplots(figsize=(8.4, 5.4), layout="constrained")
+    fit = filters.entries
+    swept = {s.name: (results.entries[f"{s.name}, validation"], s.colour, s.style) for s in HEURISTICS}
+    swept["learned official"] = (fit["official, validation"], "#000000", "P-")
+    locals_ = [name for name in fit if name.startswith("local") and name.endswith("validation")]
+    standard = results.entries["standard, validation"]
+    best = max(locals_, key=lambda name: (fastest(fit[name], standard) or {"tpf": 0.0})["tpf"])
+    swept["learned local"] = (fit[best], "#d00000", "X-")
+    top = max(point["accuracy"] for curve, _, _ in swept.values() for point in curve)
+    for name, (curve, colour, style) in swept.items():
+        ordered = sorted(curve, key=lambda point: point["tpf"])
+        score = aup([(point["tpf"], point["accuracy"]) for point in ordered], top)
+        axis.plot(
+            [point["tpf"] for point in ordered],
+            [point["accuracy"] for point in ordered],
+            style,
+            color=colour,
+            ms=5,
+            label=f"{name} (AUP {score:.0f})",
+        )
+    axis.axhline(standard["accuracy"], color="#000000", lw=0.8, alpha=0.5)
+    oracle = results.entries[f"{LENGTH}, oracle, eos"]
+    axis.plot(oracle["tpf"], oracle["accuracy"], "*", color="#000000", ms=14, label="oracle (test)")
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_xlabel("TPF (tokens per forward, log scale)")
+    axis.set_ylabel("accuracy (%)")
+    axis.set_ylim(standard["accuracy"] - 30, None)
+    axis.set_title("validation problems, stop eos; line: standard decoding", fontsize=11)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="lower left")
+    figure.savefig(RESULTS / "frontier.png", dpi=150)
+    plt.close(figure)
+
+
+def draw_order(checkpoint: jaxdiff.Checkpoint, policies: dict[str, jaxdiff.Policy]) -> None:
+    """Which forward committed each position, with the filter and without."""
+    tokenizer = checkpoint.tokenizer_for(gsm_symbolic.NAME)
+    problems = itertools.islice(gsm_symbolic.problems("test", SEED), SHOWN)
+    prompts, origin = jaxdiff.pad_prompts([tokenizer.prompt(p.question) for p in problems], fill=tokenizer.eos_id)
+    traces, lengths = {}, {}
+    for name in ("standard", "learned official", "learned local"):
+        result = jaxdiff.decode(
+            checkpoint.model,
+            checkpoint.params,
+            prompts,
+            origin=origin,
+            policy=policies[name],
+            stop=EOS,
+            gen_length=LENGTH,
+            block_length=BLOCK,
+        )
+        traces[name], lengths[name] = np.asarray(result.commit_step), np.asarray(result.lengths)
+    draw_commit_order(traces, lengths, RESULTS / "commit-order.png")
