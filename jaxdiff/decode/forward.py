@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.decode.cache import Place
 from jaxdiff.decode.score import NEVER, Beliefs, beliefs
-from jaxdiff.decode.state import Settings, State, fold
+from jaxdiff.decode.state import Settings, State
 from jaxdiff.types import Memory, Model, Params, Remembering, Score, Tail, Window, pytree
 from jaxdiff.windows import put, take
 
@@ -174,7 +174,8 @@ class Forward:
             forbidden=(config.mask_token_id, *((config.eos_token_id,) if settings.forbid_eos else ())),
             deferred=config.eos_ids if settings.defer_eos else (),
             temperature=settings.temperature,
-            keys=fold(fold(state.keys, state.row_step), 0),
+            keys=state.keys,
+            step=state.row_step,
             positions=positions,
             top_p=settings.top_p,
             top_k=settings.top_k,

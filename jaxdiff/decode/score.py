@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.decode.nucleus import lowest_kept, sortable
+from jaxdiff.decode.state import fold
 from jaxdiff.parallel import LANE, over_vocabulary
 from jaxdiff.types import Count, Leaf, pytree
 from jaxdiff.weights import full
@@ -65,6 +66,7 @@ def beliefs(
     deferred: tuple[int, ...],
     temperature: Leaf,
     keys: Key[Array, " B"],
+    step: Int[Array, " B"],
     positions: Int[Array, "B W"],
     top_p: Leaf | None = None,
     top_k: Count | None = None,
@@ -78,8 +80,8 @@ def beliefs(
         forbidden: ids without mass: [MASK], and end-of-text under LLaDA's `logits_eos_inf`.
         deferred: ids whose positions go last, with probability 0 (LLaDA's `confidence_eos_eot_inf`).
         temperature: 0 takes the argmax; above, Gumbel-max sampling.
-        keys, positions: noise is keyed by the row's key, the absolute position and the lane of the vocabulary, so
-            that it is the same however the vocabulary is cut into tiles and shards.
+        keys, step, positions: noise is keyed by the row's key, its step, the absolute position and the lane of the
+            vocabulary, so that it is the same however the vocabulary is cut into tiles and shards.
         top_p, top_k: after the temperature, in this order, tokens outside have no mass. The token that carries the sum
             over `top_p` is in, as are all that tie with the k-th.
         tempered: the beliefs are of softmax(logits / temperature), as Dream, LLaDA2 and SDAR have it, and not of
@@ -88,9 +90,8 @@ def beliefs(
     scale = jnp.broadcast_to(jnp.asarray(temperature), keys.shape).astype(jnp.float32)[:, None, None]
     heat = jnp.where(scale > 0.0, scale, 1.0)
     loudness = jnp.where(scale > 0.0, 1.0, 0.0) if tempered else scale
-    position_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, positions)
     scan = functools.partial(_scan, vocabulary=vocabulary, forbidden=forbidden, tempered=tempered, mesh=mesh)
-    parts = over_vocabulary(mesh, scan, head, features, heat, loudness, position_keys, top_p, top_k)
+    parts = over_vocabulary(mesh, scan, head, features, heat, loudness, (keys, step, positions), top_p, top_k)
     return _finish(functools.reduce(_merge, parts), deferred)
 
 
@@ -100,7 +101,7 @@ def _scan(
     features: Float[Array, "B W D"],
     heat: Float[Array, "B 1 1"],
     loudness: Float[Array, "B 1 1"],
-    position_keys: Key[Array, "B W"],
+    place: tuple[Key[Array, " B"], Int[Array, " B"], Int[Array, "B W"]],
     top_p: Leaf | None,
     top_k: Count | None,
     *,
@@ -141,6 +142,9 @@ def _scan(
             logits = jnp.where(sortable(logits) >= least[..., None], logits, NEVER)
 
         def drawn() -> Float[Array, "B W v"]:
+            # Keys are folded here and not once for all tiles: at temperature 0 that would be a tenth of a small step.
+            keys, step, positions = place
+            position_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(fold(fold(keys, step), 0), positions)
             lanes = (begin + index * tile) // LANE + jnp.arange(-(-tile // LANE), dtype=jnp.int32)
             noise = jax.vmap(jax.vmap(lambda key: jax.vmap(lambda lane: _lane(key, lane))(lanes)))(position_keys)
             return jnp.take(noise.reshape(*noise.shape[:2], -1), (ids - begin - index * tile) % tile, axis=-1)

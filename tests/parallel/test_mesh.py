@@ -114,7 +114,7 @@ def test_a_sharded_vocabulary_is_scored_as_a_whole_one():
 
     def score(head, features, positions, keys, temperature, top_p, mesh=None):
         common = dict(vocabulary=vocabulary, mesh=mesh, forbidden=(7,), deferred=())
-        chance = dict(temperature=temperature, top_p=top_p, keys=keys, positions=positions)
+        chance = dict(temperature=temperature, top_p=top_p, keys=keys, step=positions[:, 0], positions=positions)
         return beliefs(features, head, **chance, **common)
 
     @jax.jit
