@@ -31,7 +31,7 @@ from experiments.learn2pd.common import (
     learned,
     points,
 )
-from experiments.learn2pd.fit import OFFICIAL
+from experiments.learn2pd.fit import OFFICIAL, published
 from experiments.policies import measure
 from jaxdiff.checkpoint import FILTERS, load_filter
 from jaxdiff.policies import Fixed, Threshold
@@ -89,7 +89,8 @@ def fit_and_sweep(
     checkpoint: jaxdiff.Checkpoint, results: Results, name: str, traces: Traces, recipe: FilterRecipe
 ) -> None:
     def make() -> list[dict]:
-        policy = learned(fit_filter(traces, recipe).filter, quota=recipe.kind == "block")
+        rows = published(traces) if recipe.kind == "block" else traces
+        policy = learned(fit_filter(rows, recipe).filter, quota=recipe.kind == "block")
         return points(checkpoint, name, policy, TAUS, n=CHOSEN_ON, split="validation")
 
     results.once(name, make)

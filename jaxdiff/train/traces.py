@@ -45,6 +45,7 @@ class Traces:
     step: Int[np.ndarray, " R"]  # forwards that the block had before
     block: Int[np.ndarray, " R"]  # from 0, after the prompt
     prompt: Int[np.ndarray, " R"]  # the prompt's id
+    tau: Float[np.ndarray, " R"]  # of the replay: 0 is the published one
 
     @property
     def evidence(self) -> Evidence:
@@ -123,7 +124,7 @@ def collect(
             for tau in taus:
                 policy = replay(reference, tau=tau)
                 recording = decode(model, params, padded[rows], policy=policy, run=run, **options).policy
-                replays.append(_rows_of(jax.device_get(recording), np.asarray(ids)[rows], fresh, blocks))
+                replays.append(_rows_of(jax.device_get(recording), np.asarray(ids)[rows], fresh, blocks, tau))
             _write(path, join(replays))
         parts.append(_read(path))
         done += fresh
@@ -150,7 +151,7 @@ def _columns(traces: Traces) -> tuple[np.ndarray, ...]:
     return tuple(getattr(traces, field.name) for field in dataclasses.fields(traces))
 
 
-def _rows_of(recording: Recording, ids: Int[np.ndarray, " B"], rows: int, blocks: int) -> Traces:
+def _rows_of(recording: Recording, ids: Int[np.ndarray, " B"], rows: int, blocks: int, tau: float) -> Traces:
     """The forwards that happened, of the first `rows` rows and the last `blocks` blocks."""
     first = recording.forwards.shape[1] - blocks
     forwards = np.asarray(recording.forwards)[:rows]
@@ -160,7 +161,7 @@ def _rows_of(recording: Recording, ids: Int[np.ndarray, " B"], rows: int, blocks
         for name in ("log_odds", "runner_up", "entropy", "masked", "final", "hidden")
     }
     picked["hidden"] = picked["hidden"].astype(np.float16)
-    return Traces(**picked, step=step, block=block - first, prompt=ids[row])
+    return Traces(**picked, step=step, block=block - first, prompt=ids[row], tau=np.full(row.size, tau, np.float32))
 
 
 def _claim(

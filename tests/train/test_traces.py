@@ -126,6 +126,9 @@ def test_a_careful_replay_commits_what_is_final_and_sure(tmp_path):
     greedy = gather(tmp_path / "greedy")
     both = gather(tmp_path / "both", taus=(0.0, 0.6))
     assert both.prompt.size > 2 * greedy.prompt.size  # a careful replay takes more forwards
+    again = both.take(both.tau == 0)
+    assert again.prompt.size == greedy.prompt.size
+    np.testing.assert_array_equal(np.sort(again.log_odds, axis=None), np.sort(greedy.log_odds, axis=None))
     with pytest.raises(InputError, match="found no taus"):
         gather(tmp_path / "none", taus=())
 
