@@ -31,7 +31,7 @@ from experiments.learn2pd.common import (
     learned,
     points,
 )
-from experiments.learn2pd.fit import OFFICIAL, published
+from experiments.learn2pd.fit import FITS, OFFICIAL
 from experiments.policies import measure
 from jaxdiff.checkpoint import FILTERS, load_filter
 from jaxdiff.policies import Fixed, Threshold
@@ -51,6 +51,7 @@ def main() -> None:
     checkpoint = jaxdiff.load(MODEL)
     traces, results = load_traces(TRACES), Results("ablate", checkpoint)
     local, _ = load_filter(checkpoint.path / FILTERS / "local")
+    recipe = FITS["local"][Results("fit", checkpoint).content["chosen"]["local"]]
 
     for layers in LAYERS:
         fit_and_sweep(
@@ -60,8 +61,6 @@ def main() -> None:
         few = traces.take(traces.prompt < share * (traces.prompt.max() + 1))
         if share < 1:  # all of them: see "2 layers"
             fit_and_sweep(checkpoint, results, f"official, {share:.0%} of the prompts", few, OFFICIAL)
-        kind = "hidden" if getattr(local.filter, "features", 0) else "local"
-        recipe = FilterRecipe(kind=kind, layers=2, hidden=local.filter.layers[0].kernel.shape[1])
         fit_and_sweep(checkpoint, results, f"local, {share:.0%} of the prompts", few, recipe)
     transfer_to_templates(checkpoint, results, traces, recipe)
     ways = {"standard": Fixed(), "threshold 0.9": Threshold(tau=0.9), "learned local": local}
@@ -89,8 +88,7 @@ def fit_and_sweep(
     checkpoint: jaxdiff.Checkpoint, results: Results, name: str, traces: Traces, recipe: FilterRecipe
 ) -> None:
     def make() -> list[dict]:
-        rows = published(traces) if recipe.kind == "block" else traces
-        policy = learned(fit_filter(rows, recipe).filter, quota=recipe.kind == "block")
+        policy = learned(fit_filter(traces, recipe).filter, quota=recipe.kind == "block")
         return points(checkpoint, name, policy, TAUS, n=CHOSEN_ON, split="validation")
 
     results.once(name, make)

@@ -57,10 +57,13 @@ class Results:
         """The entry called `name`, made and written where it is missing."""
         if name not in self.entries:
             self.entries[name] = make()
-            scratch = self.path.with_suffix(".tmp")
-            scratch.write_text(json.dumps(self.content, indent=1) + "\n")
-            scratch.replace(self.path)
+            self.write()
         return self.entries[name]
+
+    def write(self) -> None:
+        scratch = self.path.with_suffix(".tmp")
+        scratch.write_text(json.dumps(self.content, indent=1) + "\n")
+        scratch.replace(self.path)
 
 
 def points(

@@ -2,8 +2,8 @@
 
 python -m experiments.learn2pd.fit
 
-`official` is the published recipe. `local` is chosen among CANDIDATES: the one whose fastest threshold, of those that
-are no less accurate than standard decoding on the validation problems, has the highest TPF.
+`official` is the published filter, `local` our own. Each is chosen among several fits: the one whose fastest threshold,
+of those that are no less accurate than standard decoding on the validation problems, has the highest TPF.
 """
 
 from __future__ import annotations
@@ -35,13 +35,20 @@ from jaxdiff.policies import Learned
 from jaxdiff.train.fit_filter import FilterRecipe, fit_filter, kept_apart
 from jaxdiff.train.traces import Traces, load_traces
 
-OFFICIAL = FilterRecipe(kind="block", layers=2, steps=40_000, seed=SEED)  # on the greedy replay alone
-CANDIDATES = {
-    f"local from {inputs}, a wrong commit costs {wrong:g}": FilterRecipe(
-        kind=kind, layers=2, hidden=64, wrong=wrong, steps=3000, weight_decay=0.1, seed=SEED
-    )
-    for kind, inputs in (("local", "the score"), ("hidden", "the score and hidden features"))
-    for wrong in (1.0, 4.0)
+OFFICIAL = FilterRecipe(kind="block", layers=2, seed=SEED)
+FITS = {
+    # The published optimizer takes 40,000 steps, on rows of the greedy replay alone.
+    "official": {
+        "official from the greedy replay": dataclasses.replace(OFFICIAL, steps=40_000),
+        "official from all replays": OFFICIAL,
+    },
+    "local": {
+        f"local from {inputs}, a wrong commit costs {wrong:g}": FilterRecipe(
+            kind=kind, layers=2, hidden=64, wrong=wrong, steps=3000, weight_decay=0.1, seed=SEED
+        )
+        for kind, inputs in (("local", "the score"), ("hidden", "the score and hidden features"))
+        for wrong in (1.0, 4.0)
+    },
 }
 BINS = 20
 
@@ -50,35 +57,44 @@ def main() -> None:
     checkpoint = jaxdiff.load(MODEL)
     traces, results = load_traces(TRACES), Results("fit", checkpoint)
     standard = standard_on_validation(checkpoint, results)
-    home = checkpoint.path / FILTERS
-    best: tuple[float, str] | None = None
-    fitted: dict[str, Any] = {}
-    for name, recipe in {"official": OFFICIAL, **CANDIDATES}.items():
+    shipped: dict[str, Learned] = {}
+    for family, recipes in FITS.items():
+        swept = {name: fit_and_sweep(checkpoint, results, traces, name, recipe) for name, recipe in recipes.items()}
+        points = {name: chosen_of(each, standard) for name, each in swept.items()}
+        for name, point in points.items():
+            print(f"{name}: tau {point['value']:g}, TPF {point['tpf']:.2f}, {point['accuracy']:.1f} % of {CHOSEN_ON}")
+        best = max(points, key=lambda name: (points[name]["accuracy"] >= standard["accuracy"], points[name]["tpf"]))
+        results.content["chosen"] = results.content.get("chosen", {}) | {family: best}
+        results.write()
+        shipped[family] = Learned(fit_filter(rows_for(best, traces), recipes[best]).filter, points[best]["value"])
+        save_filter(checkpoint.path / FILTERS / family, shipped[family], quota=family == "official")
+        print(f"{family} is: {best}")
+    draw_calibration(traces.take(kept_apart(traces.prompt)), shipped)
+
+
+def fit_and_sweep(
+    checkpoint: jaxdiff.Checkpoint, results: Results, traces: Traces, name: str, recipe: FilterRecipe
+) -> list[dict[str, Any]]:
+    """The frontier of a filter on the validation problems; fitting is deterministic, so its filter is not kept."""
+
+    def make() -> list[dict[str, Any]]:
         since = time.perf_counter()
-        fit = fit_filter(published(traces) if recipe.kind == "block" else traces, recipe)
-        seconds = time.perf_counter() - since
-        quota = recipe.kind == "block"
-        policy = learned(fit.filter, quota=quota)
-        facts = {"recipe": dataclasses.asdict(recipe), "validation loss": fit.best, "seconds": seconds}
-        results.once(f"{name}, fit", lambda facts=facts: facts)
-        swept = results.once(
-            f"{name}, validation",
-            lambda name=name, policy=policy: points(
-                checkpoint, name, policy, FILTER_TAUS, n=CHOSEN_ON, split="validation"
-            ),
-        )
-        chosen = fastest(swept, standard) or max(swept, key=lambda point: point["accuracy"])
-        fitted[name] = Learned(fit.filter, chosen["value"])
-        print(f"{name}: tau {chosen['value']:g}, TPF {chosen['tpf']:.2f}, {chosen['accuracy']:.1f} % of {CHOSEN_ON}")
-        if name == "official":
-            save_filter(home / name, fitted[name], quota=True)
-        elif best is None or chosen["tpf"] > best[0]:
-            best = (chosen["tpf"], name)
-    assert best is not None
-    save_filter(home / "local", fitted[best[1]], quota=False)
-    print(f"local is: {best[1]}")
-    shown = {"official": fitted["official"], "local": fitted[best[1]]}
-    draw_calibration(traces.take(kept_apart(traces.prompt)), shown)
+        fit = fit_filter(rows_for(name, traces), recipe)
+        facts = {"recipe": dataclasses.asdict(recipe), "validation loss": fit.best, "rows": fit.rows}
+        results.once(f"{name}, fit", lambda: facts | {"seconds": time.perf_counter() - since})
+        policy = learned(fit.filter, quota=recipe.kind == "block")
+        return points(checkpoint, name, policy, FILTER_TAUS, n=CHOSEN_ON, split="validation")
+
+    return results.once(f"{name}, validation", make)
+
+
+def chosen_of(swept: list[dict[str, Any]], standard: dict[str, Any]) -> dict[str, Any]:
+    """The fastest point that is no less accurate than standard decoding; where there is none, the most accurate."""
+    return fastest(swept, standard) or max(swept, key=lambda point: point["accuracy"])
+
+
+def rows_for(name: str, traces: Traces) -> Traces:
+    return published(traces) if "greedy" in name else traces
 
 
 def published(traces: Traces) -> Traces:

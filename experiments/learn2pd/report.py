@@ -22,7 +22,6 @@ from experiments.learn2pd.common import (
     TIMED,
     N,
     Results,
-    fastest,
     verdicts,
 )
 from experiments.policies import accuracy, draw_commit_order
@@ -168,11 +167,9 @@ def draw_frontier(results: Results, filters: Results) -> None:
     figure, axis = plt.subplots(figsize=(8.4, 5.4), layout="constrained")
     fit = filters.entries
     swept = {s.name: (results.entries[f"{s.name}, validation"], s.colour, s.style) for s in HEURISTICS}
-    swept["learned official"] = (fit["official, validation"], "#000000", "P-")
-    locals_ = [name for name in fit if name.startswith("local") and name.endswith("validation")]
     standard = results.entries["standard, validation"]
-    best = max(locals_, key=lambda name: (fastest(fit[name], standard) or {"tpf": 0.0})["tpf"])
-    swept["learned local"] = (fit[best], "#d00000", "X-")
+    for family, colour, style in (("official", "#000000", "P-"), ("local", "#d00000", "X-")):
+        swept[f"learned {family}"] = (fit[f"{filters.content['chosen'][family]}, validation"], colour, style)
     top = max(point["accuracy"] for curve, _, _ in swept.values() for point in curve)
     for name, (curve, colour, style) in swept.items():
         ordered = sorted(curve, key=lambda point: point["tpf"])
