@@ -1,4 +1,4 @@
-"""Rules 1 to 7 of the design, for every policy. Shapes are fixed; hypothesis draws values only."""
+"""Rules 1 to 7 of the design, and that an exact cache is one, for every policy; hypothesis draws values, not shapes."""
 
 import dataclasses
 import itertools
@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdiff import Llada, decode
+from jaxdiff import Dual, Frozen, Llada, Prefix, decode
 from jaxdiff.decode import api, loop
 from jaxdiff.decode.score import TILE
 from jaxdiff.policies import Fixed, Threshold
 from tests import small
-from tests.conformance.table import CACHES, STOPPERS, cover, draw
+from tests.conformance.table import CACHES, POLICIES, STOPPERS, cover, draw
 
 pytestmark = pytest.mark.usefixtures("strict")
 few = settings(max_examples=4)
@@ -47,7 +47,7 @@ def run(policy, stop, cache="none", *, order=(0, 1, 2, 3), seed=0, model_seed=0,
         key=small.keys(4, seed)[jnp.asarray(order)],
         policy=policy,
         stop=STOPPERS[stop](),
-        cache=CACHES[cache](),
+        cache=CACHES[cache]() if isinstance(cache, str) else cache,
         gen_length=small.GEN,
         block_length=small.BLOCK,
         temperature=temperature,
@@ -207,3 +207,20 @@ def test_rule_7_no_scores_of_the_whole_canvas(cache):
     assert any(TILE in shape for shape in shapes)  # the tiles are there
     assert max(int(np.prod(shape)) for shape in shapes if vocabulary not in shape) <= 2 * 4 * small.BLOCK * TILE
     assert not [shape for shape in shapes if vocabulary in shape and small.CONFIG.d_model not in shape]
+
+
+EXACT = (Prefix(refresh=1), Dual(refresh=1), Frozen(refresh=1))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=2)
+@given(data=st.data(), temperature=temperatures)
+def test_rule_8_a_cache_that_is_rebuilt_at_every_step_changes_nothing(policy, data, temperature):
+    drawn = draw(data, policy)
+    cache = EXACT[list(POLICIES).index(policy) % len(EXACT)]
+    home = run(drawn, "eos", temperature=temperature)
+    away = run(drawn, "eos", cache, temperature=temperature)
+    decided = np.flatnonzero(np.asarray(home.near_ties) + np.asarray(away.near_ties) == 0)
+    assert decided.size
+    for field in ("tokens", "commit_step", "nfe", "lengths"):
+        np.testing.assert_array_equal(getattr(away, field)[decided], getattr(home, field)[decided])

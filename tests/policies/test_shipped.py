@@ -1,0 +1,54 @@
+"""The learned policies that ship with the model."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+import jaxdiff
+from jaxdiff.checkpoint import BEST_FILTER, FILTERS, learned_policy, shipped_folder
+from jaxdiff.policies import Fixed, Learned
+from jaxdiff.policies.filters import Block, Local
+from jaxdiff.tasks import gsm_symbolic
+
+MODEL = "gsm-1m"
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return jaxdiff.load(MODEL)
+
+
+@pytest.mark.parametrize(("name", "kind", "parts"), [("official", Block, [Learned, Fixed]), ("local", Local, None)])
+def test_they_load_with_the_threshold_of_their_card(name, kind, parts):
+    folder = shipped_folder() / MODEL / FILTERS / name
+    policy = learned_policy(MODEL, name)
+    if parts is not None:  # joined with one token a step, as published
+        assert [type(part) for part in policy.parts] == parts
+        policy = policy.parts[0]
+        assert sum(leaf.size for layer in policy.filter.layers for leaf in (layer.kernel, layer.bias)) == 2112
+    assert isinstance(policy.filter, kind)
+    assert float(policy.tau) == pytest.approx(json.loads((folder / "filter.json").read_text())["tau"])
+    card = (folder / "README.md").read_text()
+    assert f"{float(policy.tau):g}" in card
+
+
+def test_bare_learned_is_the_best_of_them(checkpoint):
+    """It solves held-out problems in a few forwards, and many tokens go in one."""
+    assert BEST_FILTER == "local"
+    tokenizer = checkpoint.tokenizer_for(gsm_symbolic.NAME)
+    problems = list(itertools.islice(gsm_symbolic.problems("test", 0), 8))
+    prompts, origin = jaxdiff.pad_prompts([tokenizer.prompt(p.question) for p in problems], fill=tokenizer.eos_id)
+    result = jaxdiff.decode(
+        checkpoint.model,
+        checkpoint.params,
+        prompts,
+        origin=origin,
+        policy=learned_policy(MODEL),
+        stop=jaxdiff.EosStop(),
+        gen_length=128,
+    )
+    texts = [tokenizer.decode(ids) for ids in np.asarray(result.tokens)[:, prompts.shape[1] :]]
+    assert sum(gsm_symbolic.verify(text, p) for text, p in zip(texts, problems, strict=True)) >= 6
+    assert np.sum(result.lengths) > 8 * np.sum(result.nfe)
