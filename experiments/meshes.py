@@ -17,6 +17,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import dataclasses
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -27,6 +28,7 @@ import numpy as np
 import typer
 
 import jaxdiff
+from jaxdiff.checkpoint import SHIPPED, learned_policy
 from jaxdiff.decode.cache import parse_cache
 from jaxdiff.decode.many import pad_to_bucket, request_keys
 from jaxdiff.parallel import parse_mesh
@@ -50,6 +52,8 @@ POLICIES = (
     "any_of(threshold:tau=0.9 + fixed:steps=16)",
     "oracle",
     "fixed",
+    "learned",
+    "learned:name=official",
 )
 CACHES = ("prefix", "dual", "frozen")  # `block` is exact, and only of block-causal families
 PAIRS = (*((each, "none") for each in POLICIES), *zip(POLICIES, itertools.cycle(CACHES), strict=False))
@@ -89,7 +93,7 @@ def run(policy: str, cache: str, mesh: str, n: int) -> jaxdiff.Result:
         origin=given.origin,
         temperature=given.temperature,
         key=given.keys,
-        policy=parse(policy),
+        policy=parse(policy, learned=functools.partial(learned_policy, SHIPPED)),
         cache=parse_cache(cache),
         stop=jaxdiff.EosStop(),
         gen_length=GEN_LENGTH,

@@ -206,7 +206,7 @@ def save_filter(folder: Path, learned: Learned, *, quota: bool) -> None:
         "widths": [judge.layers[0].kernel.shape[0], *(layer.kernel.shape[1] for layer in judge.layers)],
         "reach": getattr(judge, "reach", None),
         "features": getattr(judge, "features", None),
-        "tau": float(np.asarray(learned.tau)),
+        "tau": round(float(np.asarray(learned.tau)), 6),  # float32 has no more digits
         "quota": quota,
     }
     with replaced(folder) as new:
