@@ -1,5 +1,6 @@
 """A queue through slots: each answer is that of `decode` alone, programs are few, a bad request harms nobody."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -25,8 +26,9 @@ from jaxdiff import (
     pad_prompts,
     policies,
 )
-from jaxdiff.decode import slots
+from jaxdiff.decode import api, loop, slots
 from jaxdiff.decode.many import bucket
+from jaxdiff.decode.state import holes
 from jaxdiff.policies.replay import Replay
 from tests import small
 from tests.conformance.table import POLICIES
@@ -253,6 +255,35 @@ def test_slots_share_a_cache():
     answers, _ = stream(queue, slots=2, **options)
     for number in (0, 4, 7, 9, 12, 13):
         assert_same(answers[number], by_itself(number, **options))
+
+
+def test_a_state_goes_on_on_a_wider_canvas_with_its_memory():
+    """In the middle of a block, where what is left to do reads the memory; misplaced by a column, it would show."""
+    prompts, origin = small.batch()
+    by, first, params = 8, prompts.shape[1], small.params()
+
+    def numbers(first):
+        size = dict(rows=4, first=first, generated=small.GEN, block=small.BLOCK)
+        return api._settings(small.MODEL, policies.Fixed(), EosStop(), Dual(), 0.0, None, False, False, **size)
+
+    @jax.jit
+    def once(state, numbers):
+        return loop.step(small.MODEL, params, numbers, state)
+
+    def to_the_end(state, numbers):
+        while bool(holes(small.MODEL, state).any()):
+            state = once(state, numbers)
+        return np.asarray(loop.finish(small.MODEL, numbers, state).tokens)
+
+    masks = jnp.full((4, small.GEN), small.MASK, jnp.int32)
+    canvas = jnp.concatenate([jnp.asarray(prompts), masks], axis=1)
+    state = loop.begin(small.MODEL, canvas, jnp.asarray(origin), small.keys(4), numbers(first))
+    for _ in range(3):
+        state = once(state, numbers(first))
+    narrow, wide = to_the_end(state, numbers(first)), slots.widened(small.MODEL, by, state)
+    np.testing.assert_array_equal(to_the_end(wide, numbers(first + by))[:, by:], narrow)
+    moved = dataclasses.replace(wide, memory=jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=3), wide.memory))
+    assert (to_the_end(moved, numbers(first + by))[:, by:] != narrow).any()
 
 
 def test_slots_of_a_model_that_attends_in_blocks():

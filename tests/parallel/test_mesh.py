@@ -10,6 +10,7 @@ import pytest
 
 from experiments.collectives import collectives, compiled_text
 from jaxdiff import (
+    Dual,
     EosStop,
     EotpStop,
     Llada,
@@ -34,6 +35,7 @@ WAYS = {
     "eos": dict(policy=any_of(Threshold(0.6), Fixed(order="random")), stop=EosStop()),
     "eotp": dict(policy=Threshold([0.3, 0.5, 0.7, 0.9, 0.5]), stop=EotpStop(tau=0.5, keep=2)),
     "mixed": dict(policy=Threshold(0.5)),
+    "dual": dict(policy=Threshold(0.7), stop=EosStop(), cache=Dual()),
 }
 
 
@@ -52,7 +54,7 @@ MIXED = Llada2(  # a dense layer, one of routed and shared experts, blocks that 
         tie_word_embeddings=True,
     )
 )
-MODELS = {"eos": Llada(WIDE), "eotp": Llada(WIDE), "mixed": MIXED}
+MODELS = {"eos": Llada(WIDE), "eotp": Llada(WIDE), "mixed": MIXED, "dual": Llada(WIDE)}
 
 
 @functools.cache
@@ -91,6 +93,7 @@ def run(way, mesh=None, weights=lambda tree: tree):
     ("mesh", "way", "weights"),
     [
         *(((8, 1), "eos", ()), ((4, 2), "eotp", ()), ((2, 4), "eos", ()), ((1, 8), "eotp", ()), ((2, 4), "mixed", ())),
+        ((2, 4), "dual", ()),
         ((2, 4), "mixed", (read_as_int8, quantised)),
     ],
 )
