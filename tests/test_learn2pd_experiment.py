@@ -31,6 +31,7 @@ def test_other_weights_are_measured_anew(checkpoint):
 
 
 def test_the_fastest_setting_is_no_less_accurate_than_standard():
-    swept = [{"accuracy": a, "tpf": t} for a, t in ((90.0, 2.0), (91.0, 3.0), (89.9, 5.0))]
-    assert common.fastest(swept, {"accuracy": 90.0}) == swept[1]
-    assert common.fastest(swept, {"accuracy": 95.0}) is None
+    swept = [{"accuracy": a, "tpf": t} for a, t in ((90.0, 2.0), (91.0, 3.0), (91.0, 4.0), (89.9, 5.0))]
+    assert common.chosen_of(swept, {"accuracy": 90.0}) == swept[2]
+    assert common.chosen_of(swept, {"accuracy": 95.0}) == swept[2]  # none is: the fastest of the most accurate
+    assert common.chosen_of(swept, {"accuracy": 89.0}) == swept[3]

@@ -32,39 +32,40 @@ from experiments.learn2pd.common import (
     points,
 )
 from experiments.learn2pd.fit import FITS, OFFICIAL
-from experiments.policies import measure
+from experiments.policies import accuracy, measure
 from jaxdiff.checkpoint import FILTERS, load_filter
 from jaxdiff.policies import Fixed, Threshold
+from jaxdiff.policies.filters import Filter
 from jaxdiff.tasks import evaluate, gsm_symbolic
 from jaxdiff.train.fit_filter import FilterRecipe, fit_filter
 from jaxdiff.train.traces import Traces, load_traces
 
-LAYERS = (1, 2, 4)
-SHARES = (0.01, 0.1, 1.0)  # of the prompts
-TAUS = (0.99, 0.96, 0.9, 0.8, 0.6)
-BLOCKS, LENGTHS = (8, 16, 64), (128, 512)
-APART, N_APART = (0, 1, 2), 300  # places of the templates kept apart, in their order; problems of all templates
+LAYERS = (1, 4)  # 2: see step 2
+SHARES = (0.01, 0.1)  # of the prompts; all of them: see step 2
+TAUS = (0.98, 0.95, 0.85, 0.7)
+BLOCKS, LENGTHS = (16, 64), (512,)
+APART, N_APART = (0, 1, 2), 200  # places of the templates kept apart, in their order; problems of all templates
 COLOURS = ("#56b4e9", "#0072b2", "#000000")
 
 
 def main() -> None:
     checkpoint = jaxdiff.load(MODEL)
-    traces, results = load_traces(TRACES), Results("ablate", checkpoint)
+    traces, results, fits = load_traces(TRACES), Results("ablate", checkpoint), Results("fit", checkpoint)
     local, _ = load_filter(checkpoint.path / FILTERS / "local")
-    recipe = FITS["local"][Results("fit", checkpoint).content["chosen"]["local"]]
-
+    whole = fits.content["chosen"]["local"]
+    for name, fit in (("official, 2 layers, all prompts", "official from all replays"), ("local, all prompts", whole)):
+        results.once(name, lambda fit=fit: fits.entries[f"{fit}, validation"])
     for layers in LAYERS:
-        fit_and_sweep(
-            checkpoint, results, f"official, {layers} layers", traces, dataclasses.replace(OFFICIAL, layers=layers)
-        )
+        deep = dataclasses.replace(OFFICIAL, layers=layers)
+        fit_and_sweep(checkpoint, results, f"official, {layers} layers, all prompts", traces, deep)
     for share in SHARES:
         few = traces.take(traces.prompt < share * (traces.prompt.max() + 1))
-        if share < 1:  # all of them: see "2 layers"
-            fit_and_sweep(checkpoint, results, f"official, {share:.0%} of the prompts", few, OFFICIAL)
-        fit_and_sweep(checkpoint, results, f"local, {share:.0%} of the prompts", few, recipe)
-    transfer_to_templates(checkpoint, results, traces, recipe)
-    ways = {"standard": Fixed(), "threshold 0.9": Threshold(tau=0.9), "learned local": local}
-    for gen_length, block in [*((LENGTH, block) for block in (*BLOCKS, BLOCK)), *((n, BLOCK) for n in LENGTHS)]:
+        fit_and_sweep(checkpoint, results, f"official, 2 layers, {share:.0%} of them", few, OFFICIAL)
+        fit_and_sweep(checkpoint, results, f"local, {share:.0%} of them", few, FITS["local"][whole])
+    transfer_to_templates(checkpoint, results, traces, FITS["local"][whole], local.filter)
+    tau = Results("evaluate", checkpoint).entries["threshold, chosen"]["tau"]
+    ways = {"standard": Fixed(), f"threshold {tau:g}": Threshold(tau=tau), "learned local": local}
+    for gen_length, block in [*((LENGTH, block) for block in BLOCKS), *((n, BLOCK) for n in LENGTHS)]:
         for name, policy in ways.items():
             label = f"{name}, length {gen_length}, block {block}"
             results.once(
@@ -95,15 +96,14 @@ def fit_and_sweep(
 
 
 def transfer_to_templates(
-    checkpoint: jaxdiff.Checkpoint, results: Results, traces: Traces, recipe: FilterRecipe
+    checkpoint: jaxdiff.Checkpoint, results: Results, traces: Traces, recipe: FilterRecipe, whole: Filter
 ) -> None:
     """Two filters on the problems of templates that only one of them was fitted to."""
     problems = list(itertools.islice(gsm_symbolic.problems("train", TRAINED_ON), int(traces.prompt.max()) + 1))
     apart = np.unique([problem.template for problem in problems])[list(APART)]
     of_row = np.asarray([problem.template for problem in problems])[traces.prompt]
 
-    def make(rows: np.ndarray) -> list[dict]:
-        judge = fit_filter(traces.take(rows), recipe).filter
+    def make(judge: Filter) -> list[dict]:
         swept = evaluate.sweep(
             checkpoint,
             gsm_symbolic.NAME,
@@ -128,34 +128,34 @@ def transfer_to_templates(
         ]
         return [point | {"n": int(kept.sum())} for point in measure(TAUS, parts)]
 
-    results.once("local, fitted to all templates, on three", lambda: make(np.ones(of_row.size, bool)))
-    results.once("local, fitted to the others, on these three", lambda: make(~np.isin(of_row, apart)))
+    rows = ~np.isin(of_row, apart)
+    results.once("local, all templates, on three of them", lambda: make(whole))
+    results.once(
+        "local, the other templates, on these three", lambda: make(fit_filter(traces.take(rows), recipe).filter)
+    )
 
 
 def report(results: Results) -> str:
-    lines = [
-        "# What the filters owe",
-        "",
-        f"Validation split, stop eos, n = {CHOSEN_ON} but for the three templates.",
-        "",
-    ]
-    lines += ["| what | tau | accuracy % | NFE | TPF |", "|---|---:|---:|---:|---:|"]
+    lines = ["# What the filters owe", "", "Validation split, stop eos; brackets: 95 % intervals (Wilson).", ""]
+    lines += ["| what | tau | n | accuracy % | NFE | TPF |", "|---|---:|---:|---:|---:|---:|"]
     for name, swept in results.entries.items():
         for point in swept:
             tau = f"{point['value']:g}" if len(swept) > 1 else "-"
-            lines.append(f"| {name} | {tau} | {point['accuracy']:.1f} | {point['nfe']:.1f} | {point['tpf']:.2f} |")
+            lines.append(
+                f"| {name} | {tau} | {point['n']} | {accuracy(point)} | {point['nfe']:.1f} | {point['tpf']:.2f} |"
+            )
     return "\n".join(lines) + "\n"
 
 
 def draw(results: Results) -> None:
     """Accuracy against TPF by depth, and by data."""
     groups = {
-        "official, by depth": [f"official, {layers} layers" for layers in LAYERS],
+        "official, by depth": [f"official, {layers} layers, all prompts" for layers in (1, 2, 4)],
         "official, by data": [
-            *(f"official, {share:.0%} of the prompts" for share in SHARES[:-1]),
-            "official, 2 layers",
+            *(f"official, 2 layers, {share:.0%} of them" for share in SHARES),
+            "official, 2 layers, all prompts",
         ],
-        "local, by data": [f"local, {share:.0%} of the prompts" for share in SHARES],
+        "local, by data": [*(f"local, {share:.0%} of them" for share in SHARES), "local, all prompts"],
     }
     figure, axes = plt.subplots(1, len(groups), figsize=(13, 4.2), layout="constrained", sharex=True, sharey=True)
     for axis, (title, names) in zip(np.ravel(axes), groups.items(), strict=True):

@@ -1,4 +1,4 @@
-"""Step 1: standard decodes of training prompts, and their greedy replay.
+"""Step 1: standard decodes of training prompts, and their replays: the greedy one, and more careful ones.
 
 python -m experiments.learn2pd.collect
 """

@@ -8,12 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import jaxdiff
 from experiments.policies import SWEEPS, TAUS, Sweep, describe, measure
 from jaxdiff.cli.show import progress
-from jaxdiff.decode.cache import parse_cache
 from jaxdiff.policies import Fixed, Learned, any_of
 from jaxdiff.policies.filters import Filter
 from jaxdiff.tasks import evaluate, gsm_symbolic
@@ -74,9 +71,7 @@ def points(
     *,
     n: int,
     split: str,
-    task: str = gsm_symbolic.NAME,
     stop: jaxdiff.Stopper = EOS,
-    cache: str = "none",
     gen_length: int = LENGTH,
     block_length: int = BLOCK,
 ) -> list[dict[str, Any]]:
@@ -84,7 +79,7 @@ def points(
     with progress(name, n * len(values)) as update:
         reports = evaluate.sweep(
             checkpoint,
-            task,
+            gsm_symbolic.NAME,
             policy,
             values,
             n=n,
@@ -92,7 +87,6 @@ def points(
             split=split,
             batch_size=ROWS,
             stop=stop,
-            cache=parse_cache(cache),
             gen_length=gen_length,
             block_length=block_length,
             progress=update,
@@ -101,10 +95,10 @@ def points(
     return [point | {"seconds": report.seconds, "n": n} for point, report in zip(made, reports, strict=True)]
 
 
-def fastest(swept: Sequence[dict[str, Any]], standard: dict[str, Any]) -> dict[str, Any] | None:
-    """The point of highest TPF that is no less accurate than standard decoding; None where all are."""
-    close = [point for point in swept if point["accuracy"] >= standard["accuracy"]]
-    return max(close, key=lambda point: point["tpf"]) if close else None
+def chosen_of(swept: Sequence[dict[str, Any]], standard: dict[str, Any]) -> dict[str, Any]:
+    """The fastest point that is no less accurate than standard decoding; where none is, of the most accurate ones."""
+    enough = min(standard["accuracy"], max(point["accuracy"] for point in swept))
+    return max((point for point in swept if point["accuracy"] >= enough), key=lambda point: point["tpf"])
 
 
 def standard_on_validation(checkpoint: jaxdiff.Checkpoint, results: Results) -> dict[str, Any]:
@@ -117,7 +111,3 @@ def standard_on_validation(checkpoint: jaxdiff.Checkpoint, results: Results) -> 
 def swept_on_validation(checkpoint: jaxdiff.Checkpoint, results: Results, sweep: Sweep) -> list[dict[str, Any]]:
     make = functools.partial(points, checkpoint, sweep.name, sweep.policy, sweep.values)
     return results.once(f"{sweep.name}, validation", lambda: make(n=CHOSEN_ON, split="validation"))
-
-
-def verdicts(point: dict[str, Any]) -> np.ndarray:
-    return np.asarray([mark == "1" for mark in point["correct"]])

@@ -32,7 +32,7 @@ from experiments.learn2pd.common import (
     TIMED,
     N,
     Results,
-    fastest,
+    chosen_of,
     points,
     standard_on_validation,
     swept_on_validation,
@@ -59,18 +59,26 @@ STOPS = {
 WAYS = (  # at 1024: policy, stopper, cache; standard decoding first
     ("standard", "none", "none"),
     ("standard", "eos", "none"),
+    ("standard", "eotp safe", "none"),
     ("threshold", "eos", "none"),
     ("threshold", "eotp safe", "none"),
     ("oracle", "eos", "none"),
-    ("learned official", "none", "none"),
     ("learned official", "eotp official", "none"),
     ("learned local", "none", "none"),
     ("learned local", "eos", "none"),
     ("learned local", "eotp safe", "none"),
-    ("learned local", "eos", "prefix"),
     ("learned local", "eos", "dual"),
-    ("learned local", "eos", "frozen"),
-    ("learned local", "eotp safe", "dual"),
+    ("learned local", "eotp safe", "prefix"),
+    ("learned local", "eotp safe", "frozen"),
+)
+STOPPED = (  # at 256, next to every policy with `eos`
+    ("learned official", "none"),
+    ("learned official", "eotp official"),
+    ("threshold", "eotp safe"),
+    ("learned local", "none"),
+    ("learned local", "eotp official"),
+    ("learned local", "eotp block"),
+    ("learned local", "eotp safe"),
 )
 
 
@@ -93,7 +101,7 @@ def chosen(checkpoint: jaxdiff.Checkpoint, results: Results) -> dict[str, jaxdif
     policies: dict[str, jaxdiff.Policy] = {"standard": Fixed(), "oracle": Oracle()}
     for sweep in HEURISTICS:
         swept = swept_on_validation(checkpoint, results, sweep)
-        point = fastest(swept, standard) or max(swept, key=lambda point: point["accuracy"])
+        point = chosen_of(swept, standard)
         policies[sweep.name] = sweep.policy(np.asarray(point["value"], np.float32))
         results.once(f"{sweep.name}, chosen", lambda sweep=sweep, point=point: {sweep.number: point["value"]})
     for name in ("official", "local"):
@@ -106,9 +114,7 @@ def at_256(checkpoint: jaxdiff.Checkpoint, results: Results, policies: dict[str,
 
     Standard decoding of the whole canvas takes 256 forwards and gives the text that it gives under `eos`.
     """
-    rest = [(name, stop) for name in policies if name.startswith("learned") for stop in STOPS if stop != "eos"]
-    rest += [("oracle", "none"), ("threshold", "none")]
-    for name, stop in [*((name, "eos") for name in policies), *rest]:
+    for name, stop in [*((name, "eos") for name in policies), *STOPPED]:
         label = f"{LENGTH}, {name}, {stop}"
         results.once(
             label,
@@ -182,8 +188,8 @@ def cost(checkpoint: jaxdiff.Checkpoint, results: Results, policies: dict[str, j
 
         @jax.jit
         def many(judge: Filter, seen: Evidence) -> Evidence:
-            def one(_: Any, seen: Evidence) -> Evidence:  # fed to the next one, so that none can be left out
-                return dataclasses.replace(seen, log_odds=judge(seen))
+            def one(_: Any, seen: Evidence) -> Evidence:  # fed to the next one, so that no part of it can be left out
+                return jax.lax.optimization_barrier(dataclasses.replace(seen, log_odds=judge(seen)))
 
             return jax.lax.fori_loop(0, program.steps, one, seen)
 

@@ -25,7 +25,7 @@ from experiments.learn2pd.common import (
     SEED,
     TRACES,
     Results,
-    fastest,
+    chosen_of,
     learned,
     points,
     standard_on_validation,
@@ -86,11 +86,6 @@ def fit_and_sweep(
         return points(checkpoint, name, policy, FILTER_TAUS, n=CHOSEN_ON, split="validation")
 
     return results.once(f"{name}, validation", make)
-
-
-def chosen_of(swept: list[dict[str, Any]], standard: dict[str, Any]) -> dict[str, Any]:
-    """The fastest point that is no less accurate than standard decoding; where there is none, the most accurate."""
-    return fastest(swept, standard) or max(swept, key=lambda point: point["accuracy"])
 
 
 def rows_for(name: str, traces: Traces) -> Traces:

@@ -38,12 +38,14 @@ def collect(
         list[float],
         typer.Option(
             "--tau",
+            min=0.0,
+            max=1.0,
             help="A replay commits what is final and at least as sure. Given more than once: as many replays.",
         ),
     ] = [0.0],  # noqa: B006
     as_json: options.Json = False,
 ) -> None:
-    """Decode training prompts one token a step, replay the answers greedily, and write what was seen."""
+    """Decode training prompts one token a step, replay the answers, and write what was seen."""
     from jaxdiff.train.traces import collect as run
 
     stopper, source = parse_stopper(stop), task(task_name)

@@ -1,4 +1,4 @@
-"""Traces for a learned filter: what a greedy replay of the model's own answers saw, forward by forward.
+"""Traces for a learned filter: what replays of the model's own answers saw, forward by forward.
 
     prompts -> standard decode -> reference -> Replay -> rows of one block at one forward -> part-00000.npz ...
 
@@ -99,12 +99,14 @@ def collect(
             others show what a more careful decode sees on its way.
         progress: called after each batch with the prompts, the rows and the seconds so far.
 
-    Raises InputError for no taus, where the folder belongs to other prompts, weights or lengths, and what `decode`
-    raises.
+    Raises InputError for no taus or one outside 0 to 1, where the folder belongs to other prompts, weights or lengths,
+    and what `decode` raises.
     """
     block_length = block_of(model, block_length)
-    if not taus:
-        raise InputError("collect: found no taus, expected one for each replay; 0 is the published one")
+    if not taus or not all(0.0 <= tau <= 1.0 for tau in taus):
+        raise InputError(
+            f"collect taus: found {list(taus)}, expected one from 0 to 1 for each replay; 0 is the published"
+        )
     if not prompts or len(prompts) != len(ids):
         raise InputError(f"collect: found {len(prompts)} prompts and {len(ids)} ids, expected as many, at least one")
     _claim(folder, model, params, prompts, ids, gen_length, block_length, stop, batch_size, features, tuple(taus))
@@ -120,6 +122,9 @@ def collect(
         if not path.is_file():
             options = {"origin": origin[rows], "gen_length": gen_length, "block_length": block_length, "stop": stop}
             reference = decode(model, params, padded[rows], policy=Fixed(), run=run, **options).tokens
+            left = np.flatnonzero((np.asarray(reference)[:fresh] == config.mask_token_id).any(1))
+            if left.size:
+                raise InputError(f"collect: the reference of prompt {np.asarray(ids)[rows][left[0]]} has masks left")
             replays = []
             for tau in taus:
                 policy = replay(reference, tau=tau)
@@ -130,7 +135,9 @@ def collect(
         done += fresh
         if progress is not None:
             progress(done, sum(part.prompt.size for part in parts), max(run.seconds, 1e-9))
-    return join(parts)
+    traces = join(parts)
+    traces.check()
+    return traces
 
 
 def load_traces(folder: Path) -> Traces:

@@ -31,7 +31,7 @@ def test_they_load_with_the_threshold_of_their_card(name, kind, parts):
     assert isinstance(policy.filter, kind)
     assert float(policy.tau) == pytest.approx(json.loads((folder / "filter.json").read_text())["tau"])
     card = (folder / "README.md").read_text()
-    assert f"{float(policy.tau):g}" in card
+    assert f"| threshold | {float(policy.tau):g}:" in card
 
 
 def test_bare_learned_is_the_best_of_them(checkpoint):

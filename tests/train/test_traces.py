@@ -8,6 +8,7 @@ import pytest
 
 from jaxdiff import EosStop, InputError, NoStop, decode
 from jaxdiff.policies.replay import Replay
+from jaxdiff.train import traces as module
 from jaxdiff.train.traces import collect, join, load_traces
 from tests import reference, small
 
@@ -129,8 +130,10 @@ def test_a_careful_replay_commits_what_is_final_and_sure(tmp_path):
     again = both.take(both.tau == 0)
     assert again.prompt.size == greedy.prompt.size
     np.testing.assert_array_equal(np.sort(again.log_odds, axis=None), np.sort(greedy.log_odds, axis=None))
-    with pytest.raises(InputError, match="found no taus"):
-        gather(tmp_path / "none", taus=())
+    for taus in ((), (0.0, 2.0)):
+        with pytest.raises(InputError, match="collect taus: found"):
+            gather(tmp_path / "none", taus=taus)
+    assert not (tmp_path / "none").exists()  # the folder is not claimed
 
 
 def test_a_collection_goes_on_where_it_stopped(tmp_path):
@@ -150,6 +153,16 @@ def test_a_folder_belongs_to_one_collection(tmp_path):
     gather(tmp_path)
     with pytest.raises(InputError, match="holds traces of other prompts, weights or lengths"):
         gather(tmp_path, seed=1)
+
+
+def test_a_reference_with_masks_left_is_refused(tmp_path, monkeypatch):
+    def broken(*arguments, **options):
+        result = decode(*arguments, **options)
+        return dataclasses.replace(result, tokens=result.tokens.at[1, -1].set(small.MASK))
+
+    monkeypatch.setattr(module, "decode", broken)
+    with pytest.raises(InputError, match="the reference of prompt 11 has masks left"):
+        gather(tmp_path)
 
 
 def test_bad_traces_are_refused(tmp_path):
