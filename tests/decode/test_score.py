@@ -33,6 +33,7 @@ def run(features, head, *, forbidden=(), deferred=(), temperature=0.0, seed=0):
         deferred=deferred,
         temperature=jnp.float32(temperature),
         keys=jax.random.split(jax.random.key(seed), B),
+        step=jnp.zeros(B, jnp.int32),
         positions=jnp.broadcast_to(jnp.arange(W), (B, W)),
     )
 
@@ -105,6 +106,7 @@ def test_samples_follow_the_tempered_distribution(vocabulary):
         deferred=(),
         temperature=jnp.float32(0.5),
         keys=jax.random.split(jax.random.key(0), rows),
+        step=jnp.zeros(rows, jnp.int32),
         positions=jnp.zeros((rows, 1), jnp.int32),
     )
     expected = np.exp(np.asarray(logits, np.float64) / 0.5)
@@ -125,6 +127,7 @@ def test_noise_depends_on_the_absolute_position_not_on_the_window():
     same = jnp.broadcast_to(features[:, :1], features.shape)
     keys = jax.random.split(jax.random.key(3), B)
     options = dict(vocabulary=50, mesh=None, forbidden=(), deferred=(), temperature=jnp.float32(3.0), keys=keys)
+    options["step"] = jnp.zeros(B, jnp.int32)
     wide = compiled(same, head, positions=jnp.broadcast_to(jnp.arange(W), (B, W)), **options)
     moved = compiled(same, head, positions=jnp.broadcast_to(jnp.arange(W)[::-1], (B, W)), **options)
     np.testing.assert_array_equal(wide.token, moved.token[:, ::-1])
@@ -153,6 +156,7 @@ def test_top_p_and_top_k_leave_what_the_published_sampler_leaves(tempered):
     options = dict(
         temperature=jnp.asarray(heat),
         keys=jax.random.split(jax.random.key(0), B),
+        step=jnp.zeros(B, jnp.int32),
         positions=jnp.broadcast_to(jnp.arange(W), (B, W)),
     )
     logits = np.asarray(features @ head, np.float64)
@@ -187,6 +191,7 @@ def test_samples_within_top_p_follow_the_tempered_distribution():
         temperature=jnp.float32(heat),
         top_p=jnp.float32(0.9),
         keys=jax.random.split(jax.random.key(0), rows),
+        step=jnp.zeros(rows, jnp.int32),
         positions=jnp.zeros((rows, 1), jnp.int32),
     )
     stays = published_cut(logits / heat, 0.9, 6)

@@ -38,6 +38,7 @@ def made_up(prompts=60, seed=0, told=False):
         step=np.zeros(rows, np.int64),
         block=np.zeros(rows, np.int64),
         prompt=np.repeat(np.arange(prompts), 20),
+        tau=np.zeros(rows, np.float32),
     )
 
 
