@@ -16,7 +16,7 @@ from jaxdiff.decode import loop
 from jaxdiff.decode.cache import Cache, NoCache, check_cache, doublings, spans
 from jaxdiff.decode.state import Settings
 from jaxdiff.decode.stop import NoStop
-from jaxdiff.parallel import check_axes, place
+from jaxdiff.parallel import check_axes, everywhere, place
 from jaxdiff.policies import Fixed
 from jaxdiff.types import Count, InputError, Leaf, Model, NeedsReference, Params, Policy, Stopper
 
@@ -167,6 +167,7 @@ def _run(
     if settings.mesh is not None:
         check_axes(settings.mesh)
         params = place(model.config, params, settings.mesh)
+        canvas, origin, keys, settings = everywhere((canvas, origin, keys, settings), settings.mesh)
     policy = settings.policy
     if isinstance(policy, NeedsReference) and policy.lacks_reference:
         standard = dataclasses.replace(settings, policy=Fixed(), cache=NoCache(), spans=())

@@ -26,7 +26,7 @@ from jaxdiff.decode.cache import Cache
 from jaxdiff.decode.many import Timed, bucket
 from jaxdiff.decode.slots import Incoming, blank, turn, widened
 from jaxdiff.decode.state import Settings, State
-from jaxdiff.parallel import check_axes, place
+from jaxdiff.parallel import check_axes, everywhere, place
 from jaxdiff.policies import Fixed
 from jaxdiff.types import Count, InputError, Leaf, Model, NeedsReference, Params, Policy, Stopper
 
@@ -360,7 +360,8 @@ class _Engine:
         generated, block, overhang = self.kind
         shape = (first, *self.kind)
         if shape not in self.settings:
-            self.settings[shape] = self.settle(first=first, generated=generated, block=block, overhang=overhang)
+            made = self.settle(first=first, generated=generated, block=block, overhang=overhang)
+            self.settings[shape] = made if made.mesh is None else everywhere(made, made.mesh)
         settings = self.settings[shape]
         if not needs_reference(settings.policy):
             return settings

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
 from jaxdiff.parallel.rules import DATA, MODEL, RULES, leading_rows, specs
@@ -49,6 +49,19 @@ def check_axes(mesh: Mesh) -> None:
     """Raises InputError for a mesh of other axes than `make_mesh` gives."""
     if mesh.axis_names != (DATA, MODEL):
         raise InputError(f"mesh: found axes {mesh.axis_names}, expected {(DATA, MODEL)}; make it with make_mesh")
+
+
+def everywhere(tree: Any, mesh: Mesh) -> Any:
+    """`tree`, with the arrays that lie on other devices than the mesh's laid whole over it: a filter read from disk, a
+    canvas that an earlier decode gave.
+    """
+    devices, whole = set(mesh.devices.flat), NamedSharding(mesh, WHOLE)
+
+    def lay(leaf: Any) -> Any:
+        elsewhere = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+        return jax.device_put(leaf, whole) if elsewhere and leaf.sharding.device_set != devices else leaf
+
+    return jax.tree.map(lay, tree)
 
 
 def over_rows(

@@ -31,7 +31,7 @@ from jaxdiff.decode.many import bucket
 from jaxdiff.decode.state import holes
 from jaxdiff.policies.replay import Replay
 from tests import small
-from tests.conformance.table import POLICIES
+from tests.conformance.table import POLICIES, random_filter
 
 pytestmark = pytest.mark.usefixtures("strict")
 OPTIONS = dict(gen_length=small.GEN, block_length=small.BLOCK)
@@ -297,9 +297,10 @@ def test_slots_of_a_model_that_attends_in_blocks():
 
 
 def test_slots_on_a_mesh():
-    """Each shard of slots leaves its loop on its own; K/V lie with their rows."""
-    mesh = make_mesh(2, 1)
-    answers, _ = stream([Request(PROMPTS[i], number=i) for i in (0, 4, 7, 9, 2)], slots=3, mesh=mesh, cache=Dual())
+    """Each shard of slots leaves its loop on its own; K/V lie with their rows; a filter comes from the first device."""
+    policy = jax.device_put(policies.Learned(random_filter("local"), 0.5), jax.devices()[0])
+    queue = [Request(PROMPTS[i], number=i) for i in (0, 4, 7, 9, 2)]
+    answers, _ = stream(queue, slots=3, mesh=make_mesh(2, 1), cache=Dual(), policy=policy)
     assert len(answers) == 5
     for number in (0, 7, 9):
-        assert_same(answers[number], by_itself(number, cache=Dual()))
+        assert_same(answers[number], by_itself(number, cache=Dual(), policy=policy))

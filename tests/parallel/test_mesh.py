@@ -25,9 +25,10 @@ from jaxdiff import (
 from jaxdiff.decode.score import TILE, beliefs
 from jaxdiff.models.config import Config
 from jaxdiff.parallel import over_rows
-from jaxdiff.policies import Fixed, Threshold, any_of
+from jaxdiff.policies import Fixed, Learned, Threshold, any_of
 from jaxdiff.weights import plain, quantised
 from tests import small
+from tests.conformance.table import random_filter
 
 WIDE = dataclasses.replace(small.CONFIG, d_model=64, n_heads=8, n_kv_heads=4)
 PROMPTS = [*small.PROMPTS, [7, 8]]  # five rows: no mesh divides them
@@ -36,6 +37,8 @@ WAYS = {
     "eotp": dict(policy=Threshold([0.3, 0.5, 0.7, 0.9, 0.5]), stop=EotpStop(tau=0.5, keep=2)),
     "mixed": dict(policy=Threshold(0.5)),
     "dual": dict(policy=Threshold(0.7), stop=EosStop(), cache=Dual()),
+    # as it is read from disk: its arrays are bound to the first device
+    "learned": dict(policy=jax.device_put(Learned(random_filter("local"), 0.5), jax.devices()[0]), stop=EosStop()),
 }
 
 
@@ -54,7 +57,7 @@ MIXED = Llada2(  # a dense layer, one of routed and shared experts, blocks that 
         tie_word_embeddings=True,
     )
 )
-MODELS = {"eos": Llada(WIDE), "eotp": Llada(WIDE), "mixed": MIXED, "dual": Llada(WIDE)}
+MODELS = {"eos": Llada(WIDE), "eotp": Llada(WIDE), "mixed": MIXED, "dual": Llada(WIDE), "learned": Llada(WIDE)}
 
 
 @functools.cache
@@ -94,6 +97,7 @@ def run(way, mesh=None, weights=lambda tree: tree):
     [
         *(((8, 1), "eos", ()), ((4, 2), "eotp", ()), ((2, 4), "eos", ()), ((1, 8), "eotp", ()), ((2, 4), "mixed", ())),
         ((2, 4), "dual", ()),
+        ((4, 2), "learned", ()),
         ((2, 4), "mixed", (read_as_int8, quantised)),
     ],
 )
