@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
@@ -59,14 +60,16 @@ class EotpStop:
         way: `official`: the leftmost end-of-text that the policy itself accepts in the block, else the most confident
             candidate of end-of-text anywhere on the canvas, however unsure. `block`: the same with the block alone in
             place of the canvas, as the published cached loops have it. `safe`, our own: `EosStop`, and a canvas that is
-            cut only where all that follows is foreseen as end-of-text with probability `tau`, `keep` positions behind
-            its first.
+            cut behind the first `keep` positions in a row that are all foreseen as end-of-text with probability `tau`,
+            or hold it. What is foreseen beyond them does not count: of a long canvas some stray position always is
+            unsure. What was cut off is no longer attended to, so that a text may still change; the more is kept, the
+            fewer do (experiments/README.md, "End-of-text prediction").
         tau, keep: of `safe`.
     """
 
     way: str = static(default="safe")
     tau: Leaf = number(default=0.9, low=0.0, high=1.0)
-    keep: Count = number(default=32, low=1, high=2**20, whole=True)
+    keep: Count = number(default=128, low=1, high=2**20, whole=True)
 
     cuts = True
 
@@ -104,12 +107,12 @@ class EotpStop:
         column = jnp.arange(progress.canvas.shape[1], dtype=jnp.int32)[None]
         tau = per_row(self.tau)
         sure = progress.tail.ends & (progress.tail.log_odds >= jnp.log(tau) - jnp.log1p(-tau))
-        settled = sure | (progress.canvas == progress.eos_ids[0])
-        other = progress.generated & (column < progress.end[:, None]) & ~settled
-        behind = jnp.max(jnp.where(other, column + 1, 0), axis=1)  # from here on nothing but end-of-text is foreseen
-        behind = jnp.maximum(behind, jnp.argmax(progress.generated, axis=1).astype(jnp.int32))
+        settled = (sure | (progress.canvas == progress.eos_ids[0])) & progress.generated
+        other = jax.lax.cummax(jnp.where(settled & (column < progress.end[:, None]), -1, column), axis=1)
+        enough = column - other >= jnp.reshape(jnp.asarray(self.keep), (-1, 1))
+        behind = jnp.where(jnp.any(enough, axis=1), jnp.argmax(enough, axis=1).astype(jnp.int32) + 1, progress.end)
         ended, _ = EosStop().update((), progress)
-        return jnp.minimum(ended, behind + jnp.asarray(self.keep))
+        return jnp.minimum(ended, behind)
 
 
 WAYS = ("official", "block", "safe")

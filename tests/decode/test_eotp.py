@@ -8,6 +8,7 @@ import pytest
 from jaxdiff import EosStop, EotpStop, InputError, decode
 from jaxdiff.decode import api, loop
 from jaxdiff.policies import Fixed, Threshold
+from jaxdiff.types import Progress, Score, Tail
 from tests import reference, small
 
 GEN, BLOCK = 32, 8
@@ -82,6 +83,53 @@ def test_the_safe_way_keeps_what_is_not_foreseen_as_end_of_text():
         committed = (np.asarray(result.commit_step) >= 0).sum(1)
         assert (committed <= keep).all()
         assert (np.asarray(result.commit_step)[:, keep:] == -1).all()
+
+
+def foreseen(marks):
+    """The end that the safe way sets with `keep` 3 on a canvas of masks.
+
+    Marks say what is foreseen: `e` an end-of-text, `?` an unsure one, `x` something else; `E` is a committed one.
+    """
+    length = len(marks)
+    canvas = jnp.asarray([[small.EOS if mark == "E" else small.MASK for mark in marks]], jnp.int32)
+    nothing, zero = jnp.zeros((1, 1)), jnp.zeros((1,), jnp.int32)
+    score = Score(
+        **dict.fromkeys(("prob", "log_odds", "runner_up", "entropy", "gap"), nothing),
+        **dict.fromkeys(("start", "origin", "block_step", "row_step"), zero),
+        **dict.fromkeys(("masked", "eligible"), jnp.ones((1, 1), bool)),
+        token=jnp.zeros((1, 1), jnp.int32),
+        hidden=jnp.zeros((1, 1, 2)),
+        canvas=canvas,
+    )
+    progress = Progress(
+        canvas=canvas,
+        end=jnp.asarray([length], jnp.int32),
+        live=jnp.ones((1,), bool),
+        generated=jnp.ones((1, length), bool),
+        score=score,
+        accepted=jnp.zeros((1, 1), bool),
+        tail=Tail(
+            ends=jnp.asarray([[mark in "e?" for mark in marks]]),
+            log_odds=jnp.asarray([[9.0 if mark == "e" else 0.1 for mark in marks]]),
+        ),
+        mask_id=small.MASK,
+        eos_ids=(small.EOS,),
+    )
+    return int(EotpStop(keep=3).update((), progress)[0][0])
+
+
+@pytest.mark.parametrize(
+    ("marks", "end"),
+    [
+        ("xxeeexx?xe", 5),  # what strays beyond does not count
+        ("xxee?eeexx", 8),  # three in a row, all sure
+        ("xxeEexxxxx", 5),  # one may be there already
+        ("xxee?ee?ee", 10),
+        ("eexxxxxxee", 10),
+    ],
+)
+def test_the_safe_way_cuts_behind_a_run_of_sure_ends(marks, end):
+    assert foreseen(marks) == end
 
 
 @pytest.mark.parametrize("way", ["official", "block", "safe"])
