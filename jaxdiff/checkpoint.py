@@ -188,8 +188,7 @@ def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | N
         write_object(new / "config.json", config)
         params = plain(params)
         small = jax.tree.map(lambda x, s: np.asarray(x.astype(s.dtype)), params, in_dtype(params, "bfloat16"))
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((new / "params").absolute(), small)
+        _save(new / "params", small)
         for name in text.FILES:
             if tokenizer_from is not None and (tokenizer_from / name).is_file():
                 shutil.copy(tokenizer_from / name, new / name)
@@ -211,8 +210,7 @@ def save_filter(folder: Path, learned: Learned, *, quota: bool) -> None:
     }
     with replaced(folder) as new:
         write_object(new / FILTER, config)
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((new / "params").absolute(), judge.layers)
+        _save(new / "params", judge.layers)
         if (folder / "README.md").is_file():
             shutil.copy(folder / "README.md", new / "README.md")
 
@@ -250,6 +248,14 @@ def load_filter(folder: Path) -> tuple[Learned, bool]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / FILTER}: missing or damaged ({first_line(error)}); fit it again") from error
     return Learned(make(_restore(folder / "params", layers)), tau), quota
+
+
+def _save(path: Path, params: Any) -> None:
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path.absolute(), params)
+    mark = path / "commit_success.txt"
+    if mark.is_file():  # on some file systems; it names a folder of this machine that is gone a moment later
+        mark.write_text("The checkpoint was written whole.\n")
 
 
 def _restore(path: Path, target: Any, laid: Any = None) -> Params:

@@ -3,8 +3,8 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Programs are tiny and many: compiling them without optimisation, and without the slower of XLA's two ways to emit a
-# fusion, is four times as fast.
+# Programs are tiny and many: without optimisation, and without the slower of XLA's two ways to emit a fusion, they are
+# compiled several times as fast.
 _FLAGS = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )

@@ -89,12 +89,8 @@ def fit_and_sweep(
 
 
 def rows_for(name: str, traces: Traces) -> Traces:
-    return published(traces) if "greedy" in name else traces
-
-
-def published(traces: Traces) -> Traces:
-    """The rows that the published collection has: those of the greedy replay."""
-    return traces.take(traces.tau == 0)
+    """All rows; of the published collection, those of the greedy replay."""
+    return traces.take(traces.tau == 0) if "greedy" in name else traces
 
 
 def draw_calibration(traces: Traces, filters: dict[str, Learned]) -> None:

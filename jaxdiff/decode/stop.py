@@ -63,7 +63,7 @@ class EotpStop:
             cut behind the first `keep` positions in a row that are all foreseen as end-of-text with probability `tau`,
             or hold it. What is foreseen beyond them does not count: of a long canvas some stray position always is
             unsure. What was cut off is no longer attended to, so that a text may still change; the more is kept, the
-            fewer do (experiments/README.md, "End-of-text prediction").
+            fewer do (`experiments/ends.py`).
         tau, keep: of `safe`.
     """
 

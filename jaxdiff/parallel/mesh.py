@@ -58,8 +58,8 @@ def everywhere(tree: Any, mesh: Mesh) -> Any:
     devices, whole = set(mesh.devices.flat), NamedSharding(mesh, WHOLE)
 
     def lay(leaf: Any) -> Any:
-        elsewhere = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
-        return jax.device_put(leaf, whole) if elsewhere and leaf.sharding.device_set != devices else leaf
+        concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+        return jax.device_put(leaf, whole) if concrete and leaf.sharding.device_set != devices else leaf
 
     return jax.tree.map(lay, tree)
 
