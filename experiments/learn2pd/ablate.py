@@ -3,48 +3,28 @@
     python -m experiments.learn2pd.ablate
 
 On the validation split, stop `eos`, n = CHOSEN_ON. The filters of this step are fitted to the traces of step 1 and are
-not kept. `official` judges blocks of the length that it was fitted for; what `local` does at others is its transfer.
-So is what a filter does on templates of word problems that it was not fitted to, next to one that was.
+not kept. `official` judges blocks of the length that it was fitted for; what `local` does at others is its transfer, as
+is what it does on templates that it was not fitted to, next to one that was, and in infilling (`transfer.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 import jaxdiff
-from experiments.learn2pd.common import (
-    BLOCK,
-    CHOSEN_ON,
-    EOS,
-    LENGTH,
-    MODEL,
-    RESULTS,
-    ROWS,
-    SEED,
-    TRACES,
-    TRAINED_ON,
-    Results,
-    learned,
-    points,
-)
+from experiments.learn2pd.common import CHOSEN_ON, MODEL, RESULTS, TRACES, Results, learned, points
 from experiments.learn2pd.fit import FITS, OFFICIAL
-from experiments.policies import accuracy, measure
+from experiments.learn2pd.transfer import TAUS, transfer
+from experiments.policies import accuracy
 from jaxdiff.checkpoint import FILTERS, load_filter
-from jaxdiff.policies import Fixed, Threshold
-from jaxdiff.policies.filters import Filter
-from jaxdiff.tasks import evaluate, gsm_symbolic
 from jaxdiff.train.fit_filter import FilterRecipe, fit_filter
 from jaxdiff.train.traces import Traces, load_traces
 
 LAYERS = (1, 4)  # 2: see step 2
 SHARES = (0.01, 0.1)  # of the prompts; all of them: see step 2
-TAUS = (0.98, 0.95, 0.85, 0.7)
-BLOCKS, LENGTHS = (16, 64), (512,)
-APART, N_APART = (0, 1, 2), 200  # places of the templates kept apart, in their order; problems of all templates
 COLOURS = ("#56b4e9", "#0072b2", "#000000")
 
 
@@ -62,24 +42,7 @@ def main() -> None:
         few = traces.take(traces.prompt < share * (traces.prompt.max() + 1))
         fit_and_sweep(checkpoint, results, f"official, 2 layers, {share:.0%} of them", few, OFFICIAL)
         fit_and_sweep(checkpoint, results, f"local, {share:.0%} of them", few, FITS["local"][whole])
-    transfer_to_templates(checkpoint, results, traces, FITS["local"][whole], local.filter)
-    tau = Results("evaluate", checkpoint).entries["threshold, chosen"]["tau"]
-    ways = {"standard": Fixed(), f"threshold {tau:g}": Threshold(tau=tau), "learned local": local}
-    for gen_length, block in [*((LENGTH, block) for block in BLOCKS), *((n, BLOCK) for n in LENGTHS)]:
-        for name, policy in ways.items():
-            label = f"{name}, length {gen_length}, block {block}"
-            results.once(
-                label,
-                lambda label=label, policy=policy, gen_length=gen_length, block=block: points(
-                    checkpoint,
-                    label,
-                    lambda _: policy,
-                    n=CHOSEN_ON,
-                    split="validation",
-                    gen_length=gen_length,
-                    block_length=block,
-                ),
-            )
+    transfer(checkpoint, results, traces, FITS["local"][whole], local)
     (RESULTS / "ablate.md").write_text(report(results))
     draw(results)
     print(report(results))
@@ -93,46 +56,6 @@ def fit_and_sweep(
         return points(checkpoint, name, policy, TAUS, n=CHOSEN_ON, split="validation")
 
     results.once(name, make)
-
-
-def transfer_to_templates(
-    checkpoint: jaxdiff.Checkpoint, results: Results, traces: Traces, recipe: FilterRecipe, whole: Filter
-) -> None:
-    """Two filters on the problems of templates that only one of them was fitted to."""
-    problems = list(itertools.islice(gsm_symbolic.problems("train", TRAINED_ON), int(traces.prompt.max()) + 1))
-    apart = np.unique([problem.template for problem in problems])[list(APART)]
-    of_row = np.asarray([problem.template for problem in problems])[traces.prompt]
-
-    def make(judge: Filter) -> list[dict]:
-        swept = evaluate.sweep(
-            checkpoint,
-            gsm_symbolic.NAME,
-            learned(judge, quota=False),
-            TAUS,
-            n=N_APART,
-            seed=SEED,
-            split="validation",
-            batch_size=ROWS,
-            stop=EOS,
-        )
-        kept = np.isin([problem.template for problem in swept[0].problems], apart)
-        parts = [
-            dataclasses.replace(
-                report,
-                correct=report.correct[kept],
-                nfe=report.nfe[kept],
-                lengths=report.lengths[kept],
-                near_ties=report.near_ties[kept],
-            )
-            for report in swept
-        ]
-        return [point | {"n": int(kept.sum())} for point in measure(TAUS, parts)]
-
-    rows = ~np.isin(of_row, apart)
-    results.once("local, all templates, on three of them", lambda: make(whole))
-    results.once(
-        "local, the other templates, on these three", lambda: make(fit_filter(traces.take(rows), recipe).filter)
-    )
 
 
 def report(results: Results) -> str:
