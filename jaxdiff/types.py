@@ -283,6 +283,14 @@ class Window:
     fresh: Bool[Array, "B T"]
 
 
+@pytree
+class Span:
+    """The tokens of a forward whose features are wanted: `count` of them from each row's `start` on."""
+
+    start: Int[Array, " B"]
+    count: int = static()
+
+
 @runtime_checkable
 class Model(Protocol):
     """A static, hashable definition whose methods are pure functions of a params pytree."""
@@ -327,10 +335,12 @@ class Remembering(Model, Protocol):
         positions: Int[Array, "B T"],
         valid: Bool[Array, "B T"],
         prompt: Int[Array, " B"] | None = None,
-    ) -> Float[Array, "B T D"]:
+        read: Span | None = None,
+    ) -> Float[Array, "B r D"]:
         """Row i predicts token i (shifted families shift here). `valid` False: padding, attended by nobody.
 
-        `prompt`: how many first positions do not see the others, in a model whose config says `prefix_lm`.
+        `prompt`: how many first positions do not see the others, in a model whose config says `prefix_lm`. `read`: the
+        only tokens whose features are wanted, r = read.count; None is all of them.
         """
         ...
 

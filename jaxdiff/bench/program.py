@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, Key
 from jaxdiff.decode import loop
 from jaxdiff.decode.many import past_persistent_cache
 from jaxdiff.decode.state import Settings
-from jaxdiff.types import Model, Params
+from jaxdiff.types import Model, Params, Remembering, Span
 from jaxdiff.weights import full
 
 
@@ -67,7 +67,7 @@ class Program:
 
 
 def bare(
-    model: Model,
+    model: Remembering,
     params: Params,
     canvas: Int[Array, "B L"],
     origin: Int[Array, " B"],
@@ -78,16 +78,16 @@ def bare(
 ) -> Callable[[], Any]:
     """The least that `steps` decoding steps without a cache can cost, compiled: forward and head alone.
 
-    Each iteration runs the whole canvas [B L], multiplies the block [B W D] from column `first` with the head, and
-    writes the argmax into the block, so that no iteration can be left out or moved.
+    Each iteration runs the whole canvas [B L] for the features of the block [B W D] from column `first`, multiplies
+    them with the head, and writes the argmax into the block, so that no iteration can be left out or moved.
     """
 
     def body(_: Any, carry: Any) -> Any:
         params, canvas = carry
         column = jnp.arange(canvas.shape[1], dtype=jnp.int32)[None]
         positions = jnp.maximum(column - origin[:, None], 0)
-        features = model.features(params, canvas, positions, column >= origin[:, None])
-        hidden = jax.lax.dynamic_slice_in_dim(features, first, window, axis=1)
+        block = Span(jnp.full_like(origin, first), window)
+        hidden = model.features(params, canvas, positions, column >= origin[:, None], read=block)
         head = full(model.head(params), hidden.dtype)
         token = jnp.argmax(jnp.matmul(hidden, head, preferred_element_type=jnp.float32), axis=-1).astype(jnp.int32)
         return params, jax.lax.dynamic_update_slice_in_dim(canvas, token, first, axis=1)

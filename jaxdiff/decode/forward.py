@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdiff.decode.cache import Place
 from jaxdiff.decode.score import NEVER, Beliefs, beliefs
 from jaxdiff.decode.state import Settings, State
-from jaxdiff.types import Memory, Model, Params, Remembering, Score, Tail, Window, pytree
+from jaxdiff.types import Memory, Model, Params, Remembering, Score, Span, Tail, Window, pytree
 from jaxdiff.windows import put, take
 
 
@@ -108,8 +108,10 @@ class Forward:
         positions = jnp.maximum(column - state.origin[:, None], 0)
         valid = (column >= state.origin[:, None]) & (column < state.end[:, None])
         past = None if before is None else jax.tree.map(lambda x: x[:, :, :, :columns], before.memory)
-        features, kept = self._features(positions, valid, window, past)
-        hidden, tail = take(features, self.place.start - window.start, settings.block_length), None
+        block, tail = Span(self.place.start - window.start, settings.block_length), None
+        alone = before is None and not settings.stop.wants_tail
+        features, kept = self._features(positions, valid, window, past, block if alone else None)
+        hidden = features if alone else take(features, block.start, block.count)
         if settings.stop.wants_tail:
             tail = self._tail(features, take(positions, window.start, length), window.start)
         reading = Reading(hidden=hidden, tail=tail, memory=None)
@@ -129,25 +131,32 @@ class Forward:
         return dataclasses.replace(jax.tree.map(merged, reading, others), memory=memory)
 
     def _features(
-        self, positions: Int[Array, "B n"], valid: Bool[Array, "B n"], window: Window, past: Memory | None
-    ) -> tuple[Float[Array, "B T D"], Memory | None]:
-        """One forward, or with guidance the pair of LLaDA's `generate.py`: un + (scale + 1) (cond - un).
+        self,
+        positions: Int[Array, "B n"],
+        valid: Bool[Array, "B n"],
+        window: Window,
+        past: Memory | None,
+        read: Span | None,
+    ) -> tuple[Float[Array, "B r D"], Memory | None]:
+        """Of all tokens, or without a memory of those in `read`.
 
+        One forward, or with guidance the pair of LLaDA's `generate.py`: un + (scale + 1) (cond - un).
         The unconditional copy has all that was given masked, and keys and values of its own. The head is linear, so
         guiding the features guides the logits, and no second [B, W, V] exists.
         """
         columns, length, guidance = valid.shape[1], window.fresh.shape[1], self.settings.guidance
         canvas, given = self.state.canvas[:, :columns], self.state.given[:, :columns]
         prompt = jnp.maximum(self.settings.first - self.state.origin, 0)
-        inputs: tuple[Any, ...] = (canvas, positions, valid, prompt, window)
+        inputs: tuple[Any, ...] = (canvas, positions, valid, prompt, window, read)
         if guidance is not None:
             blind = jnp.where(given & valid, self.model.config.mask_token_id, canvas)
             inputs = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), inputs, (blind, *inputs[1:]))
-        canvas, positions, valid, prompt, window = inputs
+        canvas, positions, valid, prompt, window, read = inputs
         if not isinstance(self.model, Remembering):
             features, kept = self.model.features(self.params, canvas, positions, valid), None
+            features = features if read is None else take(features, read.start, read.count)
         elif past is None:
-            features, kept = self.model.features(self.params, canvas, positions, valid, prompt), None
+            features, kept = self.model.features(self.params, canvas, positions, valid, prompt, read), None
         else:
             tokens = canvas if length == columns else take(canvas, window.start, length)
             features, kept = self.model.recall(self.params, tokens, positions, valid, window, past, prompt)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdiff.models.config import HfConfig
 from jaxdiff.models.layers import Attention, SwiGLU
 from jaxdiff.models.stack import Group, Transformer
-from jaxdiff.types import Memory, Params, Window
+from jaxdiff.types import Memory, Params, Span, Window
 from jaxdiff.windows import take
 
 
@@ -55,9 +55,15 @@ class Dream(Transformer):
         positions: Int[Array, "B T"],
         valid: Bool[Array, "B T"],
         prompt: Int[Array, " B"] | None = None,
-    ) -> Float[Array, "B T D"]:
+        read: Span | None = None,
+    ) -> Float[Array, "B r D"]:
         """As every family's: row i predicts token i. The shift is undone here, and never reads the padding."""
-        return _unshifted(super().features(params, tokens, positions, valid, prompt), positions)
+        if read is None:
+            return _unshifted(super().features(params, tokens, positions, valid, prompt), positions)
+        count = min(read.count + 1, tokens.shape[1])
+        wider = Span(jnp.clip(read.start - 1, 0, tokens.shape[1] - count), count)  # a token is read from the one before
+        own = super().features(params, tokens, positions, valid, prompt, wider)
+        return take(_unshifted(own, take(positions, wider.start, count)), read.start - wider.start, read.count)
 
     def recall(
         self,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.types import Window
+from jaxdiff.types import Span, Window
 from jaxdiff.weights import full
 from jaxdiff.windows import put, take
 
@@ -188,25 +188,34 @@ class Attention(nn.Module):
         seen: Bool[Array, "B t S"],
         window: Window | None = None,
         memory: Kept | None = None,
-    ) -> tuple[Float[Array, "BT D"], Kept | None]:
-        """The output, and with a memory (keys and values [B K L E] of this layer) its window, rewritten."""
+        read: Span | None = None,
+    ) -> tuple[Float[Array, "Br D"], Kept | None]:
+        """The output, and with a memory (keys and values [B K L E] of this layer) its window, rewritten.
+
+        With `read` those tokens alone ask, of the keys of all.
+        """
         rows, length = rope[0].shape[:2]
+        asking, turned = flat, rope
+        if read is not None:
+            asking = take(flat.reshape(rows, length, -1), read.start, read.count).reshape(-1, flat.shape[-1])
+            turned = (take(rope[0], read.start, read.count), take(rope[1], read.start, read.count))
+            seen = seen if seen.shape[1] == 1 else take(seen, read.start, read.count)
 
-        def project(name: str, count: int) -> Float[Array, "B T n E"]:
-            wide = Dense(count * self.head_dim, bias=self.bias, name=name)(flat)
-            return wide.reshape(rows, length, count, self.head_dim)
+        def project(of: Float[Array, "Br D"], name: str, count: int) -> Float[Array, "B r n E"]:
+            wide = Dense(count * self.head_dim, bias=self.bias, name=name)(of)
+            return wide.reshape(rows, -1, count, self.head_dim)
 
-        q, k = project("q_proj", self.heads), project("k_proj", self.kv_heads)
-        v = project("v_proj", self.kv_heads)
+        q, k = project(asking, "q_proj", self.heads), project(flat, "k_proj", self.kv_heads)
+        v = project(flat, "v_proj", self.kv_heads)
         if self.norm_eps is not None:
             q, k = RMSNorm(self.norm_eps, name="q_norm")(q), RMSNorm(self.norm_eps, name="k_norm")(k)
-        q, k = rotate(q, rope), rotate(k, rope)
+        q, k = rotate(q, turned), rotate(k, rope)
         if window is None or memory is None:
             k, v, kept = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2), None
         else:
             (k, part_k), (v, part_v) = recall(k, memory[0], window), recall(v, memory[1], window)
             kept = (part_k, part_v)
-        attended = attend(q, k, v, seen).reshape(rows * length, -1)
+        attended = attend(q, k, v, seen).reshape(asking.shape[0], -1)
         return Dense(flat.shape[-1], scale=self.scale, name="attn_out")(attended), kept
 
 

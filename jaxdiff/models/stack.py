@@ -14,12 +14,13 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.models.config import Config
 from jaxdiff.models.layers import Attention, Kept, RMSNorm, Rope, rope_table, visible
-from jaxdiff.types import Memory, Params, Window
+from jaxdiff.types import Memory, Params, Span, Window
 from jaxdiff.weights import full
 from jaxdiff.windows import take
 
@@ -44,10 +45,11 @@ class Block(nn.Module):
         seen: Bool[Array, "B t S"],
         window: Window | None,
         memory: Kept | None,
-    ) -> tuple[Float[Array, "B T D"], Kept | None]:
-        flat = x.reshape(-1, x.shape[-1])
-        attended, kept = self.attend(self.attn_norm(flat), rope, seen, window, memory)
-        flat = flat + attended
+        read: Span | None = None,
+    ) -> tuple[Float[Array, "B r D"], Kept | None]:
+        attended, kept = self.attend(self.attn_norm(x.reshape(-1, x.shape[-1])), rope, seen, window, memory, read)
+        x = x if read is None else take(x, read.start, read.count)
+        flat = x.reshape(-1, x.shape[-1]) + attended
         flat = flat + self.mix(self.ff_norm(flat))
         return flat.reshape(x.shape), kept
 
@@ -86,9 +88,11 @@ class Stack(nn.Module):
         prompt: Int[Array, " B"] | None = None,
         window: Window | None = None,
         memory: Memory | None = None,
-    ) -> tuple[Float[Array, "B T D"], Memory]:
+        read: Span | None = None,
+    ) -> tuple[Float[Array, "B r D"], Memory]:
         """Features of the tokens, and each group's kept keys and values [N B K T E]; positions and `valid` are those of
-        the whole canvas. Without a window the tokens are the canvas, and nothing is kept.
+        the whole canvas. Without a window the tokens are the canvas, and nothing is kept. With `read`, which goes
+        without a memory, the last layer's queries and MLP are computed for those tokens alone.
         """
         embedding_init = nn.initializers.normal(1.0 / math.sqrt(self.d_model))
         embedding = self.param("wte", embedding_init, (self.vocab_size, self.d_model))
@@ -100,7 +104,7 @@ class Stack(nn.Module):
         rope = rope_table(at, self.turned, self.theta, jnp.dtype(self.rope_dtype))
         seen = visible(at, positions, valid, self.attention_block, prompt if self.prefix_lm else None)
         kept = {}
-        for group in self.groups:
+        for group in self.groups if read is None else self.groups[:-1]:
             layers = nn.scan(
                 Block,
                 variable_axes={"params": 0},
@@ -111,7 +115,23 @@ class Stack(nn.Module):
             past = None if memory is None else memory[group.name]
             blocks = layers(group.attention, group.mlp, self.eps, name=group.name)
             x, kept[group.name] = blocks(x, rope, seen, window, past)
+        if read is not None:
+            x = self._read(self.groups[-1], x, rope, seen, read)
         return RMSNorm(self.eps, name="ln_f")(x), kept
+
+    def _read(
+        self, group: Group, x: Float[Array, "B T D"], rope: Rope, seen: Bool[Array, "B t S"], read: Span
+    ) -> Float[Array, "B r D"]:
+        """The group with its last layer apart; `nn.scan` has the whole stack of leaves or none."""
+        leaves, block = self.variables["params"][group.name], Block(group.attention, group.mlp, self.eps, parent=None)
+
+        def layer(x: Float[Array, "B T D"], index: Any, read: Span | None = None) -> Float[Array, "B r D"]:
+            own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), leaves)
+            out: Any = block.apply({"params": own}, x, rope, seen, None, None, read)
+            return out[0]
+
+        x, _ = jax.lax.scan(lambda x, index: (layer(x, index), None), x, jnp.arange(group.depth - 1))
+        return layer(x, group.depth - 1, read)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,12 +184,16 @@ class Transformer:
         positions: Int[Array, "B T"],
         valid: Bool[Array, "B T"],
         prompt: Int[Array, " B"] | None = None,
-    ) -> Float[Array, "B T D"]:
-        """Hidden states after the last norm, [B T D] in the config's dtype; row i predicts token i.
+        read: Span | None = None,
+    ) -> Float[Array, "B r D"]:
+        """Hidden states after the last norm, [B r D] in the config's dtype; row i predicts token i.
 
-        `prompt`: how many first positions do not see the others, where the config says `prefix_lm`; default none.
+        Args:
+            prompt: how many first positions do not see the others, where the config says `prefix_lm`; default none.
+            read: the only tokens whose features are wanted, r = read.count; default all, r = T. The rest of the last
+                layer's queries and MLP is not computed.
         """
-        return self._apply(params, tokens, positions, valid, prompt)[0]
+        return self._apply(params, tokens, positions, valid, prompt, None, None, read)[0]
 
     def recall(
         self,

@@ -12,6 +12,9 @@ from jaxdiff import InputError, build, load, save
 from jaxdiff.models import FAMILIES
 from jaxdiff.models.layers import visible
 from jaxdiff.models.mixture import Experts
+from jaxdiff.types import Span
+from jaxdiff.windows import take
+from tests.small import MODEL
 
 # What the published files say, as far as the code reads it; ids that they lack are not here.
 DREAM = {
@@ -160,6 +163,21 @@ def test_a_folder_of_ours_gives_the_model_back(family, tmp_path):
     save(tmp_path / family, model, params)
     assert load(tmp_path / family).model == model
     assert type(model) is FAMILIES[family][0]
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("count", [5, 11])
+@pytest.mark.parametrize("family", ["llada", *SMALL])
+def test_the_features_of_some_tokens_are_those_of_all(family, count):
+    """Each row read elsewhere: one from its first token on, one to its last, one with padding on the left."""
+    model = MODEL if family == "llada" else build(SMALL[family] | {"dtype": "float32"})
+    tree = model.init(jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (3, 11), 0, model.config.vocab_size)
+    column = jnp.arange(11)[None] - jnp.array([[0], [0], [2]])
+    inputs = (tree, tokens, jnp.maximum(column, 0), column >= 0)
+    start = jnp.minimum(jnp.array([0, 6, 3]), 11 - count)
+    some = jax.jit(model.features)(*inputs, read=Span(start, count))
+    np.testing.assert_allclose(some, take(jax.jit(model.features)(*inputs), start, count), atol=1e-5)
 
 
 @pytest.mark.parametrize("family", SMALL)
