@@ -182,6 +182,7 @@ def cost(checkpoint: jaxdiff.Checkpoint, results: Results, policies: dict[str, j
 
     def measured(policy: Learned) -> dict[str, Any]:
         program = work.program()
+        steps = program.steps
         shape = jnp.zeros((1, BLOCK), jnp.float32)
         hidden = jnp.zeros((1, BLOCK, checkpoint.model.config.d_model), jnp.float32)
         seen = Evidence(shape, shape, shape, jnp.ones(shape.shape, bool), jnp.zeros((1,), jnp.int32), hidden)
@@ -191,15 +192,15 @@ def cost(checkpoint: jaxdiff.Checkpoint, results: Results, policies: dict[str, j
             def one(_: Any, seen: Evidence) -> Evidence:  # fed to the next one, so that no part of it can be left out
                 return jax.lax.optimization_barrier(dataclasses.replace(seen, log_odds=judge(seen)))
 
-            return jax.lax.fori_loop(0, program.steps, one, seen)
+            return jax.lax.fori_loop(0, steps, one, seen)
 
         seconds = in_turn(
             {"step": program.again, "filter": lambda: jax.block_until_ready(many(policy.filter, seen))}, REPEATS
         )
         return {
             "share of the step": dataclasses.asdict(ratio(seconds["filter"], seconds["step"])),
-            "microseconds": float(np.median(seconds["filter"]) / program.steps * 1e6),
-            "step, microseconds": float(np.median(seconds["step"]) / program.steps * 1e6),
+            "microseconds": float(np.median(seconds["filter"]) / steps * 1e6),
+            "step, microseconds": float(np.median(seconds["step"]) / steps * 1e6),
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(policy.filter)),
         }
 
