@@ -130,7 +130,8 @@ def compiled_text(model: jaxdiff.Model, mesh: Any, *, rows: int, prompt: int, ge
 def count(config: Any, found: list[Collective]) -> dict[str, Any]:
     """What a step moves, beside the least that tensor parallelism moves."""
     fed = ROWS * (PROMPT + GEN_LENGTH)
-    layers, embedding = 2 * config.n_layers * fed * config.d_model, fed * config.d_model
+    layers, embedding = 2 * (config.n_layers - 1) * fed * config.d_model, fed * config.d_model
+    layers += 2 * ROWS * BLOCK_LENGTH * config.d_model  # the last one answers for the block alone
     merge = SUMMARIES * MESH[1] * ROWS * BLOCK_LENGTH
     step = [each for each in found if each.step]
     moved = sum(each.times * each.elements for each in step)

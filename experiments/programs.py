@@ -2,9 +2,10 @@
 
     python experiments/programs.py
 
-`depth`: the model that ships, widened to 8 and to 32 layers, and the 8B shape with as many; programs take turns, ROUNDS
-times, past every cache. `temporaries`: LLaDA-8B's shape with its 32 layers, B 8, L 1280, V 126464, from the compiler's
-memory analysis, in bfloat16 and in float32 (a CPU has no bfloat16 products: it converts the weights, in temporaries).
+`depth`: the model that ships, made 8 and 32 layers deep, in float32, and the 8B shape of as many, in bfloat16; programs
+take turns, ROUNDS times, past every cache. `temporaries`: LLaDA-8B's shape with its 32 layers, B 8, L 1280, V 126464,
+from the compiler's memory analysis, in bfloat16 and in float32 (a CPU has no bfloat16 products: it converts the
+weights, in temporaries).
 Nothing is run. Writes results/programs.json.
 """
 
@@ -38,7 +39,7 @@ def work(model: Any, rows: int, prompt: int, generated: int) -> Work:
 def main() -> None:
     shipped = json.loads((jaxdiff.load().path / "config.json").read_text())
     models = {
-        "gsm-1m": lambda depth: build(shipped | {"n_layers": depth}),
+        "gsm-1m": lambda depth: build(shipped | {"n_layers": depth, "dtype": "float32"}),
         "llada-8b": lambda depth: shaped("llada-8b", n_layers=depth),
     }
     found: dict[str, Any] = {"compile_seconds": {}, "temporaries": {}}
@@ -48,6 +49,7 @@ def main() -> None:
         with progress(name, ROUNDS) as update:
             for index in range(ROUNDS):
                 for depth in DEPTHS if index % 2 else DEPTHS[::-1]:
+                    jax.clear_caches()  # of what was traced
                     seconds[depth].append(ways[depth].program().compile_seconds)
                 update(index + 1, 0, 1)
         few, many = (np.asarray(seconds[depth]) for depth in DEPTHS)

@@ -6,6 +6,7 @@ Shape letters, used in every public docstring and annotation:
     G generated length     W window (the block)     T tokens fed to the model
     D hidden size          V vocabulary             N layers
     H query heads          K key/value heads        E head size
+    r tokens read of T
 
 Everything here is plain data: policies import this module and nothing else of the package.
 """

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import jaxdiff
-from jaxdiff.checkpoint import learned_policy
+from jaxdiff.checkpoint import FILTERS, load_filter
 from jaxdiff.cli.show import progress
 from jaxdiff.decode.cache import parse_cache
 from jaxdiff.decode.many import Timed, batches, pad_to_bucket
@@ -31,7 +31,8 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
-    checkpoint, policy = jaxdiff.load(MODEL), learned_policy(MODEL, POLICY)
+    checkpoint = jaxdiff.load(MODEL)
+    policy, _ = load_filter(checkpoint.path / FILTERS / POLICY)
     tokenizer = checkpoint.tokenizer_for(gsm_symbolic.NAME)
     problems = list(itertools.islice(gsm_symbolic.problems("test", SEED), N))
     questions = [tokenizer.prompt(problem.question) for problem in problems]
@@ -76,7 +77,7 @@ def main() -> None:
         }
         for way, name in enumerate(CACHES)
     }
-    setting: dict[str, Any] = {"model": MODEL, "policy": f"learned {POLICY}", "tau": float(policy.tau)}
+    setting: dict[str, Any] = {"model": MODEL, "policy": f"learned {POLICY}", "tau": float(np.asarray(policy.tau))}
     setting |= {"n": N, "rows": ROWS, "seed": SEED, "gen_length": LENGTH, "block_length": BLOCK}
     setting |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     RESULTS.mkdir(exist_ok=True)

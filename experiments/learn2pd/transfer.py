@@ -14,6 +14,7 @@ from experiments.learn2pd.common import (
     CHOSEN_ON,
     EOS,
     LENGTH,
+    LONG,
     ROWS,
     SEED,
     TRAINED_ON,
@@ -25,7 +26,7 @@ from experiments.policies import measure
 from jaxdiff.cli.show import progress
 from jaxdiff.decode.many import Timed, batches
 from jaxdiff.metrics import tpf, wilson
-from jaxdiff.policies import Fixed, Oracle, Threshold
+from jaxdiff.policies import Fixed, Learned, Oracle, Threshold
 from jaxdiff.policies.filters import Filter
 from jaxdiff.tasks import evaluate, gsm_symbolic
 from jaxdiff.train.fit_filter import FilterRecipe, fit_filter
@@ -38,7 +39,7 @@ HIDDEN, N_INFILL = 0.5, 200  # share of an answer's tokens that infilling masks;
 
 
 def transfer(
-    checkpoint: jaxdiff.Checkpoint, results: Results, traces: Traces, recipe: FilterRecipe, local: jaxdiff.Policy
+    checkpoint: jaxdiff.Checkpoint, results: Results, traces: Traces, recipe: FilterRecipe, local: Learned
 ) -> None:
     """All of it; `recipe` and `local` are those of the filter that ships."""
     to_templates(checkpoint, results, traces, recipe, local.filter)
@@ -46,7 +47,7 @@ def transfer(
     ways = {
         "standard": Fixed(),
         "oracle": Oracle(),
-        f"threshold {tau:g}": Threshold(tau=np.float32(tau)),
+        f"threshold {tau:g}": Threshold(tau=tau),
         "learned local": local,
     }
     for gen_length, block in [*((LENGTH, block) for block in BLOCKS), *((n, BLOCK) for n in LENGTHS)]:
@@ -64,9 +65,22 @@ def transfer(
                     block_length=block,
                 ),
             )
+    to_long(checkpoint, results, local.filter, tau)
     for name, policy in ways.items():
         label = f"{name}, infilling {HIDDEN:.0%}"
         results.once(label, lambda label=label, policy=policy: [infilled(checkpoint, label, policy)])
+
+
+def to_long(checkpoint: jaxdiff.Checkpoint, results: Results, judge: Filter, tau: float) -> None:
+    """The longest canvas with safe end-of-text prediction: is the threshold that 256 chose the right one here?"""
+    more: dict[str, Any] = {"n": CHOSEN_ON, "split": "validation", "gen_length": LONG, "stop": jaxdiff.EotpStop("safe")}
+    for name, policy, values in (
+        ("standard", lambda _: Fixed(), (0.0,)),
+        ("threshold", lambda tau: Threshold(tau=tau), (tau,)),
+        ("learned local", learned(judge, quota=False), TAUS),
+    ):
+        label = f"{name}, length {LONG}, block {BLOCK}, eotp"
+        results.once(label, lambda label=label, p=policy, v=values: points(checkpoint, label, p, v, **more))
 
 
 def to_templates(

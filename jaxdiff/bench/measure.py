@@ -16,7 +16,7 @@ from jaxdiff.bench.clock import Median, in_turn, ratio
 from jaxdiff.bench.program import Program, bare
 from jaxdiff.bench.pytorch import Eager
 from jaxdiff.decode import decode
-from jaxdiff.types import Model, Params, Policy
+from jaxdiff.types import Model, Params, Policy, Remembering
 from jaxdiff.weights import full
 
 
@@ -47,6 +47,7 @@ class Work:
 
 def step_over_forward(work: Work, program: Program, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
     """Seconds of the compiled decode over those of as many bare forwards with the head: policy, loop and scores."""
+    assert isinstance(work.model, Remembering)
     masks = np.full((len(work.prompts), work.gen_length), work.model.config.mask_token_id, np.int32)
     least = bare(
         work.model,

@@ -1,8 +1,9 @@
 """One step's forwards: from the canvas to what is believed of each row's block, and, where a stopper asks, of the rest.
 
-without a cache   canvas [B L] -> its first n columns, n on the ladder -> features [B n D]
+without a cache   canvas [B L] -> its first n columns, n on the ladder -> features [B W D] of the block,
+                  or of all n for a stopper that asks
 with one          rows that are due: the same, into the memory; the others: a window [B T] over the memory
-of the features   the block [B W D] -> beliefs -> Score;  all that were computed [B T D] -> beliefs -> Tail
+of the features   the block [B W D] -> beliefs -> Score;  all of them [B T D] -> beliefs -> Tail
 """
 
 from __future__ import annotations

@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdiff.parallel import weights_are_spread
 from jaxdiff.types import Span, Window
 from jaxdiff.weights import full
 from jaxdiff.windows import put, take
 
 # Attention logits that are held at once, in elements. Rows whose logits leave a CPU's cache take two to four times as
 # long as one after the other; an accelerator wants many at once, but those of 8B models are 52 million each at 1,280.
-ROOM, ELSEWHERE = {"cpu": 2**20}, 2**26  # by backend; 2**26 are 256 MB
+ROOM, ELSEWHERE = {"cpu": 2**20}, 2**26  # by backend; 2**26 are 256 MB; a head alone may take more
 QUERIES = 2048  # of a head that are attended for at once
 UNSEEN = -1e30  # added to the logits of a key that is not seen
 Rope = tuple[Float[Array, "B T 1 h"], Float[Array, "B T 1 h"]]  # cos and sin, one column for each turned pair
@@ -125,15 +126,19 @@ def attend(
     def row(
         q: Float[Array, "K R T E"], k: Float[Array, "K S E"], v: Float[Array, "K S E"], seen: Bool[Array, "t S"]
     ) -> Float[Array, "K R T E"]:
-        return _together(lambda *head: _attend_head(*head, seen), (q, k, v), room // each)
+        # Where heads lie over devices a loop over them would gather them all on each.
+        count = groups if weights_are_spread() else room // each
+        return _together(lambda q, k, v: _attend_head(q, k, v, seen), (q, k, v), count)
 
     out = _together(row, (q, k, v, seen), room // (each * groups))
     return jnp.moveaxis(out, 3, 1).reshape(rows, length, heads, size)
 
 
 def _together(each: Callable[..., Array], arrays: tuple[Array, ...], count: int) -> Array:
-    """`each` over the first axis, so many at a time."""
-    return jax.lax.map(lambda one: each(*one), arrays, batch_size=min(max(1, count), arrays[0].shape[0]))
+    """`each` over the first axis, at most so many at a time, in pieces as even as may be."""
+    length = arrays[0].shape[0]
+    pieces = -(-length // max(1, count))
+    return jax.lax.map(lambda one: each(*one), arrays, batch_size=-(-length // pieces))
 
 
 def _attend_head(
@@ -146,7 +151,7 @@ def _attend_head(
         # `where` and a softmax, two thirds of the time at 1,120 positions.
         logits = jnp.matmul(q * (size**-0.5), k.T, preferred_element_type=jnp.float32)
         logits = logits + jnp.where(seen, 0.0, UNSEEN)[None]
-        weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+        weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
         mixed = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
         return (mixed / jnp.sum(weights, axis=-1, keepdims=True)).astype(v.dtype)
 

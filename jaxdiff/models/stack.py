@@ -1,6 +1,6 @@
 """The one stack that every family is: embedding, groups of scanned blocks, the last norm; and the model around it.
 
-    tokens [B T] -> wte -> groups of blocks, scanned -> ln_f -> features [B T D] -> head [D V]
+    tokens [B T] -> wte -> groups of blocks, scanned -> ln_f -> features [B r D] -> head [D V]
 
 A family is a config and a composition: which `Attention`, which MLP, how many layers of each. What reads or writes keys
 and values belongs here and in `layers.Attention`, once for all of them.
@@ -227,7 +227,7 @@ class Transformer:
 
         return {group.name: room(group) for group in self.stack().groups}
 
-    def _apply(self, params: Params, *arguments: Any) -> tuple[Float[Array, "B T D"], Memory]:
+    def _apply(self, params: Params, *arguments: Any) -> tuple[Float[Array, "B r D"], Memory]:
         stack = self.stack().clone(vocab_size=params["wte"].shape[0])  # over a mesh it is padded
         out: Any = stack.apply({"params": params}, *arguments)
         return out

@@ -13,6 +13,7 @@ from jaxdiff.parallel.mesh import (
     over_vocabulary,
     parse_mesh,
     specs_of,
+    weights_are_spread,
 )
 from jaxdiff.parallel.rules import LANE, check_model, place, shardings
 
@@ -33,4 +34,5 @@ __all__ = [
     "place",
     "shardings",
     "specs_of",
+    "weights_are_spread",
 ]

@@ -94,13 +94,18 @@ def over_rows(
     return jax.tree.map(lambda leaf: leaf[:rows], result) if missing else result
 
 
+def weights_are_spread() -> bool:
+    """Whether the code that is traced runs inside `over_rows` of a mesh with several devices for each row."""
+    return jax.sharding.get_abstract_mesh().shape.get(MODEL, 1) > 1
+
+
 def over_experts(program: Callable[..., Any], kernels: Mapping[str, Any], *whole: Any) -> Any:
     """`program(kernels, *whole)` on each shard's slice of the kernels (leaves of `experts/`); the results are added up.
 
     Without it the partitioner would add up every expert's output before they are weighted and joined: k times as much.
     For code inside `over_rows`; elsewhere it is `program` itself.
     """
-    if MODEL not in jax.sharding.get_abstract_mesh().axis_names:
+    if not weights_are_spread():
         return program(kernels, *whole)
 
     def on_shard(kernels: Mapping[str, Any], *whole: Any) -> Any:

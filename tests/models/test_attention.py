@@ -37,7 +37,7 @@ def test_rows_that_go_one_after_the_other_are_rows_at_once(monkeypatch):
     seen = jax.random.bernoulli(keys[3], 0.7, (5, 1, 24)).at[:, :, 0].set(True)
     monkeypatch.setattr(layers, "ROOM", {})
     whole = layers.attend(q, k, v, seen)
-    for room in (1, 2 * 4 * 24 * 24):  # a row at a time; two, and the fifth alone
+    for room in (1, 2 * 4 * 24 * 24):  # a head at a time; two rows, and the fifth alone
         monkeypatch.setattr(layers, "ROOM", {jax.default_backend(): room})
         program = jax.jit(lambda *x: layers.attend(*x)).lower(q, k, v, seen).compile()
         np.testing.assert_allclose(program(q, k, v, seen), whole, atol=1e-6)

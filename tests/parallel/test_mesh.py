@@ -23,6 +23,7 @@ from jaxdiff import (
     make_mesh,
 )
 from jaxdiff.decode.score import TILE, beliefs
+from jaxdiff.models import layers
 from jaxdiff.models.config import Config
 from jaxdiff.parallel import over_rows
 from jaxdiff.policies import Fixed, Learned, Threshold, any_of
@@ -144,8 +145,12 @@ def test_a_sharded_vocabulary_is_scored_as_a_whole_one():
 
 
 @pytest.mark.parametrize("family", [Llada, LladaMoe])
-def test_devices_tell_each_other_no_more_than_they_must(family):
-    """Within a shard of rows, so that its loop may end alone; never head or logits; what a layer needs, once."""
+def test_devices_tell_each_other_no_more_than_they_must(family, monkeypatch):
+    """Within a shard of rows, so that its loop may end alone; never head or logits; what a layer needs, once.
+
+    Nor are heads gathered where a row's attention logits are too many to be held at once.
+    """
+    monkeypatch.setattr(layers, "ROOM", {"cpu": 1})
     rows, prompt, shards = 4, 8, 4
     shape = SHAPE | {"vocab_size": shards * TILE + 600}
     experts = {} if family is Llada else {"num_experts": 4, "num_experts_per_tok": 2}
@@ -160,7 +165,8 @@ def test_devices_tell_each_other_no_more_than_they_must(family):
     fed = rows // 2 * (prompt + small.GEN) * config.d_model
     assert max(each.elements for each in found) == fed < config.vocab_size // shards
     reduced = [each for each in found if each.kind == "all-reduce"]
-    assert sum(each.times * each.elements for each in reduced) == (2 * config.n_layers + 1) * fed
+    read = rows // 2 * small.BLOCK * config.d_model  # all that the last layer adds up
+    assert sum(each.times * each.elements for each in reduced) == (2 * config.n_layers - 1) * fed + 2 * read
     assert all(each.step for each in found)
     gathered = [each for each in found if each.kind == "all-gather"]
     assert gathered
