@@ -152,7 +152,7 @@ def test_devices_tell_each_other_no_more_than_they_must(family, monkeypatch):
     """
     monkeypatch.setattr(layers, "ROOM", {"cpu": 1})
     rows, prompt, shards = 4, 8, 4
-    shape = SHAPE | {"vocab_size": shards * TILE + 600}
+    shape = SHAPE | {"vocab_size": shards * TILE + 600, "n_kv_heads": shards}
     experts = {} if family is Llada else {"num_experts": 4, "num_experts_per_tok": 2}
     model = family((LladaMoeConfig if experts else LladaConfig)(**shape, **experts))
     config, mesh = model.config, make_mesh(2, shards)
@@ -169,5 +169,5 @@ def test_devices_tell_each_other_no_more_than_they_must(family, monkeypatch):
     assert sum(each.times * each.elements for each in reduced) == (2 * config.n_layers - 1) * fed + 2 * read
     assert all(each.step for each in found)
     gathered = [each for each in found if each.kind == "all-gather"]
-    assert gathered
+    assert {each.elements for each in gathered} == {shards * rows // 2 * small.BLOCK}  # summaries of the block's scores
     assert len(reduced) + len(gathered) == len(found)
