@@ -26,6 +26,8 @@ from jaxdiff.decode import api, loop
 from jaxdiff.decode.cache import Cache
 
 LENGTHS, BLOCK, STEPS, ROUNDS, GENERATED = (256, 512, 1024), 32, 24, 9, 256
+TICKS = (2, 5, 10, 20, 50)  # milliseconds
+RESULTS = Path(__file__).parent / "results"
 CACHES = {
     "none": jaxdiff.NoCache(),
     "prefix": jaxdiff.Prefix(),
@@ -82,7 +84,7 @@ def interleaved(measured: dict[str, Any]) -> dict[str, float]:
 
 
 def main() -> None:
-    results, load = Path(__file__).parent / "results", os.getloadavg()[0]
+    load = os.getloadavg()[0]
     checkpoint = jaxdiff.load()
     step = {
         str(length): interleaved({k: Steps(checkpoint.model, checkpoint.params, c, length) for k, c in CACHES.items()})
@@ -97,16 +99,24 @@ def main() -> None:
         "load_before": load,
         "jax": jax.__version__,
     }
-    results.mkdir(exist_ok=True)
-    (results / "speed.json").write_text(json.dumps(report, indent=1) + "\n")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "speed.json").write_text(json.dumps(report, indent=1) + "\n")
+    draw(report)
+    print(json.dumps(report, indent=1))
+
+
+def draw(report: dict[str, Any]) -> None:
+    step = report["seconds_per_step"]
     figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
     for name in CACHES:
         axes.plot(LENGTHS, [1e3 * step[str(length)][name] for length in LENGTHS], marker="o", label=name)
     axes.set(xscale="log", yscale="log", xlabel="canvas length", ylabel="ms per step", xticks=LENGTHS)
-    axes.set_xticklabels([str(length) for length in LENGTHS])
+    axes.set(yticks=TICKS, xticklabels=LENGTHS, yticklabels=TICKS)
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    figure.savefig(results / "speed.png", dpi=150)
-    print(json.dumps(report, indent=1))
+    figure.savefig(RESULTS / "speed.png", dpi=150)
+    plt.close(figure)
 
 
 if __name__ == "__main__":
