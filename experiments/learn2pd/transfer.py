@@ -15,10 +15,12 @@ from experiments.learn2pd.common import (
     EOS,
     LENGTH,
     LONG,
+    N_LONG,
     ROWS,
     SEED,
     TRAINED_ON,
     Results,
+    chosen_of,
     learned,
     points,
 )
@@ -72,15 +74,25 @@ def transfer(
 
 
 def to_long(checkpoint: jaxdiff.Checkpoint, results: Results, judge: Filter, tau: float) -> None:
-    """The longest canvas with safe end-of-text prediction: is the threshold that 256 chose the right one here?"""
+    """The longest canvas with safe end-of-text prediction: is the threshold that 256 chose the right one here?
+
+    What validation chooses here is decoded once more, on the test problems of step 3.
+    """
     more: dict[str, Any] = {"n": CHOSEN_ON, "split": "validation", "gen_length": LONG, "stop": jaxdiff.EotpStop("safe")}
+    swept: dict[str, Any] = {}
     for name, policy, values in (
         ("standard", lambda _: Fixed(), (0.0,)),
         ("threshold", lambda tau: Threshold(tau=tau), (tau,)),
         ("learned local", learned(judge, quota=False), TAUS),
     ):
         label = f"{name}, length {LONG}, block {BLOCK}, eotp"
-        results.once(label, lambda label=label, p=policy, v=values: points(checkpoint, label, p, v, **more))
+        swept[name] = results.once(
+            label, lambda label=label, p=policy, v=values: points(checkpoint, label, p, v, **more)
+        )
+    best = chosen_of(swept["learned local"], swept["standard"][0])["value"]
+    label = f"learned local {best:g}, length {LONG}, block {BLOCK}, eotp, test"
+    more |= {"n": N_LONG, "split": "test"}
+    results.once(label, lambda: points(checkpoint, label, learned(judge, quota=False), (best,), **more))
 
 
 def to_templates(
