@@ -354,10 +354,12 @@ class Remembering(Model, Protocol):
         window: Window,
         memory: Memory,
         prompt: Int[Array, " B"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Memory]:
+        read: Span | None = None,
+    ) -> tuple[Float[Array, "B r D"], Memory]:
         """`features` of a window over a memory, and what is to be kept of it, [N B K T E]; `features` is T = L.
 
-        A shifted model's first row has nothing to read from unless it is the canvas' own.
+        `read` counts from the window's first token; what is kept is of the whole window. A shifted model's first row
+        has nothing to read from unless it is the canvas' own.
         """
         ...
 

@@ -25,6 +25,8 @@ N, N_LONG, TIMED = 500, 100, 32  # test problems: at 256; at 1024 for accuracy; 
 TRACES = Path("runs/learn2pd/traces")
 RESULTS = Path(__file__).parent / "results"
 
+MORE, ELSE = 1000, SEED + 1  # validation problems, and their seed, where 100 do not tell an accuracy from its neighbour
+
 HEURISTICS = tuple(s for s in SWEEPS if s.name in ("threshold", "factor", "entropy", "entropy bounded", "above mean"))
 FILTER_TAUS = (0.999, 0.995, 0.99, 0.98, *TAUS[2:9], 0.65, 0.5)
 EOS = jaxdiff.EosStop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,10 @@ from experiments.learn2pd.common import (
     CHOSEN_ON,
     EOS,
     LENGTH,
-    LONG,
-    N_LONG,
     ROWS,
     SEED,
     TRAINED_ON,
     Results,
-    chosen_of,
     learned,
     points,
 )
@@ -35,13 +33,13 @@ from jaxdiff.train.fit_filter import FilterRecipe, fit_filter
 from jaxdiff.train.traces import Traces
 
 TAUS = (0.98, 0.95, 0.85, 0.7)
-BLOCKS, LENGTHS = (16, 64), (512,)
+BLOCKS, LENGTHS = (8, 16, 64, 128), (512,)
 APART, N_APART = (0, 1, 2), 200  # places of the templates kept apart, in their order; problems of all templates
 HIDDEN, N_INFILL = 0.5, 200  # share of an answer's tokens that infilling masks; problems
 
 
 def transfer(
-    checkpoint: jaxdiff.Checkpoint, results: Results, traces: Traces, recipe: FilterRecipe, local: Learned
+    checkpoint: jaxdiff.Checkpoint, results: Results, traces: Sequence[Traces], recipe: FilterRecipe, local: Learned
 ) -> None:
     """All of it; `recipe` and `local` are those of the filter that ships."""
     to_templates(checkpoint, results, traces, recipe, local.filter)
@@ -67,41 +65,19 @@ def transfer(
                     block_length=block,
                 ),
             )
-    to_long(checkpoint, results, local.filter, tau)
     for name, policy in ways.items():
         label = f"{name}, infilling {HIDDEN:.0%}"
         results.once(label, lambda label=label, policy=policy: [infilled(checkpoint, label, policy)])
 
 
-def to_long(checkpoint: jaxdiff.Checkpoint, results: Results, judge: Filter, tau: float) -> None:
-    """The longest canvas with safe end-of-text prediction: is the threshold that 256 chose the right one here?
-
-    What validation chooses here is decoded once more, on the test problems of step 3.
-    """
-    more: dict[str, Any] = {"n": CHOSEN_ON, "split": "validation", "gen_length": LONG, "stop": jaxdiff.EotpStop("safe")}
-    swept: dict[str, Any] = {}
-    for name, policy, values in (
-        ("standard", lambda _: Fixed(), (0.0,)),
-        ("threshold", lambda tau: Threshold(tau=tau), (tau,)),
-        ("learned local", learned(judge, quota=False), TAUS),
-    ):
-        label = f"{name}, length {LONG}, block {BLOCK}, eotp"
-        swept[name] = results.once(
-            label, lambda label=label, p=policy, v=values: points(checkpoint, label, p, v, **more)
-        )
-    best = chosen_of(swept["learned local"], swept["standard"][0])["value"]
-    label = f"learned local {best:g}, length {LONG}, block {BLOCK}, eotp, test"
-    more |= {"n": N_LONG, "split": "test"}
-    results.once(label, lambda: points(checkpoint, label, learned(judge, quota=False), (best,), **more))
-
-
 def to_templates(
-    checkpoint: jaxdiff.Checkpoint, results: Results, traces: Traces, recipe: FilterRecipe, whole: Filter
+    checkpoint: jaxdiff.Checkpoint, results: Results, traces: Sequence[Traces], recipe: FilterRecipe, whole: Filter
 ) -> None:
     """Two filters on the problems of templates that only one of them was fitted to."""
-    problems = list(itertools.islice(gsm_symbolic.problems("train", TRAINED_ON), int(traces.prompt.max()) + 1))
-    apart = np.unique([problem.template for problem in problems])[list(APART)]
-    of_row = np.asarray([problem.template for problem in problems])[traces.prompt]
+    last = max(int(part.prompt.max()) for part in traces)
+    templates = [p.template for p in itertools.islice(gsm_symbolic.problems("train", TRAINED_ON), last + 1)]
+    apart = np.unique(templates)[list(APART)]
+    others = [part.take(~np.isin(np.asarray(templates)[part.prompt], apart)) for part in traces]
 
     def make(judge: Filter) -> list[dict[str, Any]]:
         swept = evaluate.sweep(
@@ -128,11 +104,8 @@ def to_templates(
         ]
         return [point | {"n": int(kept.sum())} for point in measure(TAUS, parts)]
 
-    rows = ~np.isin(of_row, apart)
     results.once("local, all templates, on three of them", lambda: make(whole))
-    results.once(
-        "local, the other templates, on these three", lambda: make(fit_filter(traces.take(rows), recipe).filter)
-    )
+    results.once("local, the other templates, on these three", lambda: make(fit_filter(others, recipe).filter))
 
 
 def infilled(checkpoint: jaxdiff.Checkpoint, label: str, policy: jaxdiff.Policy) -> dict[str, Any]:

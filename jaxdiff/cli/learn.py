@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Annotated
 
 import typer
 
-from jaxdiff.checkpoint import FILTERS, SHIPPED, load, model_folder, save_filter
+from jaxdiff.checkpoint import FILTERS, SHIPPED, learned_policy, load, model_folder, save_filter
 from jaxdiff.cli import options
 from jaxdiff.cli.show import note, progress
 from jaxdiff.decode import parse_stopper
-from jaxdiff.policies import Learned
+from jaxdiff.policies import Learned, parse
 from jaxdiff.tasks import TASKS, task
 from jaxdiff.types import InputError
 
@@ -43,12 +44,17 @@ def collect(
             help="A replay commits what is final and at least as sure. Given more than once: as many replays.",
         ),
     ] = [0.0],  # noqa: B006
+    answer: Annotated[
+        str,
+        typer.Option("--answer", help="The policy whose answers are replayed: threshold:tau=0.99 is fast."),
+    ] = "fixed",
     as_json: options.Json = False,
 ) -> None:
-    """Decode training prompts one token a step, replay the answers, and write what was seen."""
+    """Decode training prompts, by default one token a step, replay the answers, and write what was seen."""
     from jaxdiff.train.traces import collect as run
 
     stopper, source = parse_stopper(stop), task(task_name)
+    policy = parse(answer, learned=functools.partial(learned_policy, model))
     checkpoint = load(model)
     tokenizer = checkpoint.tokenizer_for(task_name)
     problems = list(itertools.islice(source.problems("train", seed), n))
@@ -66,6 +72,7 @@ def collect(
             batch_size=batch_size,
             features=features,
             taus=tau,
+            answer=policy,
             progress=update,
         )
     numbers = {"prompts": len(prompts), "rows": int(traces.prompt.size), "seed": seed}
@@ -76,7 +83,10 @@ def collect(
 
 
 def fit(
-    traces: Annotated[Path, typer.Option("--traces", help="A folder that `collect` wrote.")],
+    traces: Annotated[
+        list[Path],
+        typer.Option("--traces", help="A folder that `collect` wrote. Given more than once: all, of one --seed."),
+    ],
     name: Annotated[str, typer.Option("--name", help="What the policy is called: learned:name=NAME.")],
     model: options.Model = SHIPPED,
     kind: Annotated[str, typer.Option("--kind", help="block (as published), local or hidden.")] = "local",
@@ -96,7 +106,7 @@ def fit(
     if not name.isidentifier():
         raise InputError(f"name: found {name!r}, expected letters, digits and underscores")
     recipe = FilterRecipe(kind=kind, layers=layers, hidden=hidden, wrong=wrong, steps=steps, seed=seed)
-    folder, rows = model_folder(model) / FILTERS / name, load_traces(traces)
+    folder, rows = model_folder(model) / FILTERS / name, [load_traces(path) for path in traces]
     with progress("steps", steps, lambda loss, _: f"validation loss {loss:.4f}") as update:
         fitted = fit_filter(rows, recipe, lambda done, loss: update(done, loss, 1.0))
     save_filter(folder, Learned(fitted.filter, tau), quota=quota)

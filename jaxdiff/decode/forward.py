@@ -110,7 +110,7 @@ class Forward:
         valid = (column >= state.origin[:, None]) & (column < state.end[:, None])
         past = None if before is None else jax.tree.map(lambda x: x[:, :, :, :columns], before.memory)
         block, tail = Span(self.place.start - window.start, settings.block_length), None
-        alone = before is None and not settings.stop.wants_tail
+        alone = length > settings.block_length + int(self.model.shifted) and not settings.stop.wants_tail
         features, kept = self._features(positions, valid, window, past, block if alone else None)
         hidden = features if alone else take(features, block.start, block.count)
         if settings.stop.wants_tail:
@@ -139,7 +139,7 @@ class Forward:
         past: Memory | None,
         read: Span | None,
     ) -> tuple[Float[Array, "B r D"], Memory | None]:
-        """Of all tokens, or without a memory of those in `read`.
+        """Of all tokens, or of those in `read`.
 
         One forward, or with guidance the pair of LLaDA's `generate.py`: un + (scale + 1) (cond - un).
         The unconditional copy has all that was given masked, and keys and values of its own. The head is linear, so
@@ -160,7 +160,7 @@ class Forward:
             features, kept = self.model.features(self.params, canvas, positions, valid, prompt, read), None
         else:
             tokens = canvas if length == columns else take(canvas, window.start, length)
-            features, kept = self.model.recall(self.params, tokens, positions, valid, window, past, prompt)
+            features, kept = self.model.recall(self.params, tokens, positions, valid, window, past, prompt, read)
         if guidance is None:
             return features, kept
         seeing, unseeing = (half.astype(jnp.float32) for half in jnp.split(features, 2))

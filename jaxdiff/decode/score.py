@@ -149,8 +149,11 @@ def _scan(
             noise = jax.vmap(jax.vmap(lambda key: jax.vmap(lambda lane: _lane(key, lane))(lanes)))(position_keys)
             return jnp.take(noise.reshape(*noise.shape[:2], -1), (ids - begin - index * tile) % tile, axis=-1)
 
-        noise = jax.lax.cond(jnp.any(loudness > 0.0), drawn, lambda: jnp.zeros_like(logits))
-        return _summarise(logits, jnp.where(logits > NEVER, logits + loudness * noise, NEVER), ids)
+        def noisy() -> _Running:
+            return _summarise(logits, jnp.where(logits > NEVER, logits + loudness * drawn(), NEVER), ids)
+
+        # Where no row draws, keys are logits, and the compiler finds half of the passes to be the other half.
+        return jax.lax.cond(jnp.any(loudness > 0.0), noisy, lambda: _summarise(logits, logits, ids))
 
     running = one_tile(jnp.int32(0))
     if tiles > 1:
@@ -165,26 +168,35 @@ def _lane(key: Key[Array, ""], lane: Int[Array, ""]) -> Float[Array, " l"]:
 
 
 def _summarise(logits: Float[Array, "B W v"], keys: Float[Array, "B W v"], ids: Int[Array, " v"]) -> _Running:
-    at = jnp.argmax(keys, axis=-1, keepdims=True)
-    others = jnp.arange(logits.shape[-1])[None, None] != at
-    top, highest = jnp.max(logits, axis=-1), jnp.argmax(logits, axis=-1, keepdims=True)
-    shifted = logits - top[..., None]
-    weights = jnp.exp(shifted)
+    """One tile, in one pass of exponentials: of all but the candidate and the highest, scaled by the best of these.
+
+    Sums leave out what may be 1 beside a tiny rest, and add it where it belongs: a rest of 1e-12 stays a rest.
+    """
+    at, highest = (jnp.argmax(x, axis=-1, keepdims=True) for x in (keys, logits))
+    lane = jnp.arange(logits.shape[-1])[None, None]
+    others = lane != at
 
     def pick(values: Float[Array, "B W v"]) -> Float[Array, "B W"]:
         return jnp.take_along_axis(values, at, axis=-1)[..., 0]
 
-    rest = jax.nn.logsumexp(jnp.where(others, logits, -jnp.inf), axis=-1)
+    token_logit, top = pick(logits), jnp.max(logits, axis=-1)
+    best_other = jnp.max(jnp.where(others, logits, NEVER), axis=-1)
+    below = logits - best_other[..., None]
+    weights = jnp.where(others & (lane != highest), jnp.exp(below), 0.0)
+    total, moment = jnp.sum(weights, axis=-1), jnp.sum(weights * below, axis=-1)
+    calm = (at == highest)[..., 0]  # the candidate is the highest: the rest lies below it, else the highest is in it
+    drop, lift = best_other - top, token_logit - top
     return _Running(
         token=ids[at[..., 0]],
         key=pick(keys),
         next_key=jnp.max(jnp.where(others, keys, NEVER), axis=-1),
-        logit=pick(logits),
-        best_other=jnp.max(jnp.where(others, logits, NEVER), axis=-1),
-        rest=jnp.maximum(rest, NEVER),  # a tile of one entry has no rest
+        logit=token_logit,
+        best_other=best_other,
+        # A tile of one entry has no rest.
+        rest=jnp.maximum(best_other + jnp.log(total + jnp.where(calm, 0.0, 1.0)), NEVER),
         top=top,
-        mass=jnp.sum(jnp.where(jnp.arange(logits.shape[-1])[None, None] == highest, 0.0, weights), axis=-1),
-        moment=jnp.sum(weights * shifted, axis=-1),
+        mass=jnp.where(calm, total * jnp.exp(drop), total + jnp.exp(lift)),
+        moment=jnp.where(calm, jnp.exp(drop) * (moment + drop * total), moment + jnp.exp(lift) * lift),
     )
 
 

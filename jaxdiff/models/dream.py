@@ -60,10 +60,9 @@ class Dream(Transformer):
         """As every family's: row i predicts token i. The shift is undone here, and never reads the padding."""
         if read is None:
             return _unshifted(super().features(params, tokens, positions, valid, prompt), positions)
-        count = min(read.count + 1, tokens.shape[1])
-        wider = Span(jnp.clip(read.start - 1, 0, tokens.shape[1] - count), count)  # a token is read from the one before
+        wider = _with_the_one_before(read, tokens.shape[1])
         own = super().features(params, tokens, positions, valid, prompt, wider)
-        return take(_unshifted(own, take(positions, wider.start, count)), read.start - wider.start, read.count)
+        return take(_unshifted(own, take(positions, wider.start, wider.count)), read.start - wider.start, read.count)
 
     def recall(
         self,
@@ -74,10 +73,21 @@ class Dream(Transformer):
         window: Window,
         memory: Memory,
         prompt: Int[Array, " B"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Memory]:
+        read: Span | None = None,
+    ) -> tuple[Float[Array, "B r D"], Memory]:
         """As every family's; a window's first row predicts nothing, unless it is the first token."""
-        own, kept = super().recall(params, tokens, positions, valid, window, memory, prompt)
-        return _unshifted(own, take(positions, window.start, tokens.shape[1])), kept
+        length = tokens.shape[1]
+        wider = Span(jnp.zeros_like(window.start), length) if read is None else _with_the_one_before(read, length)
+        part = None if read is None else wider
+        own, kept = super().recall(params, tokens, positions, valid, window, memory, prompt, part)
+        own = _unshifted(own, take(positions, window.start + wider.start, wider.count))
+        return (own if read is None else take(own, read.start - wider.start, read.count)), kept
+
+
+def _with_the_one_before(read: Span, length: int) -> Span:
+    """What is to be computed: a token is read from the one before."""
+    count = min(read.count + 1, length)
+    return Span(jnp.clip(read.start - 1, 0, length - count), count)
 
 
 def _unshifted(own: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:

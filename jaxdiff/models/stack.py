@@ -91,8 +91,8 @@ class Stack(nn.Module):
         read: Span | None = None,
     ) -> tuple[Float[Array, "B r D"], Memory]:
         """Features of the tokens, and each group's kept keys and values [N B K T E]; positions and `valid` are those of
-        the whole canvas. Without a window the tokens are the canvas, and nothing is kept. With `read`, which goes
-        without a memory, the last layer's queries and MLP are computed for those tokens alone.
+        the whole canvas. Without a window the tokens are the canvas, and nothing is kept. With `read` the last layer's
+        queries and MLP are computed for those tokens alone.
         """
         embedding_init = nn.initializers.normal(1.0 / math.sqrt(self.d_model))
         embedding = self.param("wte", embedding_init, (self.vocab_size, self.d_model))
@@ -116,22 +116,33 @@ class Stack(nn.Module):
             blocks = layers(group.attention, group.mlp, self.eps, name=group.name)
             x, kept[group.name] = blocks(x, rope, seen, window, past)
         if read is not None:
-            x = self._read(self.groups[-1], x, rope, seen, read)
+            last = self.groups[-1]
+            past = None if memory is None else memory[last.name]
+            x, kept[last.name] = self._read(last, x, rope, seen, window, past, read)
         return RMSNorm(self.eps, name="ln_f")(x), kept
 
     def _read(
-        self, group: Group, x: Float[Array, "B T D"], rope: Rope, seen: Bool[Array, "B t S"], read: Span
-    ) -> Float[Array, "B r D"]:
+        self,
+        group: Group,
+        x: Float[Array, "B T D"],
+        rope: Rope,
+        seen: Bool[Array, "B t S"],
+        window: Window | None,
+        memory: Kept | None,
+        read: Span,
+    ) -> tuple[Float[Array, "B r D"], Kept | None]:
         """The group with its last layer apart; `nn.scan` has the whole stack of leaves or none."""
         leaves, block = self.variables["params"][group.name], Block(group.attention, group.mlp, self.eps, parent=None)
 
-        def layer(x: Float[Array, "B T D"], index: Any, read: Span | None = None) -> Float[Array, "B r D"]:
-            own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), leaves)
-            out: Any = block.apply({"params": own}, x, rope, seen, None, None, read)
-            return out[0]
+        def layer(x: Float[Array, "B T D"], index: Any, read: Span | None = None) -> Any:
+            own, past = jax.tree.map(
+                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), (leaves, memory)
+            )
+            return block.apply({"params": own}, x, rope, seen, window, past, read)
 
-        x, _ = jax.lax.scan(lambda x, index: (layer(x, index), None), x, jnp.arange(group.depth - 1))
-        return layer(x, group.depth - 1, read)
+        x, kept = jax.lax.scan(layer, x, jnp.arange(group.depth - 1))
+        x, last = layer(x, group.depth - 1, read)
+        return x, jax.tree.map(lambda some, one: jnp.concatenate([some, one[None]]), kept, last)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,18 +215,19 @@ class Transformer:
         window: Window,
         memory: Memory,
         prompt: Int[Array, " B"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Memory]:
+        read: Span | None = None,
+    ) -> tuple[Float[Array, "B r D"], Memory]:
         """`features` of a window of the canvas, over what is remembered of the rest: the case T = L is the whole.
 
         Args:
             tokens: those of columns window.start to window.start + T of each row.
-            positions, valid: of all columns; `prompt` as in `features`.
+            positions, valid: of all columns; `prompt` as in `features`, `read` too, counted from the window's start.
             memory: keys and values of all layers and columns, as `memory` makes them.
 
         Returns the features, and the window's keys and values [N B K T E]: its own where `window.fresh`, the memory's
         elsewhere, so that writing them back changes no column that was not to change.
         """
-        return self._apply(params, tokens, positions, valid, prompt, window, memory)
+        return self._apply(params, tokens, positions, valid, prompt, window, memory, read)
 
     def memory(self, rows: int, length: int) -> Memory:
         """Room for the keys and values of `rows` canvases, zeros [N B K L E] in the config's dtype for each group."""

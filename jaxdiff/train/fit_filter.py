@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,7 +35,7 @@ class FilterRecipe:
     reach: int = 3  # neighbours on each side that a local filter sees
     wrong: float = 1.0  # what a wrong commit costs, in waits
     steps: int = 5000
-    rows: int = 1024  # of a minibatch
+    positions: int = 2**15  # of a minibatch: blocks of so many in all; for a local filter they are masked ones
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     seed: int = 0
@@ -43,7 +43,7 @@ class FilterRecipe:
     def __post_init__(self) -> None:
         if self.kind not in ("block", "local", "hidden"):
             raise InputError(f"filter kind: found {self.kind!r}, expected block, local or hidden")
-        for name in ("layers", "steps", "rows"):
+        for name in ("layers", "steps", "positions"):
             if getattr(self, name) < 1:
                 raise InputError(f"filter {name}: found {getattr(self, name)}, expected at least 1")
 
@@ -61,30 +61,46 @@ class Fitted:
 
 @pytree
 class _Rows:
-    inputs: Float[Array, "R ..."]
-    final: Float[Array, "R W"]
-    weight: Float[Array, "R W"]
+    """Blocks [R W], or the masked positions of all blocks [R]."""
+
+    inputs: Float[Array, "R F"]
+    final: Float[Array, "R ..."]
+    weight: Float[Array, "R ..."]
 
 
-def fit_filter(traces: Traces, recipe: FilterRecipe, progress: Callable[[int, float], None] | None = None) -> Fitted:
+def fit_filter(
+    traces: Traces | Sequence[Traces], recipe: FilterRecipe, progress: Callable[[int, float], None] | None = None
+) -> Fitted:
     """The filter of lowest validation loss; a tenth of the prompts, chosen by their ids, is kept for that.
 
     The published loss counts every position of the block alike; a local filter is fitted to masked ones alone, since
     only they can be committed, and `wrong` weighs a wrong commit against a wait.
 
-    Raises InputError for traces that are empty, not finite, or of too few prompts to split.
+    Args:
+        traces: several collections, for a local filter of any block lengths; a prompt's id means the same in all.
+
+    Raises InputError for traces that are empty, not finite, or of too few prompts to split; and for a block filter, of
+    several block lengths.
     """
-    traces.check()
-    held = kept_apart(traces.prompt)
+    parts = [traces] if isinstance(traces, Traces) else list(traces)
+    windows = sorted({part.final.shape[1] for part in parts})
+    if recipe.kind == "block" and len(windows) > 1:
+        raise InputError(f"traces: found blocks of {windows}, but a filter of kind block judges one length; name one")
+    for part in parts:
+        part.check()
+    ids = np.concatenate([part.prompt for part in parts])
+    held = kept_apart(ids)
     if held.all() or not held.any():
-        raise InputError(
-            f"traces: found {len(np.unique(traces.prompt))} prompts, too few to keep a tenth apart; collect more"
-        )
-    if recipe.kind == "hidden" and not traces.hidden.shape[-1]:
+        raise InputError(f"traces: found {len(np.unique(ids))} prompts, too few to keep a tenth apart; collect more")
+    features = min(part.hidden.shape[-1] for part in parts) if recipe.kind == "hidden" else 0
+    if recipe.kind == "hidden" and not features:
         raise InputError("traces: hold no hidden features, which kind hidden reads; collect them with --features")
-    features = traces.hidden.shape[-1] if recipe.kind == "hidden" else 0
-    widths = _widths(recipe, traces.final.shape[1], features)
-    rows, checked = (_prepare(traces.take(part), recipe, features) for part in (~held, held))
+    widths = _widths(recipe, windows[0], features)
+    rows, checked = (
+        _prepare([part.take(kept_apart(part.prompt) == apart) for part in parts], recipe, features)
+        for apart in (False, True)
+    )
+    size = max(1, recipe.positions // windows[0]) if recipe.kind == "block" else recipe.positions
     optimizer = optax.adamw(
         optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps), weight_decay=recipe.weight_decay
     )
@@ -102,7 +118,7 @@ def fit_filter(traces: Traces, recipe: FilterRecipe, progress: Callable[[int, fl
         def one(state: Any, step: Array) -> tuple[Any, None]:
             layers, optimizer_state = state
             key = jax.random.fold_in(jax.random.key(recipe.seed), step)
-            at = jax.random.randint(key, (min(recipe.rows, rows.final.shape[0]),), 0, rows.final.shape[0])
+            at = jax.random.randint(key, (min(size, rows.final.shape[0]),), 0, rows.final.shape[0])
             gradient = jax.grad(loss)(layers, jax.tree.map(lambda x: x[at], rows))
             updates, optimizer_state = optimizer.update(gradient, optimizer_state, layers)
             return (optax.apply_updates(layers, updates), optimizer_state), None
@@ -120,7 +136,7 @@ def fit_filter(traces: Traces, recipe: FilterRecipe, progress: Callable[[int, fl
         if progress is not None:
             progress(min(first + CHUNK, recipe.steps), losses[-1])
     made: Filter = Block(best_layers) if recipe.kind == "block" else Local(best_layers, recipe.reach, features)
-    return Fitted(made, losses, best, int((~held).sum()), len(np.unique(traces.prompt)))
+    return Fitted(made, losses, best, int((~held).sum()), len(np.unique(ids)))
 
 
 def kept_apart(prompts: Int[np.ndarray, " R"]) -> Bool[np.ndarray, " R"]:
@@ -134,10 +150,16 @@ def _widths(recipe: FilterRecipe, window: int, features: int) -> tuple[int, ...]
     return (ends[0], *[hidden] * (recipe.layers - 1), ends[1])
 
 
-def _prepare(traces: Traces, recipe: FilterRecipe, features: int) -> _Rows:
+def _prepare(parts: Sequence[Traces], recipe: FilterRecipe, features: int) -> _Rows:
+    made = [_rows_of(part, recipe, features) for part in parts]
+    return jax.tree.map(lambda *columns: jnp.concatenate(columns), *made)
+
+
+def _rows_of(traces: Traces, recipe: FilterRecipe, features: int) -> _Rows:
     seen = traces.evidence
     final = jnp.asarray(traces.final, jnp.float32)
     weight = jnp.where(final > 0, 1.0, recipe.wrong)
     if recipe.kind == "block":
         return _Rows(seen.prob, final, weight)
-    return _Rows(local_inputs(seen, recipe.reach, features), final, weight * seen.masked)
+    inputs = local_inputs(seen, recipe.reach, features)
+    return _Rows(inputs[seen.masked], final[seen.masked], weight[seen.masked])

@@ -15,7 +15,7 @@ def home(folder, tmp_path):
 
 def test_a_filter_from_traces_to_text(home, run, tmp_path):
     collecting = ("collect", "--out", tmp_path / "traces", "--model", home, "--task", "drills", "--n", 40, *LENGTHS)
-    ran = run(*collecting, "--stop", "none", "--features", "--tau", 0, "--tau", 0.9, "--json")
+    ran = run(*collecting, "--stop", "none", "--features", "--tau", 0, "--tau", 0.9, "--answer", "threshold", "--json")
     assert ran.code == 0, ran.err
     assert ran.json["prompts"] == 40
     assert ran.json["rows"] >= 40 * 2 * 2  # a forward for each block of each replay, at the least

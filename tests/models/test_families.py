@@ -12,7 +12,7 @@ from jaxdiff import InputError, build, load, save
 from jaxdiff.models import FAMILIES
 from jaxdiff.models.layers import visible
 from jaxdiff.models.mixture import Experts
-from jaxdiff.types import Span
+from jaxdiff.types import Span, Window
 from jaxdiff.windows import take
 from tests.small import MODEL
 
@@ -169,15 +169,50 @@ def test_a_folder_of_ours_gives_the_model_back(family, tmp_path):
 @pytest.mark.parametrize("count", [5, 11])
 @pytest.mark.parametrize("family", ["llada", *SMALL])
 def test_the_features_of_some_tokens_are_those_of_all(family, count):
-    """Each row read elsewhere: one from its first token on, one to its last, one with padding on the left."""
+    """Each row read elsewhere: from its first token, to its last, inside, and from its first token behind padding."""
     model = MODEL if family == "llada" else build(SMALL[family] | {"dtype": "float32"})
-    tree = model.init(jax.random.key(0))
-    tokens = jax.random.randint(jax.random.key(1), (3, 11), 0, model.config.vocab_size)
-    column = jnp.arange(11)[None] - jnp.array([[0], [0], [2]])
-    inputs = (tree, tokens, jnp.maximum(column, 0), column >= 0)
-    start = jnp.minimum(jnp.array([0, 6, 3]), 11 - count)
-    some = jax.jit(model.features)(*inputs, read=Span(start, count))
-    np.testing.assert_allclose(some, take(jax.jit(model.features)(*inputs), start, count), atol=1e-5)
+    tree, tokens, positions, valid = rows_of(model)
+    start = jnp.minimum(jnp.array([0, 6, 3, 2]), 11 - count)
+    some = jax.jit(model.features)(tree, tokens, positions, valid, read=Span(start, count))
+    every = jax.jit(model.features)(tree, tokens, positions, valid)
+    np.testing.assert_allclose(some, take(every, start, count), atol=1e-5)
+
+
+@pytest.mark.usefixtures("strict")
+def test_some_tokens_are_read_where_the_prompt_does_not_see_the_answer():
+    model = build(SMALL["illada"] | {"dtype": "float32", "prefix_lm": True})
+    tree, tokens, positions, valid = rows_of(model)
+    start, prompt = jnp.array([0, 6, 3, 2]), jnp.array([4, 1, 5, 3])
+    some = jax.jit(model.features)(tree, tokens, positions, valid, prompt, Span(start, 5))
+    every = jax.jit(model.features)(tree, tokens, positions, valid, prompt)
+    np.testing.assert_allclose(some, take(every, start, 5), atol=1e-5)
+    blind = jax.jit(model.features)(tree, tokens, positions, valid, jnp.zeros_like(prompt))
+    assert not np.allclose(every, blind, atol=1e-3)  # else the prompt was not looked at
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("length", [8, 11])
+@pytest.mark.parametrize("family", ["llada", *SMALL])
+def test_some_tokens_of_a_window_are_read_over_a_memory(family, length):
+    """The features of a window's part, and what is kept of the whole window; 11 is a rebuild of the canvas."""
+    model = MODEL if family == "llada" else build(SMALL[family] | {"dtype": "float32"})
+    tree, tokens, positions, valid = rows_of(model)
+    rows = jnp.minimum(jnp.array([3, 0, 2, 1]), 11 - length)
+    memory = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(2), x.shape), model.memory(4, 11))
+    window = Window(start=rows, fresh=jax.random.bernoulli(jax.random.key(3), 0.7, (4, length)))
+    arguments = (tree, take(tokens, rows, length), positions, valid, window, memory)
+    start = jnp.array([1, 3, 0, 2])
+    some, kept = jax.jit(model.recall)(*arguments, read=Span(start, 5))
+    every, whole = jax.jit(model.recall)(*arguments)
+    np.testing.assert_allclose(some, take(every, start, 5), atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), kept, whole)
+
+
+def rows_of(model):
+    """Four rows of 11, the last two with two columns of padding on the left."""
+    tokens = jax.random.randint(jax.random.key(1), (4, 11), 0, model.config.vocab_size)
+    column = jnp.arange(11)[None] - jnp.array([[0], [0], [2], [2]])
+    return model.init(jax.random.key(0)), tokens, jnp.maximum(column, 0), column >= 0
 
 
 @pytest.mark.parametrize("family", SMALL)

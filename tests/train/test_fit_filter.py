@@ -18,21 +18,21 @@ from tests import small
 WINDOW, FEATURES = 8, 4
 
 
-def made_up(prompts=60, seed=0, told=False):
+def made_up(prompts=60, seed=0, told=False, window=WINDOW):
     """A position is final where it and its left neighbour are confident: no threshold on its own score can tell.
 
     `told`: where its hidden features say so, and nothing else does.
     """
     rng = np.random.default_rng(seed)
     rows = 20 * prompts
-    log_odds = rng.normal(1, 3, (rows, WINDOW)).astype(np.float32)
+    log_odds = rng.normal(1, 3, (rows, window)).astype(np.float32)
     left = np.concatenate([np.full((rows, 1), 9.0), log_odds[:, :-1]], axis=1)
-    hidden = rng.normal(0, 1, (rows, WINDOW, FEATURES)).astype(np.float16)
+    hidden = rng.normal(0, 1, (rows, window, FEATURES)).astype(np.float16)
     return Traces(
         log_odds=log_odds,
-        runner_up=np.full((rows, WINDOW), 0.1, np.float32),
-        entropy=np.full((rows, WINDOW), 0.5, np.float32),
-        masked=np.ones((rows, WINDOW), bool),
+        runner_up=np.full((rows, window), 0.1, np.float32),
+        entropy=np.full((rows, window), 0.5, np.float32),
+        masked=np.ones((rows, window), bool),
         final=hidden[..., 1] + hidden[..., 2] > 0 if told else (log_odds > 0) & (left > 0),
         hidden=hidden,
         step=np.zeros(rows, np.int64),
@@ -51,6 +51,23 @@ def test_a_fit_learns_from_the_neighbours(kind, made):
     right = (np.asarray(fitted.filter(fresh.evidence)) > 0) == fresh.final
     own_score = (fresh.log_odds > 0) == fresh.final
     assert right.mean() > 0.93 > own_score.mean()
+
+
+def test_a_local_filter_learns_from_masked_positions_of_several_block_lengths():
+    """What visible positions say is false in these traces, and is not looked at."""
+    rng = np.random.default_rng(0)
+    parts = [made_up(prompts=30, window=4), made_up(prompts=30, window=16)]
+    for index, part in enumerate(parts):
+        masked = rng.random(part.masked.shape) < 0.5
+        parts[index] = dataclasses.replace(part, masked=masked, final=np.where(masked, part.final, ~part.final))
+    fitted = fit_filter(parts, FilterRecipe(kind="local", hidden=16, steps=1500, positions=4096, learning_rate=0.02))
+    assert (fitted.rows, fitted.prompts) == (1080, 30)
+    for part in parts:
+        fresh = dataclasses.replace(made_up(seed=1, window=part.masked.shape[1]))
+        judged = np.asarray(fitted.filter(fresh.evidence)) > 0
+        assert (judged == fresh.final).mean() > 0.93
+    with pytest.raises(InputError, match=r"found blocks of \[4, 16\], but a filter of kind block judges one length"):
+        fit_filter(parts, FilterRecipe())
 
 
 def test_hidden_features_may_tell_what_the_score_does_not():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxdiff import EosStop, InputError, NoStop, decode
+from jaxdiff.policies import Fixed
 from jaxdiff.policies.replay import Replay
 from jaxdiff.train import traces as module
 from jaxdiff.train.traces import collect, join, load_traces
@@ -71,6 +72,15 @@ def test_it_equals_a_plain_loop(tmp_path, seed):
     np.testing.assert_array_equal(traces.step, steps)
     np.testing.assert_array_equal(traces.block, blocks)
     np.testing.assert_array_equal(traces.prompt, prompts)
+
+
+def test_any_policy_may_give_the_answer(tmp_path):
+    """One token a step in another order answers otherwise, and what is final is judged by that."""
+    sure, margin = (gather(tmp_path / name, answer=Fixed(order=name)) for name in ("confidence", "margin"))
+    assert not np.array_equal(sure.final, margin.final)
+    np.testing.assert_array_equal(sure.final, gather(tmp_path / "default").final)
+    with pytest.raises(InputError, match="holds traces of other prompts, weights or lengths"):
+        gather(tmp_path / "margin")
 
 
 def test_a_block_that_is_stuck_is_filled_and_left():
