@@ -87,7 +87,8 @@ def main() -> None:
     results = Results("evaluate", checkpoint)
     policies = chosen(checkpoint, results)
     at_256(checkpoint, results, policies)
-    at_1024(checkpoint, results, policies)
+    tau = Results("fit", checkpoint).content["taus"][str(LONG)]
+    at_1024(checkpoint, results, policies | {"learned local": learned_policy(MODEL, "local", tau)})
     cost(checkpoint, results, policies)
     (RESULTS / "evaluate.md").write_text(report(results))
     draw_frontier(results, Results("fit", checkpoint))

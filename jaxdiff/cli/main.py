@@ -83,6 +83,9 @@ def _refuse(message: str) -> int:
 
 def _leave_on_interrupt() -> None:
     """Ctrl-C ends the program at once: Python's own handler would wait until a compiled decode is over."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # That the thread below leaves is enough: an exception in the middle of someone's clean-up would be printed.
+        signal.signal(signal.SIGINT, lambda *_: None)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
