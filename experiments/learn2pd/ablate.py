@@ -29,8 +29,8 @@ from jaxdiff.train.traces import Traces
 LAYERS = (1, 4)  # 2: see step 2
 SHARES = (0.01, 0.1)  # of the published set's prompts; all of them: see step 2
 NOTE = """Validation split, stop eos unless said; brackets: 95 % intervals (Wilson). In infilling a row is right whose
-every mask got the token that stood there, and TPF counts masks. Unless said, `local` is fitted to canvases of 256 in
-blocks of 16, 32 and 64, and of 1024 in blocks of 32."""
+every mask got the token that stood there, and TPF counts masks. `local` is fitted to canvases of 256 in blocks of 16,
+32 and 64, and of 1024 in blocks of 32; `earlier local`, of half its width, to 900 prompts at 256 in blocks of 32."""
 COLOURS = ("#56b4e9", "#009e73", "#0072b2", "#000000")
 
 
