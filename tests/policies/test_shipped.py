@@ -35,10 +35,10 @@ def test_they_load_with_the_threshold_of_their_card(name, kind, parts):
 
 
 def test_bare_learned_is_the_best_of_them(checkpoint):
-    """It solves held-out problems in a few forwards, and many tokens go in one."""
+    """At the length that its card is about it solves three quarters of 32 held-out problems, ten tokens a forward."""
     assert BEST_FILTER == "local"
     tokenizer = checkpoint.tokenizer_for(gsm_symbolic.NAME)
-    problems = list(itertools.islice(gsm_symbolic.problems("test", 0), 8))
+    problems = list(itertools.islice(gsm_symbolic.problems("test", 0), 32))
     prompts, origin = jaxdiff.pad_prompts([tokenizer.prompt(p.question) for p in problems], fill=tokenizer.eos_id)
     result = jaxdiff.decode(
         checkpoint.model,
@@ -47,8 +47,8 @@ def test_bare_learned_is_the_best_of_them(checkpoint):
         origin=origin,
         policy=learned_policy(MODEL),
         stop=jaxdiff.EosStop(),
-        gen_length=128,
+        gen_length=256,
     )
     texts = [tokenizer.decode(ids) for ids in np.asarray(result.tokens)[:, prompts.shape[1] :]]
-    assert sum(gsm_symbolic.verify(text, p) for text, p in zip(texts, problems, strict=True)) >= 6
-    assert np.sum(result.lengths) > 8 * np.sum(result.nfe)
+    assert sum(gsm_symbolic.verify(text, p) for text, p in zip(texts, problems, strict=True)) >= 24
+    assert np.sum(result.lengths) > 10 * np.sum(result.nfe)
