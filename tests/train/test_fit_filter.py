@@ -63,7 +63,7 @@ def test_a_local_filter_learns_from_masked_positions_of_several_block_lengths():
     fitted = fit_filter(parts, FilterRecipe(kind="local", hidden=16, steps=1500, positions=4096, learning_rate=0.02))
     assert (fitted.rows, fitted.prompts) == (1080, 30)
     for part in parts:
-        fresh = dataclasses.replace(made_up(seed=1, window=part.masked.shape[1]))
+        fresh = made_up(seed=1, window=part.masked.shape[1])
         judged = np.asarray(fitted.filter(fresh.evidence)) > 0
         assert (judged == fresh.final).mean() > 0.93
     with pytest.raises(InputError, match=r"found blocks of \[4, 16\], but a filter of kind block judges one length"):
