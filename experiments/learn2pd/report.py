@@ -15,11 +15,9 @@ from experiments.learn2pd.common import (
     HEURISTICS,
     LENGTH,
     LONG,
-    N_LONG,
     RESULTS,
     ROWS,
     SEED,
-    TIMED,
     N,
     Results,
     chosen_of,
@@ -66,6 +64,7 @@ def _targets(results: Results) -> list[str]:
         )
     )
     over = _speed(results, "learned local, eotp safe, none", "threshold, eos, none")
+    count = len(long["correct"])
     shares = [np.log(np.median(stopping)) / np.log(np.median(whole)) for whole in (d, e)]
     rows = [
         (
@@ -90,10 +89,10 @@ def _targets(results: Results) -> list[str]:
         ),
         ("c", "learned local: NFE over the oracle's", "1.5x", f"{local['nfe'] / oracle['nfe']:.2f}x"),
         ("d", f"at {LONG}: learned local, eotp safe, no cache, seconds against standard", "22.58x", _times(d)),
-        ("d", f"its accuracy minus standard, n {N_LONG}", "over -1", _minus(safe, long)),
+        ("d", f"its accuracy minus standard, n {count}", "over -1", _minus(safe, long)),
         ("d", "against threshold, eos", "1.5x", _times(over)),
         ("e", "the same with the frozen cache, against standard without one", "57.51x", _times(e)),
-        ("e", f"its accuracy minus standard, n {N_LONG}", "over -1", _minus(frozen, long)),
+        ("e", f"its accuracy minus standard, n {count}", "over -1", _minus(frozen, long)),
         ("f", "standard, eotp safe: what stopping alone gives", "-", _times(stopping)),
         ("f", "its share of the logarithm of d; of e", "-", " %; ".join(f"{100 * x:.0f}" for x in shares) + " %"),
     ]
@@ -126,8 +125,14 @@ def _minus(point: dict, other: dict) -> str:
 
 def _batches(results: Results, way: str) -> list[dict]:
     """What a way gave at 1024, batch by batch; without a stopper only the timed ones."""
-    every = (entry for name, entry in results.entries.items() if name.startswith(f"{LONG}, problems from"))
-    return [batch[way] for batch in every if way in batch]
+    return [batch[way] for batch in _every_batch(results) if way in batch]
+
+
+def _every_batch(results: Results) -> list[dict]:
+    """In the order of the problems, whatever the order that they were measured in: the timed ones are the first."""
+    prefix = f"{LONG}, problems from "
+    found = {int(name.removeprefix(prefix)): batch for name, batch in results.entries.items() if name.startswith(prefix)}
+    return [found[start] for start in sorted(found)]
 
 
 def _point(results: Results, way: str) -> dict[str, Any]:
@@ -147,8 +152,7 @@ def _point(results: Results, way: str) -> dict[str, Any]:
 
 def _speed(results: Results, way: str, against: str = "standard, none, none") -> list[float]:
     """How many times faster, batch by batch of the timed problems: both ways ran in the same turn."""
-    every = (entry for name, entry in results.entries.items() if name.startswith(f"{LONG}, problems from"))
-    timed = [batch for batch in every if "standard, none, none" in batch]
+    timed = [batch for batch in _every_batch(results) if "standard, none, none" in batch]
     return [batch[against]["seconds"] / batch[way]["seconds"] for batch in timed]
 
 
@@ -173,18 +177,18 @@ def _numbers(point: dict, standard: dict) -> str:
 
 def _long(results: Results) -> list[str]:
     standard = _point(results, "standard, eos, none")
+    timed = len(_batches(results, "standard, none, none"))
     lines = [
         f"## Length {LONG}",
         "",
-        f"Accuracy, NFE and TPF of {N_LONG} problems ({TIMED} where nothing stops); seconds of the first {TIMED}, in "
-        f"batches of {ROWS}, all ways in turn.",
+        f"Accuracy, NFE and TPF of {len(standard['correct'])} problems ({timed * ROWS} where nothing stops); seconds of "
+        f"the first {timed * ROWS}, in batches of {ROWS}, all ways in turn.",
         "",
         "| policy, stop, cache | accuracy % | minus standard | NFE | TPF | seconds | times faster than standard, none: "
         "median of the batches [least, most] |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    timed = len(_batches(results, "standard, none, none"))
-    for way in next(entry for name, entry in results.entries.items() if name.startswith(f"{LONG}, problems from")):
+    for way in _every_batch(results)[0]:
         point = _point(results, way)
         other = standard | {"correct": standard["correct"][: len(point["correct"])]}
         seconds = sum(batch["seconds"] for batch in _batches(results, way)[:timed])
