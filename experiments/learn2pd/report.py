@@ -131,7 +131,9 @@ def _batches(results: Results, way: str) -> list[dict]:
 def _every_batch(results: Results) -> list[dict]:
     """In the order of the problems, whatever the order that they were measured in: the timed ones are the first."""
     prefix = f"{LONG}, problems from "
-    found = {int(name.removeprefix(prefix)): batch for name, batch in results.entries.items() if name.startswith(prefix)}
+    found = {
+        int(name.removeprefix(prefix)): batch for name, batch in results.entries.items() if name.startswith(prefix)
+    }
     return [found[start] for start in sorted(found)]
 
 
@@ -181,8 +183,8 @@ def _long(results: Results) -> list[str]:
     lines = [
         f"## Length {LONG}",
         "",
-        f"Accuracy, NFE and TPF of {len(standard['correct'])} problems ({timed * ROWS} where nothing stops); seconds of "
-        f"the first {timed * ROWS}, in batches of {ROWS}, all ways in turn.",
+        f"Accuracy, NFE and TPF of {len(standard['correct'])} problems ({timed * ROWS} where nothing stops); seconds "
+        f"of the first {timed * ROWS}, in batches of {ROWS}, all ways in turn.",
         "",
         "| policy, stop, cache | accuracy % | minus standard | NFE | TPF | seconds | times faster than standard, none: "
         "median of the batches [least, most] |",

@@ -162,6 +162,11 @@ def _table(found: dict[str, Any], setting: dict[str, Any]) -> Table:
         if name in details:
             at = details[name]["ratio"]
             table.add_row(says, f"{at['median']:.3f}x", f"{at['low']:.3f} to {at['high']:.3f}")
+    if "pytorch_ratio" in details:
+        each = details["pytorch_ratio"]["dual"]
+        at, says = each["ratio"], f"eager PyTorch loop, standard / jaxdiff, {setting['policy']}, cache dual"
+        says += f", {each['same_tokens']:.0%} of the tokens the same"
+        table.add_row(says, f"{at['median']:.3f}x", f"{at['low']:.3f} to {at['high']:.3f}")
     for name, each in details.get("cache_speedup", {}).items():
         at, same = each["ratio"], f"{each['same_tokens']:.0%} of the tokens the same"
         table.add_row(

@@ -1,5 +1,7 @@
 """The measuring itself: what it compares does the same work. No test looks at a time."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,9 +9,10 @@ import pytest
 from jaxdiff import InputError
 from jaxdiff.bench.ceilings import forward_cost
 from jaxdiff.bench.clock import Median, in_turn, ratio
-from jaxdiff.bench.measure import Work
+from jaxdiff.bench.measure import Work, against_pytorch
 from jaxdiff.bench.shapes import abstract_params, shaped
-from jaxdiff.policies import Fixed
+from jaxdiff.decode.cache import Dual
+from jaxdiff.policies import Fixed, Threshold
 from tests import small
 
 
@@ -43,6 +46,20 @@ def test_the_pytorch_loop_decodes_the_same_tokens():
     expected = work.program().result
     found = Eager(small.MODEL, small.params()).decode(prompt, small.GEN, small.BLOCK)
     np.testing.assert_array_equal(found, np.asarray(expected.tokens[0]))
+
+
+def test_pytorch_is_compared_with_standard_decoding_and_with_the_policy_that_was_asked_for():
+    pytest.importorskip("torch", reason="PyTorch is not installed: there is nothing to compare with")
+    padded, origin = np.asarray([[9, 9, 5, 6, 7, 9]], np.int32), np.asarray([2], np.int32)
+    work = Work(small.MODEL, small.params(), padded, origin, Threshold(tau=0.0), small.GEN, small.BLOCK, rounds=1)
+    found = against_pytorch(work)
+    assert found["same_tokens"] == 1.0
+    at_once = work.program(cache=Dual()).result
+    standard = dataclasses.replace(work, policy=Fixed()).program().result
+    assert found["dual"]["same_tokens"] == np.mean(at_once.tokens[0, 2:] == standard.tokens[0, 2:]) < 1.0
+    seconds = found["pytorch_seconds"]["median"]
+    assert found["ratio"]["median"] == pytest.approx(seconds / found["jaxdiff_seconds"]["median"])
+    assert found["dual"]["ratio"]["median"] == pytest.approx(seconds / found["dual"]["seconds"]["median"])
 
 
 @pytest.mark.parametrize(("name", "billions"), [("llada-8b", 8.0156), ("dream-7b", 7.6156), ("llada2-mini", 16.3)])
