@@ -278,10 +278,12 @@ class Window:
         start: canvas column of each row's first token.
         fresh: the token's own keys and values are seen and kept; elsewhere the memory's stand, unseen and unchanged
             by what was computed.
+        kept: a later forward may look at what the memory learned. Else it need not learn it.
     """
 
     start: Int[Array, " B"]
     fresh: Bool[Array, "B T"]
+    kept: bool = static(default=True)
 
 
 @pytree
@@ -356,10 +358,10 @@ class Remembering(Model, Protocol):
         prompt: Int[Array, " B"] | None = None,
         read: Span | None = None,
     ) -> tuple[Float[Array, "B r D"], Memory]:
-        """`features` of a window over a memory, and what is to be kept of it, [N B K T E]; `features` is T = L.
+        """`features` of a window over a memory, and the memory with the window written over; `features` is T = L.
 
-        `read` counts from the window's first token; what is kept is of the whole window. A shifted model's first row
-        has nothing to read from unless it is the canvas' own.
+        The memory may have more columns than L. `read` counts from the window's first token; what is written is the
+        whole window. A shifted model's first row has nothing to read from unless it is the canvas' own.
         """
         ...
 

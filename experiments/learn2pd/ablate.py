@@ -81,9 +81,15 @@ def report(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
+def prompts_of(name: str) -> float:
+    """How many prompts a filter was fitted to, as its entry's name says; infinity where it says none: all of them."""
+    said = re.search(r"(\d+) prompts", name)
+    return float(said[1]) if said else float("inf")
+
+
 def draw(results: Results) -> None:
     """Accuracy against TPF by depth, and by data."""
-    found = list(results.entries)
+    found = sorted(results.entries, key=prompts_of)
     groups = {
         "official, by depth": [f"official, {layers} layers, 900 prompts" for layers in (1, 2, 4)],
         "official, by data": [name for name in found if name.startswith("official, 2 layers")],

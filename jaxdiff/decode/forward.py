@@ -98,7 +98,8 @@ class Forward:
             start = jnp.clip(reach - lead, 0, columns - length)
             at = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
             fresh = rows[:, None] & (at >= reach[:, None] - lead) & (at < stop[:, None])
-            return lambda: self._pass(rows, before, Window(start=start, fresh=fresh), columns=columns)
+            kept = self.settings.cache.keeps
+            return lambda: self._pass(rows, before, Window(start=start, fresh=fresh, kept=kept), columns=columns)
 
         return _shortest(on, self.settings.spans, jnp.max(jnp.where(rows, self.state.end - reach, 0)))
 
@@ -108,10 +109,10 @@ class Forward:
         column = jnp.arange(columns, dtype=jnp.int32)[None]
         positions = jnp.maximum(column - state.origin[:, None], 0)
         valid = (column >= state.origin[:, None]) & (column < state.end[:, None])
-        past = None if before is None else jax.tree.map(lambda x: x[:, :, :, :columns], before.memory)
+        past = None if before is None else before.memory
         block, tail = Span(self.place.start - window.start, settings.block_length), None
         alone = length > settings.block_length + int(self.model.shifted) and not settings.stop.wants_tail
-        features, kept = self._features(positions, valid, window, past, block if alone else None)
+        features, memory = self._features(positions, valid, window, past, block if alone else None)
         hidden = features if alone else take(features, block.start, block.count)
         if settings.stop.wants_tail:
             tail = self._tail(features, take(positions, window.start, length), window.start)
@@ -122,12 +123,6 @@ class Forward:
         def merged(new: Array, old: Array) -> Array:
             return jnp.where(rows.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-        memory = before.memory
-        if length == columns:
-            memory = jax.tree.map(lambda old, new: old.at[:, :, :, :columns].set(new), memory, kept)
-        elif settings.cache.keeps:
-            at = jnp.tile(window.start, settings.copies)
-            memory = jax.tree.map(jax.vmap(lambda old, new: put(old, new, at, axis=2)), memory, kept)
         others = dataclasses.replace(before, memory=None)
         return dataclasses.replace(jax.tree.map(merged, reading, others), memory=memory)
 

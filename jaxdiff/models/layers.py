@@ -7,6 +7,7 @@ have one flat set of names in every family: `q_proj/kernel`, `attn_norm/weight`,
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,8 +24,14 @@ from jaxdiff.windows import put, take
 ROOM, ELSEWHERE = {"cpu": 2**20}, 2**26  # by backend; 2**26 are 256 MB; a head alone may take more
 QUERIES = 2048  # of a head that are attended for at once
 UNSEEN = -1e30  # added to the logits of a key that is not seen
+# Each row's window [K T E] of a memory [N B K M E], addressed by layer, row and first column; nothing is transposed.
+READS = jax.lax.GatherDimensionNumbers(offset_dims=(1, 2, 3), collapsed_slice_dims=(0, 1), start_index_map=(0, 1, 3))
+WRITES = jax.lax.ScatterDimensionNumbers(
+    update_window_dims=(1, 2, 3), inserted_window_dims=(0, 1), scatter_dims_to_operand_dims=(0, 1, 3)
+)
+IN_BOUNDS: dict[str, Any] = {"indices_are_sorted": True, "unique_indices": True, "mode": "promise_in_bounds"}
 Rope = tuple[Float[Array, "B T 1 h"], Float[Array, "B T 1 h"]]  # cos and sin, one column for each turned pair
-Kept = tuple[Float[Array, "*n B K _ E"], Float[Array, "*n B K _ E"]]  # keys and values, heads before positions
+Kept = tuple[Float[Array, "N B K M E"], Float[Array, "N B K M E"]]  # keys and values, heads before positions
 
 
 class RMSNorm(nn.Module):
@@ -97,15 +104,50 @@ def visible(
     return seen
 
 
-def recall(
-    new: Float[Array, "B T K E"], memory: Float[Array, "B K L E"], window: Window
-) -> tuple[Float[Array, "B K L E"], Float[Array, "B K T E"]]:
-    """The memory with the window's fresh entries written over, and the window of it alone."""
-    new, length = jnp.moveaxis(new, 1, 2), new.shape[1]
-    whole = length == memory.shape[2]
-    old = memory if whole else take(memory, window.start, length, axis=2)
-    part = jnp.where(window.fresh[:, None, :, None], new, old)
-    return part if whole else put(memory, part, window.start, axis=2), part
+def remember(
+    new: Float[Array, "B T K E"], memory: Float[Array, "N B K M E"], layer: Any, window: Window, columns: int
+) -> tuple[Float[Array, "B K L E"], Float[Array, "N B K M E"]]:
+    """What the layer knows of the first columns once the window's fresh entries are written over, and the memory.
+
+    Written first and then read: in this order XLA writes in place, and needs no second memory to read from.
+    """
+    new = jnp.moveaxis(new, 1, 2)
+    if new.shape[2] == columns:  # a window that is the whole begins at 0
+        new = jnp.where(window.fresh[:, None, :, None], new, _layer_of(memory, layer, columns))
+        memory = jax.lax.dynamic_update_slice(memory, new[None], (layer, 0, 0, 0, 0))
+        return _layer_of(memory, layer, columns), memory
+    # A TPU's scatter wants another layout of the memory, and copies all of it.
+    return jax.lax.platform_dependent(
+        new, memory, jnp.asarray(layer), window, tpu=remember_by_layer, default=remember_by_window
+    )
+
+
+def remember_by_window(
+    new: Float[Array, "B K T E"], memory: Float[Array, "N B K L E"], layer: Int[Array, ""], window: Window
+) -> tuple[Float[Array, "B K L E"], Float[Array, "N B K L E"]]:
+    """Each row's window is written into the memory, and the layer read."""
+    rows = jnp.arange(new.shape[0], dtype=jnp.int32)
+    at = jnp.stack([jnp.full_like(rows, layer), rows, window.start], axis=1)
+    old = jax.lax.gather(memory, at, READS, (1, 1, *new.shape[1:]), **IN_BOUNDS)
+    new = jnp.where(window.fresh[:, None, :, None], new, old)
+    memory = jax.lax.scatter(memory, at, new, WRITES, **IN_BOUNDS)
+    return _layer_of(memory, layer, memory.shape[3]), memory
+
+
+def remember_by_layer(
+    new: Float[Array, "B K T E"], memory: Float[Array, "N B K L E"], layer: Int[Array, ""], window: Window
+) -> tuple[Float[Array, "B K L E"], Float[Array, "N B K L E"]]:
+    """The layer is read, its windows written, and it goes back as a whole where the window is kept."""
+    own = _layer_of(memory, layer, memory.shape[3])
+    old = take(own, window.start, new.shape[2], axis=2)
+    own = put(own, jnp.where(window.fresh[:, None, :, None], new, old), window.start, axis=2)
+    if window.kept:
+        memory = jax.lax.dynamic_update_slice(memory, own[None], (layer, 0, 0, 0, 0))
+    return own, memory
+
+
+def _layer_of(memory: Float[Array, "N B K M E"], layer: Any, columns: int) -> Float[Array, "B K L E"]:
+    return jax.lax.dynamic_index_in_dim(memory, layer, keepdims=False)[:, :, :columns]
 
 
 def attend(
@@ -193,9 +235,10 @@ class Attention(nn.Module):
         seen: Bool[Array, "B t S"],
         window: Window | None = None,
         memory: Kept | None = None,
+        layer: Any = None,
         read: Span | None = None,
     ) -> tuple[Float[Array, "Br D"], Kept | None]:
-        """The output, and with a memory (keys and values [B K L E] of this layer) its window, rewritten.
+        """The output, and where there is a memory of all layers, of which this is one, that with the window written.
 
         With `read` those tokens alone ask, of the keys of all.
         """
@@ -208,6 +251,8 @@ class Attention(nn.Module):
 
         def project(of: Float[Array, "Br D"], name: str, count: int) -> Float[Array, "B r n E"]:
             wide = Dense(count * self.head_dim, bias=self.bias, name=name)(of)
+            if memory is not None:  # else XLA for TPUs lets the memory's layout reach the weights, and copies them all
+                wide = jax.lax.platform_dependent(wide, tpu=jax.lax.optimization_barrier, default=lambda x: x)
             return wide.reshape(rows, -1, count, self.head_dim)
 
         q, k = project(asking, "q_proj", self.heads), project(flat, "k_proj", self.kv_heads)
@@ -216,12 +261,15 @@ class Attention(nn.Module):
             q, k = RMSNorm(self.norm_eps, name="q_norm")(q), RMSNorm(self.norm_eps, name="k_norm")(k)
         q, k = rotate(q, turned), rotate(k, rope)
         if window is None or memory is None:
-            k, v, kept = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2), None
+            k, v = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
         else:
-            (k, part_k), (v, part_v) = recall(k, memory[0], window), recall(v, memory[1], window)
-            kept = (part_k, part_v)
+            columns = seen.shape[2]
+            (k, keys), (v, values) = (
+                remember(new, old, layer, window, columns) for new, old in zip((k, v), memory, strict=True)
+            )
+            memory = (keys, values)
         attended = attend(q, k, v, seen).reshape(asking.shape[0], -1)
-        return Dense(flat.shape[-1], scale=self.scale, name="attn_out")(attended), kept
+        return Dense(flat.shape[-1], scale=self.scale, name="attn_out")(attended), memory
 
 
 class SwiGLU(nn.Module):

@@ -43,15 +43,17 @@ class Block(nn.Module):
         x: Float[Array, "B T D"],
         rope: Rope,
         seen: Bool[Array, "B t S"],
-        window: Window | None,
-        memory: Kept | None,
+        window: Window | None = None,
+        memory: Kept | None = None,
+        layer: Any = None,
         read: Span | None = None,
     ) -> tuple[Float[Array, "B r D"], Kept | None]:
-        attended, kept = self.attend(self.attn_norm(x.reshape(-1, x.shape[-1])), rope, seen, window, memory, read)
+        normed = self.attn_norm(x.reshape(-1, x.shape[-1]))
+        attended, memory = self.attend(normed, rope, seen, window, memory, layer, read)
         x = x if read is None else take(x, read.start, read.count)
         flat = x.reshape(-1, x.shape[-1]) + attended
         flat = flat + self.mix(self.ff_norm(flat))
-        return flat.reshape(x.shape), kept
+        return flat.reshape(x.shape), memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +92,10 @@ class Stack(nn.Module):
         memory: Memory | None = None,
         read: Span | None = None,
     ) -> tuple[Float[Array, "B r D"], Memory]:
-        """Features of the tokens, and each group's kept keys and values [N B K T E]; positions and `valid` are those of
-        the whole canvas. Without a window the tokens are the canvas, and nothing is kept. With `read` the last layer's
-        queries and MLP are computed for those tokens alone.
+        """Features of the tokens, and each group's keys and values with the window written (see `Transformer.recall`).
+
+        Positions and `valid` are those of the whole canvas. Without a window the tokens are the canvas, and nothing is
+        kept. With `read` the last layer's queries and MLP are computed for those tokens alone.
         """
         embedding_init = nn.initializers.normal(1.0 / math.sqrt(self.d_model))
         embedding = self.param("wte", embedding_init, (self.vocab_size, self.d_model))
@@ -104,24 +107,22 @@ class Stack(nn.Module):
         rope = rope_table(at, self.turned, self.theta, jnp.dtype(self.rope_dtype))
         seen = visible(at, positions, valid, self.attention_block, prompt if self.prefix_lm else None)
         kept = {}
-        for group in self.groups if read is None else self.groups[:-1]:
-            layers = nn.scan(
-                Block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
-                length=group.depth,
-            )
-            past = None if memory is None else memory[group.name]
-            blocks = layers(group.attention, group.mlp, self.eps, name=group.name)
-            x, kept[group.name] = blocks(x, rope, seen, window, past)
-        if read is not None:
-            last = self.groups[-1]
-            past = None if memory is None else memory[last.name]
-            x, kept[last.name] = self._read(last, x, rope, seen, window, past, read)
+        for group in self.groups:
+            past, asked = (None if memory is None else memory[group.name]), (read if group is self.groups[-1] else None)
+            if past is None and asked is None:
+                layers = nn.scan(
+                    Block,
+                    variable_axes={"params": 0},
+                    split_rngs={"params": True},
+                    in_axes=(nn.broadcast, nn.broadcast),
+                    length=group.depth,
+                )
+                x, kept[group.name] = layers(group.attention, group.mlp, self.eps, name=group.name)(x, rope, seen)
+            else:
+                x, kept[group.name] = self._layers(group, x, rope, seen, window, past, asked)
         return RMSNorm(self.eps, name="ln_f")(x), kept
 
-    def _read(
+    def _layers(
         self,
         group: Group,
         x: Float[Array, "B T D"],
@@ -129,20 +130,22 @@ class Stack(nn.Module):
         seen: Bool[Array, "B t S"],
         window: Window | None,
         memory: Kept | None,
-        read: Span,
+        read: Span | None,
     ) -> tuple[Float[Array, "B r D"], Kept | None]:
-        """The group with its last layer apart; `nn.scan` has the whole stack of leaves or none."""
+        """The group over its memory, and with its last layer apart, which `nn.scan` cannot do.
+
+        The memory is carried and written in place, layer by layer: one as large beside it never exists.
+        """
         leaves, block = self.variables["params"][group.name], Block(group.attention, group.mlp, self.eps, parent=None)
 
-        def layer(x: Float[Array, "B T D"], index: Any, read: Span | None = None) -> Any:
-            own, past = jax.tree.map(
-                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), (leaves, memory)
-            )
-            return block.apply({"params": own}, x, rope, seen, window, past, read)
+        def layer(carry: tuple[Array, Kept | None], index: Any, read: Span | None = None) -> tuple[Any, None]:
+            x, memory = carry
+            own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), leaves)
+            return block.apply({"params": own}, x, rope, seen, window, memory, index, read), None
 
-        x, kept = jax.lax.scan(layer, x, jnp.arange(group.depth - 1))
-        x, last = layer(x, group.depth - 1, read)
-        return x, jax.tree.map(lambda some, one: jnp.concatenate([some, one[None]]), kept, last)
+        count = group.depth - (read is not None)
+        carry, _ = jax.lax.scan(layer, (x, memory), jnp.arange(count))
+        return carry if read is None else layer(carry, count, read)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,8 +227,8 @@ class Transformer:
             positions, valid: of all columns; `prompt` as in `features`, `read` too, counted from the window's start.
             memory: keys and values of all layers and columns, as `memory` makes them.
 
-        Returns the features, and the window's keys and values [N B K T E]: its own where `window.fresh`, the memory's
-        elsewhere, so that writing them back changes no column that was not to change.
+        Returns the features, and the memory with the window's keys and values written over where `window.fresh`; one
+        that is not `kept` may be written or not.
         """
         return self._apply(params, tokens, positions, valid, prompt, window, memory, read)
 

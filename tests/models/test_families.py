@@ -1,19 +1,22 @@
 """Every family's config, as published and as ours; what block-causal attention sees; what a mixture's tokens share."""
 
 import dataclasses
+import itertools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jaxdiff import InputError, build, load, save
 from jaxdiff.models import FAMILIES
-from jaxdiff.models.layers import visible
+from jaxdiff.models.layers import remember_by_layer, remember_by_window, visible
 from jaxdiff.models.mixture import Experts
 from jaxdiff.types import Span, Window
-from jaxdiff.windows import take
+from jaxdiff.windows import put, take
 from tests.small import MODEL
 
 # What the published files say, as far as the code reads it; ids that they lack are not here.
@@ -194,7 +197,7 @@ def test_some_tokens_are_read_where_the_prompt_does_not_see_the_answer():
 @pytest.mark.parametrize("length", [8, 11])
 @pytest.mark.parametrize("family", ["llada", *SMALL])
 def test_some_tokens_of_a_window_are_read_over_a_memory(family, length):
-    """The features of a window's part, and what is kept of the whole window; 11 is a rebuild of the canvas."""
+    """A window is written where it is fresh, all of it, whichever part is read; 11 is a rebuild of the canvas."""
     model = MODEL if family == "llada" else build(SMALL[family] | {"dtype": "float32"})
     tree, tokens, positions, valid = rows_of(model)
     rows = jnp.minimum(jnp.array([3, 0, 2, 1]), 11 - length)
@@ -202,10 +205,50 @@ def test_some_tokens_of_a_window_are_read_over_a_memory(family, length):
     window = Window(start=rows, fresh=jax.random.bernoulli(jax.random.key(3), 0.7, (4, length)))
     arguments = (tree, take(tokens, rows, length), positions, valid, window, memory)
     start = jnp.array([1, 3, 0, 2])
-    some, kept = jax.jit(model.recall)(*arguments, read=Span(start, 5))
+    some, after = jax.jit(model.recall)(*arguments, read=Span(start, 5))
     every, whole = jax.jit(model.recall)(*arguments)
     np.testing.assert_allclose(some, take(every, start, 5), atol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), kept, whole)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after, whole)
+    fresh = put(jnp.zeros((4, 11), bool), window.fresh, rows)
+    for old, new in zip(jax.tree.leaves(memory), jax.tree.leaves(after), strict=True):
+        changed = (old != new).any(axis=(0, 2, 4))
+        np.testing.assert_array_equal(changed, fresh)
+
+
+@pytest.mark.usefixtures("strict")
+@given(seed=st.integers(0, 2**20), layer=st.integers(0, 2), width=st.integers(1, 5))
+@settings(max_examples=20, deadline=None)
+def test_windows_are_remembered_alike_on_every_device(seed, layer, width):
+    """By layer is what a TPU runs; both against numpy."""
+    keys = jax.random.split(jax.random.key(seed), 4)
+    memory, new = jax.random.normal(keys[0], (3, 4, 2, 7, 5)), jax.random.normal(keys[1], (4, 2, width, 5))
+    fresh = jax.random.bernoulli(keys[2], 0.6, (4, width))
+    start = jax.random.randint(keys[3], (4,), 0, 7 - width + 1)
+    expected = np.array(memory)
+    for row, column in itertools.product(range(4), range(width)):
+        if fresh[row, column]:
+            expected[layer, row, :, start[row] + column] = new[row, :, column]
+    for remember, kept in itertools.product((remember_by_window, remember_by_layer), (True, False)):
+        own, after = jax.jit(remember)(new, memory, jnp.int32(layer), Window(start=start, fresh=fresh, kept=kept))
+        np.testing.assert_array_equal(own, expected[layer])
+        if kept:
+            np.testing.assert_array_equal(after, expected)
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_memory_may_have_more_columns_than_a_shorter_canvas():
+    """What lies right of it stays, and is not seen."""
+    tree, tokens, positions, valid = rows_of(MODEL)
+    wide = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(2), x.shape), MODEL.memory(4, 16))
+    narrow = jax.tree.map(lambda x: x[:, :, :, :11], wide)
+    window = Window(start=jnp.zeros(4, jnp.int32), fresh=jnp.ones((4, 11), bool))
+    for read in (None, Span(jnp.array([1, 3, 0, 2]), 5)):
+        found, after = jax.jit(MODEL.recall)(tree, tokens, positions, valid, window, wide, read=read)
+        expected, kept = jax.jit(MODEL.recall)(tree, tokens, positions, valid, window, narrow, read=read)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        for a, b, old in zip(*map(jax.tree.leaves, (after, kept, wide)), strict=True):
+            np.testing.assert_allclose(a[:, :, :, :11], b, atol=1e-6)
+            np.testing.assert_array_equal(a[:, :, :, 11:], old[:, :, :, 11:])
 
 
 def rows_of(model):
