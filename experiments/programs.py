@@ -1,12 +1,13 @@
 """What a decode's program costs before it runs: seconds of compiling by depth, temporaries of a published shape.
 
+    pip install 'libtpu==0.0.42.*'
     python experiments/programs.py
 
 `depth`: the model that ships, made 8 and 32 layers deep, in float32, and the 8B shape of as many, in bfloat16; programs
-take turns, ROUNDS times, past every cache. `temporaries`: LLaDA-8B's shape with its 32 layers, B 8, L 1280, V 126464,
-from the compiler's memory analysis, in bfloat16 and in float32 (a CPU has no bfloat16 products: it converts the
-weights, in temporaries).
-Nothing is run. Writes results/programs.json.
+take turns, ROUNDS times, past every cache. `temporaries`: LLaDA-8B's shape with its 32 layers, L 1280, V 126464, from the
+compiler's memory analysis, beside keys and values: in float32 for the device at hand, in bfloat16 and int8 for TPUs that
+are not here. (A CPU has no bfloat16 products: it would convert the weights, in temporaries.) Nothing is run. Writes
+results/programs.json.
 """
 
 from __future__ import annotations
@@ -22,18 +23,27 @@ import jaxdiff
 from jaxdiff.bench.clock import Median, ratio
 from jaxdiff.bench.measure import Work
 from jaxdiff.bench.shapes import abstract_params, shaped
+from jaxdiff.bench.targets import tpu
 from jaxdiff.cli.show import progress
 from jaxdiff.decode.cache import parse_cache
 from jaxdiff.models import build
 from jaxdiff.policies import Threshold
 
 ROUNDS, DEPTHS, BLOCK = 5, (8, 32), 32
+PROMPT, GENERATED = 64, 1216
+CHIPS = (  # None is the device at hand; dtype, weights, rows, caches
+    (None, "float32", None, 8, ("none", "dual")),
+    ("v5p:2x2x1", "bfloat16", None, 8, ("none", "dual", "prefix")),
+    ("v5e:1x1", "bfloat16", "int8", 1, ("none", "dual")),
+)
 RESULTS = Path(__file__).parent / "results"
 
 
-def work(model: Any, rows: int, prompt: int, generated: int) -> Work:
-    prompts, origin = np.full((rows, prompt), 7, np.int32), np.zeros(rows, np.int32)
-    return Work(model, abstract_params(model), prompts, origin, Threshold(), generated, BLOCK, rounds=1)
+def work(model: Any, rows: int, generated: int, weights: str | None = None, chip: str | None = None) -> Work:
+    prompts, origin = np.full((rows, PROMPT), 7, np.int32), np.zeros(rows, np.int32)
+    target = None if chip is None else tpu(chip)
+    params = abstract_params(model, weights)
+    return Work(model, params, prompts, origin, Threshold(), generated, BLOCK, rounds=1, target=target)
 
 
 def main() -> None:
@@ -44,7 +54,7 @@ def main() -> None:
     }
     found: dict[str, Any] = {"compile_seconds": {}, "temporaries": {}}
     for name, of_depth in models.items():
-        ways = {depth: work(of_depth(depth), 1, 64, 256) for depth in DEPTHS}
+        ways = {depth: work(of_depth(depth), 1, 256) for depth in DEPTHS}
         seconds: dict[int, list[float]] = {depth: [] for depth in DEPTHS}
         with progress(name, ROUNDS) as update:
             for index in range(ROUNDS):
@@ -57,15 +67,17 @@ def main() -> None:
             **{f"{depth} layers": Median.of(seconds[depth]).__dict__ for depth in DEPTHS},
             "ratio": ratio(many, few).__dict__,
         }
-    for dtype in ("bfloat16", "float32"):
-        for cache in ("none", "dual"):
-            whole = work(shaped("llada-8b", dtype), 8, 64, 1216)
-            program = whole.program(cache=parse_cache(cache))
-            kept = 0 if cache == "none" else 2 * 32 * 8 * 32 * 1280 * 128 * (2 if dtype == "bfloat16" else 4)
-            found["temporaries"][f"{dtype}, cache {cache}"] = {
-                "bytes": program.temp_bytes,
+    for chip, dtype, weights, rows, caches in CHIPS:
+        for cache in caches:
+            model = shaped("llada-8b", dtype)
+            program = work(model, rows, GENERATED, weights, chip).program(cache=parse_cache(cache))
+            memory = jax.eval_shape(lambda model=model, rows=rows: model.memory(rows, PROMPT + GENERATED))
+            kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(memory)) if cache != "none" else 0
+            found["temporaries"][f"{chip or 'here'}, {weights or dtype}, B {rows}, cache {cache}"] = {
+                "beyond keys and values": program.temp_bytes - kept,
                 "keys and values": kept,
                 "arguments": program.argument_bytes,
+                "compile seconds": program.compile_seconds,
             }
     found["setting"] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "rounds": ROUNDS}
     (RESULTS / "programs.json").write_text(json.dumps(found, indent=1) + "\n")

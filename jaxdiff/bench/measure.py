@@ -33,10 +33,11 @@ class Work:
     gen_length: int
     block_length: int
     rounds: int
+    target: jax.Device | None = None  # a chip that is not here; then nothing can be run
 
     def program(self, **changes: Any) -> Program:
         """The decode, compiled, and run once where there are weights to run it with."""
-        program = Program()
+        program = Program(self.target)
         settings: dict[str, Any] = {
             "policy": self.policy,
             "gen_length": self.gen_length,

@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxdiff.bench import measure
+from jaxdiff.bench.program import Program
 from jaxdiff.bench.shapes import SHAPES, abstract_params, random_params, shaped
+from jaxdiff.bench.targets import tpu
 from jaxdiff.checkpoint import SHIPPED, Checkpoint, load
 from jaxdiff.cli import options
 from jaxdiff.cli.options import Decoding
@@ -42,6 +44,13 @@ def bench(
     compile_only: Annotated[
         bool, typer.Option("--compile-only", help="Compile time and memory alone: no weights are made.")
     ] = False,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="With --compile-only: for a TPU that is not here, as v5e:1x1 (needs libtpu)."),
+    ] = None,
+    cache: Annotated[
+        str, typer.Option("--cache", help="With --compile-only: of the decode; else each is measured against none.")
+    ] = "none",
     dtype: options.Dtype = None,
     weights: options.Weights = None,
     plain: Annotated[
@@ -52,8 +61,12 @@ def bench(
     """Measure a decode: step over bare forward, caches over none, PyTorch over jaxdiff, compiling, memory."""
     decoding = Decoding(
         *(model, policy, "none", None, gen_length, block_length),
-        *(0.0, None, None, None, False, False, "none", "1x1", dtype, weights),
+        *(0.0, None, None, None, False, False, cache, "1x1", dtype, weights),
     )
+    for name, given, default in (("target", target, None), ("cache", cache, "none")):
+        if given != default and not compile_only:
+            raise InputError(f"{name}: found {given!r} where the decode is run, expected --compile-only beside it")
+    chip = None if target is None else tpu(target)
     compared = weights is not None and plain and not compile_only
     first = None if compared else weights
     checkpoint = None if shape else load(model, dtype=dtype, weights=first)
@@ -67,12 +80,16 @@ def bench(
     arguments = decoding.arguments(made, gen_length)
     prompts, origin = _prompts(checkpoint, made, batch_size, gen_length)
     work = measure.Work(
-        made, params, prompts, origin, arguments["policy"], gen_length, arguments["block_length"], rounds
+        made, params, prompts, origin, arguments["policy"], gen_length, arguments["block_length"], rounds, chip
     )
-    found = _measured(work, whole, pytorch=pytorch and shape is None, roofline=roofline, compile_only=compile_only)
+    if compile_only:
+        found = _compiled(work, arguments["cache"])
+    else:
+        found = _measured(work, whole, pytorch=pytorch and shape is None, roofline=roofline)
     setting = {
         "model": shape or model,
-        "device": jax.devices()[0].device_kind,
+        "device": (chip or jax.devices()[0]).device_kind,
+        "cache": cache if compile_only else None,
         "dtype": made.config.dtype,
         "weights": weights,
         "policy": policy,
@@ -89,22 +106,28 @@ def bench(
         Console().print(_table(found, setting))
 
 
-def _measured(
-    work: measure.Work, whole: Params | None, *, pytorch: bool, roofline: bool, compile_only: bool
-) -> dict[str, Any]:
+def _compiled(work: measure.Work, cache: Any) -> dict[str, Any]:
+    """Of the program, before it runs."""
+    note("compiling")
+    return _facts(work.program(cache=cache))
+
+
+def _facts(program: Program) -> dict[str, Any]:
+    return {
+        "compile_seconds": program.compile_seconds,
+        "argument_bytes": program.argument_bytes,
+        "peak_temp_bytes": program.temp_bytes,
+    }
+
+
+def _measured(work: measure.Work, whole: Params | None, *, pytorch: bool, roofline: bool) -> dict[str, Any]:
     """The medians that scripts read, and under `details` their intervals and what they are ratios of.
 
     `whole`: the plain params, where the work's are to be compared with them.
     """
     note("compiling")
     program = work.program()
-    found: dict[str, Any] = {
-        "compile_seconds": program.compile_seconds,
-        "argument_bytes": program.argument_bytes,
-        "peak_temp_bytes": program.temp_bytes,
-    }
-    if compile_only:
-        return found
+    found = _facts(program)
     details: dict[str, Any] = {}
     with progress("step over forward", work.rounds, lambda *_: "") as update:
         details["step_over_forward"] = measure.step_over_forward(work, program, lambda done: update(done, 0, 1))

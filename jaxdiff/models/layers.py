@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.parallel import weights_are_spread
+from jaxdiff.parallel import platform, weights_are_spread
 from jaxdiff.types import Span, Window
 from jaxdiff.weights import full
 from jaxdiff.windows import put, take
 
 # Attention logits that are held at once, in elements. Rows whose logits leave a CPU's cache take two to four times as
 # long as one after the other; an accelerator wants many at once, but those of 8B models are 52 million each at 1,280.
-ROOM, ELSEWHERE = {"cpu": 2**20}, 2**26  # by backend; 2**26 are 256 MB; a head alone may take more
+ROOM, ELSEWHERE = {"cpu": 2**20}, 2**26  # by platform; 2**26 are 256 MB; a head alone may take more
 QUERIES = 2048  # of a head that are attended for at once
 UNSEEN = -1e30  # added to the logits of a key that is not seen
 # Each row's window [K T E] of a memory [N B K M E], addressed by layer, row and first column; nothing is transposed.
@@ -162,7 +162,7 @@ def attend(
     rows, length, heads, size = q.shape
     groups = k.shape[1]
     q = jnp.moveaxis(q.reshape(rows, length, groups, heads // groups, size), 1, 3)  # B K R T E
-    room = ROOM.get(jax.default_backend(), ELSEWHERE)
+    room = ROOM.get(platform(), ELSEWHERE)
     each = heads // groups * length * k.shape[2]
 
     def row(

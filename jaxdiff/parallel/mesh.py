@@ -23,6 +23,8 @@ from jaxdiff.types import InputError, Params
 ROWS = PartitionSpec(RULES["batch"])
 MEMORY = PartitionSpec(None, RULES["batch"])  # keys and values [N B K L E]
 WHOLE = PartitionSpec()
+# `with compiling_for("tpu"):` what is traced is meant for devices that are not here; part of what jit's caches go by.
+compiling_for = jax.make_user_context(None)
 
 
 def make_mesh(data: int, model: int) -> Mesh:
@@ -92,6 +94,11 @@ def over_rows(
     specs = (WHOLE, ROWS, ROWS, ROWS, specs_of(settings))
     result = over_data(program, mesh, specs, ROWS)(params, canvas, origin, keys, settings)
     return jax.tree.map(lambda leaf: leaf[:rows], result) if missing else result
+
+
+def platform() -> str:
+    """What the code that is traced will run on: `cpu`, `gpu`, `tpu`."""
+    return compiling_for.value or jax.default_backend()
 
 
 def weights_are_spread() -> bool:

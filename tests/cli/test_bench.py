@@ -1,5 +1,7 @@
 """`jaxdiff bench`: what it prints for scripts. No test looks at a time."""
 
+import importlib.util
+
 import jax
 import pytest
 
@@ -40,3 +42,17 @@ def test_a_shape_compiles_without_its_weights(run, monkeypatch):
 def test_what_cannot_be_measured_is_refused(refused, folder):
     assert "expected llada-8b, dream-7b, llada2-mini" in refused("bench", "--shape", "gpt-2")
     assert "expected less than the model's context 96" in refused("bench", "--model", folder, "--gen-length", 128)
+    assert "found 'v5e:1x1' where the decode is run, expected --compile-only" in refused("bench", "--target", "v5e:1x1")
+    assert "found 'dual' where the decode is run, expected --compile-only beside it" in refused(
+        "bench", "--cache", "dual"
+    )
+
+
+def test_it_compiles_for_a_tpu_that_is_not_here(run, refused, ids_folder):
+    asked = ("bench", "--model", ids_folder, "--compile-only", "--gen-length", 16, "--block-length", 8, "--json")
+    if importlib.util.find_spec("libtpu") is None:
+        assert "libtpu is not installed" in refused(*asked, "--target", "v5e:1x1")
+        return
+    found = run(*asked, "--target", "v5e:1x1", "--cache", "dual").json
+    assert (found["setting"]["device"], found["setting"]["cache"]) == ("TPU v5 lite", "dual")
+    assert found["peak_temp_bytes"] > 0
