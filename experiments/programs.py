@@ -1,13 +1,13 @@
 """What a decode's program costs before it runs: seconds of compiling by depth, temporaries of a published shape.
 
-    pip install 'libtpu==0.0.42.*'
+    pip install '.[test]'    # libtpu and qwix of it
     python experiments/programs.py
 
 `depth`: the model that ships, made 8 and 32 layers deep, in float32, and the 8B shape of as many, in bfloat16; programs
-take turns, ROUNDS times, past every cache. `temporaries`: LLaDA-8B's shape with its 32 layers, L 1280, V 126464, from the
-compiler's memory analysis, beside keys and values: in float32 for the device at hand, in bfloat16 and int8 for TPUs that
-are not here. (A CPU has no bfloat16 products: it would convert the weights, in temporaries.) Nothing is run. Writes
-results/programs.json.
+take turns, ROUNDS times, past every cache. `temporaries`: LLaDA-8B's shape with its 32 layers, L 1280, V 126464, from
+the compiler's memory analysis, beside keys and values: in float32 for the device at hand, in bfloat16 and int8 for one
+chip of TPUs that are not here. (A CPU has no bfloat16 products: it would convert the weights, in temporaries.) Nothing
+is run. Writes results/programs.json.
 """
 
 from __future__ import annotations

@@ -275,10 +275,10 @@ class Window:
     """Where the tokens of a forward over a memory stand, and which of them the memory learns.
 
     Attributes:
-        start: canvas column of each row's first token.
-        fresh: the token's own keys and values are seen and kept; elsewhere the memory's stand, unseen and unchanged
+        start: canvas column of each row's first token, 0 to L - T (not checked).
+        fresh: the token's own keys and values are seen, and written; elsewhere the memory's stand, unseen and unchanged
             by what was computed.
-        kept: a later forward may look at what the memory learned. Else it need not learn it.
+        kept: a later forward may look at what was written. Else it may be left unwritten.
     """
 
     start: Int[Array, " B"]
@@ -360,8 +360,9 @@ class Remembering(Model, Protocol):
     ) -> tuple[Float[Array, "B r D"], Memory]:
         """`features` of a window over a memory, and the memory with the window written over; `features` is T = L.
 
-        The memory may have more columns than L. `read` counts from the window's first token; what is written is the
-        whole window. A shifted model's first row has nothing to read from unless it is the canvas' own.
+        The memory may have more columns than L. A window that is not `kept` may be written or not. `read` counts from
+        the window's first token; what is written is the whole window. A shifted model's first row has nothing to read
+        from unless it is the canvas' own.
         """
         ...
 

@@ -93,8 +93,8 @@ def against_pytorch(work: Work, progress: Callable[[int], None] | None = None) -
     """
     row, origin = work.prompts[:1, int(work.origin[0]) :], np.zeros(1, np.int32)
     one = dataclasses.replace(work, prompts=row, origin=origin)
-    program, asked = one.program(policy=None), one.program(cache=Dual())
     eager = Eager(work.model, work.params)
+    program, asked = one.program(policy=None), one.program(cache=Dual())
     found = eager.decode(row[0], work.gen_length, work.block_length)
     seconds = in_turn(
         {

@@ -46,7 +46,10 @@ def bench(
     ] = False,
     target: Annotated[
         str | None,
-        typer.Option("--target", help="With --compile-only: for a TPU that is not here, as v5e:1x1 (needs libtpu)."),
+        typer.Option(
+            "--target",
+            help="With --compile-only: for one chip of a TPU that is not here: v5e:1x1, v6e:2x2 (needs libtpu).",
+        ),
     ] = None,
     cache: Annotated[
         str, typer.Option("--cache", help="With --compile-only: of the decode; else each is measured against none.")
@@ -67,6 +70,7 @@ def bench(
         if given != default and not compile_only:
             raise InputError(f"{name}: found {given!r} where the decode is run, expected --compile-only beside it")
     chip = None if target is None else tpu(target)
+    dtype = dtype or (None if chip is None else "bfloat16")  # not what is fast on the device at hand
     compared = weights is not None and plain and not compile_only
     first = None if compared else weights
     checkpoint = None if shape else load(model, dtype=dtype, weights=first)

@@ -52,7 +52,7 @@ class Cache:
 
     Attributes:
         window: `canvas` (nothing is reused), `suffix` (from `reach` to the end) or `block` (a block from `reach` on).
-        keeps: a window's keys and values are kept, because a later window will not reach them.
+        keeps: a window's keys and values must be kept, because a later window will not reach them.
     """
 
     window: ClassVar[str]

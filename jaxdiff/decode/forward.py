@@ -98,7 +98,9 @@ class Forward:
             start = jnp.clip(reach - lead, 0, columns - length)
             at = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
             fresh = rows[:, None] & (at >= reach[:, None] - lead) & (at < stop[:, None])
-            kept = self.settings.cache.keeps
+            kept = (
+                block or self.settings.cache.keeps
+            )  # a block costs nothing to write; on a TPU not to, a second memory
             return lambda: self._pass(rows, before, Window(start=start, fresh=fresh, kept=kept), columns=columns)
 
         return _shortest(on, self.settings.spans, jnp.max(jnp.where(rows, self.state.end - reach, 0)))

@@ -117,14 +117,15 @@ def remember(
         memory = jax.lax.dynamic_update_slice(memory, new[None], (layer, 0, 0, 0, 0))
         return _layer_of(memory, layer, columns), memory
     # A TPU's scatter wants another layout of the memory, and copies all of it.
-    return jax.lax.platform_dependent(
+    own, memory = jax.lax.platform_dependent(
         new, memory, jnp.asarray(layer), window, tpu=remember_by_layer, default=remember_by_window
     )
+    return own[:, :, :columns], memory
 
 
 def remember_by_window(
-    new: Float[Array, "B K T E"], memory: Float[Array, "N B K L E"], layer: Int[Array, ""], window: Window
-) -> tuple[Float[Array, "B K L E"], Float[Array, "N B K L E"]]:
+    new: Float[Array, "B K T E"], memory: Float[Array, "N B K M E"], layer: Int[Array, ""], window: Window
+) -> tuple[Float[Array, "B K M E"], Float[Array, "N B K M E"]]:
     """Each row's window is written into the memory, and the layer read."""
     rows = jnp.arange(new.shape[0], dtype=jnp.int32)
     at = jnp.stack([jnp.full_like(rows, layer), rows, window.start], axis=1)
@@ -135,15 +136,16 @@ def remember_by_window(
 
 
 def remember_by_layer(
-    new: Float[Array, "B K T E"], memory: Float[Array, "N B K L E"], layer: Int[Array, ""], window: Window
-) -> tuple[Float[Array, "B K L E"], Float[Array, "N B K L E"]]:
+    new: Float[Array, "B K T E"], memory: Float[Array, "N B K M E"], layer: Int[Array, ""], window: Window
+) -> tuple[Float[Array, "B K M E"], Float[Array, "N B K M E"]]:
     """The layer is read, its windows written, and it goes back as a whole where the window is kept."""
     own = _layer_of(memory, layer, memory.shape[3])
     old = take(own, window.start, new.shape[2], axis=2)
     own = put(own, jnp.where(window.fresh[:, None, :, None], new, old), window.start, axis=2)
-    if window.kept:
-        memory = jax.lax.dynamic_update_slice(memory, own[None], (layer, 0, 0, 0, 0))
-    return own, memory
+    if not window.kept:
+        return own, memory
+    memory = jax.lax.dynamic_update_slice(memory, own[None], (layer, 0, 0, 0, 0))
+    return _layer_of(memory, layer, memory.shape[3]), memory
 
 
 def _layer_of(memory: Float[Array, "N B K M E"], layer: Any, columns: int) -> Float[Array, "B K L E"]:
@@ -251,7 +253,9 @@ class Attention(nn.Module):
 
         def project(of: Float[Array, "Br D"], name: str, count: int) -> Float[Array, "B r n E"]:
             wide = Dense(count * self.head_dim, bias=self.bias, name=name)(of)
-            if memory is not None:  # else XLA for TPUs lets the memory's layout reach the weights, and copies them all
+            if (
+                layer is not None
+            ):  # in a decode; else XLA for TPUs lets the heads' layout reach the weights, and copies all
                 wide = jax.lax.platform_dependent(wide, tpu=jax.lax.optimization_barrier, default=lambda x: x)
             return wide.reshape(rows, -1, count, self.head_dim)
 

@@ -26,7 +26,7 @@ from jaxdiff.windows import take
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); carries x through `nn.scan`."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); carries x through a scan."""
 
     attention: Callable[[], Attention]
     mlp: Callable[[], nn.Module]
@@ -225,10 +225,10 @@ class Transformer:
         Args:
             tokens: those of columns window.start to window.start + T of each row.
             positions, valid: of all columns; `prompt` as in `features`, `read` too, counted from the window's start.
-            memory: keys and values of all layers and columns, as `memory` makes them.
+            memory: keys and values of all layers and columns (there may be more of these), as `memory` makes them.
 
-        Returns the features, and the memory with the window's keys and values written over where `window.fresh`; one
-        that is not `kept` may be written or not.
+        Returns the features, and the memory with the window's keys and values written over where `window.fresh`. A
+        window that is not `kept` may be written or not.
         """
         return self._apply(params, tokens, positions, valid, prompt, window, memory, read)
 
