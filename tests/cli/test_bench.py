@@ -53,5 +53,4 @@ def test_it_compiles_for_a_tpu_that_is_not_here(run, ids_folder):
     found = run(*asked, "--target", "v5e:1x1", "--cache", "dual").json
     assert (found["setting"]["device"], found["setting"]["cache"]) == ("TPU v5 lite", "dual")
     assert (here["setting"]["dtype"], found["setting"]["dtype"]) == ("float32", "bfloat16")
-    assert found["argument_bytes"] < 0.8 * here["argument_bytes"]
     assert found["peak_temp_bytes"] > 0
