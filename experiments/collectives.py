@@ -114,13 +114,15 @@ def collectives(text: str) -> list[Collective]:
     return list(walk(entry, 1, False))
 
 
-def compiled_text(model: jaxdiff.Model, mesh: Any, *, rows: int, prompt: int, generated: int, block: int) -> str:
+def compiled_text(
+    model: jaxdiff.Model, mesh: Any, *, rows: int, prompt: int, generated: int, block: int, cache: Any = None
+) -> str:
     """The compiled program of a decode on a mesh, from shapes alone."""
     tree = jax.eval_shape(model.init, jax.random.key(0))
     dtype = jnp.dtype(model.config.dtype)
     tree = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)
     canvas, origin = jax.ShapeDtypeStruct((rows, prompt + generated), jnp.int32), jnp.zeros((rows,), jnp.int32)
-    ways = (model, Threshold(0.9), jaxdiff.EosStop(), None, 0.0, None, False, False, mesh)
+    ways = (model, Threshold(0.9), jaxdiff.EosStop(), cache, 0.0, None, False, False, mesh)
     settings = api._settings(*ways, rows=rows, first=prompt, generated=generated, block=block)
     laid = shardings(model.config, tree, mesh)
     keys = jax.random.split(jax.random.key(0), rows)

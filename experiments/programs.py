@@ -33,7 +33,7 @@ ROUNDS, DEPTHS, BLOCK = 5, (8, 32), 32
 PROMPT, GENERATED = 64, 1216
 CHIPS = (  # None is the device at hand; dtype, weights, rows, caches
     (None, "float32", None, 8, ("none", "dual")),
-    ("v5p:2x2x1", "bfloat16", None, 8, ("none", "dual", "prefix")),
+    ("v5p:2x2x1", "bfloat16", None, 8, ("none", "dual", "prefix", "frozen")),
     ("v5e:1x1", "bfloat16", "int8", 1, ("none", "dual")),
 )
 RESULTS = Path(__file__).parent / "results"

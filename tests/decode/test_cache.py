@@ -21,6 +21,8 @@ from jaxdiff import (
     infill,
 )
 from jaxdiff.decode import api, loop, parse_cache
+from jaxdiff.models import layers
+from jaxdiff.parallel import compiling_for
 from jaxdiff.policies import Fixed, Threshold
 from tests import reference, small
 from tests.cached import Cached
@@ -159,6 +161,22 @@ def test_a_row_that_waits_writes_no_keys_or_values():
             wrote |= bool((old[:, 0] != new[:, 0]).any())
         state = after
     assert wrote
+
+
+@over_caches
+def test_what_a_tpu_compiles_decodes_alike(cache, monkeypatch):
+    """There keys and values are written layer by layer, or not at all where no later forward looks at them."""
+    used, expected = [], run(CACHES[cache][0]())
+
+    def by_layer(*arguments):
+        used.append(arguments)
+        return layers.remember_by_layer(*arguments)
+
+    monkeypatch.setattr(layers, "remember_by_window", by_layer)
+    with compiling_for("cpu"):  # so that it is traced anew
+        found = run(CACHES[cache][0]())
+    assert used
+    assert_same(expected, found)
 
 
 def test_filling_holes_with_a_cache():

@@ -171,3 +171,14 @@ def test_devices_tell_each_other_no_more_than_they_must(family, monkeypatch):
     gathered = [each for each in found if each.kind == "all-gather"]
     assert {each.elements for each in gathered} == {shards * rows // 2 * small.BLOCK}  # summaries of the block's scores
     assert len(reduced) + len(gathered) == len(found)
+
+
+def test_keys_and_values_stay_with_the_devices_of_their_heads():
+    """With a cache too nothing but the score's summaries is gathered."""
+    rows, prompt, shards = 4, 8, 4
+    model = Llada(LladaConfig(**SHAPE | {"vocab_size": shards * TILE + 600, "n_kv_heads": shards}))
+    shape = dict(rows=rows, prompt=prompt, generated=small.GEN, block=small.BLOCK)
+    found = collectives(compiled_text(model, make_mesh(2, shards), cache=Dual(), **shape))
+    gathered = {each.elements for each in found if each.kind == "all-gather"}
+    assert gathered == {shards * rows // 2 * small.BLOCK}
+    assert {each.kind for each in found} == {"all-gather", "all-reduce"}
