@@ -134,7 +134,8 @@ class Stack(nn.Module):
     ) -> tuple[Float[Array, "B r D"], Kept | None]:
         """The group over its memory, and with its last layer apart, which `nn.scan` cannot do.
 
-        The memory is carried and written in place, layer by layer: one as large beside it never exists.
+        The memory is carried and written layer by layer, so that one as large need not be made beside it. Whether XLA
+        writes in place hangs on the program's size and on the device (README, "What a decode costs here").
         """
         leaves, block = self.variables["params"][group.name], Block(group.attention, group.mlp, self.eps, parent=None)
 
