@@ -69,7 +69,7 @@ def main() -> None:
         }
     for chip, dtype, weights, rows, caches in CHIPS:
         for cache in caches:
-            model = shaped("llada-8b", dtype)
+            model: Any = shaped("llada-8b", dtype)
             program = work(model, rows, GENERATED, weights, chip).program(cache=parse_cache(cache))
             memory = jax.eval_shape(lambda model=model, rows=rows: model.memory(rows, PROMPT + GENERATED))
             kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(memory)) if cache != "none" else 0
