@@ -98,9 +98,8 @@ class Forward:
             start = jnp.clip(reach - lead, 0, columns - length)
             at = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
             fresh = rows[:, None] & (at >= reach[:, None] - lead) & (at < stop[:, None])
-            kept = (
-                block or self.settings.cache.keeps
-            )  # a block costs nothing to write; on a TPU not to, a second memory
+            # A block costs nothing to write, and a TPU holds a second memory where it is not.
+            kept = block or self.settings.cache.keeps
             return lambda: self._pass(rows, before, Window(start=start, fresh=fresh, kept=kept), columns=columns)
 
         return _shortest(on, self.settings.spans, jnp.max(jnp.where(rows, self.state.end - reach, 0)))

@@ -253,9 +253,8 @@ class Attention(nn.Module):
 
         def project(of: Float[Array, "Br D"], name: str, count: int) -> Float[Array, "B r n E"]:
             wide = Dense(count * self.head_dim, bias=self.bias, name=name)(of)
-            if (
-                layer is not None
-            ):  # in a decode; else XLA for TPUs lets the heads' layout reach the weights, and copies all
+            # In a decode; else XLA for TPUs lets the layout of heads reach the weights, and holds all of them twice.
+            if layer is not None:
                 wide = jax.lax.platform_dependent(wide, tpu=jax.lax.optimization_barrier, default=lambda x: x)
             return wide.reshape(rows, -1, count, self.head_dim)
 
