@@ -2,91 +2,70 @@
 
 checkpoint = jaxdiff.load()
 prompts, origin = jaxdiff.pad_prompts([checkpoint.tokenizer.prompt("...")], fill=checkpoint.tokenizer.eos_id)
-result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, origin=origin,
-policy=jaxdiff.policies.Threshold(0.9), stop=jaxdiff.EosStop())
+decoder = jaxdiff.Decoder(policy=jaxdiff.policies.Threshold(0.9), stop=jaxdiff.stoppers.Eos())
+result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, decoder, origin=origin)
 """
 
-from jaxdiff import convert, policies
-from jaxdiff.checkpoint import Checkpoint, Tokenizer, load, save
-from jaxdiff.decode import (
-    Answer,
-    BlockCausal,
-    Dual,
-    EosStop,
-    EotpStop,
-    Frozen,
-    Meter,
-    NoCache,
-    NoStop,
-    Prefix,
-    Reason,
-    Refusal,
-    Request,
-    Result,
-    decode,
-    decode_stream,
-    infill,
-    pad_prompts,
-)
-from jaxdiff.models import (
-    Dream,
-    DreamConfig,
-    Llada,
-    Llada2,
-    Llada2Config,
-    LladaConfig,
-    LladaMoe,
-    LladaMoeConfig,
-    Sdar,
-    SdarConfig,
-    build,
-)
+from jaxdiff import caches, convert, fills, models, policies, stoppers
+from jaxdiff.checkpoint import Checkpoint, Tokenizer, learned_policy, load, save
+from jaxdiff.decode import Decoder, Reason, Result, Sampling, decode, infill, lower, pad_prompts
+from jaxdiff.models import build
 from jaxdiff.parallel import make_mesh
-from jaxdiff.types import InputError, Model, Policy, Proposal, Score, Stopper
+from jaxdiff.serve import Answer, Meter, Refusal, Request, decode_stream
+from jaxdiff.types import (
+    Cache,
+    Fill,
+    InputError,
+    Inputs,
+    Model,
+    Policy,
+    Progress,
+    Proposal,
+    Score,
+    Span,
+    Stopper,
+    Written,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Answer",
-    "BlockCausal",
+    "Cache",
     "Checkpoint",
-    "Dream",
-    "DreamConfig",
-    "Dual",
-    "EosStop",
-    "EotpStop",
-    "Frozen",
+    "Decoder",
+    "Fill",
     "InputError",
-    "Llada",
-    "Llada2",
-    "Llada2Config",
-    "LladaConfig",
-    "LladaMoe",
-    "LladaMoeConfig",
+    "Inputs",
     "Meter",
     "Model",
-    "NoCache",
-    "NoStop",
     "Policy",
-    "Prefix",
+    "Progress",
     "Proposal",
     "Reason",
     "Refusal",
     "Request",
     "Result",
+    "Sampling",
     "Score",
-    "Sdar",
-    "SdarConfig",
+    "Span",
     "Stopper",
     "Tokenizer",
+    "Written",
     "build",
+    "caches",
     "convert",
     "decode",
     "decode_stream",
+    "fills",
     "infill",
+    "learned_policy",
     "load",
+    "lower",
     "make_mesh",
+    "models",
     "pad_prompts",
     "policies",
     "save",
+    "stoppers",
 ]

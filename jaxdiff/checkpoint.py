@@ -8,7 +8,6 @@ jaxdiff.load("LLaDA-8B")    a folder as its authors publish it: config.json and 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import json
 import shutil
@@ -29,13 +28,14 @@ from jaxdiff.files import first_line, read_object, replaced, write_object
 from jaxdiff.models import family_name, in_dtype, leaf_dtype, model_of
 from jaxdiff.parallel import check_axes, place, shardings
 from jaxdiff.policies import Fixed, Learned, any_of
-from jaxdiff.policies.filters import Block, Local, init_layers
+from jaxdiff.policies.filters import BlockFilter, LocalFilter, init_layers
 from jaxdiff.types import InputError, Model, Params, Policy
 from jaxdiff.weights import check_weights, plain, quantised
 
 SHIPPED = "gsm-1m"
 FILTERS, FILTER = "filters", "filter.json"  # <model>/filters/<name>/filter.json
 BEST_FILTER = "local"  # what bare `learned` means
+FILTER_KINDS: dict[str, Any] = {"block": BlockFilter, "local": LocalFilter}
 Sharded = Callable[[str], Sharding | None]  # a leaf's path -> where it is to live
 
 
@@ -201,7 +201,7 @@ def save_filter(folder: Path, learned: Learned, *, quota: bool) -> None:
     """
     judge = learned.filter
     config = {
-        "kind": type(judge).__name__.lower(),
+        "kind": next(kind for kind, cls in FILTER_KINDS.items() if type(judge) is cls),
         "widths": [judge.layers[0].kernel.shape[0], *(layer.kernel.shape[1] for layer in judge.layers)],
         "reach": getattr(judge, "reach", None),
         "features": getattr(judge, "features", None),
@@ -241,13 +241,12 @@ def load_filter(folder: Path) -> tuple[Learned, bool]:
     try:
         config = json.loads((folder / FILTER).read_text())
         layers = jax.eval_shape(lambda key: init_layers(key, tuple(config["widths"])), jax.random.key(0))
-        make = {"block": Block, "local": functools.partial(Local, reach=config["reach"], features=config["features"])}[
-            config["kind"]
-        ]
+        make = FILTER_KINDS[config["kind"]]
+        fields = {f.name: config[f.name] for f in dataclasses.fields(make) if f.name != "layers"}
         tau, quota = float(config["tau"]), bool(config["quota"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / FILTER}: missing or damaged ({first_line(error)}); fit it again") from error
-    return Learned(make(_restore(folder / "params", layers)), tau), quota
+    return Learned(make(layers=_restore(folder / "params", layers), **fields), tau), quota
 
 
 def _save(path: Path, params: Any) -> None:

@@ -1,137 +1,40 @@
-"""The words of the house: shape letters, what a policy sees and answers, and the protocols.
+"""The library's plain data: shape letters, what a forward is given, what a policy sees and answers, the protocols.
 
 Shape letters, used in every public docstring and annotation:
 
     B rows (requests)      P prompt length          L canvas length (prompt + generated)
     G generated length     W window (the block)     T tokens fed to the model
-    D hidden size          V vocabulary             N layers
-    H query heads          K key/value heads        E head size
-    r tokens read of T
+    C positions of a group D hidden size            V vocabulary
+    N layers               H query heads            K key/value heads
+    E head size            M columns of a KV cache  r tokens read of T
 
-Everything here is plain data: policies import this module and nothing else of the package.
+Policies, fills, caches and stoppers import this module, `jaxdiff.pytree` and helpers of their own folder; `decode` knows
+them through the protocols below alone.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
+from jaxdiff.pytree import InputError, pytree, static
+
 NEAR_TIE = 1e-5  # log-odds: below this gap, float rounding decides
+UNLIMITED = 2**20  # steps of a block: more than any has
+NEVER = -1e30  # log-odds of what goes last: no mass, and finite, so that nothing becomes NaN
+REFERENCE, KV = "reference", "kv"  # what a policy or a fill may need, see `Policy.needs` and `Fill.needs`
+
 Params = Any  # a pytree of arrays, or of arrays and `qwix.QArray`s (`weights.py`)
-Memory = Any  # a model's keys and values: for each group of layers a pair of [N B K L E]
-State = Any  # a policy's or stopper's own pytree; () when it keeps none
+KVCache = Any  # keys and values of all columns: for each group of layers a pair of [N B K M E]
+PartState = Any  # a policy's, fill's or stopper's own pytree, leaves lead with B; () when it keeps none
 # One number for the batch, or one for each row; `number()` fields turn Python's into arrays.
 Leaf = Float[Array, ""] | Float[Array, " B"] | float | int | np.ndarray | Sequence[float]
 Count = Int[Array, ""] | Int[Array, " B"] | int | np.ndarray | Sequence[int]
-
-_T = TypeVar("_T")
-
-
-class InputError(ValueError):
-    """The caller's input cannot be used: one line that says what, found, expected and the mend."""
-
-
-def static(*, default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field that is compiled into the program (shapes, names, callables)."""
-    return dataclasses.field(default=default, metadata={"static": True})
-
-
-def number(*, default: Any = dataclasses.MISSING, low: float | int, high: float | int, whole: bool = False) -> Any:
-    """A dataclass field that is a traced number within [low, high]: one value, or one for each row [B].
-
-    A new value does not recompile, and a [B] vector sweeps B values as the rows of one program.
-    """
-    return dataclasses.field(default=default, metadata={"low": low, "high": high, "whole": whole})
-
-
-def each_row(*, default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field whose arrays lead with B, or have no axis: over a mesh, each device has its own rows of it.
-
-    So are `number()` fields; all other arrays of a policy (weights) are whole on every device.
-    """
-    return dataclasses.field(default=default, metadata={"rows": True})
-
-
-@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static, number, each_row))
-def pytree(cls: type[_T]) -> type[_T]:
-    """Frozen dataclass registered as a pytree; fields made with `static()` are part of the treedef.
-
-    Fields made with `number()` become array leaves, whatever they are given as.
-    """
-    numbers = {k: v.metadata for k, v in vars(cls).items() if isinstance(v, dataclasses.Field) and "low" in v.metadata}
-    if numbers:
-
-        def canonicalise(self: Any) -> None:
-            for name, limits in numbers.items():
-                if getattr(self, name) is not None:  # an option that is off is not compiled
-                    object.__setattr__(self, name, _leaf(name, getattr(self, name), **limits))
-
-        cls.__post_init__ = canonicalise  # type: ignore[attr-defined]
-    cls = dataclasses.dataclass(frozen=True)(cls)
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    leaves = [f.name for f in fields if not f.metadata.get("static")]
-    statics = [f.name for f in fields if f.metadata.get("static")]
-
-    def flatten(self: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
-        children = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in leaves]
-        return children, tuple(getattr(self, name) for name in statics)
-
-    def unflatten(values: tuple[Any, ...], children: Iterable[Any]) -> Any:
-        self = object.__new__(cls)  # not through __init__: JAX also builds trees of placeholders, which are no arrays
-        for name, value in (*zip(leaves, children, strict=True), *zip(statics, values, strict=True)):
-            object.__setattr__(self, name, value)
-        return self
-
-    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
-    return cls
-
-
-def _leaf(name: str, value: Any, *, low: float | int, high: float | int, whole: bool) -> Any:
-    """`value` as an array (a Python float would cost one more trace: weak type); checked unless it is traced."""
-    if isinstance(value, jax.core.Tracer):
-        return value
-    array = np.asarray(value)
-    if array.ndim > 1 or not np.all((array >= low) & (array <= high)) or (whole and np.any(array % 1)):
-        kind = "a whole number" if whole else "a number"
-        raise InputError(f"{name}: found {value}, expected {kind} from {low:g} to {high:g}, or a vector of them")
-    return jnp.asarray(array, jnp.int32 if whole else jnp.float32)
-
-
-def fields_of(cls: type) -> dict[str, Any]:
-    """The `static()` and `number()` fields of a class, by name: what says how their text is read."""
-    written = {"static", "low"}  # a reference cannot be
-    return {f.name: f.metadata for f in dataclasses.fields(cls) if written & f.metadata.keys()}
-
-
-def parse_fields(what: str, fields: dict[str, Any], text: str) -> dict[str, Any]:
-    """The values that a command line's `k=v,...` gives to some of the fields.
-
-    Raises InputError, with the fields that there are, for another one, and for a number that is none.
-    """
-    values: dict[str, Any] = {}
-    for item in filter(None, text.split(",")):
-        name, equals, value = item.partition("=")
-        if name not in fields or not equals:
-            known = ", ".join(f"{k}=" for k in fields) or "none"
-            raise InputError(f"{what}: found argument {item!r}, expected {known}")
-        kind = fields[name]
-        values[name] = value if kind.get("static") else parse_number(f"{what} {name}", value, whole=kind["whole"])
-    return values
-
-
-def parse_number(what: str, text: str, *, whole: bool) -> float | int:
-    """The number that a command line gives. Raises InputError for another text."""
-    try:
-        return int(text) if whole else float(text)
-    except ValueError:
-        kind = "a whole number" if whole else "a number"
-        raise InputError(f"{what}: found {text!r}, expected {kind}") from None
 
 
 def per_row(value: Leaf | Count) -> Shaped[Array, ...]:
@@ -140,14 +43,124 @@ def per_row(value: Leaf | Count) -> Shaped[Array, ...]:
     return value if value.ndim == 0 else value[:, None]
 
 
+# The model --------------------------------------------------------------------------------------------------------
+
+
+@pytree
+class Span:
+    """Some tokens of a pass: `count` of them from each row's `start` on (counted among the tokens that are fed)."""
+
+    start: Int[Array, " B"]
+    count: int = static()
+
+
+@pytree
+class Inputs:
+    """What one pass of a model is given.
+
+    Attributes:
+        tokens: ids of the tokens that are fed.
+        positions: their absolute positions, column - origin; negative for padding.
+        valid: of every column that may be attended to: False for padding, and past a row's end.
+        origin: canvas column of position 0 of each row; column c holds position c - origin.
+        fresh: the token's own keys and values are seen by this pass; elsewhere those of the KV cache are.
+        prompt_length: how many first positions do not see the others, in a model whose config says `prefix_lm`.
+        given: the token is part of the prompt or of what infilling was given: what guidance masks.
+        scale: classifier-free guidance, w in un + (w + 1) (cond - un); a model that is not guided ignores it.
+        sees: visibility beyond the model's own rule; a token sees a column only where both allow it. None: no limit.
+        store: the KV cache keeps the keys and values of fresh tokens. False: they are seen by this pass alone, and the
+            cache is handed back as it came.
+    """
+
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    valid: Bool[Array, "B L"]
+    origin: Int[Array, " B"]
+    fresh: Bool[Array, "B T"]
+    prompt_length: Int[Array, " B"] | None = None
+    given: Bool[Array, "B T"] | None = None
+    scale: Float[Array, " B"] | None = None
+    sees: Bool[Array, "B T L"] | None = None
+    store: bool = static(default=True)
+
+    @classmethod
+    def whole(cls, tokens: Int[Array, "B L"], origin: Int[Array, " B"] | None = None, **fields: Any) -> Inputs:
+        """A pass over whole canvases [B L], with padding left of each row's `origin` (default none)."""
+        column = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        origin = jnp.zeros((tokens.shape[0],), jnp.int32) if origin is None else origin
+        positions = column - origin[:, None]
+        fresh = jnp.ones(tokens.shape, bool)
+        return cls(**{"valid": positions >= 0, "fresh": fresh} | fields, tokens=tokens, positions=positions, origin=origin)
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A static, hashable definition whose methods are pure functions of a params pytree."""
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def attention_block(self) -> int | None:
+        """Positions of a block that sees itself and what lies left of it; None: every position sees all."""
+        ...
+
+    @property
+    def shifted(self) -> bool:
+        """The network reads token i at position i - 1. `apply` undoes it: who feeds a part must feed one token more."""
+        ...
+
+    @property
+    def tempered(self) -> bool:
+        """The published sampler's confidences are those of softmax(logits / temperature), not of softmax(logits)."""
+        ...
+
+    @property
+    def copies(self) -> int:
+        """Forwards that one `apply` stands for, each with keys and values of its own: 2 under guidance, else 1."""
+        ...
+
+    def init(self, key: Key[Array, ""]) -> Params: ...
+
+    def apply(
+        self,
+        params: Params,
+        inputs: Inputs,
+        kv: KVCache | None = None,
+        at: Int[Array, " B"] | Int[Array, "B T"] | None = None,
+        read: Span | None = None,
+    ) -> tuple[Float[Array, "B r D"], KVCache | None]:
+        """One pass: features after the last norm, whose row i predicts token i of those read; and the KV cache.
+
+        Args:
+            kv: keys and values of M >= L columns; None: the tokens are the whole canvas, and nothing is kept.
+            at: the columns of the tokens: None, the canvas from column 0 on (T = L); [B], a window of T columns from
+                each row's column on (0 to M - T, not checked); [B T], any columns, each once.
+            read: the only tokens whose features are wanted; None is all of them.
+
+        A shifted model predicts the token of a column from the column before: of a window's first token there is
+        nothing to read unless it is position 0, and among [B T] columns the one before must be one of them.
+        """
+        ...
+
+    def empty_kv(self, rows: int, columns: int) -> KVCache:
+        """A KV cache of zeros for `rows` canvases of that many columns."""
+        ...
+
+    def head(self, params: Params) -> Float[Any, "D V"]: ...
+
+
+# What a policy sees and answers -------------------------------------------------------------------------------------
+
+
 @pytree
 class Score:
     """What every policy sees: the model's belief at each position of the block.
 
     Fields are [B, W] and float32 unless said. `token` is the candidate (the argmax, or the Gumbel sample at
     temperature > 0) and never [MASK]. `log_odds` = its logit minus the logsumexp of all others: RANK by it,
-    since float32 probabilities near 1 tie; compare `prob` with thresholds. A field no policy reads is dead
-    code to the compiler.
+    since float32 probabilities near 1 tie; compare `prob` with thresholds. A field that no policy reads is removed by
+    the compiler.
     """
 
     token: Int[Array, "B W"]
@@ -156,14 +169,19 @@ class Score:
     runner_up: Float[Array, "B W"]  # probability of the best token other than `token`
     entropy: Float[Array, "B W"]  # nats, of the whole distribution
     gap: Float[Array, "B W"]  # logits between the candidate and the next best: a tie-break under 1e-5
+    log_prob: Float[Array, "B W"]  # log-softmax of `token` before temperature and cuts
+    standing: Float[Array, "B W"]  # the same of the token that stands there; NEVER where that is [MASK]
     hidden: Float[Array, "B W D"]  # the features that the head read, in the model's dtype
     masked: Bool[Array, "B W"]  # still [MASK]
     eligible: Bool[Array, "B W"]  # masked, in the row's block, before its end, in a live row: may be committed
+    editable: Bool[Array, "B W"]  # committed by this decode, in the row's block: may be edited or remasked
     canvas: Int[Array, "B L"]
     start: Int[Array, " B"]  # canvas column of the block's first position
     origin: Int[Array, " B"]  # canvas column of the row's first token: absolute position = column - origin
     block_step: Int[Array, " B"]  # forwards this block has had before this one
     row_step: Int[Array, " B"]  # forwards this row has had before this one
+    reference: Int[Array, "B W"] | None = None  # the answer that a policy `needs`
+    reference_log_prob: Float[Array, "B W"] | None = None  # log-softmax of it, as `log_prob`
 
     @property
     def margin(self) -> Float[Array, "B W"]:
@@ -181,49 +199,199 @@ class Score:
         nats = -jnp.log(jnp.maximum(self.entropy, jnp.finfo(jnp.float32).tiny))
         return jnp.where(self.entropy < 1e6, nats, -self.entropy)  # no vocabulary has so much
 
+    @property
+    def positions(self) -> Int[Array, "B W"]:
+        """Absolute positions of the block."""
+        column = self.start[:, None] + jnp.arange(self.masked.shape[1], dtype=jnp.int32)[None]
+        return column - self.origin[:, None]
+
+    def log_prob_of(self, token: Int[Array, "B W"]) -> Float[Array, "B W"]:
+        """Log-softmax of a token that is the candidate or the reference's, before temperature and cuts."""
+        if self.reference_log_prob is None:
+            return self.log_prob
+        return jnp.where(token == self.token, self.log_prob, self.reference_log_prob)
+
 
 @pytree
 class Proposal:
-    """What a policy answers, [B, W]. The loop commits `commit` (where eligible) and, in a row where that is
-    empty, forces the position of highest `priority` unless the policy `waits`.
+    """What a policy answers, [B, W] unless said.
+
+    The loop commits `commit` (where eligible) and, in a row where that is empty, forces the position of highest
+    `priority` unless the policy holds or `waits`. `edit` and `remask` count where `editable`, and with `hold` for no
+    more steps of a block than the policy's `budget`.
     """
 
     commit: Bool[Array, "B W"]
     accepted: Bool[Array, "B W"]  # what the policy itself vouches for, before any quota
     close: Bool[Array, "B W"]  # a comparison with a number of the policy's own hung on less than NEAR_TIE
     priority: Float[Array, "B W"]
-    token: Int[Array, "B W"]
+    token: Int[Array, "B W"]  # what is committed or edited in: `Score.token`, or `Score.reference`
+    remask: Bool[Array, "B W"]  # commits that are taken back
+    edit: Bool[Array, "B W"]  # commits that are overwritten with `token`
+    hold: Bool[Array, " B"]  # the row is not done with its block, though no mask may be left there
 
 
 @runtime_checkable
 class Policy(Protocol):
-    """Which masked positions commit now. A frozen pytree: numbers are traced leaves, the rest is static.
+    """Where: which positions commit, are edited or remasked. A frozen pytree: numbers are traced, the rest is static.
 
-    `waits` (static) is True for a schedule that may leave a row untouched in a step and proves its own bound.
+    Attributes:
+        waits: a schedule that may leave a row untouched in a step; at most `budget` steps of a block.
+        revises: may edit, remask or hold; then nothing of a block is settled before the row leaves it.
+        needs: what `Score` must hold beyond the model's belief: REFERENCE, the answer of a finished decode.
     """
 
     @property
     def waits(self) -> bool: ...
 
-    def init(self, rows: int, window: int) -> State:
-        """The state before the first step, for `rows` = B and `window` = W."""
+    @property
+    def revises(self) -> bool: ...
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    def budget(self, rows: int, window: int) -> Int[Array, " B"]:
+        """Steps of a block after which remask, edit, hold and waits are not heeded: the proof that a decode ends."""
         ...
 
-    def select(self, state: State, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, State]:
+    def init(self, rows: int, window: int) -> PartState:
+        """The state before the first step. Raises InputError for a block length that the policy cannot serve."""
+        ...
+
+    def select(self, state: PartState, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, PartState]:
         """One decision. `key` is the row's own, fresh for this step."""
         ...
 
 
+# Fills --------------------------------------------------------------------------------------------------------------
+
+
+@pytree
+class Belief:
+    """What the head says of some positions, [B, C] each; meanings in `Score`."""
+
+    token: Int[Array, "B C"]
+    prob: Float[Array, "B C"]
+    log_odds: Float[Array, "B C"]
+    runner_up: Float[Array, "B C"]
+    entropy: Float[Array, "B C"]
+    gap: Float[Array, "B C"]
+    log_prob: Float[Array, "B C"]
+    named: Float[Array, "B C n"]  # log-softmax of tokens that were asked for by name, as `log_prob`
+
+
+class Passes(Protocol):
+    """The cheap passes that a fill may run between the full pass of a step and its commit.
+
+    They read the KV cache of the full pass and leave it as it was. `draw`, from 2 on, tells the passes of one step
+    apart, so that each draws its own noise. The belief is of the same positions, in the order given.
+    """
+
+    def canvas(self, canvas: Int[Array, "B L"], draw: int | Int[Array, ""]) -> tuple[Belief, Float[Array, " B"]]:
+        """The block's belief on another canvas, recomputed whole; and the work of each row."""
+        ...
+
+    def window(self, tokens: Int[Array, "B W"], draw: int | Int[Array, ""]) -> tuple[Belief, Float[Array, " B"]]:
+        """The block's belief with these tokens in it, all else as the KV cache has it; and the work of each row."""
+        ...
+
+    def group(
+        self, tokens: Int[Array, "B C"], columns: Int[Array, "B C"], draw: int | Int[Array, ""]
+    ) -> tuple[Belief, Float[Array, " B"]]:
+        """The belief at any columns (each once) with these tokens there, all else as the KV cache has it; and the work
+        of each row.
+        """
+        ...
+
+
+@pytree
+class Written:
+    """What a fill answers.
+
+    Attributes:
+        commit: a part of the commit that it was given, not empty where that is not: the rest is left for later.
+        log_prob: of each written token, before temperature and cuts, at the pass that it was taken from.
+        close: a choice of a token hung on less than NEAR_TIE.
+        cheap: cheap passes that the row took part in; `work`: theirs, in forwards over the row's canvas.
+    """
+
+    token: Int[Array, "B W"]
+    log_prob: Float[Array, "B W"]
+    commit: Bool[Array, "B W"]
+    close: Bool[Array, "B W"]
+    cheap: Int[Array, " B"]
+    work: Float[Array, " B"]
+
+
 @runtime_checkable
-class NeedsReference(Protocol):
-    """A policy that may be given the answer of the standard decode, one token a step (`Oracle`, and what holds one)."""
+class Fill(Protocol):
+    """What: which tokens the chosen positions get together.
+
+    `needs` (static): KV, if its passes read the keys and values of the full pass, which are then kept under any cache.
+    """
 
     @property
-    def lacks_reference(self) -> bool: ...
+    def needs(self) -> frozenset[str]: ...
 
-    def bind(self, reference: Int[Array, "B L"]) -> Policy:
-        """The policy with the reference, a canvas, wherever it lacks one."""
+    def init(self, rows: int, window: int) -> PartState: ...
+
+    def write(
+        self,
+        state: PartState,
+        score: Score,
+        proposal: Proposal,
+        commit: Bool[Array, "B W"],
+        passes: Passes,
+        key: Key[Array, " B"],
+    ) -> tuple[Written, PartState]:
+        """The tokens of `commit`, what the loop has resolved of the proposal."""
         ...
+
+
+# Caches -------------------------------------------------------------------------------------------------------------
+
+
+@pytree
+class Place:
+    """Where each row stands at a step, in canvas columns; steps count from 0."""
+
+    origin: Int[Array, " B"]
+    first: Int[Array, " B"]  # where its blocks begin
+    before: Int[Array, " B"]  # the block that it stood in at its last step; less than `first`: none
+    start: Int[Array, " B"]  # the block that it stands in now
+    block_step: Int[Array, " B"]
+    row_step: Int[Array, " B"]
+    block: int = static()  # its length
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """Which keys and values a decode reuses: which window a pass recomputes, and when everything is rebuilt.
+
+    Attributes:
+        window: `canvas` (nothing is reused), `suffix` (from `reach` to the end) or `block` (a block from `reach` on).
+        keeps: a window's keys and values must be kept, because a later window will not reach them.
+        block_causal: only for models that attend in blocks.
+    """
+
+    window: ClassVar[str]
+    keeps: ClassVar[bool]
+    block_causal: ClassVar[bool]
+
+    def due(self, place: Place) -> Bool[Array, " B"]:
+        """Which rows rebuild the whole KV cache in this step (a refresh)."""
+        ...
+
+    def stores(self, place: Place) -> Bool[Array, " B"]:
+        """Which rows spend this step on keys and values alone: it counts, and commits nothing."""
+        ...
+
+    def reach(self, place: Place) -> Int[Array, " B"]:
+        """The first column of each row's window."""
+        ...
+
+
+# Stoppers -----------------------------------------------------------------------------------------------------------
 
 
 @pytree
@@ -231,7 +399,7 @@ class Tail:
     """What a stopper that asks is told of the whole canvas: where end-of-text is the candidate, and how surely."""
 
     ends: Bool[Array, "B L"]  # still masked before the commit, and the candidate is end-of-text
-    log_odds: Float[Array, "B L"]  # of those; elsewhere lower than any
+    log_odds: Float[Array, "B L"]  # of those; elsewhere NEVER
 
 
 @pytree
@@ -242,10 +410,10 @@ class Progress:
     end: Int[Array, " B"]
     live: Bool[Array, " B"]
     generated: Bool[Array, "B L"]  # the positions this call is to fill (False on the prompt and the padding)
+    settled: Int[Array, " B"]  # first column that may still change: tokens left of it are final
     score: Score  # of the block, before the commit
     accepted: Bool[Array, "B W"]  # what the policy vouched for, among the eligible
     tail: Tail | None  # where the stopper `wants_tail`
-    mask_id: int = static()
     eos_ids: tuple[int, ...] = static()
 
 
@@ -263,109 +431,49 @@ class Stopper(Protocol):
     @property
     def cuts(self) -> bool: ...
 
-    def init(self, rows: int) -> State: ...
+    def init(self, rows: int) -> PartState: ...
 
-    def update(self, state: State, progress: Progress) -> tuple[Int[Array, " B"], State]:
+    def update(self, state: PartState, progress: Progress) -> tuple[Int[Array, " B"], PartState]:
         """The new end of each row, [B]; the loop takes the minimum of it and the old one."""
         ...
 
 
-@pytree
-class Window:
-    """Where the tokens of a forward over a memory stand, and which of them the memory learns.
-
-    Attributes:
-        start: canvas column of each row's first token, 0 to L - T (not checked).
-        fresh: the token's own keys and values are seen, and written; elsewhere the memory's stand, unseen and unchanged
-            by what was computed.
-        kept: a later forward may look at what was written. Else it may be left unwritten.
-    """
-
-    start: Int[Array, " B"]
-    fresh: Bool[Array, "B T"]
-    kept: bool = static(default=True)
+def first_end(tokens: Int[Array, "B L"], among: Bool[Array, "B L"], eos_ids: tuple[int, ...]) -> Int[Array, " B"]:
+    """The first column `among` those marked that holds an id which ends an answer; L where there is none."""
+    length = tokens.shape[1]
+    is_end = jnp.zeros(tokens.shape, bool)
+    for token in eos_ids:
+        is_end |= tokens == token
+    return jnp.min(jnp.where(is_end & among, jnp.arange(length, dtype=jnp.int32)[None], length), axis=1)
 
 
-@pytree
-class Span:
-    """The tokens of a forward whose features are wanted: `count` of them from each row's `start` on."""
-
-    start: Int[Array, " B"]
-    count: int = static()
-
-
-@runtime_checkable
-class Model(Protocol):
-    """A static, hashable definition whose methods are pure functions of a params pytree."""
-
-    @property
-    def config(self) -> Any: ...
-
-    @property
-    def attention_block(self) -> int | None:
-        """Positions of a block that sees itself and what lies left of it; None: every position sees all."""
-        ...
-
-    @property
-    def shifted(self) -> bool:
-        """The network reads token i at position i - 1. `features` undoes it: who feeds a window must know."""
-        ...
-
-    @property
-    def tempered(self) -> bool:
-        """The published sampler's confidences are those of softmax(logits / temperature), not of softmax(logits)."""
-        ...
-
-    def init(self, key: Key[Array, ""]) -> Params: ...
-
-    def features(
-        self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
-    ) -> Float[Array, "B T D"]:
-        """Row i predicts token i (shifted families shift here). `valid` False: padding, attended by nobody."""
-        ...
-
-    def head(self, params: Params) -> Float[Any, "D V"]: ...
-
-
-@runtime_checkable
-class Remembering(Model, Protocol):
-    """A model whose keys and values a cache can keep, and which may hide the answer from the prompt."""
-
-    def features(
-        self,
-        params: Params,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
-        valid: Bool[Array, "B T"],
-        prompt: Int[Array, " B"] | None = None,
-        read: Span | None = None,
-    ) -> Float[Array, "B r D"]:
-        """Row i predicts token i (shifted families shift here). `valid` False: padding, attended by nobody.
-
-        `prompt`: how many first positions do not see the others, in a model whose config says `prefix_lm`. `read`: the
-        only tokens whose features are wanted, r = read.count; None is all of them.
-        """
-        ...
-
-    def recall(
-        self,
-        params: Params,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "B L"],
-        valid: Bool[Array, "B L"],
-        window: Window,
-        memory: Memory,
-        prompt: Int[Array, " B"] | None = None,
-        read: Span | None = None,
-    ) -> tuple[Float[Array, "B r D"], Memory]:
-        """`features` of a window over a memory, and the memory with the window written over; `features` is T = L.
-
-        The memory may have more columns than L. A window that is not `kept` may be written or not. `read` counts from
-        the window's first token; what is written is the whole window. A shifted model's first row has nothing to read
-        from unless it is the canvas' own.
-        """
-        ...
-
-    def memory(self, rows: int, length: int) -> Memory:
-        """Room for the keys and values of `rows` canvases."""
-        ...
+__all__ = [
+    "KV",
+    "NEAR_TIE",
+    "NEVER",
+    "REFERENCE",
+    "UNLIMITED",
+    "Belief",
+    "Cache",
+    "Count",
+    "Fill",
+    "InputError",
+    "Inputs",
+    "KVCache",
+    "Leaf",
+    "Model",
+    "Params",
+    "PartState",
+    "Passes",
+    "Place",
+    "Policy",
+    "Progress",
+    "Proposal",
+    "Score",
+    "Span",
+    "Stopper",
+    "Tail",
+    "Written",
+    "first_end",
+    "per_row",
+]

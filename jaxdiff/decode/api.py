@@ -1,9 +1,9 @@
-"""`decode` and `infill`: check what can be checked before compilation, lay out the canvas, run the program."""
+"""`decode`, `infill` and `lower`: check what can be checked before compilation, lay out the canvas, run the program."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,66 +12,46 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
-from jaxdiff.decode import loop
-from jaxdiff.decode.cache import Cache, NoCache, check_cache, doublings, spans
-from jaxdiff.decode.state import Settings
-from jaxdiff.decode.stop import NoStop
+from jaxdiff.caches import NoCache
+from jaxdiff.decode import checks, loop
+from jaxdiff.decode.decoder import Decoder
+from jaxdiff.decode.program import Program
+from jaxdiff.decode.state import Layout, Rows
+from jaxdiff.models.guided import Guided
 from jaxdiff.parallel import check_axes, everywhere, place
 from jaxdiff.policies import Fixed
-from jaxdiff.types import Count, InputError, Leaf, Model, NeedsReference, Params, Policy, Stopper
-
-BLOCK_LENGTH = 32
+from jaxdiff.types import REFERENCE, Cache, InputError, Model, Params
 
 
 def decode(
     model: Model,
     params: Params,
     prompts: Int[Array, "B P"] | np.ndarray,
+    decoder: Decoder | None = None,
     *,
-    policy: Policy | None = None,
-    stop: Stopper | None = None,
-    cache: Cache | None = None,
     gen_length: int = 256,
-    block_length: int | None = None,
-    temperature: Leaf | float = 0.0,
-    top_p: Leaf | float | None = None,
-    top_k: Count | int | None = None,
-    cfg_scale: Leaf | float | None = None,
-    key: Key[Array, ""] | Key[Array, " B"] | None = None,
     origin: Int[Array, " B"] | np.ndarray | None = None,
-    forbid_eos: bool = False,
-    defer_eos: bool = False,
+    key: Key[Array, ""] | Key[Array, " B"] | None = None,
     mesh: Mesh | None = None,
-    run: Callable[..., loop.Result] = loop.run,
+    reference: Int[Array, "B L"] | np.ndarray | None = None,
 ) -> loop.Result:
     """Generate `gen_length` tokens after each prompt, block by block, in one compiled program.
 
     Args:
         prompts: token ids, [B P], padded on the left up to `origin` (see `pad_prompts`).
-        policy: which positions commit at each step; default one token a step, most confident first.
-        stop: when a row's end moves left; default never.
-        cache: which keys and values are reused (`decode/cache.py`); default none, the only exact one on every model.
+        decoder: how; default one token a step, most confident first. Its `block_length` divides `gen_length`. A model
+            that attends in blocks has its own, which are counted from the row's first token: the rest of the prompt
+            shares the first one. The last one is decoded whole, as the published samplers do, and what lies past
+            `gen_length` is then cut off.
         gen_length: in tokens.
-        block_length: in tokens, a divisor of the length; default 32. A model that attends in blocks has its own, which
-            are counted from the row's first token: the rest of the prompt shares the first one. The last one is
-            decoded whole, as the published samplers do, and what lies past `gen_length` is then cut off.
-        temperature: 0 is greedy; a [B] vector gives each row its own.
-        top_p, top_k: sample among the most likely tokens alone: those that together reach `top_p`, and of them the
-            `top_k` best; one number, or one for each row. They take effect after the temperature. At temperature 0 the
-            token stays the same, but its confidence is that among those left, as in Dream's `generation_utils.py`.
-            `near_ties` does not count where float rounding decides who is left.
-        cfg_scale: classifier-free guidance, w in un + (w + 1) (cond - un); None is off, and each guided forward
-            costs 2 NFE.
+        origin: column of each row's first token, [B]; default 0.
         key: one key for each row (a request's seed; its tokens then do not depend on the batch), or one for all,
             from which row i takes `fold_in(key, i)`. Only sampling and random orders use it; default key 0.
-        origin: column of each row's first token, [B]; default 0.
-        forbid_eos: LLaDA's `logits_eos_inf`: end-of-text is never predicted.
-        defer_eos: LLaDA's `confidence_eos_eot_inf`: positions predicted end-of-text or end-of-turn commit last.
-            (The official code's chained assignment spares one of the two ids above temperature 0; here both wait.)
         mesh: the devices that rows and weights are spread over (see `make_mesh`); tokens, NFE and commit trace are the
             same on each, but for near-ties. Params that `load(mesh=...)` or `place` has not laid out are laid out in
             each call.
-        run: what runs the program; a `Timed` compiles it ahead of time and tells compiling from running.
+        reference: finished canvases (`Result.tokens`) for a policy that decodes towards them; where it needs one and
+            none is given, the standard decode of the same rows is run first. Its forwards are not counted.
 
     Returns a `Result`; source of the loop: LLaDA `generate.py` (arXiv 2502.09992).
 
@@ -79,48 +59,20 @@ def decode(
     outside the vocabulary, a cache that the stopper or the model cannot go with, a mesh that the model's heads or
     widths do not spread over.
     """
-    rows, width = _shape("prompts", prompts)
-    if width < 1:
-        raise InputError("prompts: found length 0, expected at least one token; give a prompt")
-    block_length = block_of(model, block_length)
-    check_lengths(model, width, gen_length, block_length)
-    origin = _origin(origin, rows, width)
-    check_ids(model, prompts, origin, masks_allowed=False)
-    overhang = overhang_of(model)
-    masks = jnp.full((rows, gen_length + overhang), model.config.mask_token_id, jnp.int32)
-    canvas = jnp.concatenate([jnp.asarray(prompts, jnp.int32), masks], axis=1)
-    ways = (model, policy, stop, cache, temperature, cfg_scale, forbid_eos, defer_eos, mesh)
-    settings = _settings(
-        *ways,
-        top_p=top_p,
-        top_k=top_k,
-        rows=rows,
-        first=width,
-        generated=gen_length,
-        block=block_length,
-        overhang=overhang,
-    )
-    return _run(run, model, params, canvas, origin, _keys(key, rows), settings)
+    return prepare(
+        model, params, prompts, decoder, gen_length=gen_length, origin=origin, key=key, mesh=mesh, reference=reference
+    ).run()
 
 
 def infill(
     model: Model,
     params: Params,
     canvas: Int[Array, "B L"] | np.ndarray,
+    decoder: Decoder | None = None,
     *,
-    policy: Policy | None = None,
-    stop: Stopper | None = None,
-    cache: Cache | None = None,
-    block_length: int | None = None,
-    temperature: Leaf | float = 0.0,
-    top_p: Leaf | float | None = None,
-    top_k: Count | int | None = None,
-    cfg_scale: Leaf | float | None = None,
     key: Key[Array, ""] | Key[Array, " B"] | None = None,
-    forbid_eos: bool = False,
-    defer_eos: bool = False,
     mesh: Mesh | None = None,
-    run: Callable[..., loop.Result] = loop.run,
+    reference: Int[Array, "B L"] | np.ndarray | None = None,
 ) -> loop.Result:
     """Fill the [MASK] positions of a canvas, wherever they stand; all else is kept.
 
@@ -128,15 +80,24 @@ def infill(
     first. A model that attends in blocks has its own, and they must divide the canvas. The other arguments, the errors
     and the result are `decode`'s, with G = L.
     """
-    rows, width = _shape("canvas", canvas)
-    block_length = block_of(model, block_length, default=width)
-    check_blocks(width, block_length)
-    check_lengths(model, 0, width, block_length)
-    origin = jnp.zeros((rows,), jnp.int32)
-    check_ids(model, canvas, origin, masks_allowed=True)
-    ways = (model, policy, stop, cache, temperature, cfg_scale, forbid_eos, defer_eos, mesh)
-    settings = _settings(*ways, top_p=top_p, top_k=top_k, rows=rows, first=0, generated=width, block=block_length)
-    return _run(run, model, params, jnp.asarray(canvas, jnp.int32), origin, _keys(key, rows), settings)
+    return prepare_infill(model, params, canvas, decoder, key=key, mesh=mesh, reference=reference).run()
+
+
+def lower(
+    model: Model,
+    params: Params,
+    prompts: Int[Array, "B P"] | np.ndarray,
+    decoder: Decoder | None = None,
+    *,
+    target: jax.Device | None = None,
+    **options: Any,
+) -> Program:
+    """The program of a decode, compiled ahead of time and not run: to time it, or to read its memory and HLO.
+
+    Args and errors are `decode`'s; `target` is a chip to compile for that is not here (`jaxdiff.bench.targets`), and
+    params may be `jax.ShapeDtypeStruct`. Neither reads nor fills JAX's persistent compilation cache.
+    """
+    return Program(prepare(model, params, prompts, decoder, **options), target)
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], fill: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -151,174 +112,142 @@ def pad_prompts(prompts: Sequence[Sequence[int]], fill: int, multiple: int = 1) 
     return padded, np.asarray([width - len(p) for p in prompts], np.int32)
 
 
-def _run(
-    run: Callable[..., loop.Result],
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One decode, checked and laid out: what `loop.run` takes."""
+
+    model: Model
+    layout: Layout
+    params: Params
+    decoder: Decoder
+    rows: Rows
+
+    def run(self) -> loop.Result:
+        return loop.run(self.model, self.layout, self.params, self.decoder, self.rows)
+
+
+def prepare(
     model: Model,
     params: Params,
-    canvas: Int[Array, "B L"],
-    origin: Int[Array, " B"],
-    keys: Key[Array, " B"],
-    settings: Settings,
-) -> loop.Result:
-    """`run`; before it, uncounted and untimed, the standard decode for a policy that lacks its answer.
-
-    Raises InputError, before compilation, for what the policy refuses.
-    """
-    if settings.mesh is not None:
-        check_axes(settings.mesh)
-        params = place(model.config, params, settings.mesh)
-        canvas, origin, keys, settings = everywhere((canvas, origin, keys, settings), settings.mesh)
-    policy = settings.policy
-    if isinstance(policy, NeedsReference) and policy.lacks_reference:
-        standard = dataclasses.replace(settings, policy=Fixed(), cache=NoCache(), spans=())
-        policy = policy.bind(loop.run(model, params, canvas, origin, keys, standard).tokens)
-    jax.eval_shape(lambda: policy.init(canvas.shape[0], settings.block_length))
-    return run(model, params, canvas, origin, keys, dataclasses.replace(settings, policy=policy))
-
-
-def _shape(name: str, array: Any) -> tuple[int, int]:
-    if getattr(array, "ndim", None) != 2 or array.shape[0] < 1:
-        raise InputError(f"{name}: found shape {getattr(array, 'shape', type(array))}, expected [rows, length]")
-    return array.shape
-
-
-def check_blocks(generated: int, block: int) -> None:
-    """Blocks divide what is generated; else InputError."""
-    if generated < 1 or block < 1 or generated % block:
-        raise InputError(
-            f"gen_length: found {generated} with block_length {block}, expected a multiple of the block; "
-            f"try gen_length {max(1, -(-generated // max(block, 1))) * max(block, 1)}"
-        )
-
-
-def block_of(model: Model, asked: int | None, *, default: int = BLOCK_LENGTH) -> int:
-    """The block length of a decode: the one asked for, or the model's own, or `default`.
-
-    Raises InputError for another one than that which the model attends in.
-    """
-    own = model.attention_block
-    if own is not None and asked not in (None, own):
-        raise InputError(f"block_length: found {asked}, but this model attends in blocks of {own}; leave it out")
-    if own is not None:
-        return own
-    return default if asked is None else asked
-
-
-def overhang_of(model: Model) -> int:
-    """Columns past what is generated, for each row's last block to be whole where blocks hang on positions."""
-    return 0 if model.attention_block is None else model.attention_block - 1
-
-
-def check_lengths(model: Model, prompt: int, generated: int, block: int) -> None:
-    """What is generated fits the context with the prompt, and the blocks divide it unless the model has its own.
-
-    Raises InputError where not.
-    """
-    check_blocks(generated, block if model.attention_block is None else 1)
-    context = model.config.max_sequence_length
-    if prompt + generated > context:
-        raise InputError(
-            f"prompt: found {prompt} tokens + gen_length {generated} = {prompt + generated}, expected at most the "
-            f"context of {context}; shorten the prompt or the generation"
-        )
-
-
-def check_ids(model: Model, ids: Any, origin: Any, *, masks_allowed: bool) -> None:
-    """Ids lie in the vocabulary, and [MASK] only where it is allowed; else InputError.
-
-    On concrete arrays; under a trace the caller vouches for them.
-    """
-    if isinstance(ids, jax.core.Tracer) or isinstance(origin, jax.core.Tracer):
-        return
-    ids, config = np.asarray(ids), model.config
-    real = np.arange(ids.shape[1])[None] >= np.asarray(origin)[:, None]
-    outside = np.argwhere(real & ((ids < 0) | (ids >= config.vocab_size)))
-    if outside.size:
-        row, column = outside[0]
-        raise InputError(f"row {row}: found id {ids[row, column]}, expected 0 to {config.vocab_size - 1}")
-    masks = np.argwhere(real & (ids == config.mask_token_id))
-    if masks.size and not masks_allowed:
-        raise InputError(
-            f"prompt: row {masks[0][0]} holds [MASK] (id {config.mask_token_id}) in column {masks[0][1]}, expected "
-            "none; take it out, or fill holes with infill"
-        )
-
-
-def _origin(origin: Any, rows: int, width: int) -> Int[Array, " B"]:
-    if origin is None:
-        return jnp.zeros((rows,), jnp.int32)
-    if getattr(origin, "shape", None) != (rows,):
-        raise InputError(f"origin: found shape {getattr(origin, 'shape', None)}, expected ({rows},), one for each row")
-    if not isinstance(origin, jax.core.Tracer) and np.any((np.asarray(origin) < 0) | (np.asarray(origin) >= width)):
-        raise InputError(f"origin: found {np.asarray(origin).tolist()}, expected 0 to {width - 1}: no row may be empty")
-    return jnp.asarray(origin, jnp.int32)
-
-
-def _keys(key: Any, rows: int) -> Key[Array, " B"]:
-    key = jax.random.key(0) if key is None else key
-    if not jnp.issubdtype(getattr(key, "dtype", None) or np.asarray(key).dtype, jax.dtypes.prng_key):
-        raise InputError("key: found no typed key; make one with jax.random.key(seed)")
-    if key.ndim == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
-    if key.shape != (rows,):
-        raise InputError(f"key: found shape {key.shape}, expected () or ({rows},), one for each row")
-    return key
-
-
-def _ladder(first: int, generated: int, block: int) -> tuple[int, ...]:
-    """Canvas lengths with 1, 2, 4 ... blocks to generate: few programs, and no forward twice as long as it need be."""
-    return tuple(first + length for length in doublings(generated, block))
-
-
-def _settings(
-    model: Model,
-    policy: Policy | None,
-    stop: Stopper | None,
-    cache: Cache | None,
-    temperature: Any,
-    guidance: Any,
-    forbid_eos: bool,
-    defer_eos: bool,
-    mesh: Mesh | None = None,
+    prompts: Int[Array, "B P"] | np.ndarray,
+    decoder: Decoder | None = None,
     *,
-    rows: int,
+    gen_length: int = 256,
+    origin: Int[Array, " B"] | np.ndarray | None = None,
+    key: Key[Array, ""] | Key[Array, " B"] | None = None,
+    mesh: Mesh | None = None,
+    reference: Int[Array, "B L"] | np.ndarray | None = None,
+) -> Call:
+    """What `decode` of the same arguments runs. Raises as `decode`."""
+    decoder = Decoder() if decoder is None else decoder
+    count, width = checks.shape_of("prompts", prompts)
+    if width < 1:
+        raise InputError("prompts: found length 0, expected at least one token; give a prompt")
+    block = checks.block_of(model, decoder.block_length)
+    checks.check_lengths(model, width, gen_length, block)
+    origin = checks.checked_origin(origin, count, width)
+    checks.check_ids(model, prompts, origin, masks_allowed=False)
+    masks = jnp.full((count, gen_length + checks.overhang_of(model)), model.config.mask_token_id, jnp.int32)
+    canvas = jnp.concatenate([jnp.asarray(prompts, jnp.int32), masks], axis=1)
+    layout = layout_of(model, decoder, first=width, generated=gen_length, block=block, mesh=mesh)
+    return _call(model, layout, params, decoder, canvas, origin, key, reference)
+
+
+def prepare_infill(
+    model: Model,
+    params: Params,
+    canvas: Int[Array, "B L"] | np.ndarray,
+    decoder: Decoder | None = None,
+    *,
+    key: Key[Array, ""] | Key[Array, " B"] | None = None,
+    mesh: Mesh | None = None,
+    reference: Int[Array, "B L"] | np.ndarray | None = None,
+) -> Call:
+    """What `infill` of the same arguments runs. Raises as `infill`."""
+    decoder = Decoder() if decoder is None else decoder
+    count, width = checks.shape_of("canvas", canvas)
+    block = checks.block_of(model, decoder.block_length, default=width)
+    checks.check_blocks(width, block)
+    checks.check_lengths(model, 0, width, block)
+    origin = jnp.zeros((count,), jnp.int32)
+    checks.check_ids(model, canvas, origin, masks_allowed=True)
+    layout = layout_of(model, decoder, first=0, generated=width, block=block, mesh=mesh, overhang=0)
+    return _call(model, layout, params, decoder, jnp.asarray(canvas, jnp.int32), origin, key, reference)
+
+
+def layout_of(
+    model: Model,
+    decoder: Decoder,
+    *,
     first: int,
     generated: int,
     block: int,
-    overhang: int = 0,
-    top_p: Any = None,
-    top_k: Any = None,
-) -> Settings:
-    for name, value, low, high in (
-        ("temperature", temperature, 0, np.inf),
-        ("cfg_scale", guidance, 0, np.inf),
-        ("top_p", top_p, 0, 1),
-        ("top_k", top_k, 1, np.inf),
-    ):
-        if value is None or isinstance(value, jax.core.Tracer):
-            continue
-        array = np.asarray(value)
-        fits = np.all(np.isfinite(array)) and np.all((array >= low) & (array <= high))
-        if array.shape not in ((), (rows,)) or not fits or (name == "top_k" and np.any(array % 1)):
-            most = "or more" if high == np.inf else f"to {high}"
-            kind = "a whole number" if name == "top_k" else "a number"
-            raise InputError(f"{name}: found {value}, expected {kind} of {low} {most}, or {rows} of them")
-    stop, cache = stop or NoStop(), cache or NoCache()
-    check_cache(cache, stop, model)
-    return Settings(
-        policy=policy or Fixed(),
-        stop=stop,
-        cache=cache,
-        temperature=jnp.asarray(temperature, jnp.float32),
-        guidance=None if guidance is None else jnp.asarray(guidance, jnp.float32),
-        top_p=None if top_p is None else jnp.asarray(top_p, jnp.float32),
-        top_k=None if top_k is None else jnp.asarray(top_k, jnp.int32),
-        block_length=block,
+    mesh: Mesh | None = None,
+    overhang: int | None = None,
+) -> Layout:
+    """How canvases are laid out whose prompts end at column `first`; `overhang` default the model's own."""
+    overhang = checks.overhang_of(model) if overhang is None else overhang
+    rungs = tuple(first + length for length in doublings(generated, block)) if decoder.stop.cuts else ()
+    return Layout(
         first=first,
+        block_length=block,
         overhang=overhang,
-        ladder=_ladder(first, generated, block) if stop.cuts else (),
-        spans=() if cache.window == "canvas" else spans(cache, generated + 2 * overhang, block),
-        forbid_eos=forbid_eos,
-        defer_eos=defer_eos,
+        ladder=rungs,
+        spans=spans(decoder.cache, generated + 2 * overhang, block),
         mesh=mesh,
     )
+
+
+def spans(cache: Cache, longest: int, block: int) -> tuple[int, ...]:
+    """The lengths of a cache's window that are compiled."""
+    if cache.window == "canvas":
+        return ()
+    return (block,) if cache.window == "block" else (*doublings(longest, block), longest)
+
+
+def doublings(generated: int, block: int) -> tuple[int, ...]:
+    """1, 2, 4 ... blocks that are less than what is generated: few programs, and none runs on twice what it needs."""
+    counts = (2**power for power in range((generated // block).bit_length()))
+    return tuple(count * block for count in counts if count * block < generated)
+
+
+def standard(decoder: Decoder) -> Decoder:
+    """The standard decode with all else the same: one token a step, nothing reused."""
+    return dataclasses.replace(decoder, policy=Fixed(), cache=NoCache())
+
+
+def guided(model: Model, decoder: Decoder) -> Model:
+    """The model, under classifier-free guidance where the decoder asks for it."""
+    return model if decoder.sampling.cfg_scale is None else Guided(model)
+
+
+def _call(
+    model: Model,
+    layout: Layout,
+    params: Params,
+    decoder: Decoder,
+    canvas: Int[Array, "B L"],
+    origin: Int[Array, " B"],
+    key: Any,
+    reference: Any,
+) -> Call:
+    count, length = canvas.shape[0], canvas.shape[1] - layout.overhang
+    checks.check_decoder(decoder, model, count)
+    if reference is not None and REFERENCE not in decoder.policy.needs:
+        raise InputError("reference: found one, but this policy does not decode towards an answer; leave it out")
+    last = jnp.full((count,), length, jnp.int32)
+    rows = Rows(canvas, origin, last, checks.checked_keys(key, count))
+    model = guided(model, decoder)
+    jax.eval_shape(lambda: decoder.policy.init(count, layout.block_length))  # raises for a block that it cannot serve
+    if layout.mesh is not None:
+        check_axes(layout.mesh)
+        params = place(model.config, params, layout.mesh)
+        rows, decoder = everywhere((rows, decoder), layout.mesh)
+    if REFERENCE in decoder.policy.needs:
+        if reference is None:
+            plain = dataclasses.replace(layout, spans=())
+            reference = loop.run(model, plain, params, standard(decoder), rows).tokens
+        reference = checks.checked_reference(model, reference, count, length, layout.overhang)
+        rows = dataclasses.replace(rows, reference=reference)
+        rows = rows if layout.mesh is None else everywhere(rows, layout.mesh)
+    return Call(model, layout, params, decoder, rows)

@@ -1,12 +1,16 @@
 """The decode: one compiled `while_loop` that Python never steps.
 
-    begin -> State -> while any row is unfinished: step -> finish -> Result
+    begin -> State -> while any row is live: step -> finish -> Result
 
-    step:  canvas [B L] -> one forward (`forward.py`) -> the row's block [B W] scored -> policy.select
-           -> the loop commits, forces the best where nothing was -> stopper may move the end left
+    place    which block each row stands in
+    score    the one full pass -> Score [B W]
+    select   the policy: where
+    resolve  what the loop makes of its proposal
+    write    the fill: what
+    stop     the end may move left
 
-Each row stands in its own block: the one of its leftmost mask. The three functions are pure and public, so that a
-plain Python loop over `step`, or a serving engine, gives what the compiled loop gives.
+The three functions are pure and public, so that a plain Python loop over `step`, or a serving engine, gives what the
+compiled loop gives.
 """
 
 from __future__ import annotations
@@ -18,14 +22,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.decode.cache import Place
-from jaxdiff.decode.forward import Forward
-from jaxdiff.decode.score import NEVER
-from jaxdiff.decode.state import Settings, State, first_block, fold, holes
+from jaxdiff.decode.decoder import Decoder
+from jaxdiff.decode.passes import StepPasses, keeps_kv
+from jaxdiff.decode.state import Layout, Rows, State, fold, holes, keep, live
 from jaxdiff.parallel import over_rows
-from jaxdiff.types import NEAR_TIE, Model, Params, Progress, Proposal, Remembering, Score, pytree
+from jaxdiff.pytree import numbers_of, pytree, with_numbers
+from jaxdiff.types import NEAR_TIE, NEVER, Model, Params, Place, Policy, Progress, Proposal, Score, Written, first_end
 from jaxdiff.windows import put, take
 
 
@@ -42,11 +46,18 @@ class Result:
 
     Attributes:
         tokens: the canvas, prompt included; generated positions past a moved end hold end-of-text.
+        origin: column of the row's first token; padding lies left of it.
         lengths: generated tokens through the first end-of-text (it included), the numerator of TPF.
-        nfe: forwards that the row took part in while live; a guided one counts 2, one that only stores keys and
-            values (cache `block`) counts too.
-        commit_step: the row's forward (from 0, without those that only store) at which each generated position was
-            committed; -1 for what was given, and past the end.
+        nfe: forwards of the model's stack that the row took part in while live, whatever their window; a guided one
+            counts 2, one that only stores keys and values (cache `block`) counts too.
+        cheap: cheap passes of the fill, which `nfe` does not count.
+        work: tokens fed times layers over all passes, in units of one forward over the row's canvas (prompt to the end
+            of the canvas); it counts what the row itself needs, never padding or neighbours. The head is left out.
+        commit_step: the row's forward (from 0, without those that only store) at which each generated position was last
+            written; -1 for what was given, and past the end.
+        log_prob: log-softmax of each generated token at the pass that wrote it last, with [MASK] and forbidden ids left
+            out, before temperature, top-p and top-k. It is that and nothing more: not the likelihood of the text. 0
+            for what was given, and past the end.
         reason: a `Reason`.
         near_ties: decisions that hung on less than 1e-5: between the logits of a committed token and the next best
             one, between the priorities of the last position let in and the first left out (log-odds for a policy
@@ -55,167 +66,228 @@ class Result:
     """
 
     tokens: Int[Array, "B L"]
+    origin: Int[Array, " B"]
     lengths: Int[Array, " B"]
     nfe: Int[Array, " B"]
+    cheap: Int[Array, " B"]
+    work: Float[Array, " B"]
     commit_step: Int[Array, "B G"]
+    log_prob: Float[Array, "B G"]
     reason: Int[Array, " B"]
     near_ties: Int[Array, " B"]
     policy: Any
 
 
-def begin(
-    model: Model,
-    canvas: Int[Array, "B L"],
-    origin: Int[Array, " B"],
-    keys: Key[Array, " B"],
-    settings: Settings,
-) -> State:
-    """The state before the first step: what is masked from `settings.first` on is to be generated."""
-    rows, length = canvas.shape
-    zero, memory = jnp.zeros((rows,), jnp.int32), None
-    if settings.cache.window != "canvas" and isinstance(model, Remembering):
-        memory = model.memory(rows * settings.copies, length)
-    column = jnp.arange(length, dtype=jnp.int32)[None]
-    end = zero + length
-    if settings.overhang:  # the end of the block that holds the last position kept
-        end = origin + -(-(length - settings.overhang - origin) // settings.block_length) * settings.block_length
+def begin(model: Model, layout: Layout, decoder: Decoder, rows: Rows) -> State:
+    """The state before the first step."""
+    count, length = rows.canvas.shape
+    zero, column = jnp.zeros((count,), jnp.int32), jnp.arange(length, dtype=jnp.int32)[None]
+    prompt = column < jnp.maximum(layout.first, rows.origin[:, None])
     return State(
-        canvas=canvas,
-        given=(canvas != model.config.mask_token_id) | (column < jnp.maximum(settings.first, origin[:, None])),
-        origin=origin,
-        end=end,
-        keys=keys,
+        rows=rows,
+        given=(rows.canvas != model.config.mask_token_id) | prompt,
+        numbers=numbers_of(decoder),
+        end=layout.whole_blocks(rows.origin, rows.last),
         start=zero - 1,
+        holds=jnp.zeros((count,), bool),
         block_step=zero,
         row_step=zero,
         nfe=zero,
+        cheap=zero,
+        work=zero.astype(jnp.float32),
         near_ties=zero,
-        commit_step=jnp.full((rows, length), -1, jnp.int32),
-        policy=settings.policy.init(rows, settings.block_length),
-        stop=settings.stop.init(rows),
-        memory=memory,
+        commit_step=jnp.full((count, length), -1, jnp.int32),
+        log_prob=jnp.zeros((count, length), jnp.float32),
+        policy=decoder.policy.init(count, layout.block_length),
+        fill=decoder.fill.init(count, layout.block_length),
+        stop=decoder.stop.init(count),
+        kv=model.empty_kv(count, length) if keeps_kv(decoder) else None,
     )
 
 
-def step(model: Model, params: Params, settings: Settings, state: State) -> State:
-    """One forward for the whole batch; rows without holes are left as they are."""
-    policy, stop, window = settings.policy, settings.stop, settings.block_length
-    open_ = holes(model, state)
-    live = jnp.any(open_, axis=1)
-    first = first_block(settings, state.origin)
-    block = (jnp.argmax(open_, axis=1).astype(jnp.int32) - first) // window
-    start = jnp.where(live, first + block * window, state.start.clip(min=first))
-    block_step = jnp.where(start == state.start, state.block_step, 0)
+def step(model: Model, params: Params, layout: Layout, decoder: Decoder, state: State) -> State:
+    """One step of the whole batch: one full pass; rows that are done are left as they are."""
+    decoder = with_numbers(decoder, state.numbers)
+    policy, window = decoder.policy, layout.block_length
+    takes_part, open_ = live(model, state), holes(model, state)
+    place = next_place(layout, state, open_)
+    decides = takes_part & ~decoder.cache.stores(place)
 
-    place = Place(
-        origin=state.origin,
-        first=jnp.broadcast_to(jnp.asarray(first, jnp.int32), start.shape),
-        before=state.start,
-        start=start,
-        block_step=block_step,
-        row_step=state.row_step,
-        block=window,
+    passes = StepPasses(model, params, layout, decoder, state, open_ & decides[:, None], place, state.kv)
+    score, reading = passes.full(takes_part)
+    score = dataclasses.replace(score, editable=score.editable & decides[:, None])
+
+    step_keys = fold(state.rows.keys, state.row_step)
+    proposal, policy_state = policy.select(state.policy, score, fold(step_keys, 1))
+    choice = resolve(policy, proposal, score)
+    written, fill_state = decoder.fill.write(
+        state.fill, score, proposal, choice.commit, dataclasses.replace(passes, kv=reading.kv), step_keys
     )
-    decides = live & ~settings.cache.stores(place)
-    score, tail, memory = Forward(model, params, settings, state, live, open_ & decides[:, None], place).read()
-    step_keys = fold(fold(state.keys, state.row_step), 1)
-    proposal, policy_state = policy.select(state.policy, score, step_keys)
-    commit, contest = _resolve(proposal, score, policy.waits)
+    state = _changed(state, place, score, proposal, choice, written, mask_id=model.config.mask_token_id)
 
-    close = (commit & (score.gap < NEAR_TIE)) | (score.eligible & proposal.close)
-    canvas = put(state.canvas, jnp.where(commit, proposal.token, take(state.canvas, start, window)), start)
-    trace = jnp.where(commit, state.row_step[:, None], take(state.commit_step, start, window))
+    holes_left = holes(model, state)
+    stays = choice.holds | jnp.any(take(holes_left, place.start, window), axis=1)
+    heeded = place.block_step + 1 < policy.budget(place.start.shape[0], window)
     progress = Progress(
-        canvas=canvas,
+        canvas=state.rows.canvas,
         end=state.end,
         live=decides,
         generated=~state.given,
+        settled=_settled(model, state, place, stays & heeded & policy.revises),
         score=score,
         accepted=proposal.accepted & score.eligible,
-        tail=tail,
-        mask_id=model.config.mask_token_id,
+        tail=reading.tail,
         eos_ids=model.config.eos_ids,
     )
-    end, stop_state = stop.update(state.stop, progress)
+    end, stop_state = decoder.stop.update(state.stop, progress)
+    end = jnp.where(decides, jnp.minimum(end, state.end), state.end)
     count = decides.astype(jnp.int32)
     return dataclasses.replace(
         state,
-        canvas=canvas,
-        end=jnp.where(decides, jnp.minimum(end, state.end), state.end),
-        start=start,
-        block_step=block_step + count,
+        end=end,
+        start=place.start,
+        holds=jnp.where(decides, choice.holds & (place.start < end), state.holds),
+        block_step=place.block_step + count,
         row_step=state.row_step + count,
-        nfe=state.nfe + settings.copies * live.astype(jnp.int32),
-        near_ties=state.near_ties + jnp.sum(close, axis=1, dtype=jnp.int32) + contest.astype(jnp.int32),
-        commit_step=put(state.commit_step, trace, start),
+        nfe=state.nfe + model.copies * takes_part.astype(jnp.int32),
+        cheap=state.cheap + written.cheap * count,
+        work=state.work + reading.work + written.work * count,
         policy=keep(decides, policy_state, state.policy),
+        fill=keep(decides, fill_state, state.fill),
         stop=keep(decides, stop_state, state.stop),
-        memory=memory,
+        kv=reading.kv,
     )
 
 
-def finish(model: Model, settings: Settings, state: State) -> Result:
+def next_place(layout: Layout, state: State, open_: Bool[Array, "B L"]) -> Place:
+    """Where each row stands in this step: in the block of its last one until no mask is left there and the policy does
+    not hold; then in the next block with a mask.
+    """
+    first, window = layout.first_block(state.rows.origin), layout.block_length
+    column = jnp.arange(open_.shape[1], dtype=jnp.int32)[None]
+    here = (column >= state.start[:, None]) & (column < state.start[:, None] + window)
+    stays = (state.start >= first) & (state.holds | jnp.any(open_ & here, axis=1))
+    block = (jnp.argmax(open_, axis=1).astype(jnp.int32) - first) // window
+    start = jnp.where(jnp.any(open_, axis=1) & ~stays, first + block * window, jnp.maximum(state.start, first))
+    return Place(
+        origin=state.rows.origin,
+        first=first,
+        before=state.start,
+        start=start,
+        block_step=jnp.where(start == state.start, state.block_step, 0),
+        row_step=state.row_step,
+        block=window,
+    )
+
+
+@pytree
+class Choice:
+    """What the loop makes of a proposal. `contest`: which positions commit was a near-tie."""
+
+    commit: Bool[Array, "B W"]
+    edit: Bool[Array, "B W"]
+    remask: Bool[Array, "B W"]
+    holds: Bool[Array, " B"]
+    contest: Bool[Array, " B"]
+
+
+def resolve(policy: Policy, proposal: Proposal, score: Score) -> Choice:
+    """Commits are of eligible positions alone, edits and remasks of editable ones within the policy's budget; where a
+    row would commit nothing, and its policy neither holds nor waits, the best position is forced.
+    """
+    rows, window = proposal.commit.shape
+    heeded = score.block_step < policy.budget(rows, window)
+    commit = proposal.commit & score.eligible
+    # A NaN ranks last, and nobody who is eligible ranks with those who are not: a broken model still ends.
+    finite = jnp.nan_to_num(proposal.priority, nan=NEVER, neginf=NEVER)
+    priority = jnp.where(score.eligible, finite, -jnp.inf)
+    patient = heeded & (proposal.hold | policy.waits)
+    best = jnp.arange(window)[None] == jnp.argmax(priority, axis=1, keepdims=True)
+    forced = ~jnp.any(commit, axis=1) & ~patient
+    commit = jnp.where(forced[:, None], best & score.eligible, commit)
+    lowest_in = jnp.min(jnp.where(commit, priority, jnp.inf), axis=1)
+    highest_out = jnp.max(jnp.where(score.eligible & ~commit, priority, -jnp.inf), axis=1)
+    put_off = highest_out <= NEVER  # end-of-texts put off tie with each other by intent
+    revised = score.editable & heeded[:, None]
+    return Choice(
+        commit=commit,
+        edit=proposal.edit & revised,
+        remask=proposal.remask & revised & ~proposal.edit,
+        holds=proposal.hold & heeded,
+        contest=(jnp.abs(lowest_in - highest_out) < NEAR_TIE) & ~put_off,
+    )
+
+
+def finish(model: Model, layout: Layout, state: State) -> Result:
     """The result of rows that are done; what overhangs is cut off."""
-    length = state.canvas.shape[1] - settings.overhang
+    length = state.given.shape[1] - layout.overhang
     column = jnp.arange(length, dtype=jnp.int32)[None]
     generated = ~state.given[:, :length]
-    past = generated & (column >= state.end[:, None])
-    tokens = jnp.where(past, model.config.eos_token_id, state.canvas[:, :length])
-    is_end = jnp.zeros(tokens.shape, bool)
-    for token in model.config.eos_ids:
-        is_end |= tokens == token
-    first_end = jnp.min(jnp.where(is_end & generated, column, length), axis=1, keepdims=True)
+    last = jnp.minimum(state.end, state.rows.last)
+    past = generated & (column >= last[:, None])
+    tokens = jnp.where(past, model.config.eos_token_id, state.rows.canvas[:, :length])
+    asked = generated & (column < state.rows.last[:, None])
+    stop = first_end(tokens, generated, model.config.eos_ids)
     return Result(
         tokens=tokens,
-        lengths=jnp.sum(generated & (column <= first_end), axis=1, dtype=jnp.int32),
+        origin=state.rows.origin,
+        lengths=jnp.sum(asked & (column <= stop[:, None]), axis=1, dtype=jnp.int32),
         nfe=state.nfe,
-        commit_step=jnp.where(past, -1, state.commit_step[:, :length])[:, settings.first :],
-        reason=jnp.where(state.end < length, Reason.STOPPED.value, Reason.FULL.value).astype(jnp.int32),
+        cheap=state.cheap,
+        work=state.work,
+        commit_step=jnp.where(past, -1, state.commit_step[:, :length])[:, layout.first :],
+        log_prob=jnp.where(past, 0.0, state.log_prob[:, :length])[:, layout.first :],
+        reason=jnp.where(state.end < state.rows.last, Reason.STOPPED.value, Reason.FULL.value).astype(jnp.int32),
         near_ties=state.near_ties,
         policy=state.policy,
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def run(
-    model: Model,
-    params: Params,
-    canvas: Int[Array, "B L"],
-    origin: Int[Array, " B"],
-    keys: Key[Array, " B"],
-    settings: Settings,
-) -> Result:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def run(model: Model, layout: Layout, params: Params, decoder: Decoder, rows: Rows) -> Result:
     """`begin`, `step` until no row is live, `finish`: one program; over a mesh, one loop for each shard of rows."""
 
-    def program(params: Params, canvas: Any, origin: Any, keys: Any, settings: Settings) -> Result:
+    def program(params: Params, decoder: Decoder, rows: Rows) -> Result:
         state = jax.lax.while_loop(
-            lambda state: jnp.any(holes(model, state)),
-            lambda state: step(model, params, settings, state),
-            begin(model, canvas, origin, keys, settings),
+            lambda state: jnp.any(live(model, state)),
+            lambda state: step(model, params, layout, decoder, state),
+            begin(model, layout, decoder, rows),
         )
-        return finish(model, settings, state)
+        return finish(model, layout, state)
 
-    arguments = (params, canvas, origin, keys, settings)
-    if settings.mesh is None:
-        return program(*arguments)
-    return over_rows(program, settings.mesh, *arguments, dead=model.config.eos_token_id)
-
-
-def _resolve(proposal: Proposal, score: Score, waits: bool) -> tuple[Bool[Array, "B W"], Bool[Array, " B"]]:
-    """What is committed, and whether the choice of positions was a near-tie."""
-    commit = proposal.commit & score.eligible
-    # A NaN ranks last, and nobody who is eligible ranks with those who are not: a broken model still ends.
-    finite = jnp.nan_to_num(proposal.priority, nan=NEVER, neginf=NEVER)
-    priority = jnp.where(score.eligible, finite, -jnp.inf)
-    if not waits:
-        best = jnp.arange(priority.shape[1])[None] == jnp.argmax(priority, axis=1, keepdims=True)
-        commit = jnp.where(jnp.any(commit, axis=1, keepdims=True), commit, best & score.eligible)
-    lowest_in = jnp.min(jnp.where(commit, priority, jnp.inf), axis=1)
-    highest_out = jnp.max(jnp.where(score.eligible & ~commit, priority, -jnp.inf), axis=1)
-    put_off = highest_out <= NEVER  # end-of-texts put off tie with each other by intent
-    return commit, (jnp.abs(lowest_in - highest_out) < NEAR_TIE) & ~put_off
+    if layout.mesh is None:
+        return program(params, decoder, rows)
+    return over_rows(program, layout.mesh, params, decoder, rows, dead=model.config.eos_token_id)
 
 
-def keep(live: Bool[Array, " B"], new: Any, old: Any) -> Any:
-    """`new` in live rows, `old` elsewhere; every leaf of a policy's or stopper's state leads with B."""
-    return jax.tree.map(lambda a, b: jnp.where(live.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
+def _changed(
+    state: State, place: Place, score: Score, proposal: Proposal, choice: Choice, written: Written, *, mask_id: int
+) -> State:
+    """The state with what this step wrote and took back."""
+    start, window = place.start, score.masked.shape[1]
+    commit, remask = written.commit & choice.commit, choice.remask
+    edit = choice.edit & (proposal.token != mask_id)
+
+    def replaced(old: Array, committed: Any, edited: Any, masked: Any) -> Array:
+        new = jnp.where(commit, committed, jnp.where(edit, edited, take(old, start, window)))
+        return put(old, jnp.where(remask, masked, new), start)
+
+    canvas = replaced(state.rows.canvas, written.token, proposal.token, mask_id)
+    now = score.row_step[:, None]
+    close = (written.close & commit) | ((score.eligible | score.editable) & proposal.close)
+    ties = jnp.sum(close, axis=1, dtype=jnp.int32) + choice.contest.astype(jnp.int32)
+    return dataclasses.replace(
+        state,
+        rows=dataclasses.replace(state.rows, canvas=canvas),
+        near_ties=state.near_ties + ties,
+        commit_step=replaced(state.commit_step, now, now, -1),
+        log_prob=replaced(state.log_prob, written.log_prob, score.log_prob_of(proposal.token), 0.0),
+    )
+
+
+def _settled(model: Model, state: State, place: Place, unsettled: Bool[Array, " B"]) -> Int[Array, " B"]:
+    """The first column that may still change: the first mask, or, where commits may be taken back, the block's start."""
+    length = state.given.shape[1]
+    masked = ~state.given & (state.rows.canvas == model.config.mask_token_id)
+    first_hole = jnp.min(jnp.where(masked, jnp.arange(length, dtype=jnp.int32)[None], length), axis=1)
+    return jnp.where(unsettled, jnp.minimum(place.start, first_hole), first_hole)

@@ -1,82 +1,118 @@
-"""What one decode is compiled for, and everything that a step of it changes."""
+"""What a decode is given, what it is compiled for, and everything that a step of it changes."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxdiff.decode.cache import Cache
-from jaxdiff.types import Count, Leaf, Memory, Model, Policy, Stopper, each_row, pytree, static
+from jaxdiff.pytree import pytree
+from jaxdiff.types import KVCache, Model, PartState
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How canvases are laid out: what a program is compiled for beside the model and the decoder.
+
+    Attributes:
+        first: canvas column where what is generated begins.
+        block_length: W.
+        overhang: columns on the right that make each row's last block whole where blocks hang on positions; cut off.
+        ladder: canvas lengths that a pass may be cut to once ends moved left.
+        spans: lengths of a window over the KV cache that are compiled.
+        mesh: the devices that rows and weights are spread over.
+    """
+
+    first: int
+    block_length: int
+    overhang: int = 0
+    ladder: tuple[int, ...] = ()
+    spans: tuple[int, ...] = ()
+    mesh: Mesh | None = None
+
+    def first_block(self, origin: Int[Array, " B"]) -> Int[Array, " B"]:
+        """Canvas column where each row's blocks begin.
+
+        Where a model attends in blocks they align to its absolute positions, so that a row's own first block holds the
+        rest of its prompt.
+        """
+        if not self.overhang:
+            return jnp.full_like(origin, self.first)
+        return origin + (self.first - origin) // self.block_length * self.block_length
+
+    def whole_blocks(self, origin: Int[Array, " B"], last: Int[Array, " B"]) -> Int[Array, " B"]:
+        """One past the end of the block that holds the last position asked for, column `last` - 1."""
+        if not self.overhang:
+            return last
+        return origin + -(-(last - origin) // self.block_length) * self.block_length
 
 
 @pytree
-class Settings:
-    """How one decode goes: what it is compiled for (static), and the numbers and weights that it traces."""
+class Rows:
+    """What each row is to decode; every leaf leads with B.
 
-    policy: Policy
-    stop: Stopper
-    cache: Cache
-    temperature: Leaf = each_row()
-    guidance: Leaf | None = each_row()  # classifier-free guidance scale; None compiles the single forward
-    top_p: Leaf | None = each_row()  # None of the two compiles no cut
-    top_k: Count | None = each_row()
-    block_length: int = static()
-    first: int = static()  # canvas column where what is generated begins
-    overhang: int = static(default=0)  # columns on the right that make each row's last block whole, and are cut off
-    ladder: tuple[int, ...] = static(default=())  # canvas lengths a forward may be cut to, once ends moved left
-    spans: tuple[int, ...] = static(default=())  # lengths of a window over a memory
-    forbid_eos: bool = static(default=False)
-    defer_eos: bool = static(default=False)
-    mesh: Mesh | None = static(default=None)  # the devices that rows and weights are spread over
+    Attributes:
+        canvas: the prompt ends at column `Layout.first`; what is [MASK] from there on is to be generated.
+        origin: column of the row's first token; padding lies left of it.
+        last: one past the last column asked for.
+        keys: the row's own seed.
+        reference: the answer of a finished decode, for a policy that needs it.
+    """
 
-    @property
-    def copies(self) -> int:
-        """Forwards of a step, each with keys and values of its own: two with guidance."""
-        return 1 if self.guidance is None else 2
+    canvas: Int[Array, "B L"]
+    origin: Int[Array, " B"]
+    last: Int[Array, " B"]
+    keys: Key[Array, " B"]
+    reference: Int[Array, "B L"] | None = None
 
 
 @pytree
 class State:
-    """Everything that a step changes, and what a row was given. A slot can be refilled between steps."""
+    """Everything that a step changes, and what a row was given. A slot can be refilled between steps.
 
-    canvas: Int[Array, "B L"]
+    Leaves lead with B, but for the KV cache; `numbers` may have no axis where one number serves all rows.
+    """
+
+    rows: Rows  # as given, but for the canvas
     given: Bool[Array, "B L"]  # not to be generated: prompt, known part of an infilling canvas
-    origin: Int[Array, " B"]  # column of the row's first token; padding lies left of it
-    end: Int[Array, " B"]
-    keys: Key[Array, " B"]  # the request's own seed
+    numbers: tuple[Array, ...]  # the decoder's, `pytree.numbers_of`
+    end: Int[Array, " B"]  # one past the last column that the row still generates
     start: Int[Array, " B"]  # column of the block that the row stood in at its last step
+    holds: Bool[Array, " B"]  # the policy is not done with that block
     block_step: Int[Array, " B"]
     row_step: Int[Array, " B"]
     nfe: Int[Array, " B"]
+    cheap: Int[Array, " B"]
+    work: Float[Array, " B"]
     near_ties: Int[Array, " B"]
     commit_step: Int[Array, "B L"]
-    policy: Any
-    stop: Any
-    memory: Memory | None  # keys and values of all columns, rows x copies; None without a cache
-
-
-def first_block(settings: Settings, origin: Int[Array, " B"]) -> int | Int[Array, " B"]:
-    """Canvas column where blocks begin.
-
-    Where a model attends in blocks they align to its absolute positions, so that each row's own first block holds the
-    rest of its prompt.
-    """
-    if not settings.overhang:
-        return settings.first
-    block = settings.block_length
-    return origin + (settings.first - origin) // block * block
+    log_prob: Float[Array, "B L"]
+    policy: PartState
+    fill: PartState
+    stop: PartState
+    kv: KVCache | None  # keys and values of all columns, rows x copies; None where nobody reads them
 
 
 def holes(model: Model, state: State) -> Bool[Array, "B L"]:
-    """Positions still to be committed. A row is live while it has one."""
-    column = jnp.arange(state.canvas.shape[1], dtype=jnp.int32)[None]
-    return (state.canvas == model.config.mask_token_id) & ~state.given & (column < state.end[:, None])
+    """Positions still to be committed."""
+    column = jnp.arange(state.given.shape[1], dtype=jnp.int32)[None]
+    return (state.rows.canvas == model.config.mask_token_id) & ~state.given & (column < state.end[:, None])
 
 
-def fold(keys: Key[Array, " B"], data: int | Int[Array, " B"]) -> Key[Array, " B"]:
+def live(model: Model, state: State) -> Bool[Array, " B"]:
+    """Rows that are not done: one is live while it has a hole or its policy holds."""
+    return jnp.any(holes(model, state), axis=1) | state.holds
+
+
+def fold(keys: Key[Array, " B"], data: int | Int[Array, ""] | Int[Array, " B"]) -> Key[Array, " B"]:
     """Each row's key, folded with one number or with its own."""
-    return jax.vmap(jax.random.fold_in, (0, None if isinstance(data, int) else 0))(keys, data)
+    return jax.vmap(jax.random.fold_in, (0, 0 if jnp.ndim(data) else None))(keys, data)
+
+
+def keep(mask: Bool[Array, " B"], new: Any, old: Any) -> Any:
+    """`new` in the marked rows, `old` elsewhere; every leaf leads with B."""
+    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)

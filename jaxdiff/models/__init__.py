@@ -14,7 +14,7 @@ from jaxdiff.models.illada import Illada, IlladaConfig
 from jaxdiff.models.llada import Llada, LladaConfig
 from jaxdiff.models.llada2 import Llada2, Llada2Config
 from jaxdiff.models.llada_moe import LladaMoe, LladaMoeConfig
-from jaxdiff.models.mixture import leaf_dtype
+from jaxdiff.models.moe import leaf_dtype
 from jaxdiff.models.sdar import Sdar, SdarConfig
 from jaxdiff.models.stack import Transformer
 from jaxdiff.types import InputError, Model

@@ -71,8 +71,8 @@ class Config:
             raise InputError(f"dtype: found {self.dtype!r}, expected bfloat16 or float32")
 
     @property
-    def turned(self) -> int:
-        """Dimensions of a head that rotary positions turn."""
+    def rotary_dim(self) -> int:
+        """Dimensions of a head that rotary positions rotate."""
         return self.head_dim
 
     @property

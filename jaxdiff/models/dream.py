@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdiff.models.config import HfConfig
 from jaxdiff.models.layers import Attention, SwiGLU
 from jaxdiff.models.stack import Group, Transformer
-from jaxdiff.types import Memory, Params, Span, Window
+from jaxdiff.types import Inputs, KVCache, Params, Span
 from jaxdiff.windows import take
 
 
@@ -48,49 +48,37 @@ class Dream(Transformer):
         attention = functools.partial(Attention, c.n_heads, c.n_kv_heads, c.head_dim, bias=True, scale=scale)
         return (Group("layers", c.n_layers, attention, functools.partial(SwiGLU, c.mlp_hidden_size, scale=scale)),)
 
-    def features(
+    def apply(
         self,
         params: Params,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
-        valid: Bool[Array, "B T"],
-        prompt: Int[Array, " B"] | None = None,
+        inputs: Inputs,
+        kv: KVCache | None = None,
+        at: Int[Array, " B"] | Int[Array, "B T"] | None = None,
         read: Span | None = None,
-    ) -> Float[Array, "B r D"]:
+    ) -> tuple[Float[Array, "B r D"], KVCache | None]:
         """As every family's: row i predicts token i. The shift is undone here, and never reads the padding."""
+        length = inputs.tokens.shape[1]
+        if at is not None and at.ndim == 2:
+            own, kv = super().apply(params, inputs, kv, at)
+            before = jnp.argmax(at[:, :, None] - 1 == at[:, None, :], axis=2)
+            own = jnp.where(_first(inputs.positions), own, jnp.take_along_axis(own, before[..., None], axis=1))
+            return (own if read is None else take(own, read.start, read.count)), kv
         if read is None:
-            return _unshifted(super().features(params, tokens, positions, valid, prompt), positions)
-        wider = _with_the_one_before(read, tokens.shape[1])
-        own = super().features(params, tokens, positions, valid, prompt, wider)
-        return take(_unshifted(own, take(positions, wider.start, wider.count)), read.start - wider.start, read.count)
-
-    def recall(
-        self,
-        params: Params,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "B L"],
-        valid: Bool[Array, "B L"],
-        window: Window,
-        memory: Memory,
-        prompt: Int[Array, " B"] | None = None,
-        read: Span | None = None,
-    ) -> tuple[Float[Array, "B r D"], Memory]:
-        """As every family's; a window's first row predicts nothing, unless it is the first token."""
-        length = tokens.shape[1]
-        wider = Span(jnp.zeros_like(window.start), length) if read is None else _with_the_one_before(read, length)
-        part = None if read is None else wider
-        own, kept = super().recall(params, tokens, positions, valid, window, memory, prompt, part)
-        own = _unshifted(own, take(positions, window.start + wider.start, wider.count))
-        return (own if read is None else take(own, read.start - wider.start, read.count)), kept
-
-
-def _with_the_one_before(read: Span, length: int) -> Span:
-    """What is to be computed: a token is read from the one before."""
-    count = min(read.count + 1, length)
-    return Span(jnp.clip(read.start - 1, 0, length - count), count)
+            own, kv = super().apply(params, inputs, kv, at)
+            return _unshifted(own, inputs.positions), kv
+        count = min(read.count + 1, length)
+        wider = Span(jnp.clip(read.start - 1, 0, length - count), count)
+        own, kv = super().apply(params, inputs, kv, at, wider)
+        own = _unshifted(own, take(inputs.positions, wider.start, count))
+        return take(own, read.start - wider.start, read.count), kv
 
 
 def _unshifted(own: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """A row's first token, and what is left of it, keep their own: position 0 has nothing before it."""
+    """Each token's features from the row before; a row's first token, and what is left of it, keep their own."""
     before = jnp.concatenate([own[:, :1], own[:, :-1]], axis=1)
-    return jnp.where((positions == 0)[..., None], own, before)
+    return jnp.where(_first(positions), own, before)
+
+
+def _first(positions: Int[Array, "B T"]) -> Bool[Array, "B T 1"]:
+    """Position 0 has nothing before it; padding is not read at all."""
+    return (positions <= 0)[..., None]

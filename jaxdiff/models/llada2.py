@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from jaxdiff.models.config import HfConfig
 from jaxdiff.models.layers import Attention, SwiGLU
-from jaxdiff.models.mixture import Mixture, Routes
+from jaxdiff.models.moe import Mixture, Routes
 from jaxdiff.models.stack import Group, Transformer
 from jaxdiff.types import InputError
 
@@ -68,7 +68,7 @@ class Llada2Config(HfConfig):
             )
 
     @property
-    def turned(self) -> int:
+    def rotary_dim(self) -> int:
         return int(self.head_dim * self.partial_rotary_factor)
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from jaxdiff.models.config import Config, HfConfig
 from jaxdiff.models.layers import Attention
-from jaxdiff.models.mixture import Mixture, Routes
+from jaxdiff.models.moe import Mixture, Routes
 from jaxdiff.models.stack import Group, Transformer
 from jaxdiff.types import InputError
 

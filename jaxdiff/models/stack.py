@@ -2,8 +2,7 @@
 
     tokens [B T] -> wte -> groups of blocks, scanned -> ln_f -> features [B r D] -> head [D V]
 
-A family is a config and a composition: which `Attention`, which MLP, how many layers of each. What reads or writes keys
-and values belongs here and in `layers.Attention`, once for all of them.
+A family is a config and a composition: which `Attention`, which MLP, how many layers of each.
 """
 
 from __future__ import annotations
@@ -18,9 +17,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxdiff import kvcache
+from jaxdiff.kvcache import LayerAccess, Pair
 from jaxdiff.models.config import Config
-from jaxdiff.models.layers import Attention, Kept, RMSNorm, Rope, rope_table, visible
-from jaxdiff.types import Memory, Params, Span, Window
+from jaxdiff.models.layers import Attention, RMSNorm, Rope, rope_table, visible
+from jaxdiff.types import Inputs, KVCache, Params, Span
 from jaxdiff.weights import full
 from jaxdiff.windows import take
 
@@ -42,18 +43,18 @@ class Block(nn.Module):
         self,
         x: Float[Array, "B T D"],
         rope: Rope,
-        seen: Bool[Array, "B t S"],
-        window: Window | None = None,
-        memory: Kept | None = None,
-        layer: Any = None,
+        mask: Bool[Array, "B t S"],
+        access: LayerAccess | None = None,
         read: Span | None = None,
-    ) -> tuple[Float[Array, "B r D"], Kept | None]:
+        decoding: bool = False,
+    ) -> tuple[Float[Array, "B r D"], Pair | None]:
+        """The layer's output for the tokens that are read (default all), and its group's keys and values."""
         normed = self.attn_norm(x.reshape(-1, x.shape[-1]))
-        attended, memory = self.attend(normed, rope, seen, window, memory, layer, read)
+        attended, pair = self.attend(normed, rope, mask, access, read, decoding)
         x = x if read is None else take(x, read.start, read.count)
         flat = x.reshape(-1, x.shape[-1]) + attended
         flat = flat + self.mix(self.ff_norm(flat))
-        return flat.reshape(x.shape), memory
+        return flat.reshape(x.shape), pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Stack(nn.Module):
     groups: tuple[Group, ...]
     eps: float
     dtype: str
-    turned: int  # dimensions of a head that rotary positions turn
+    rotary_dim: int  # dimensions of a head that rotary positions rotate
     theta: float
     rope_dtype: str
     attention_block: int | None = None
@@ -84,32 +85,24 @@ class Stack(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "B L"],
-        valid: Bool[Array, "B L"],
-        prompt: Int[Array, " B"] | None = None,
-        window: Window | None = None,
-        memory: Memory | None = None,
+        inputs: Inputs,
+        kv: KVCache | None = None,
+        at: Int[Array, " B"] | Int[Array, "B T"] | None = None,
         read: Span | None = None,
-    ) -> tuple[Float[Array, "B r D"], Memory]:
-        """Features of the tokens, and each group's keys and values with the window written (see `Transformer.recall`).
-
-        Positions and `valid` are those of the whole canvas. Without a window the tokens are the canvas, and nothing is
-        kept. With `read` the last layer's queries and MLP are computed for those tokens alone.
-        """
+    ) -> tuple[Float[Array, "B r D"], KVCache | None]:
+        """As `jaxdiff.types.Model.apply`, before a family's shift is undone."""
         embedding_init = nn.initializers.normal(1.0 / math.sqrt(self.d_model))
         embedding = self.param("wte", embedding_init, (self.vocab_size, self.d_model))
         if not self.tied:
             head_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
             self.param("head", head_init, (self.d_model, self.vocab_size))
-        x = full(embedding[tokens], jnp.dtype(self.dtype))
-        at = positions if window is None else take(positions, window.start, tokens.shape[1])
-        rope = rope_table(at, self.turned, self.theta, jnp.dtype(self.rope_dtype))
-        seen = visible(at, positions, valid, self.attention_block, prompt if self.prefix_lm else None)
+        x = full(embedding[inputs.tokens], jnp.dtype(self.dtype))
+        rope = rope_table(inputs.positions, self.rotary_dim, self.theta, jnp.dtype(self.rope_dtype))
+        mask = visible(inputs, self.attention_block, self.prefix_lm)
         kept = {}
         for group in self.groups:
-            past, asked = (None if memory is None else memory[group.name]), (read if group is self.groups[-1] else None)
-            if past is None and asked is None:
+            asked = read if group is self.groups[-1] else None
+            if kv is None and asked is None:
                 layers = nn.scan(
                     Block,
                     variable_axes={"params": 0},
@@ -117,36 +110,26 @@ class Stack(nn.Module):
                     in_axes=(nn.broadcast, nn.broadcast),
                     length=group.depth,
                 )
-                x, kept[group.name] = layers(group.attention, group.mlp, self.eps, name=group.name)(x, rope, seen)
-            else:
-                x, kept[group.name] = self._layers(group, x, rope, seen, window, past, asked)
-        return RMSNorm(self.eps, name="ln_f")(x), kept
+                x, _ = layers(group.attention, group.mlp, self.eps, name=group.name)(x, rope, mask)
+                continue
+            leaves = self.variables["params"][group.name]
+            block = Block(group.attention, group.mlp, self.eps, parent=None)
 
-    def _layers(
-        self,
-        group: Group,
-        x: Float[Array, "B T D"],
-        rope: Rope,
-        seen: Bool[Array, "B t S"],
-        window: Window | None,
-        memory: Kept | None,
-        read: Span | None,
-    ) -> tuple[Float[Array, "B r D"], Kept | None]:
-        """The group over its memory, and with its last layer apart, which `nn.scan` cannot do.
+            def layer(
+                carry: tuple[Array, Pair | None], index: Any, read: Span | None = None, block: Any = block, of: Any = leaves
+            ) -> tuple[tuple[Array, Pair | None], None]:
+                x, pair = carry
+                own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), of)
+                access = None if pair is None else LayerAccess.of(pair, jnp.asarray(index), inputs, at)
+                return block.apply({"params": own}, x, rope, mask, access, read, True), None
 
-        The memory is carried and written layer by layer, so that one as large need not be made beside it. Whether XLA
-        writes in place hangs on the program's size and on the device (README, "What a decode costs here").
-        """
-        leaves, block = self.variables["params"][group.name], Block(group.attention, group.mlp, self.eps, parent=None)
-
-        def layer(carry: tuple[Array, Kept | None], index: Any, read: Span | None = None) -> tuple[Any, None]:
-            x, memory = carry
-            own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), leaves)
-            return block.apply({"params": own}, x, rope, seen, window, memory, index, read), None
-
-        count = group.depth - (read is not None)
-        carry, _ = jax.lax.scan(layer, (x, memory), jnp.arange(count))
-        return carry if read is None else layer(carry, count, read)[0]
+            # The cache is carried and written layer by layer, so that one as large need not be made beside it, and the
+            # last layer stands apart where it reads less, which `nn.scan` cannot do.
+            count = group.depth - (asked is not None)
+            carry, _ = jax.lax.scan(layer, (x, None if kv is None else kv[group.name]), jnp.arange(count))
+            x, pair = carry if asked is None else layer(carry, count, asked)[0]
+            kept[group.name] = pair
+        return RMSNorm(self.eps, name="ln_f")(x), None if kv is None else kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +139,7 @@ class Transformer:
     config: Config
 
     shifted = tempered = False
+    copies = 1
 
     @property
     def attention_block(self) -> int | None:
@@ -179,7 +163,7 @@ class Transformer:
             groups=self.groups(),
             eps=c.rms_norm_eps,
             dtype=c.dtype,
-            turned=c.turned,
+            rotary_dim=c.rotary_dim,
             theta=c.rope_theta,
             rope_dtype=self.rope_dtype,
             attention_block=self.attention_block,
@@ -189,64 +173,32 @@ class Transformer:
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh float32 parameters; a group's leaves are stacked [N, ...]."""
-        one = jnp.zeros((1, 1), jnp.int32)
-        return self.stack().init(key, one, one, jnp.ones((1, 1), bool))["params"]
+        return self.stack().init(key, Inputs.whole(jnp.zeros((1, 1), jnp.int32)))["params"]
 
-    def features(
+    def apply(
         self,
         params: Params,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
-        valid: Bool[Array, "B T"],
-        prompt: Int[Array, " B"] | None = None,
+        inputs: Inputs,
+        kv: KVCache | None = None,
+        at: Int[Array, " B"] | Int[Array, "B T"] | None = None,
         read: Span | None = None,
-    ) -> Float[Array, "B r D"]:
-        """Hidden states after the last norm, [B r D] in the config's dtype; row i predicts token i.
+    ) -> tuple[Float[Array, "B r D"], KVCache | None]:
+        """As `jaxdiff.types.Model.apply`; features are in the config's dtype.
 
-        Args:
-            prompt: how many first positions do not see the others, where the config says `prefix_lm`; default none.
-            read: the only tokens whose features are wanted, r = read.count; default all, r = T. The rest of the last
-                layer's queries and MLP is not computed.
+        With `read` the rest of the last layer's queries and MLP is not computed.
         """
-        return self._apply(params, tokens, positions, valid, prompt, None, None, read)[0]
+        stack = self.stack().clone(vocab_size=params["wte"].shape[0])  # over a mesh it is padded
+        out: Any = stack.apply({"params": params}, inputs, kv, at, read)
+        return out
 
-    def recall(
-        self,
-        params: Params,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "B L"],
-        valid: Bool[Array, "B L"],
-        window: Window,
-        memory: Memory,
-        prompt: Int[Array, " B"] | None = None,
-        read: Span | None = None,
-    ) -> tuple[Float[Array, "B r D"], Memory]:
-        """`features` of a window of the canvas, over what is remembered of the rest: the case T = L is the whole.
+    def empty_kv(self, rows: int, columns: int) -> KVCache:
+        """Zeros in the config's dtype, [N B K M E] for each group of layers."""
 
-        Args:
-            tokens: those of columns window.start to window.start + T of each row.
-            positions, valid: of all columns; `prompt` as in `features`, `read` too, counted from the window's start.
-            memory: keys and values of all layers and columns (there may be more of these), as `memory` makes them.
-
-        Returns the features, and the memory with the window's keys and values written over where `window.fresh`. A
-        window that is not `kept` may be written or not.
-        """
-        return self._apply(params, tokens, positions, valid, prompt, window, memory, read)
-
-    def memory(self, rows: int, length: int) -> Memory:
-        """Room for the keys and values of `rows` canvases, zeros [N B K L E] in the config's dtype for each group."""
-
-        def room(group: Group) -> Kept:
+        def room(group: Group) -> Pair:
             heads = group.attention()
-            shape = (group.depth, rows, heads.kv_heads, length, heads.head_dim)
-            return jnp.zeros(shape, jnp.dtype(self.config.dtype)), jnp.zeros(shape, jnp.dtype(self.config.dtype))
+            return kvcache.empty(group.depth, rows, heads.kv_heads, columns, heads.head_dim, self.config.dtype)
 
         return {group.name: room(group) for group in self.stack().groups}
-
-    def _apply(self, params: Params, *arguments: Any) -> tuple[Float[Array, "B r D"], Memory]:
-        stack = self.stack().clone(vocab_size=params["wte"].shape[0])  # over a mesh it is padded
-        out: Any = stack.apply({"params": params}, *arguments)
-        return out
 
     def head(self, params: Params) -> Float[Any, "D V"]:
         """The unembedding matrix, quantised where the params are."""

@@ -1,7 +1,7 @@
 """Meshes of devices: how they are named, what lies where, and a decode whose rows and weights are spread over one."""
 
 from jaxdiff.parallel.mesh import (
-    MEMORY,
+    KV_ROWS,
     ROWS,
     WHOLE,
     check_axes,
@@ -21,7 +21,7 @@ from jaxdiff.parallel.rules import LANE, check_model, place, shardings
 
 __all__ = [
     "LANE",
-    "MEMORY",
+    "KV_ROWS",
     "ROWS",
     "WHOLE",
     "check_axes",

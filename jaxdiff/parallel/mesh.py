@@ -7,6 +7,7 @@ is left to the partitioner, which follows the sharding of the params. `over_voca
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, Key
 
-from jaxdiff.parallel.rules import DATA, MODEL, RULES, leading_rows, specs
+from jaxdiff.parallel.rules import DATA, MODEL, RULES, specs
+from jaxdiff.pytree import numbers_marked, numbers_of, with_numbers
 from jaxdiff.types import InputError, Params
 
 ROWS = PartitionSpec(RULES["batch"])
-MEMORY = PartitionSpec(None, RULES["batch"])  # keys and values [N B K L E]
+KV_ROWS = PartitionSpec(None, RULES["batch"])  # keys and values [N B K M E]
 WHOLE = PartitionSpec()
 # `with compiling_for("tpu"):` what is traced is meant for devices that are not here; part of what jit's caches go by.
 compiling_for = jax.make_user_context(None)
@@ -67,33 +68,24 @@ def everywhere(tree: Any, mesh: Mesh) -> Any:
 
 
 def over_rows(
-    program: Callable[..., Any],
-    mesh: Mesh,
-    params: Params,
-    canvas: Int[Array, "B L"],
-    origin: Int[Array, " B"],
-    keys: Key[Array, " B"],
-    settings: Any,
-    *,
-    dead: int,
+    program: Callable[..., Any], mesh: Mesh, params: Params, decoder: Any, rows: Any, *, dead: int
 ) -> Any:
-    """`program` of the same arguments, on each data shard's rows; every leaf of its result leads with B.
+    """`program(params, decoder, rows)` on each data shard's rows; every leaf of `rows` and of its result leads with B.
 
-    Where the rows do not divide, rows of the id `dead` alone, with nothing to generate, fill up the last shard; they
-    are not in the result.
+    Where the rows do not divide, rows whose canvas holds the id `dead` alone, with nothing to generate, fill up the
+    last shard; they are not in the result.
     """
-    rows = canvas.shape[0]
-    leaves, structure = jax.tree.flatten(settings)
-    marked = [leads and leaf.ndim > 0 for leads, leaf in zip(leading_rows(settings), leaves, strict=True)]
-    if missing := -rows % mesh.shape[DATA]:
-        at = np.minimum(np.arange(rows + missing), rows - 1)
-        canvas = jnp.where((np.arange(rows + missing) < rows)[:, None], canvas[at], jnp.int32(dead))
-        origin, keys = origin[at], keys[at]
-        leaves = [leaf[at] if leads else leaf for leads, leaf in zip(marked, leaves, strict=True)]
-    settings = jax.tree.unflatten(structure, leaves)
-    specs = (WHOLE, ROWS, ROWS, ROWS, specs_of(settings))
-    result = over_data(program, mesh, specs, ROWS)(params, canvas, origin, keys, settings)
-    return jax.tree.map(lambda leaf: leaf[:rows], result) if missing else result
+    count = rows.canvas.shape[0]
+    if missing := -count % mesh.shape[DATA]:
+        at = np.minimum(np.arange(count + missing), count - 1)
+        rows = jax.tree.map(lambda leaf: leaf[at], rows)
+        real = (np.arange(count + missing) < count)[:, None]
+        rows = dataclasses.replace(rows, canvas=jnp.where(real, rows.canvas, jnp.int32(dead)))
+        numbers = [leaf[at] if leaf.ndim else leaf for leaf in numbers_of(decoder)]
+        decoder = with_numbers(decoder, numbers)
+    specs = (WHOLE, specs_of(decoder), jax.tree.map(lambda _: ROWS, rows))
+    result = over_data(program, mesh, specs, ROWS)(params, decoder, rows)
+    return jax.tree.map(lambda leaf: leaf[:count], result) if missing else result
 
 
 def platform() -> str:
@@ -129,10 +121,10 @@ def over_data(program: Callable[..., Any], mesh: Mesh, specs: Any, out: Any) -> 
     return jax.shard_map(program, mesh=mesh, axis_names={DATA}, in_specs=specs, out_specs=out, check_vma=False)
 
 
-def specs_of(settings: Any) -> Any:
-    """Of a policy, stopper or decode settings: which leaves lead with rows."""
-    leaves, structure = jax.tree.flatten(settings)
-    each = [leads and leaf.ndim > 0 for leads, leaf in zip(leading_rows(settings), leaves, strict=True)]
+def specs_of(tree: Any) -> Any:
+    """Of a decoder or a part of one: numbers for each row lead with rows, all other arrays are whole on each device."""
+    leaves, structure = jax.tree.flatten(tree)
+    each = [own and leaf.ndim > 0 for own, leaf in zip(numbers_marked(tree), leaves, strict=True)]
     return jax.tree.unflatten(structure, [ROWS if leads else WHOLE for leads in each])
 
 

@@ -10,8 +10,7 @@ jax-llm-examples' ShardingRules.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -111,22 +110,6 @@ def place(config: Any, params: Params, mesh: Mesh) -> Params:
 def padded(vocabulary: int, shards: int) -> int:
     """The vocabulary in whole lanes on each of the shards."""
     return -(-vocabulary // (LANE * shards)) * LANE * shards
-
-
-def leading_rows(tree: Any, marked: bool = False) -> Iterator[bool]:
-    """Of each leaf of a policy, stopper or decode settings: whether it leads with B, where it has an axis.
-
-    `number()` and `each_row()` fields do; weights do not.
-    """
-    if is_dataclass(tree) and not isinstance(tree, type):
-        for field in fields(tree):
-            if not field.metadata.get("static"):
-                yield from leading_rows(getattr(tree, field.name), bool(field.metadata))
-    elif isinstance(tree, tuple | list):
-        for part in tree:
-            yield from leading_rows(part, marked)
-    else:
-        yield from (marked for _ in jax.tree.leaves(tree))
 
 
 def specs(name: str, leaf: Any) -> Any:

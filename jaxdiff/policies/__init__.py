@@ -1,4 +1,4 @@
-"""One file per policy. `parse` reads the command line's `NAME:k=v,...`, and combinations of them."""
+"""Where: one file per policy. `parse` reads the command line's `NAME:k=v,...`, and combinations of them."""
 
 from __future__ import annotations
 
@@ -11,24 +11,33 @@ from jaxdiff.policies.combine import AllOf, AnyOf, Cap, all_of, any_of, cap
 from jaxdiff.policies.entropy import Entropy
 from jaxdiff.policies.entropy_bounded import EntropyBounded
 from jaxdiff.policies.factor import Factor
-from jaxdiff.policies.fixed import Fixed
+from jaxdiff.policies.fixed import Fixed, FixedDream
 from jaxdiff.policies.learned import Learned
 from jaxdiff.policies.margin import Margin
 from jaxdiff.policies.oracle import Oracle
+from jaxdiff.policies.remdm import RemdmCap, RemdmLoop, RemdmRescale
+from jaxdiff.policies.replay import Replay
 from jaxdiff.policies.threshold import Threshold
-from jaxdiff.types import InputError, Policy, fields_of, parse_fields, parse_number
+from jaxdiff.pytree import InputError
+from jaxdiff.registry import Keyed, Modes, Registry, parse_arguments, parse_number
+from jaxdiff.types import Policy
 
-POLICIES: dict[str, type] = {
-    "fixed": Fixed,
-    "threshold": Threshold,
-    "factor": Factor,
-    "margin": Margin,
-    "entropy": Entropy,
-    "entropy_bounded": EntropyBounded,
-    "above_mean": AboveMean,
-    "oracle": Oracle,
-    "learned": Learned,
-}
+POLICIES = Registry(
+    "policy",
+    {
+        "fixed": Modes("schedule", "uniform", {"uniform": Fixed, "dream": FixedDream}),
+        "threshold": Threshold,
+        "factor": Factor,
+        "margin": Margin,
+        "entropy": Entropy,
+        "entropy_bounded": EntropyBounded,
+        "above_mean": AboveMean,
+        "remdm": Keyed("cap", {"cap": RemdmCap, "rescale": RemdmRescale, "loop": RemdmLoop}),
+        "oracle": Oracle,
+        "learned": Learned,
+    },
+    more=("any_of()", "all_of()", "cap()"),
+)
 _COMBINED = re.compile(r"(any_of|all_of|cap)\((.*)\)", re.DOTALL)
 
 
@@ -54,20 +63,13 @@ def parse(text: str, *, learned: Callable[[str | None, float | None], Policy] | 
         policies = [parse(part, learned=learned, **defaults) for part in parts]
         return any_of(*policies) if kind == "any_of" else all_of(*policies)
     name, _, rest = text.partition(":")
-    if name not in POLICIES:
-        raise InputError(f"policy: found {name!r}, expected one of {', '.join(POLICIES)}, any_of(), all_of(), cap()")
-    fields = fields_of(POLICIES[name])
-    if name == "learned":
-        fields["name"] = {"static": True}
-    values = {k: v for k, v in defaults.items() if k in fields and v is not None}
-    values |= parse_fields(f"policy {name}", fields, rest)
-    if name == "learned":
-        if learned is None:
-            raise InputError("policy learned: found no model, expected one whose filters it names")
-        return learned(values.get("name"), values.get("tau"))
-    policy = POLICIES[name](**values)
-    policy.init(1, 1)  # a value that is not known is refused here, before compilation
-    return policy
+    if name != "learned":
+        return POLICIES.parse(text, **defaults)
+    known = {"name": {"static": True}, "tau": {"whole": False}}
+    values = parse_arguments("policy learned", known, [item for item in rest.split(",") if item])
+    if learned is None:
+        raise InputError("policy learned: found no model, expected one whose filters it names")
+    return learned(values.get("name"), values.get("tau"))
 
 
 def _split(text: str) -> list[str]:
@@ -92,9 +94,14 @@ __all__ = [
     "EntropyBounded",
     "Factor",
     "Fixed",
+    "FixedDream",
     "Learned",
     "Margin",
     "Oracle",
+    "RemdmCap",
+    "RemdmLoop",
+    "RemdmRescale",
+    "Replay",
     "Threshold",
     "all_of",
     "any_of",

@@ -6,21 +6,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from jaxdiff.policies.order import propose
-from jaxdiff.types import Proposal, Score, State, pytree
+from jaxdiff.policies.base import PolicyBase, propose
+from jaxdiff.pytree import pytree
+from jaxdiff.types import PartState, Proposal, Score
 
 
 @pytree
-class AboveMean:
+class AboveMean(PolicyBase):
     """Commit the eligible positions whose probability exceeds the mean of the eligible ones."""
 
-    waits = False
-
-    def init(self, rows: int, window: int) -> State:
-        del rows, window
-        return ()
-
-    def select(self, state: State, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, State]:
+    def select(self, state: PartState, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, PartState]:
         del key
         # Near certainty float32 probabilities differ from their mean by rounding alone: what they lack to 1 does not.
         doubt = jax.nn.log_sigmoid(-score.log_odds)

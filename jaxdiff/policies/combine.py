@@ -1,44 +1,75 @@
-"""Policies made of policies: union, intersection, a cap. The first part says whom the loop forces."""
+"""Policies made of policies: union, intersection, a cap. The first part says whom the loop forces.
+
+The parts commit; what a part would edit, remask or hold is taken over from the first part alone, since two parts may
+take back what the other commits. A combination of others that revise is refused when it is made.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import operator
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from jaxdiff.policies.order import ranks
-from jaxdiff.types import Count, NeedsReference, Policy, Proposal, Score, State, number, per_row, pytree
+from jaxdiff.pytree import InputError, number, pytree
+from jaxdiff.types import Count, PartState, Policy, Proposal, Score, per_row
 
 
-def _select_each(
-    parts: tuple[Policy, ...], states: tuple[State, ...], score: Score, key: Key[Array, " B"]
-) -> tuple[list[Proposal], tuple[State, ...]]:
-    """Every part's own decision; part i draws from the row's key folded with i."""
-    proposals, after = [], []
-    for i, (part, state) in enumerate(zip(parts, states, strict=True)):
-        proposal, state = part.select(state, score, jax.vmap(jax.random.fold_in, (0, None))(key, i))
-        proposals.append(proposal)
-        after.append(state)
-    return proposals, tuple(after)
+class _Joined:
+    """Several policies decide on the same score; part i draws from the row's key folded with i."""
 
+    parts: tuple[Policy, ...]
 
-def _lacks_reference(part: Policy) -> bool:
-    return isinstance(part, NeedsReference) and part.lacks_reference
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise InputError("policy: found a combination of nothing, expected at least one policy")
+        if any(part.revises for part in self.parts[1:]):
+            raise InputError("policy: found a part that takes commits back behind the first; put it first")
 
+    @property
+    def revises(self) -> bool:
+        return self.parts[0].revises
 
-def _bind(part: Policy, reference: Int[Array, "B L"]) -> Policy:
-    return part.bind(reference) if isinstance(part, NeedsReference) else part
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset().union(*(part.needs for part in self.parts))
 
+    def budget(self, rows: int, window: int) -> Int[Array, " B"]:
+        budgets = [part.budget(rows, window) for part in self.parts if part.waits or part.revises]
+        return functools.reduce(jnp.maximum, budgets or [self.parts[0].budget(rows, window)])
 
-def _close(proposals: list[Proposal]) -> Bool[Array, "B W"]:
-    return functools.reduce(operator.or_, [p.close for p in proposals])
+    def init(self, rows: int, window: int) -> tuple[PartState, ...]:
+        return tuple(part.init(rows, window) for part in self.parts)
+
+    def join(
+        self, state: tuple[PartState, ...], score: Score, key: Key[Array, " B"], how: Callable
+    ) -> tuple[Proposal, tuple[PartState, ...]]:
+        """Every part's own decision, their commits and what they accept joined by `how` (or, and)."""
+        decided = [
+            part.select(own, score, jax.vmap(jax.random.fold_in, (0, None))(key, i))
+            for i, (part, own) in enumerate(zip(self.parts, state, strict=True))
+        ]
+        proposals = [proposal for proposal, _ in decided]
+
+        def joined(by: Callable, name: str) -> Bool[Array, "B W"]:
+            return functools.reduce(by, [getattr(proposal, name) for proposal in proposals])
+
+        joint = dataclasses.replace(
+            proposals[0],
+            commit=joined(how, "commit"),
+            accepted=joined(how, "accepted"),
+            close=joined(operator.or_, "close"),
+        )
+        return joint, tuple(after for _, after in decided)
 
 
 @pytree
-class AnyOf:
+class AnyOf(_Joined):
     """Commit what any part commits. Learn2PD's official decode is `any_of(filter, fixed)`."""
 
     parts: tuple[Policy, ...]
@@ -47,50 +78,24 @@ class AnyOf:
     def waits(self) -> bool:
         return all(part.waits for part in self.parts)
 
-    @property
-    def lacks_reference(self) -> bool:
-        return any(map(_lacks_reference, self.parts))
-
-    def bind(self, reference: Int[Array, "B L"]) -> Policy:
-        return dataclasses.replace(self, parts=tuple(_bind(part, reference) for part in self.parts))
-
-    def init(self, rows: int, window: int) -> tuple[State, ...]:
-        return tuple(part.init(rows, window) for part in self.parts)
-
     def select(
-        self, state: tuple[State, ...], score: Score, key: Key[Array, " B"]
-    ) -> tuple[Proposal, tuple[State, ...]]:
-        proposals, state = _select_each(self.parts, state, score, key)
-        commit = functools.reduce(operator.or_, [p.commit for p in proposals])
-        accepted = functools.reduce(operator.or_, [p.accepted for p in proposals])
-        return dataclasses.replace(proposals[0], commit=commit, accepted=accepted, close=_close(proposals)), state
+        self, state: tuple[PartState, ...], score: Score, key: Key[Array, " B"]
+    ) -> tuple[Proposal, tuple[PartState, ...]]:
+        return self.join(state, score, key, operator.or_)
 
 
 @pytree
-class AllOf:
+class AllOf(_Joined):
     """Commit what every part commits; where they share nothing, the loop forces the first part's best."""
 
     parts: tuple[Policy, ...]
 
     waits = False
 
-    @property
-    def lacks_reference(self) -> bool:
-        return any(map(_lacks_reference, self.parts))
-
-    def bind(self, reference: Int[Array, "B L"]) -> Policy:
-        return dataclasses.replace(self, parts=tuple(_bind(part, reference) for part in self.parts))
-
-    def init(self, rows: int, window: int) -> tuple[State, ...]:
-        return tuple(part.init(rows, window) for part in self.parts)
-
     def select(
-        self, state: tuple[State, ...], score: Score, key: Key[Array, " B"]
-    ) -> tuple[Proposal, tuple[State, ...]]:
-        proposals, state = _select_each(self.parts, state, score, key)
-        commit = functools.reduce(operator.and_, [p.commit for p in proposals])
-        accepted = functools.reduce(operator.and_, [p.accepted for p in proposals])
-        return dataclasses.replace(proposals[0], commit=commit, accepted=accepted, close=_close(proposals)), state
+        self, state: tuple[PartState, ...], score: Score, key: Key[Array, " B"]
+    ) -> tuple[Proposal, tuple[PartState, ...]]:
+        return self.join(state, score, key, operator.and_)
 
 
 @pytree
@@ -105,16 +110,20 @@ class Cap:
         return self.policy.waits
 
     @property
-    def lacks_reference(self) -> bool:
-        return _lacks_reference(self.policy)
+    def revises(self) -> bool:
+        return self.policy.revises
 
-    def bind(self, reference: Int[Array, "B L"]) -> Policy:
-        return dataclasses.replace(self, policy=_bind(self.policy, reference))
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.policy.needs
 
-    def init(self, rows: int, window: int) -> State:
+    def budget(self, rows: int, window: int) -> Int[Array, " B"]:
+        return self.policy.budget(rows, window)
+
+    def init(self, rows: int, window: int) -> PartState:
         return self.policy.init(rows, window)
 
-    def select(self, state: State, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, State]:
+    def select(self, state: PartState, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, PartState]:
         proposal, state = self.policy.select(state, score, key)
         among = proposal.commit & score.eligible
         kept = (ranks(proposal.priority, among) < per_row(self.k)) & among

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from jaxtyping import Array, Key
 
-from jaxdiff.policies.order import propose
-from jaxdiff.types import Leaf, Proposal, Score, State, number, per_row, pytree
+from jaxdiff.policies.base import PolicyBase, propose
+from jaxdiff.pytree import number, pytree
+from jaxdiff.types import Leaf, PartState, Proposal, Score, per_row
 
 
 @pytree
-class Entropy:
+class Entropy(PolicyBase):
     """Commit every position whose entropy is at most `tau` nats; the loop forces the lowest."""
 
     tau: Leaf = number(default=0.5, low=0.0, high=1e3)
 
-    waits = False
-
-    def init(self, rows: int, window: int) -> State:
-        del rows, window
-        return ()
-
-    def select(self, state: State, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, State]:
+    def select(self, state: PartState, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, PartState]:
         del key
         slack = per_row(self.tau) - score.entropy
         return propose(score, slack >= 0.0, score.sharpness, slack), state

@@ -5,12 +5,14 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from jaxdiff.policies.order import in_order, propose, ranks
-from jaxdiff.types import Leaf, Proposal, Score, State, number, per_row, pytree
+from jaxdiff.policies.base import PolicyBase, propose
+from jaxdiff.policies.order import in_order, ranks
+from jaxdiff.pytree import number, pytree
+from jaxdiff.types import Leaf, PartState, Proposal, Score, per_row
 
 
 @pytree
-class EntropyBounded:
+class EntropyBounded(PolicyBase):
     """Commit the longest run, lowest entropy first, whose summed entropy less its largest is at most `gamma` nats.
 
     The sum without its largest bounds what committing the run at once loses against one by one.
@@ -18,13 +20,7 @@ class EntropyBounded:
 
     gamma: Leaf = number(default=0.1, low=0.0, high=1e6)
 
-    waits = False
-
-    def init(self, rows: int, window: int) -> State:
-        del rows, window
-        return ()
-
-    def select(self, state: State, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, State]:
+    def select(self, state: PartState, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, PartState]:
         del key
         rank = ranks(score.sharpness, score.eligible)
         by_rank = in_order(jnp.where(score.eligible, score.entropy, 0.0), rank)

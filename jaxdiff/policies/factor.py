@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from jaxdiff.policies.order import PER_NAT, propose, ranks
-from jaxdiff.types import Leaf, Proposal, Score, State, number, per_row, pytree
+from jaxdiff.policies.base import PER_NAT, PolicyBase, propose
+from jaxdiff.policies.order import ranks
+from jaxdiff.pytree import number, pytree
+from jaxdiff.types import Leaf, PartState, Proposal, Score, per_row
 
 
 @pytree
-class Factor:
+class Factor(PolicyBase):
     """Commit the largest n with (n + 1) (1 - c_n) <= `f`, c_n the n-th highest probability.
 
     1 - c falls out of the log-odds without cancellation. Forks of Fast-dLLM accept one token more when their loop
@@ -20,13 +22,7 @@ class Factor:
 
     f: Leaf = number(default=1.0, low=0.0, high=1e6)
 
-    waits = False
-
-    def init(self, rows: int, window: int) -> State:
-        del rows, window
-        return ()
-
-    def select(self, state: State, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, State]:
+    def select(self, state: PartState, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, PartState]:
         del key
         rank = ranks(score.log_odds, score.eligible)
         doubt = jax.nn.sigmoid(-score.log_odds)

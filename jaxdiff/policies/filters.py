@@ -1,7 +1,7 @@
 """Learned filters: how likely is each position's candidate to be the final one already?
 
-A filter is a tiny MLP, a pytree whose weights are traced leaves. `Block` is the published one (Learn2PD): all
-confidences of a block at once, so that it is tied to one block length. `Local` looks at each position and its
+A filter is a tiny MLP, a pytree whose weights are traced leaves. `BlockFilter` is the published one (Learn2PD): all
+confidences of a block at once, so that it is tied to one block length. `LocalFilter` looks at each position and its
 neighbours through more of the score, and serves any block length.
 
     Evidence [B W] each -> inputs [B W] or [B W F] -> MLP -> logit of "already final" [B W]
@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.types import InputError, Score, pytree, static
+from jaxdiff.pytree import InputError, pytree, static
+from jaxdiff.types import Score
 
 CERTAIN = 20.0  # log-odds beyond which a float32 probability says no more
 
@@ -45,14 +46,14 @@ def evidence_of(score: Score) -> Evidence:
 
 
 @pytree
-class Dense:
+class Linear:
     """x @ kernel + bias."""
 
     kernel: Float[Array, "i o"]
     bias: Float[Array, " o"]
 
 
-Layers = tuple[Dense, ...]
+Layers = tuple[Linear, ...]
 
 
 def mlp(layers: Layers, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
@@ -70,7 +71,7 @@ def init_layers(key: Array, widths: tuple[int, ...]) -> Layers:
         kernel_key, bias_key = jax.random.split(jax.random.fold_in(key, index))
         bound = i**-0.5
         kernel = jax.random.uniform(kernel_key, (i, o), minval=-bound, maxval=bound)
-        layers.append(Dense(kernel, jax.random.uniform(bias_key, (o,), minval=-bound, maxval=bound)))
+        layers.append(Linear(kernel, jax.random.uniform(bias_key, (o,), minval=-bound, maxval=bound)))
     return tuple(layers)
 
 
@@ -91,7 +92,7 @@ class Filter(Protocol):
 
 
 @pytree
-class Block:
+class BlockFilter:
     """Learn2PD's filter: the block's top-1 probabilities, raw, through an MLP of its own width.
 
     Source: ims-kdks/Learning-to-Parallel-Decoding `small_model.py`; two 32 x 32 layers are its 2,112 parameters.
@@ -114,8 +115,8 @@ class Block:
         return mlp(self.layers, seen.prob)
 
 
-def block_from_linears(state: Mapping[str, Any]) -> Block:
-    """A `Block` from the official weights' layout: `linear1.weight` [out, in], `linear1.bias`, `linear2.weight` ...
+def block_from_linears(state: Mapping[str, Any]) -> BlockFilter:
+    """A `BlockFilter` from the official weights' layout: `linear1.weight` [out, in], `linear1.bias`, `linear2.weight` ...
 
     Raises InputError for other keys, and for layers that do not fit each other.
     """
@@ -131,16 +132,16 @@ def block_from_linears(state: Mapping[str, Any]) -> Block:
         shape = (width, width) if name.endswith("weight") else (width,)
         if array.shape != shape:
             raise InputError(f"filter {name}: found shape {array.shape}, expected {shape}")
-    return Block(
+    return BlockFilter(
         tuple(
-            Dense(jnp.asarray(arrays[f"linear{i + 1}.weight"].T), jnp.asarray(arrays[f"linear{i + 1}.bias"]))
+            Linear(jnp.asarray(arrays[f"linear{i + 1}.weight"].T), jnp.asarray(arrays[f"linear{i + 1}.bias"]))
             for i in range(count)
         )
     )
 
 
 @pytree
-class Local:
+class LocalFilter:
     """Each position by its own score and its neighbours', for any block length.
 
     Inputs of a position: log-odds, probability, margin, entropy, and whether it is masked, of itself and of `reach`
@@ -166,12 +167,12 @@ class Local:
 
 
 def local_width(reach: int, features: int) -> int:
-    """The number of inputs that `Local` has for each position."""
+    """The number of inputs that `LocalFilter` has for each position."""
     return 6 * (2 * reach + 1) + 4 + features
 
 
 def local_inputs(seen: Evidence, reach: int, features: int) -> Float[Array, "B W F"]:
-    """`Local`'s inputs, each of about unit size."""
+    """`LocalFilter`'s inputs, each of about unit size."""
     masked = seen.masked.astype(jnp.float32)
     own = jnp.stack(
         [

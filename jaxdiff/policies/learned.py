@@ -5,13 +5,14 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from jaxdiff.policies.base import PolicyBase, propose
 from jaxdiff.policies.filters import Filter, evidence_of
-from jaxdiff.policies.order import propose
-from jaxdiff.types import Leaf, Proposal, Score, State, number, per_row, pytree
+from jaxdiff.pytree import number, pytree
+from jaxdiff.types import Leaf, PartState, Proposal, Score, per_row
 
 
 @pytree
-class Learned:
+class Learned(PolicyBase):
     """Commit every position whose filter says "final" with more than `tau`; the loop forces the most confident one.
 
     The published decode joins the filter with the fixed quota: `any_of(Learned(filter), Fixed())`.
@@ -22,15 +23,13 @@ class Learned:
     filter: Filter
     tau: Leaf = number(default=0.96, low=0.0, high=1.0)
 
-    waits = False
-
-    def init(self, rows: int, window: int) -> State:
+    def init(self, rows: int, window: int) -> PartState:
         """Raises InputError for a block length that the filter cannot judge."""
         del rows
         self.filter.check(window)
         return ()
 
-    def select(self, state: State, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, State]:
+    def select(self, state: PartState, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, PartState]:
         del key
         tau = per_row(self.tau)
         slack = self.filter(evidence_of(score)) - (jnp.log(tau) - jnp.log1p(-tau))

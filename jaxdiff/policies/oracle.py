@@ -6,44 +6,24 @@ A text that differs from the reference may be right as well, so its accuracy bel
 
 from __future__ import annotations
 
-import dataclasses
+from jaxtyping import Array, Key
 
-import jax.numpy as jnp
-from jaxtyping import Array, Int, Key
-
-from jaxdiff.policies.order import reference_block
-from jaxdiff.types import Proposal, Score, State, each_row, pytree
+from jaxdiff.policies.base import PolicyBase, propose
+from jaxdiff.pytree import pytree
+from jaxdiff.types import REFERENCE, PartState, Proposal, Score
 
 
 @pytree
-class Oracle:
+class Oracle(PolicyBase):
     """Commit every position whose candidate is the reference's token; where none is, the loop forces one to it.
 
-    Attributes:
-        reference: the canvas that the standard decode ends with (`Result.tokens`); None lets `decode` and `infill` find
-            it first, with one token a step and all else the same. Its forwards are not counted.
+    The reference is the canvas that the standard decode ends with: `decode(reference=)`, or, where that is not given,
+    the answer of one token a step with all else the same, found first and not counted.
     """
 
-    reference: Int[Array, "B L"] | None = each_row(default=None)
+    needs = frozenset({REFERENCE})
 
-    waits = False
-
-    @property
-    def lacks_reference(self) -> bool:
-        return self.reference is None
-
-    def bind(self, reference: Int[Array, "B L"]) -> Oracle:
-        """The same policy with the reference that it lacks."""
-        return dataclasses.replace(self, reference=reference) if self.lacks_reference else self
-
-    def init(self, rows: int, window: int) -> State:
-        del rows, window
-        return ()
-
-    def select(self, state: State, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, State]:
-        """Raises InputError, while tracing, for a reference of another shape than the canvas."""
+    def select(self, state: PartState, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, PartState]:
         del key
-        wanted = reference_block("oracle", self.reference, score)
-        agreed = (score.token == wanted) & score.eligible
-        close = jnp.zeros_like(agreed)
-        return Proposal(commit=agreed, accepted=agreed, close=close, priority=score.log_odds, token=wanted), state
+        assert score.reference is not None
+        return propose(score, score.token == score.reference, score.log_odds, token=score.reference), state

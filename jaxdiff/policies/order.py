@@ -1,25 +1,36 @@
-"""Ranks and quotas: the arithmetic that several policies share."""
+"""Ranks, orders and random draws: the arithmetic that several policies share."""
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.types import NEAR_TIE, InputError, Proposal, Score
-
-PER_NAT = 4.0  # a log-odds gap of g moves no probability by more than g / 4
-ORDERS = ("confidence", "margin", "entropy", "random")
+from jaxdiff.types import Score
 
 
-def priority_of(score: Score, order: str) -> Float[Array, "B W"]:
-    """Higher commits first. Each order in the form that float32 keeps apart near certainty; not for `random`."""
-    return {"confidence": score.log_odds, "margin": score.certainty, "entropy": score.sharpness}[order]
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """Who commits first.
+
+    Attributes:
+        priority: of a score and the rows' keys: higher goes first, in the form that float32 keeps apart near certainty.
+        value: the published score of the same order; None where there is none.
+    """
+
+    priority: Callable[[Score, Array], Float[Array, "B W"]]
+    value: Callable[[Score], Float[Array, "B W"]] | None
 
 
-def value_of(score: Score, order: str) -> Float[Array, "B W"]:
-    """The published score that an order ranks by; `priority_of` has the same order."""
-    return {"confidence": score.prob, "margin": score.margin, "entropy": -score.entropy}[order]
+ORDERS = {
+    "confidence": Order(lambda score, key: score.log_odds, lambda score: score.prob),
+    "margin": Order(lambda score, key: score.certainty, lambda score: score.margin),
+    "entropy": Order(lambda score, key: score.sharpness, lambda score: -score.entropy),
+    "random": Order(lambda score, key: uniform(key, score.positions), None),
+}
 
 
 def ranks(priority: Float[Array, "B W"], eligible: Bool[Array, "B W"]) -> Int[Array, "B W"]:
@@ -31,37 +42,6 @@ def ranks(priority: Float[Array, "B W"], eligible: Bool[Array, "B W"]) -> Int[Ar
 def in_order(values: Float[Array, "B W"], rank: Int[Array, "B W"]) -> Float[Array, "B W"]:
     """`values` laid out by rank: column k holds the value of the position ranked k."""
     return jnp.take_along_axis(values, jnp.argsort(rank, axis=1), axis=1)
-
-
-def propose(
-    score: Score, accepted: Bool[Array, "B W"], priority: Float[Array, "B W"], slack: Float[Array, "B W"]
-) -> Proposal:
-    """The proposal of a policy that commits just what it accepts.
-
-    `slack`: how far each score lies from the bound that it was compared with, either side; in nats, or `PER_NAT` times
-    a difference of probabilities.
-    """
-    accepted = accepted & score.eligible
-    close = jnp.abs(slack) < NEAR_TIE
-    return Proposal(commit=accepted, accepted=accepted, close=close, priority=priority, token=score.token)
-
-
-def reference_block(policy: str, reference: Int[Array, "B L"] | None, score: Score) -> Int[Array, "B W"]:
-    """The block that `score` is about, out of a policy's reference.
-
-    A canvas may overhang its reference by less than a block, which is cut off in the end: any candidate will do there.
-
-    Raises InputError, while tracing, for a reference that is missing or of another shape than the canvas.
-    """
-    rows, length = score.canvas.shape
-    window = score.masked.shape[1]
-    if reference is None or reference.shape[0] != rows or not 0 <= length - reference.shape[1] < window:
-        found = None if reference is None else reference.shape
-        raise InputError(f"{policy}: found a reference of shape {found}, expected the canvas' {score.canvas.shape}")
-    known = reference.shape[1]
-    column = score.start[:, None] + jnp.arange(window, dtype=jnp.int32)[None]
-    wanted = jnp.take_along_axis(reference, jnp.minimum(column, known - 1), axis=1)
-    return wanted if known == length else jnp.where(column < known, wanted, score.token)
 
 
 def uniform(keys: Array, positions: Int[Array, "B W"]) -> Float[Array, "B W"]:

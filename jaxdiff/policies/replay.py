@@ -10,14 +10,13 @@ replay commits only what is final and as sure as that: the same answer, met on t
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxdiff.policies.base import PolicyBase, propose
 from jaxdiff.policies.filters import evidence_of
-from jaxdiff.policies.order import reference_block
-from jaxdiff.types import InputError, Leaf, Proposal, Score, each_row, number, per_row, pytree, static
+from jaxdiff.pytree import number, pytree, static
+from jaxdiff.types import REFERENCE, Leaf, Proposal, Score, per_row
 
 
 @pytree
@@ -38,59 +37,51 @@ class Recording:
 
 
 @pytree
-class Replay:
-    """Decode towards `reference` (a canvas, as `Result.tokens`); the final state is a `Recording`.
+class Replay(PolicyBase):
+    """Decode towards the reference, `decode(reference=)`; the final state is a `Recording`.
 
     A forward commits what is final and has a probability of at least `tau`, or else the surest that is final. Where
     nothing is, the next one sees the same canvas, finds the same candidates, and fills the block: a block of W
     positions has at most W + 1 forwards.
+
+    Attributes:
+        blocks: how many are recorded, counted from the canvas' end, so that it does not matter where the prompt ends.
+        features: hidden ones to record: the model's D, or none.
     """
 
-    reference: Int[Array, "B L"] | None = each_row(default=None)
+    blocks: int = static()
     tau: Leaf = number(default=0.0, low=0.0, high=1.0)
-    features: int = static(default=0)  # hidden ones to record: the model's D, or none
+    features: int = static(default=0)
 
     waits = True
+    needs = frozenset({REFERENCE})
 
-    @property
-    def lacks_reference(self) -> bool:
-        return self.reference is None
-
-    def bind(self, reference: Int[Array, "B L"]) -> Replay:
-        return dataclasses.replace(self, reference=reference) if self.lacks_reference else self
+    def budget(self, rows: int, window: int) -> Int[Array, " B"]:
+        return jnp.full((rows,), window + 1, jnp.int32)
 
     def init(self, rows: int, window: int) -> Recording:
-        """Raises InputError without a reference."""
-        if self.reference is None:
-            raise InputError("replay: found no reference, expected the canvas of a standard decode")
-        blocks = -(-self.reference.shape[1] // window)  # as many as there may be: those of the prompt stay empty
-        shape = (rows, blocks, window + 1, window)
+        shape = (rows, self.blocks, window + 1, window)
         numbers, flags = jnp.zeros(shape), jnp.zeros(shape, bool)
         hidden = jnp.zeros((*shape, self.features))
-        forwards, previous = jnp.zeros((rows, blocks), jnp.int32), jnp.full((rows, window), -1, jnp.int32)
+        forwards, previous = jnp.zeros(shape[:2], jnp.int32), jnp.full((rows, window), -1, jnp.int32)
         return Recording(numbers, numbers, numbers, flags, flags, hidden, forwards, previous)
 
     def select(self, state: Recording, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, Recording]:
         del key
-        wanted = reference_block("replay", self.reference, score)
-        final = score.token == wanted
+        assert score.reference is not None
+        final = score.token == score.reference
         fitting = final & score.eligible
         surest = jnp.max(jnp.where(fitting, score.log_odds, -jnp.inf), axis=1, keepdims=True)
         sure = (score.prob >= per_row(self.tau)) | (score.log_odds == surest)
         same = jnp.all(score.token == state.previous, axis=1, keepdims=True)
         stuck = same & (score.block_step > 0)[:, None] & ~jnp.any(fitting, axis=1, keepdims=True)
-        commit = (fitting & sure) | (stuck & score.eligible)
-        proposal = Proposal(
-            commit=commit, accepted=commit, close=jnp.zeros_like(commit), priority=score.log_odds, token=wanted
-        )
-        return proposal, self._record(state, score, final)
+        commit = (fitting & sure) | stuck
+        return propose(score, commit, score.log_odds, token=score.reference), self._record(state, score, final)
 
     def _record(self, state: Recording, score: Score, final: Bool[Array, "B W"]) -> Recording:
         rows, window = final.shape
         row = jnp.arange(rows)
-        blocks = state.forwards.shape[1]
-        # Blocks are counted from the canvas' end: where the prompt ends does not matter.
-        block = blocks - (score.canvas.shape[1] - score.start) // window
+        block = self.blocks - (score.canvas.shape[1] - score.start) // window
         at = (row, block, score.block_step)
         seen = evidence_of(score)
         return Recording(

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.policies.filters import Block, Filter, Local, init_layers, local_inputs, local_width, mlp
+from jaxdiff.policies.filters import BlockFilter, Filter, LocalFilter, init_layers, local_inputs, local_width, mlp
 from jaxdiff.train.traces import Traces
 from jaxdiff.types import InputError, pytree
 
@@ -135,7 +135,7 @@ def fit_filter(
             best, best_layers = losses[-1], state[0]
         if progress is not None:
             progress(min(first + CHUNK, recipe.steps), losses[-1])
-    made: Filter = Block(best_layers) if recipe.kind == "block" else Local(best_layers, recipe.reach, features)
+    made: Filter = BlockFilter(best_layers) if recipe.kind == "block" else LocalFilter(best_layers, recipe.reach, features)
     return Fitted(made, losses, best, int((~held).sum()), len(np.unique(ids)))
 
 

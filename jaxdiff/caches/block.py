@@ -1,0 +1,38 @@
+"""The cache of models that attend in blocks (LLaDA2, SDAR)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from jaxtyping import Array, Bool, Int
+
+from jaxdiff.caches.base import CacheBase, last_block
+from jaxdiff.pytree import pytree
+from jaxdiff.types import Place
+
+
+@pytree
+class BlockCausal(CacheBase):
+    """A block's keys and values are kept when it is done; the window is the block.
+
+    A pass without commits stores the prompt's whole blocks, and one each finished block; after a row's last block there
+    is none. Source: JetAstra/SDAR `generate.py` (`store_kv`).
+
+    Exactness: exact: nothing that is kept could see what changes later. The tokens are those of no cache; NFE is
+    greater by the passes that store.
+    """
+
+    window: ClassVar[str] = "block"
+    keeps: ClassVar[bool] = True
+    block_causal: ClassVar[bool] = True
+
+    def stores(self, place: Place) -> Bool[Array, " B"]:
+        return (place.before != place.start) & (place.start > place.origin)
+
+    def due(self, place: Place) -> Bool[Array, " B"]:
+        """The prompt, and where blocks without a mask are passed over: more than one block is to be stored."""
+        apart = place.start - place.before
+        return self.stores(place) & ((place.before < place.first) | (apart > place.block))
+
+    def reach(self, place: Place) -> Int[Array, " B"]:
+        return last_block(place)

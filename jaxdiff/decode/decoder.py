@@ -1,0 +1,61 @@
+"""How to decode, as one value: a `Decoder` of a policy, a fill, a cache, a stopper and a `Sampling`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxdiff.caches import NoCache
+from jaxdiff.fills import Parallel
+from jaxdiff.policies import Fixed
+from jaxdiff.pytree import number, pytree, static
+from jaxdiff.stoppers import NoStop
+from jaxdiff.types import Cache, Count, Fill, Leaf, Policy, Stopper
+
+BLOCK_LENGTH = 32
+INFINITE = float("inf")
+
+
+@pytree
+class Sampling:
+    """How a position's token is drawn. Numbers are one for all rows, or one for each row [B].
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p, top_k: sample among the most likely tokens alone: those that together reach `top_p`, and of them the
+            `top_k` best; None is off. They take effect after the temperature. At temperature 0 the token stays the
+            same, but its confidence is that among those left, as in Dream's `generation_utils.py`. `near_ties` does not
+            count where float rounding decides who is left.
+        cfg_scale: classifier-free guidance, w in un + (w + 1) (cond - un); None is off, and each guided pass counts 2.
+        forbid_eos: LLaDA's `logits_eos_inf`: end-of-text is never predicted.
+        defer_eos: LLaDA's `confidence_eos_eot_inf`: positions predicted end-of-text or end-of-turn commit last. (The
+            official code's chained assignment spares one of the two ids above temperature 0; here both wait.)
+    """
+
+    temperature: Leaf = number(default=0.0, low=0.0, high=INFINITE)
+    top_p: Leaf | None = number(default=None, low=0.0, high=1.0)
+    top_k: Count | None = number(default=None, low=1, high=2**30, whole=True)
+    cfg_scale: Leaf | None = number(default=None, low=0.0, high=INFINITE)
+    forbid_eos: bool = static(default=False)
+    defer_eos: bool = static(default=False)
+
+
+@pytree
+class Decoder:
+    """How to decode: one value for `decode`, `infill`, `decode_stream`, `lower`, evaluation and serving.
+
+    Attributes:
+        policy: where: which positions commit at each step; default one token a step, most confident first.
+        fill: what: which tokens the chosen positions get together; default each its own candidate.
+        cache: which keys and values are reused; default none, the only exact one on every model.
+        stop: when a row's end moves left; default never.
+        sampling: how a token is drawn; default greedy.
+        block_length: in tokens, a divisor of what is generated; default 32 for `decode`, the whole canvas for `infill`.
+            A model that attends in blocks has its own.
+    """
+
+    policy: Policy = dataclasses.field(default_factory=Fixed)
+    fill: Fill = dataclasses.field(default_factory=Parallel)
+    cache: Cache = dataclasses.field(default_factory=NoCache)
+    stop: Stopper = dataclasses.field(default_factory=NoStop)
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    block_length: int | None = static(default=None)

@@ -1,0 +1,132 @@
+"""Programs as values: a decode compiled ahead of time, and a clock that tells compiling from running."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import SingleDeviceSharding
+
+from jaxdiff.decode import loop
+from jaxdiff.parallel import compiling_for
+from jaxdiff.types import InputError
+
+if TYPE_CHECKING:
+    from jaxdiff.decode.api import Call
+
+
+class Program:
+    """A decode compiled ahead of time, past JAX's persistent cache, kept with its arguments.
+
+    Attributes:
+        compile_seconds: tracing and compiling.
+        argument_bytes: the parameters above all, as the device holds them.
+        temp_bytes: what the program needs beyond its arguments and results, keys and values included, from the
+            compiler's memory analysis.
+        out_info: shapes of the result.
+        compiled: JAX's own `jax.stages.Compiled`, with its HLO and cost analysis.
+    """
+
+    def __init__(self, call: Call, target: jax.Device | None = None) -> None:
+        """`target`: a chip that is not here: compiled for, not run.
+
+        Raises InputError for a target that is too small.
+        """
+        self.target, self._arguments = target, (call.params, call.decoder, call.rows)
+        if target is not None:
+            there = SingleDeviceSharding(target)
+            self._arguments = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), self._arguments
+            )
+        since = time.perf_counter()
+        with past_persistent_cache(), compiling_for(None if target is None else target.platform):
+            program = jax.jit(lambda *given: loop.run(call.model, call.layout, *given))
+            lowered = program.lower(*self._arguments)
+            self.compiled = self._compile(lowered)
+        self.compile_seconds = time.perf_counter() - since
+        self.out_info: Any = lowered.out_info
+        memory: Any = self.compiled.memory_analysis()
+        self.argument_bytes = int(memory.argument_size_in_bytes)
+        self.temp_bytes = int(memory.temp_size_in_bytes)
+        if (target or jax.devices()[0]).platform == "tpu":  # whose compiler may count its heap twice there
+            self.temp_bytes = int(memory.peak_memory_in_bytes) - self.argument_bytes
+
+    def __call__(self) -> loop.Result:
+        """Run it; returns when the result is there. Raises InputError where there are shapes alone to run on."""
+        if isinstance(jax.tree.leaves(self._arguments)[0], jax.ShapeDtypeStruct):
+            raise InputError("program: found shapes, expected arrays; it was compiled to be inspected")
+        return jax.block_until_ready(self.compiled(*self._arguments))
+
+    def _compile(self, lowered: Any) -> Any:
+        try:
+            return lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if self.target is None or "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            what = re.sub(r".*?RESOURCE_EXHAUSTED: ", "", str(error).splitlines()[0])
+            raise InputError(
+                f"target: found a program too large for {self.target.device_kind}: {what} Take --weights int8, fewer "
+                "rows or a larger chip"
+            ) from error
+
+
+class Timed:
+    """Compiles each shape once, ahead of time, and times that apart from running.
+
+    Attributes:
+        compile_seconds: tracing and compiling, so far.
+        seconds: the runs, so far; a program that is compiled ahead of time is warm at its first run.
+    """
+
+    def __init__(self, *, persistent_cache: bool = True) -> None:
+        """`persistent_cache` False: compile even what JAX's cache on disk holds, for the time that compiling takes."""
+        self.compile_seconds = 0.0
+        self.seconds = 0.0
+        self._around = contextlib.nullcontext if persistent_cache else past_persistent_cache
+        self._programs: dict[Any, jax.stages.Compiled] = {}
+
+    def run(self, call: Call) -> loop.Result:
+        """`call.run()`, timed: what `prepare` or `prepare_infill` made."""
+        return self.call(loop.run, (call.model, call.layout), call.params, call.decoder, call.rows)
+
+    def call(
+        self, program: Callable[..., Any], static: tuple[Any, ...], *arguments: Any, donate: tuple[int, ...] = ()
+    ) -> Any:
+        """`program(*static, *arguments)`, compiled for the shapes of the arguments; `donate` numbers among these."""
+        leaves, structure = jax.tree.flatten(arguments)
+        shapes = (program, static, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        since = time.perf_counter()
+        if shapes not in self._programs:
+            with self._around():
+                # A jit of its own: what an earlier call of `loop.run` left in memory would make compiling look free.
+                compiled = jax.jit(lambda *arguments: program(*static, *arguments), donate_argnums=donate)
+                self._programs[shapes] = compiled.lower(*arguments).compile()
+        ready = time.perf_counter()
+        result = jax.block_until_ready(self._programs[shapes](*arguments))
+        self.compile_seconds += ready - since
+        self.seconds += time.perf_counter() - ready
+        return result
+
+    @property
+    def programs(self) -> int:
+        """How many were compiled so far."""
+        return len(self._programs)
+
+
+@contextlib.contextmanager
+def past_persistent_cache() -> Iterator[None]:
+    """Nothing is read from JAX's persistent cache or written to it. JAX looks at the flag once: hence the resets."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()

@@ -1,0 +1,8 @@
+"""Which tokens the chosen positions get together: one file per fill."""
+
+from jaxdiff.fills.parallel import Parallel
+from jaxdiff.registry import Registry
+
+FILLS = Registry("fill", {"parallel": Parallel})
+
+__all__ = ["FILLS", "Parallel"]

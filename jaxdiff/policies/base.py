@@ -1,0 +1,56 @@
+"""What the policies share: the defaults of the protocol, and the proposal of one that commits alone."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdiff.types import NEAR_TIE, UNLIMITED, PartState, Proposal, Score
+
+PER_NAT = 4.0  # a log-odds gap of g moves no probability by more than g / 4
+
+
+class PolicyBase:
+    """A policy without a state that commits in every step and never takes a commit back."""
+
+    waits = False
+    revises = False
+    needs: frozenset[str] = frozenset()
+
+    def budget(self, rows: int, window: int) -> Int[Array, " B"]:
+        del window
+        return jnp.full((rows,), UNLIMITED, jnp.int32)
+
+    def init(self, rows: int, window: int) -> PartState:
+        del rows, window
+        return ()
+
+
+def propose(
+    score: Score,
+    commit: Bool[Array, "B W"],
+    priority: Float[Array, "B W"],
+    slack: Float[Array, "B W"] | None = None,
+    *,
+    accepted: Bool[Array, "B W"] | None = None,
+    token: Int[Array, "B W"] | None = None,
+) -> Proposal:
+    """The proposal of a policy that only commits.
+
+    Args:
+        slack: how far each score lies from the bound that it was compared with, either side; in nats, or `PER_NAT` times
+            a difference of probabilities. None: the policy compares with nothing.
+        accepted: default what is committed; `token`: default the candidate.
+    """
+    commit = commit & score.eligible
+    none = jnp.zeros_like(commit)
+    return Proposal(
+        commit=commit,
+        accepted=commit if accepted is None else accepted,
+        close=none if slack is None else (jnp.abs(slack) < NEAR_TIE) & score.eligible,
+        priority=priority,
+        token=score.token if token is None else token,
+        remask=none,
+        edit=none,
+        hold=none[:, 0],
+    )

@@ -1,0 +1,288 @@
+"""`decode_stream`: a queue of requests through a fixed number of slots; answers come out as they are done.
+
+    queue -> check -> slots -> serve_step (`slots.py`, one compiled program) -> answers
+                ^ rows that are done are replaced before the next serve step
+
+Python sees serve steps, never decode steps. Requests of mixed lengths share the slots: a canvas is as wide as the
+longest prompt in flight, in buckets that double, and is repadded on the left while rows are in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, Key
+
+from jaxdiff.decode import api, checks
+from jaxdiff.decode.batches import bucket
+from jaxdiff.decode.decoder import Decoder
+from jaxdiff.decode.state import Layout, Rows, State
+from jaxdiff.parallel import check_axes, everywhere, place
+from jaxdiff.pytree import numbers_of
+from jaxdiff.serve.queue import Answer, Meter, Refusal, Request, check_request, numbered
+from jaxdiff.serve.slots import Incoming, blank, repad, serve_step
+from jaxdiff.types import REFERENCE, InputError, Model, Params
+
+UNBOUNDED = 2**30  # steps
+
+
+def decode_stream(
+    model: Model,
+    params: Params,
+    requests: Iterable[Request | Sequence[int] | Int[np.ndarray, " P"]],
+    decoder: Decoder | None = None,
+    *,
+    slots: int = 8,
+    gen_length: int = 256,
+    key: Key[Array, ""] | Key[Array, " n"] | None = None,
+    mesh: Mesh | None = None,
+    free: int = 1,
+    most: int = UNBOUNDED,
+    meter: Meter | None = None,
+) -> Iterator[Answer | Refusal]:
+    """Decode a queue of requests, `slots` at a time; yields each answer when it is there.
+
+    An answer is what `decode` (or, for a canvas, `infill`) gives for that request alone, with its own key and numbers:
+    the same tokens, NFE and commit trace, whatever the slots and the order of the queue. The queue is read as slots
+    become free, so it may be endless; host memory does not grow with it. A canvas that is not as long as what the slots
+    generate waits until they are empty, and the queue behind it too: give those of one length together.
+
+    Args:
+        requests: `Request`s, or bare prompts.
+        decoder: as in `decode`; its numbers serve every request that brings none of its own. Without a block length,
+            prompts have that of `decode`, canvases that of `infill`.
+        slots: rows that are decoded at a time; fewer where the queue is shorter, and a multiple of a mesh's data
+            devices. A forward costs as much as all slots.
+        key: of the run; request i draws from `fold_in(key, i)` unless it has a key of its own.
+        free: rows that must be done before the compiled loop is left to look at the queue.
+        most: steps after which it is left in any case.
+        meter: told of time and of the slots' work, and keeps the compiled programs: give the same one again, and
+            nothing is compiled twice.
+
+    Yields, in no order, an `Answer` or a `Refusal` for each request: a bad one is refused when its turn comes, with
+    its id, and the others go on.
+
+    Raises InputError now, before compilation, for what cannot serve any request: slots, lengths, a number for each
+    row, a policy that refuses the block.
+    """
+    if min(slots, free, most) < 1:
+        raise InputError(f"slots, free, most: found {slots}, {free}, {most}, expected at least 1 of each")
+    decoder = Decoder() if decoder is None else decoder
+    block = checks.block_of(model, decoder.block_length)
+    checks.check_lengths(model, 0, gen_length, block)
+    checks.check_decoder(decoder, model, None)
+    devices = 1
+    if mesh is not None:
+        check_axes(mesh)
+        params, devices = place(model.config, params, mesh), mesh.shape["data"]
+    jax.eval_shape(lambda: decoder.policy.init(1, block))
+    key = jax.random.key(0) if key is None else key
+    if checks.checked_keys(key, getattr(key, "size", 1)).size > 1:
+        raise InputError(f"key: found {key.size} of them, expected one; request i draws from fold_in(key, i)")
+    meter = Meter() if meter is None else meter
+    if REFERENCE in decoder.policy.needs:
+        plain = api.standard(decoder)
+        answers = decode_stream(
+            *(model, params, requests, plain),
+            slots=slots,
+            gen_length=gen_length,
+            key=key,
+            mesh=mesh,
+            free=free,
+            meter=meter.beside(),
+        )
+        requests = map(_with_reference, answers)  # type: ignore[assignment]
+    engine = _Engine(model, params, decoder, gen_length, key, mesh, (free, most), meter)
+    return engine.serve(numbered(requests), slots, devices)
+
+
+def _with_reference(answer: Answer | Refusal) -> Request | Refusal:
+    return answer if isinstance(answer, Refusal) else dataclasses.replace(answer.request, reference=answer.tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """What requests must have in common to share the slots: what each generates, its blocks and their overhang."""
+
+    generated: int
+    block: int
+    overhang: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slot:
+    """Who is in a slot, and since which second of the meter."""
+
+    request: Request
+    since: float
+
+
+class _Engine:
+    """The slots on the host: who is in them since when, how wide the canvas is, and the state on the device."""
+
+    def __init__(
+        self,
+        model: Model,
+        params: Params,
+        decoder: Decoder,
+        gen_length: int,
+        key: Key[Array, ""],
+        mesh: Mesh | None,
+        bounds: tuple[int, int],
+        meter: Meter,
+    ) -> None:
+        """`bounds`: `free` and `most` of `serve_step`."""
+        self.plain_model, self.model, self.params, self.meter = model, api.guided(model, decoder), params, meter
+        self.decoder = decoder if mesh is None else everywhere(decoder, mesh)
+        self.gen_length, self.key, self.mesh = gen_length, key, mesh
+        self.bounds = [jnp.asarray(bound, jnp.int32) for bound in bounds]
+        self.room = model.config.max_sequence_length - gen_length
+        self.slots: list[_Slot | None] = []
+        self.fresh: set[int] = set()
+        self.kind = _Kind(0, 0, 0)
+        self.first = 0  # where blocks begin, in `state`
+        self.state: State | None = None
+
+    def serve(self, queue: Iterator[Request | Refusal], slots: int, devices: int) -> Iterator[Answer | Refusal]:
+        """Fill the slots, run a turn, hand out what is done, and again."""
+        queue = (self._checked(item) for item in queue)
+        ahead: list[Request] = []
+        for item in queue:
+            if isinstance(item, Refusal):
+                yield item
+            else:
+                ahead.append(item)
+            if len(ahead) == slots:
+                break
+        queue = itertools.chain(ahead, queue)
+        self.slots = [None] * (-(-len(ahead) // devices) * devices)
+        held: Request | Refusal | None = None
+        while True:
+            while None in self.slots and (item := held or next(queue, None)) is not None:
+                held = None
+                if isinstance(item, Refusal):
+                    yield item
+                elif not self._enter(item):
+                    held = item
+                    break
+            if not any(self.slots):
+                return
+            yield from self._serve_step()
+
+    def _checked(self, item: Request | Refusal) -> Request | Refusal:
+        """The request, or its refusal with what `decode` would raise for it."""
+        if isinstance(item, Refusal):
+            return item
+        try:
+            check_request(self.plain_model, item, self.gen_length, self.decoder)
+        except InputError as error:
+            return Refusal(item.number, item.id, str(error))
+        return item
+
+    def _enter(self, request: Request) -> bool:
+        """Into a free slot, unless those in the others are of another kind."""
+        length, model = len(request.ids), self.plain_model
+        default = {"default": length} if request.is_canvas else {}
+        block = checks.block_of(model, self.decoder.block_length, **default)
+        overhang = 0 if request.is_canvas else checks.overhang_of(model)
+        kind = _Kind(length if request.is_canvas else self.gen_length, block, overhang)
+        if kind != self.kind:
+            if any(self.slots):
+                return False
+            self.kind, self.state = kind, None
+        slot = self.slots.index(None)
+        self.slots[slot] = _Slot(request, self.meter.seconds)
+        self.fresh.add(slot)
+        return True
+
+    def _serve_step(self) -> Iterator[Answer]:
+        present = [(number, slot) for number, slot in enumerate(self.slots) if slot is not None]
+        prompts = [slot.request for _, slot in present if not slot.request.is_canvas]
+        first = max((bucket(len(request.ids), self.room) for request in prompts), default=0)
+        length = first + self.kind.generated + self.kind.overhang
+        self._fit(first, length)
+        incoming = self._incoming(first, length)
+        arguments = (self.params, self.decoder, self.state, incoming, *self.bounds)
+        done = self.meter.call(serve_step, (self.model, self._layout(first)), *arguments, donate=(2,))
+        self.state = done.state
+        self.fresh.clear()
+        result, live, steps, busy = jax.device_get((done.result, done.live, done.steps, done.busy))
+        self.meter.count(int(steps), len(self.slots), int(busy))
+        for number, slot in present:
+            if not live[number]:
+                self.slots[number] = None
+                yield Answer(
+                    request=slot.request,
+                    tokens=result.tokens[number, first:].copy(),  # not a view that holds the whole batch
+                    commit_step=result.commit_step[number].copy(),
+                    log_prob=result.log_prob[number].copy(),
+                    length=int(result.lengths[number]),
+                    nfe=int(result.nfe[number]),
+                    cheap=int(result.cheap[number]),
+                    work=float(result.work[number]),
+                    reason=int(result.reason[number]),
+                    near_ties=int(result.near_ties[number]),
+                    seconds=self.meter.seconds - slot.since,
+                )
+
+    def _incoming(self, first: int, length: int) -> Incoming:
+        """The requests that are new in their slots, as arrays."""
+        rows, config = len(self.slots), self.model.config
+        canvas = np.full((rows, length), config.mask_token_id, np.int32)
+        reference = np.full((rows, length), config.mask_token_id, np.int32)
+        origin, last, fresh = np.zeros(rows, np.int32), np.zeros(rows, np.int32), np.zeros(rows, bool)
+        keys = np.array(np.broadcast_to(jax.random.key_data(self.key), (rows, *jax.random.key_data(self.key).shape)))
+        shared = [np.asarray(number) for number in numbers_of(self.decoder)]
+        numbers = [np.full(rows, number, number.dtype) for number in shared]
+        for slot in self.fresh:
+            request = self.slots[slot].request  # type: ignore[union-attr]
+            begins = 0 if request.is_canvas else first
+            end = begins + (self.kind.generated if request.is_canvas else 0)
+            fresh[slot], origin[slot] = True, end - len(request.ids)
+            canvas[slot, origin[slot] : end] = request.ids
+            last[slot] = begins + (request.max_tokens or self.kind.generated)
+            own = jax.random.fold_in(self.key, request.number) if request.key is None else request.key
+            keys[slot] = jax.random.key_data(own)
+            for column, number in zip(numbers, shared if request.decoder is None else numbers_of(request.decoder), strict=True):
+                column[slot] = number
+            if request.reference is not None:
+                reference[slot, begins : begins + len(request.reference)] = request.reference
+        return Incoming(
+            fresh=jnp.asarray(fresh),
+            rows=Rows(
+                canvas=jnp.asarray(canvas),
+                origin=jnp.asarray(origin),
+                last=jnp.asarray(last),
+                keys=jax.random.wrap_key_data(jnp.asarray(keys), impl=jax.random.key_impl(self.key)),
+                reference=jnp.asarray(reference) if REFERENCE in self.decoder.policy.needs else None,
+            ),
+            numbers=tuple(map(jnp.asarray, numbers)),
+        )
+
+    def _fit(self, first: int, length: int) -> None:
+        """A state of that width."""
+        if self.state is None:
+            static = (self.model, self._layout(first), len(self.slots), length)
+            self.state = self.meter.call(blank, static, self.decoder)
+        elif first != self.first:
+            self.state = self.meter.call(repad, (self.model, first - self.first), self.state)
+        self.first = first
+
+    def _layout(self, first: int) -> Layout:
+        kind = self.kind
+        return api.layout_of(
+            self.plain_model,
+            self.decoder,
+            first=first,
+            generated=kind.generated,
+            block=kind.block,
+            mesh=self.mesh,
+            overhang=kind.overhang,
+        )

@@ -1,0 +1,148 @@
+"""What goes into the slots and what comes out: requests, refusals, answers, and the meter of their cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from jaxdiff.decode import checks
+from jaxdiff.decode.decoder import Decoder
+from jaxdiff.decode.program import Timed
+from jaxdiff.types import InputError, Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is to be decoded.
+
+    Attributes:
+        ids: a prompt, or, where `is_canvas`, a canvas whose [MASK] positions are to be filled.
+        id: the caller's name for it; None: its number.
+        number: its key is the run's, folded with this; -1: its place in the queue, from 0.
+        key: its own, in place of that.
+        max_tokens: tokens to generate, at most what the slots generate, which is the default; not for a canvas.
+        decoder: its own numbers (thresholds, temperature ...): the slots' decoder with other values, and nothing else.
+        reference: the tokens of its standard answer; the stream fills it in, for a policy that needs it.
+    """
+
+    ids: Any  # a sequence of int: checked when its turn comes, so that a bad one harms nobody
+    id: Any = None
+    number: int = -1
+    is_canvas: bool = False
+    key: Key[Array, ""] | None = None
+    max_tokens: int | None = None
+    decoder: Decoder | None = None
+    reference: Int[np.ndarray, " G"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """A request that cannot be decoded, and why. Its neighbours are not touched by it."""
+
+    number: int
+    id: Any
+    error: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One request's share of a `Result`, as numpy. `tokens` are the generated ones (of a canvas, all), untrimmed.
+
+    `seconds` are those of the device from when the request got its slot until it was done, compiling apart. Slots run
+    at the same time, so that the answers' seconds add up to more than the stream's.
+    """
+
+    request: Request
+    tokens: Int[np.ndarray, " G"]
+    commit_step: Int[np.ndarray, " G"]
+    log_prob: Float[np.ndarray, " G"]
+    length: int
+    nfe: int
+    cheap: int
+    work: float
+    reason: int
+    near_ties: int
+    seconds: float
+
+
+class Meter(Timed):
+    """`Timed` for streams, with what the slots did so far.
+
+    Attributes:
+        steps: steps of all slots together.
+        slot_steps: the same, times the slots: rows that were computed.
+        busy: of these, rows that a live request took part in.
+    """
+
+    def __init__(self, *, persistent_cache: bool = True) -> None:
+        super().__init__(persistent_cache=persistent_cache)
+        self.steps = self.slot_steps = self.busy = 0
+
+    @property
+    def occupancy(self) -> float:
+        """The mean share of slots that had work."""
+        return self.busy / max(self.slot_steps, 1)
+
+    def beside(self) -> Meter:
+        """Another meter, that counts from nothing and shares the compiled programs."""
+        other = Meter()
+        other._around, other._programs = self._around, self._programs
+        return other
+
+    def count(self, steps: int, rows: int, busy: int) -> None:
+        self.steps, self.slot_steps, self.busy = self.steps + steps, self.slot_steps + steps * rows, self.busy + busy
+
+
+def numbered(requests: Iterable[Any]) -> Iterator[Request | Refusal]:
+    """Requests, or bare prompts, with their place in the queue as number and name where they have none."""
+    for place, item in enumerate(requests):
+        if isinstance(item, Refusal):
+            yield item
+            continue
+        request = item if isinstance(item, Request) else Request(item)
+        number = place if request.number == -1 else request.number
+        yield dataclasses.replace(request, number=number, id=number if request.id is None else request.id)
+
+
+def check_request(model: Model, request: Request, gen_length: int, decoder: Decoder) -> None:
+    """Raises the InputError that `decode` or `infill` would raise for this request, and that of a request whose own
+    key, length or decoder cannot share the slots.
+    """
+    try:
+        ids = np.asarray([request.ids])
+    except ValueError:
+        ids = np.zeros(0)
+    if ids.ndim != 2 or (ids.size and ids.dtype.kind not in "iuO"):
+        raise InputError(f"ids: found {request.ids!r:.80}, expected a list of whole numbers")
+    if not ids.size:
+        raise InputError("prompt: found no ids, expected at least one")
+    if not 0 <= request.number < 2**31:
+        raise InputError(f"number: found {request.number}, expected 0 to 2**31 - 1")
+    length, block_length = len(request.ids), decoder.block_length
+    if request.is_canvas:
+        block = checks.block_of(model, block_length, default=length)
+        if length % block:
+            raise InputError(f"canvas_ids: found {length} ids in blocks of {block}, expected whole blocks")
+        checks.check_lengths(model, 0, length, block)
+    else:
+        checks.check_lengths(model, length, gen_length, checks.block_of(model, block_length))
+    checks.check_ids(model, ids, np.zeros(1, np.int32), masks_allowed=request.is_canvas)
+    _check_own(request, gen_length, decoder)
+
+
+def _check_own(request: Request, gen_length: int, decoder: Decoder) -> None:
+    most = None if request.is_canvas else gen_length
+    if request.max_tokens is not None and (most is None or not 1 <= request.max_tokens <= most):
+        expected = "none for a canvas" if most is None else f"1 to {most}, what the slots generate"
+        raise InputError(f"max_tokens: found {request.max_tokens}, expected {expected}")
+    if request.key is not None and checks.checked_keys(request.key, 1).size != 1:
+        raise InputError(f"key: found {request.key.size} of them, expected one")
+    if request.decoder is not None:
+        if jax.tree.structure(request.decoder) != jax.tree.structure(decoder):
+            raise InputError("decoder: found another than that of the slots, expected the same one with other numbers")
+        checks.check_numbers(request.decoder, None)
