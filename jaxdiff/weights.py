@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdiff.leaves import kind_of, leaf_name
 from jaxdiff.types import InputError, Params
 
 WEIGHTS = ("int8",)
@@ -37,15 +38,17 @@ def quantised(params: Params) -> Params:
     """A model's params (or some of its leaves, by path) with every matrix in int8, symmetric, rounded to nearest.
 
     A scale for each output channel of each layer and expert, and for each token of the embedding, in the leaf's dtype.
-    Norms, biases and routers stay. Raises InputError where qwix is not installed.
+    Norms, biases and routers stay, and so do leaves that are quantised already.
+
+    Raises InputError where qwix is not installed, and for a leaf without a kind.
     """
     check_weights("int8")
 
     def convert(path: Any, leaf: Any) -> Any:
-        summed = _summed(jax.tree_util.keystr(path, simple=True, separator="/"))
-        return leaf if summed is None else _int8(leaf, summed)
+        summed = kind_of(leaf_name(path)).summed
+        return leaf if summed is None or _is_quantised(leaf) else _int8(leaf, summed)
 
-    return jax.tree_util.tree_map_with_path(convert, params)
+    return jax.tree_util.tree_map_with_path(convert, params, is_leaf=_is_quantised)
 
 
 def full(weight: Any, dtype: Any) -> Array:
@@ -71,16 +74,6 @@ def _int8(leaf: Float[Array, "*n i o"], summed: int) -> Any:
 
     axes = [axis for axis in range(leaf.ndim) if axis != leaf.ndim + summed]
     return qwix.quantize(leaf.astype(jnp.float32), jnp.int8, channelwise_axes=axes, scale_dtype=leaf.dtype)
-
-
-def _summed(name: str) -> int | None:
-    """The axis of a leaf that its product sums over; None for a leaf that is no matrix or stays as it is."""
-    home, _, last = f"/{name}".rpartition("/")
-    if last == "wte":
-        return -1
-    if last == "head" or home.endswith("/experts") or (last == "kernel" and not home.endswith("/router")):
-        return -2
-    return None
 
 
 def _is_quantised(leaf: Any) -> bool:

@@ -61,6 +61,7 @@ def test_each_output_channel_is_rounded_to_its_own_255_steps():
     assert bool(jnp.all(jnp.abs(plain(light)["layers"]["experts"]["ff_out"] - kernel) <= 0.5001 / 127.5 * top))
     half = quantised({"head": kernel[0, 0].astype(jnp.bfloat16)})["head"]
     assert (half.qvalue.dtype, half.dtype) == (jnp.int8, jnp.bfloat16)
+    assert quantised(light)["layers"]["experts"]["ff_out"] is leaf  # not again
 
 
 @pytest.mark.usefixtures("strict")

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdiff.leaves import kind_of, leaf_name
 from jaxdiff.types import Model, Params
 
 SIZE = 2048  # of the square product
@@ -48,12 +49,13 @@ def forward_cost(model: Model, params: Params, rows: int, tokens: int, attended:
 
     Two FLOPs for each weight that a token meets, and 4 D FLOPs a layer for each pair of query and key; bytes are the
     weights once, and keys and values. Of experts only those that a token is sent to count as FLOPs.
+
+    Raises InputError for a leaf without a kind.
     """
     c = model.config
     active, weights = 0.0, 0.0
     for path, leaf in jax.tree.leaves_with_path({k: v for k, v in params.items() if k not in ("wte", "head")}):
-        name = jax.tree_util.keystr(path)
-        share = c.num_experts_per_tok / c.num_experts if "experts" in name else 1.0
+        share = c.num_experts_per_tok / c.num_experts if kind_of(leaf_name(path)).expert else 1.0
         active += share * leaf.size
         weights += leaf.size * leaf.dtype.itemsize
     width = c.n_heads * c.head_dim

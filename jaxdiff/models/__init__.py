@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.files import first_line
+from jaxdiff.leaves import leaf_dtype, leaf_name
 from jaxdiff.models.config import Config
 from jaxdiff.models.dream import Dream, DreamConfig
 from jaxdiff.models.illada import Illada, IlladaConfig
 from jaxdiff.models.llada import Llada, LladaConfig
 from jaxdiff.models.llada2 import Llada2, Llada2Config
 from jaxdiff.models.llada_moe import LladaMoe, LladaMoeConfig
-from jaxdiff.models.moe import leaf_dtype
 from jaxdiff.models.sdar import Sdar, SdarConfig
 from jaxdiff.models.stack import Transformer
 from jaxdiff.types import InputError, Model
@@ -79,11 +79,10 @@ def model_of(config: Mapping[str, Any], file: Path) -> tuple[Model, Any]:
 
 
 def in_dtype(params: Any, dtype: str) -> Any:
-    """The shape and dtype of each leaf of params (arrays or shapes) of a model in `dtype`: see `leaf_dtype`."""
+    """The shape and dtype of each leaf of params (arrays or shapes) of a model in `dtype`; raises as `leaf_dtype`."""
 
     def one(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf_dtype(name, dtype)))
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf_dtype(leaf_name(path), dtype)))
 
     return jax.tree_util.tree_map_with_path(one, params)
 

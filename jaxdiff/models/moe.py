@@ -25,14 +25,6 @@ Routes = tuple[Float[Array, "n k"], Int[Array, "n k"]]  # weights, experts
 Choose = Callable[[Float[Array, "n X"], Float[Array, " X"] | None], Routes]  # of float32 logits and the expert bias
 
 
-def leaf_dtype(leaf: str, dtype: str) -> str:
-    """The dtype of a leaf, named by its path, in params of `dtype`: a router's stay float32.
-
-    Published code routes in float32 and keeps the expert bias so: a rounded one would choose other experts.
-    """
-    return "float32" if ROUTER in leaf.split("/") else dtype
-
-
 class Router(nn.Module):
     """Logits in float32, whatever the dtype of the rest."""
 

@@ -1,9 +1,9 @@
-"""Which axis of which array lies over which axis of the mesh: one table, in two steps.
+"""Which axis of which array lies over which axis of the mesh: two tables.
 
-    leaf name --LEAVES--> logical axes --RULES--> mesh axes
+    leaf name --leaves.LEAVES--> logical axes --RULES--> mesh axes
 
 Rows go over `data`. Heads, the MLP's width and the vocabulary go over `model`: a layer then takes two all-reduces, one
-for the attention's output and one for the MLP's, and the embedding one. The idea of the table is that of
+for the attention's output and one for the MLP's, and the embedding one. The idea of RULES is that of
 jax-llm-examples' ShardingRules.
 """
 
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxdiff.leaves import kind_of, leaf_name
 from jaxdiff.types import InputError, Params
 
 DATA, MODEL = "data", "model"
@@ -30,31 +31,6 @@ RULES: Mapping[str, str | None] = {
     "ffn": MODEL,  # of experts too: each shard holds a slice of every expert, and no token travels
     "embed": None,
     "experts": None,
-}
-
-QUANTISED = ("qvalue", "scale")  # what qwix calls the arrays of a quantised leaf: both lie as the leaf would
-
-# By the last names of a leaf's path, the longest first; axes in front of those named (stacked layers) stay whole.
-LEAVES: Mapping[str, tuple[str, ...]] = {
-    "wte": ("vocab", "embed"),
-    "head": ("embed", "vocab"),
-    "q_proj/kernel": ("embed", "heads"),
-    "q_proj/bias": ("heads",),
-    "k_proj/kernel": ("embed", "kv_heads"),
-    "k_proj/bias": ("kv_heads",),
-    "v_proj/kernel": ("embed", "kv_heads"),
-    "v_proj/bias": ("kv_heads",),
-    "attn_out/kernel": ("heads", "embed"),
-    "attn_out/bias": ("embed",),
-    "ff_proj/kernel": ("embed", "ffn"),
-    "up_proj/kernel": ("embed", "ffn"),
-    "ff_out/kernel": ("ffn", "embed"),
-    "experts/ff_proj": ("experts", "embed", "ffn"),
-    "experts/up_proj": ("experts", "embed", "ffn"),
-    "experts/ff_out": ("experts", "ffn", "embed"),
-    "router/kernel": ("embed", "experts"),
-    "router/bias": ("experts",),
-    "weight": ("embed",),  # of every norm
 }
 
 
@@ -72,14 +48,14 @@ def shardings(config: Any, shapes: Params, mesh: Mesh) -> Params:
 
     The vocabulary is padded to whole lanes on each shard; all other shapes stay.
 
-    Raises InputError for heads or MLP widths that do not spread over the model axis, and for a leaf without a rule.
+    Raises InputError for heads or MLP widths that do not spread over the model axis, and for a leaf without a kind.
     """
     check_model(config, mesh)
     shards = mesh.shape[MODEL]
 
     def lay(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        names = jax.tree_util.keystr(path, simple=True, separator="/")
-        axes = _axes(names)
+        name = leaf_name(path)
+        axes = kind_of(name).axes
         lead = len(leaf.shape) - len(axes)
         shape, over = list(leaf.shape), list(map(_over, axes, leaf.shape[lead:]))
         for i, axis in enumerate(axes):
@@ -89,7 +65,7 @@ def shardings(config: Any, shapes: Params, mesh: Mesh) -> Params:
             elif axis == "kv_heads" and config.n_kv_heads % shards:
                 over[i] = None
             elif over[i] == MODEL and size % shards:
-                raise InputError(_uneven(f"entries of {names}", size, shards))
+                raise InputError(_uneven(f"entries of {name}", size, shards))
         sharding = NamedSharding(mesh, PartitionSpec(*[None] * lead, *over))
         return jax.ShapeDtypeStruct(tuple(shape), leaf.dtype, sharding=sharding)
 
@@ -113,21 +89,14 @@ def padded(vocabulary: int, shards: int) -> int:
 
 
 def specs(name: str, leaf: Any) -> Any:
-    """Of the leaf of that name in `LEAVES`: of its array, or of both where it is quantised."""
-    return jax.tree.map(lambda x: PartitionSpec(*map(_over, LEAVES[name], x.shape)), leaf)
+    """Of the leaf of that name: of its array, or of both where it is quantised. Raises InputError as `kind_of`."""
+    axes = kind_of(name).axes
+    return jax.tree.map(lambda x: PartitionSpec(*map(_over, axes, x.shape)), leaf)
 
 
 def _over(axis: str, size: int) -> str | None:
     """An axis of one entry, such as the one that a scale stands for, is whole."""
     return None if size == 1 else RULES[axis]
-
-
-def _axes(names: str) -> tuple[str, ...]:
-    parts = [part for part in names.split("/") if part not in QUANTISED]
-    for count in (2, 1):
-        if axes := LEAVES.get("/".join(parts[-count:])):
-            return axes
-    raise InputError(f"mesh: found no rule for the parameter {names}; add it to jaxdiff/parallel/rules.py")
 
 
 def _uneven(what: str, size: int, shards: int) -> str:

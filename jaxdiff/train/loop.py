@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxdiff import checkpoint
+from jaxdiff.leaves import kind_of, leaf_name
 from jaxdiff.models import build
 from jaxdiff.train.data import Batch, Corpus
 from jaxdiff.train.objective import corrupt, loss
@@ -96,7 +97,11 @@ def _run(recipe: Recipe, folder: Path, stop: _Stop) -> Path | None:
 
 
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """Muon on the matrices, Adam on embeddings, head and norms; warm-up, plateau, linear decay; clipped."""
+    """Muon on the matrices, Adam on embeddings, head and norms; warm-up, plateau, linear decay; clipped.
+
+    Which leaf is whose says `leaves.LEAVES`; what is not in the group `layers` (LLaDA2's `dense` layers) is Adam's. The
+    optimizer's functions raise InputError for a leaf without a kind.
+    """
     schedule = optax.join_schedules(
         [
             optax.linear_schedule(0.0, recipe.learning_rate, recipe.warmup),
@@ -105,12 +110,14 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
         ],
         [recipe.warmup, recipe.steps - recipe.decay],
     )
-    per_layer_matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
 
     def numbers(params: Params) -> Any:
-        return jax.tree.map_with_path(
-            lambda path, x: per_layer_matrix if x.ndim == 3 and path[0].key == "layers" else None, params
-        )
+        def one(path: Any, _: Any) -> optax.contrib.MuonDimensionNumbers | None:
+            muon = kind_of(leaf_name(path)).optimizer == "muon"
+            return matrix if muon and path[0].key == "layers" else None
+
+        return jax.tree.map_with_path(one, params)
 
     muon = optax.contrib.muon(
         schedule,

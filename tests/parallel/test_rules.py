@@ -80,7 +80,6 @@ def test_placing_pads_with_zeros_and_placing_again_changes_nothing():
         (lambda: laid(mesh=(1, 3)), "found 8 attention heads for a model axis of 3, .*; try a model axis of 1"),
         (lambda: laid(dataclasses.replace(WIDE, n_heads=12, n_kv_heads=6, d_model=96)), "found 6 key/value heads"),
         (lambda: laid(dataclasses.replace(WIDE, mlp_hidden_size=50)), "found 50 entries of layers/ff_out/kernel"),
-        (lambda: laid(gate={"kernel": leaf(2, 64)}), "no rule for the parameter layers/gate/kernel"),
         (lambda: make_mesh(3, 3), "found 3x3 = 9 devices, expected 1 to 8"),
         (lambda: parse_mesh("8"), "found '8', expected DxM"),
         (lambda: run(Mesh(np.asarray(jax.devices()), ("x",))), r"found axes \('x',\), expected \('data', 'model'\)"),
