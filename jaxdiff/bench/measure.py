@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Int
 
 from jaxdiff.bench import ceilings
 from jaxdiff.bench.clock import Median, in_turn, ratio
-from jaxdiff.bench.program import Program, bare
 from jaxdiff.bench.pytorch import Eager
-from jaxdiff.decode import decode
-from jaxdiff.decode.cache import Dual
-from jaxdiff.types import Model, Params, Policy, Remembering
+from jaxdiff.caches import Dual
+from jaxdiff.decode import Decoder, Program, lower
+from jaxdiff.policies import Fixed
+from jaxdiff.types import Inputs, Model, Params, Span
 from jaxdiff.weights import full
 
 
@@ -29,27 +29,35 @@ class Work:
     params: Params
     prompts: Int[np.ndarray, "B P"]
     origin: Int[np.ndarray, " B"]
-    policy: Policy
+    decoder: Decoder
     gen_length: int
     block_length: int
     rounds: int
     target: jax.Device | None = None  # a chip that is not here; then nothing can be run
 
-    def program(self, **changes: Any) -> Program:
-        """The decode, compiled, and run once where there are weights to run it with."""
-        program = Program(self.target)
-        settings: dict[str, Any] = {
-            "policy": self.policy,
-            "gen_length": self.gen_length,
-            "block_length": self.block_length,
-        }
-        decode(self.model, self.params, self.prompts, origin=self.origin, run=program, **settings | changes)
-        return program
+    def program(self, **changes: Any) -> Timing:
+        """The decode with these parts of its decoder changed, compiled; run once where there are weights for it."""
+        decoder = dataclasses.replace(self.decoder, **changes)
+        options = {"gen_length": self.gen_length, "origin": self.origin, "target": self.target}
+        return Timing(lower(self.model, self.params, self.prompts, decoder, **options))
 
 
-def step_over_forward(work: Work, program: Program, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+class Timing:
+    """A compiled decode, and the result of its first run; None where nothing can be run."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.result = program() if program.runs else None
+
+    @property
+    def steps(self) -> int:
+        """Iterations of the loop: the forwards of the row that took most."""
+        assert self.result is not None
+        return int(jnp.max(self.result.nfe))
+
+
+def step_over_forward(work: Work, program: Timing, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
     """Seconds of the compiled decode over those of as many bare forwards with the head: policy, loop and scores."""
-    assert isinstance(work.model, Remembering)
     masks = np.full((len(work.prompts), work.gen_length), work.model.config.mask_token_id, np.int32)
     least = bare(
         work.model,
@@ -60,7 +68,7 @@ def step_over_forward(work: Work, program: Program, progress: Callable[[int], No
         window=work.block_length,
         steps=program.steps,
     )
-    seconds = in_turn({"decode": program.again, "forward": least}, work.rounds, progress)
+    seconds = in_turn({"decode": program.program, "forward": least}, work.rounds, progress)
     return {
         "ratio": dataclasses.asdict(ratio(seconds["decode"], seconds["forward"])),
         "step_seconds": dataclasses.asdict(Median.of(seconds["decode"] / program.steps)),
@@ -69,12 +77,41 @@ def step_over_forward(work: Work, program: Program, progress: Callable[[int], No
     }
 
 
+def bare(
+    model: Model,
+    params: Params,
+    canvas: Int[Array, "B L"],
+    origin: Int[Array, " B"],
+    *,
+    first: int,
+    window: int,
+    steps: int,
+) -> Callable[[], Any]:
+    """The least that `steps` decoding steps without a cache can cost, compiled: forward and head alone.
+
+    Each iteration runs the whole canvas [B L] for the features of the block [B W D] from column `first`, multiplies
+    them with the head, and writes the argmax into the block, so that no iteration can be left out or moved.
+    """
+
+    def body(_: Any, carry: Any) -> Any:
+        params, canvas = carry
+        block = Span(jnp.full_like(origin, first), window)
+        hidden, _ = model.apply(params, Inputs.whole(canvas, origin), read=block)
+        head = full(model.head(params), hidden.dtype)
+        token = jnp.argmax(jnp.matmul(hidden, head, preferred_element_type=jnp.float32), axis=-1).astype(jnp.int32)
+        return params, jax.lax.dynamic_update_slice_in_dim(canvas, token, first, axis=1)
+
+    program = jax.jit(lambda params, canvas: jax.lax.fori_loop(0, steps, body, (params, canvas))[1])
+    compiled = program.lower(params, canvas).compile()
+    return lambda: jax.block_until_ready(compiled(params, canvas))
+
+
 def cache_speedups(
-    work: Work, program: Program, caches: dict[str, Any], progress: Callable[[int], None] | None = None
+    work: Work, program: Timing, caches: dict[str, Any], progress: Callable[[int], None] | None = None
 ) -> dict[str, Any]:
     """Seconds of the decode without a cache over those with each, the same policy and lengths."""
     programs = {name: work.program(cache=cache) for name, cache in caches.items()}
-    ways = {"none": program.again} | {name: made.again for name, made in programs.items()}
+    ways = {"none": program.program} | {name: made.program for name, made in programs.items()}
     seconds = in_turn(ways, work.rounds, progress)
     return {
         name: {
@@ -94,12 +131,12 @@ def against_pytorch(work: Work, progress: Callable[[int], None] | None = None) -
     row, origin = work.prompts[:1, int(work.origin[0]) :], np.zeros(1, np.int32)
     one = dataclasses.replace(work, prompts=row, origin=origin)
     eager = Eager(work.model, work.params)
-    program, asked = one.program(policy=None), one.program(cache=Dual())
+    program, asked = one.program(policy=Fixed()), one.program(cache=Dual())
     found = eager.decode(row[0], work.gen_length, work.block_length)
     seconds = in_turn(
         {
-            "jaxdiff": program.again,
-            "dual": asked.again,
+            "jaxdiff": program.program,
+            "dual": asked.program,
             "pytorch": lambda: eager.decode(row[0], work.gen_length, work.block_length),
         },
         work.rounds,
@@ -124,7 +161,7 @@ def against_pytorch(work: Work, progress: Callable[[int], None] | None = None) -
 
 
 def against_plain(
-    work: Work, program: Program, params: Params, progress: Callable[[int], None] | None = None
+    work: Work, program: Timing, params: Params, progress: Callable[[int], None] | None = None
 ) -> dict[str, Any]:
     """Seconds of the decode with the plain params over those of the work, in int8; and what int8 does to the logits.
 
@@ -132,15 +169,15 @@ def against_plain(
     """
     whole = dataclasses.replace(work, params=params)
     other = whole.program()
-    seconds = in_turn({"plain": other.again, "int8": program.again}, work.rounds, progress)
+    seconds = in_turn({"plain": other.program, "int8": program.program}, work.rounds, progress)
     right, found = _logits(whole), _logits(work)
     off = jnp.abs(found - right)
     return {
         "ratio": dataclasses.asdict(ratio(seconds["plain"], seconds["int8"])),
         "steps": program.steps,
         "plain_steps": other.steps,
-        "argument_bytes": program.argument_bytes,
-        "plain_argument_bytes": other.argument_bytes,
+        "argument_bytes": program.program.argument_bytes,
+        "plain_argument_bytes": other.program.argument_bytes,
         "logit_error": float(jnp.linalg.norm(off) / jnp.linalg.norm(right)),
         "largest_logit_error": float(jnp.max(off)),
         "same_argmax": float(jnp.mean(jnp.argmax(found, -1) == jnp.argmax(right, -1))),
@@ -152,11 +189,10 @@ def _logits(work: Work) -> Float[Array, "B W V"]:
     """Of the first block, before any of it is committed."""
     first, c = work.prompts.shape[1], work.model.config
     canvas = jnp.pad(jnp.asarray(work.prompts), ((0, 0), (0, work.gen_length)), constant_values=c.mask_token_id)
-    column = jnp.arange(canvas.shape[1], dtype=jnp.int32)[None] - jnp.asarray(work.origin)[:, None]
 
     @jax.jit
     def logits(params: Params) -> Float[Array, "B W V"]:
-        features = work.model.features(params, canvas, jnp.maximum(column, 0), column >= 0)
+        features, _ = work.model.apply(params, Inputs.whole(canvas, jnp.asarray(work.origin)))
         head = full(work.model.head(params), features.dtype)
         return jnp.matmul(features[:, first : first + work.block_length], head, preferred_element_type=jnp.float32)
 
@@ -167,9 +203,9 @@ def roofline(work: Work) -> dict[str, Any]:
     """One full forward against this machine's matrix product and its streaming rate, both measured now."""
     model, dtype = work.model, work.model.config.dtype
     rows, tokens = len(work.prompts), work.prompts.shape[1] + work.gen_length
-    ids, column = jnp.zeros((rows, tokens), jnp.int32), jnp.tile(jnp.arange(tokens, dtype=jnp.int32), (rows, 1))
-    forward = jax.jit(model.features)
-    seconds = ceilings.best_seconds(lambda: forward(work.params, ids, column, column >= 0))
+    inputs = Inputs.whole(jnp.zeros((rows, tokens), jnp.int32))
+    forward = jax.jit(lambda params, inputs: model.apply(params, inputs)[0])
+    seconds = ceilings.best_seconds(lambda: forward(work.params, inputs))
     flops, read = ceilings.forward_cost(model, work.params, rows, tokens, tokens)
     most_flops, most_bytes = ceilings.matmul_flops(dtype), ceilings.stream_bytes(dtype)
     return {
@@ -184,7 +220,7 @@ def roofline(work: Work) -> dict[str, Any]:
     }
 
 
-def _same(a: Program, b: Program) -> float:
+def _same(a: Timing, b: Timing) -> float:
     """The share of tokens that two decodes have in common."""
     assert a.result is not None
     assert b.result is not None

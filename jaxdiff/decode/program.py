@@ -59,9 +59,14 @@ class Program:
 
     def __call__(self) -> loop.Result:
         """Run it; returns when the result is there. Raises InputError where there are shapes alone to run on."""
-        if isinstance(jax.tree.leaves(self._arguments)[0], jax.ShapeDtypeStruct):
+        if not self.runs:
             raise InputError("program: found shapes, expected arrays; it was compiled to be inspected")
         return jax.block_until_ready(self.compiled(*self._arguments))
+
+    @property
+    def runs(self) -> bool:
+        """Whether it was given arrays, and not shapes alone."""
+        return not isinstance(jax.tree.leaves(self._arguments)[0], jax.ShapeDtypeStruct)
 
     def _compile(self, lowered: Any) -> Any:
         try:

@@ -8,15 +8,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from jaxdiff.checkpoint import Checkpoint
-from jaxdiff.decode.api import block_of, check_lengths, decode
-from jaxdiff.decode.many import Timed, batches, pad_to_bucket, request_keys
+from jaxdiff.decode.api import prepare
+from jaxdiff.decode.batches import batches, pad_to_bucket, request_keys
+from jaxdiff.decode.checks import block_of, check_lengths
+from jaxdiff.decode.decoder import Decoder
+from jaxdiff.decode.program import Timed
 from jaxdiff.metrics import tpf, wilson
 from jaxdiff.tasks import task
 from jaxdiff.tasks.base import Problem
-from jaxdiff.types import InputError, Policy
+from jaxdiff.types import InputError
 
 HELD_OUT = ("test", "validation")
 
@@ -32,6 +36,7 @@ class Report:
     texts: tuple[str, ...]
     correct: Bool[np.ndarray, " n"]
     nfe: Int[np.ndarray, " n"]
+    work: Float[np.ndarray, " n"]  # in forwards over the row's canvas
     lengths: Int[np.ndarray, " n"]  # generated tokens through the first end-of-text
     near_ties: Int[np.ndarray, " n"]
     seconds: float  # decoding alone, warm
@@ -45,6 +50,7 @@ class Report:
             "accuracy_low": low,
             "accuracy_high": high,
             "nfe": float(self.nfe.mean()),
+            "work": float(self.work.mean()),
             "tpf": tpf(self.lengths, self.nfe),
             "seconds": self.seconds,
             "compile_seconds": self.compile_seconds,
@@ -52,15 +58,15 @@ class Report:
         }
 
 
-def evaluate(checkpoint: Checkpoint, task_name: str, *, policy: Policy | None = None, **options: Any) -> Report:
+def evaluate(checkpoint: Checkpoint, task_name: str, decoder: Decoder | None = None, **options: Any) -> Report:
     """Decode the first `n` problems of a held-out split and let the task judge the texts; `options` are `sweep`'s."""
-    return sweep(checkpoint, task_name, lambda _: policy, (0.0,), **options)[0]
+    return sweep(checkpoint, task_name, lambda _: Decoder() if decoder is None else decoder, (0.0,), **options)[0]
 
 
 def sweep(
     checkpoint: Checkpoint,
     task_name: str,
-    policy: Callable[[Float[np.ndarray, " B"]], Policy | None],
+    decoder: Callable[[Float[np.ndarray, " B"]], Decoder],
     values: Sequence[float],
     *,
     n: int = 100,
@@ -68,16 +74,14 @@ def sweep(
     split: str = "test",
     batch_size: int = 16,
     gen_length: int = 256,
-    block_length: int | None = None,
+    mesh: Mesh | None = None,
     progress: Callable[[int, int, float], None] | None = None,
-    **options: Any,
 ) -> tuple[Report, ...]:
-    """One report for each value of a policy's number, from one compiled program: rows are values x problems.
+    """One report for each value of a decoder's number, from one compiled program: rows are values x problems.
 
-    `policy` makes a policy from the values of a batch's rows. `seed` is that of the problems and of the decode's
+    `decoder` makes a decoder from the values of a batch's rows. `seed` is that of the problems and of the decode's
     randomness, where each problem has its own key. Problems whose worked answers are about as long share a batch, and
-    end together. `progress` is called after each batch with the rows, the tokens and the seconds so far; `options` are
-    `decode`'s. A report's seconds are its rows' share of their batches'.
+    end together. `progress` is called after each batch with the rows, the tokens and the seconds so far. A report's seconds are its rows' share of their batches'.
 
     Raises InputError for a task that is not known, the training split, a model without a tokenizer, and what
     `decode` refuses.
@@ -93,30 +97,29 @@ def sweep(
     if len(problems) < n:
         raise InputError(f"n: found {n}, but {task_name}/{split} has {len(problems)} problems; ask for fewer")
     questions = [tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question) for p in problems]
-    check_lengths(checkpoint.model, max(map(len, questions)), gen_length, block_of(checkpoint.model, block_length))
+    numbers = np.asarray(values, np.float32)
+    block = block_of(checkpoint.model, decoder(numbers[:1]).block_length)
+    check_lengths(checkpoint.model, max(map(len, questions)), gen_length, block)
     config = checkpoint.model.config
     prompts, origin = pad_to_bucket(questions, fill=config.eos_token_id, room=config.max_sequence_length - gen_length)
     by_length = np.argsort([len(problem.worked) for problem in problems], kind="stable")
 
-    run, numbers = Timed(persistent_cache=False), np.asarray(values, np.float32)
+    run, work = Timed(persistent_cache=False), np.zeros((len(values), n))
     texts = np.empty((len(values), n), object)
     nfe, lengths, near_ties = (np.zeros((len(values), n), np.int32) for _ in range(3))
     seconds, done = np.zeros(len(values)), 0
     for rows in batches(len(values) * n, batch_size):
         which, at = rows // n, by_length[rows % n]
         before = run.seconds
-        result = decode(
-            checkpoint.model,
-            checkpoint.params,
-            prompts[at],
-            policy=policy(numbers[which]),
+        call = prepare(
+            *(checkpoint.model, checkpoint.params, prompts[at], decoder(numbers[which])),
             gen_length=gen_length,
-            block_length=block_length,
             origin=origin[at],
             key=request_keys(seed, at),
-            run=run,
-            **options,
+            mesh=mesh,
         )
+        result = run.run(call)
+        work[which, at] = result.work
         nfe[which, at], lengths[which, at], near_ties[which, at] = result.nfe, result.lengths, result.near_ties
         for generated, *place in zip(np.asarray(result.tokens)[:, prompts.shape[1] :], which, at, strict=True):
             texts[tuple(place)] = tokenizer.decode(generated)
@@ -133,6 +136,7 @@ def sweep(
             texts=tuple(texts[i]),
             correct=np.asarray([module.verify(text, p) for text, p in zip(texts[i], problems, strict=True)]),
             nfe=nfe[i],
+            work=work[i],
             lengths=lengths[i],
             near_ties=near_ties[i],
             seconds=float(seconds[i]),

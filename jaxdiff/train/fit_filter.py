@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.policies.filters import BlockFilter, Filter, LocalFilter, init_layers, local_inputs, local_width, mlp
 from jaxdiff.train.traces import Traces
-from jaxdiff.types import InputError, pytree
+from jaxdiff.pytree import InputError, pytree
 
 CHUNK = 250  # steps in one compiled call: how often the validation loss is looked at
 

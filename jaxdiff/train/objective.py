@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxdiff.types import Model, Params, Remembering
+from jaxdiff.types import Inputs, Model, Params
 
 AHEAD = 8  # how far a left-to-right decode looks: the tokens beyond wait for those before them
 
@@ -54,20 +54,20 @@ def corrupt(
     as_decoded = jax.random.uniform(kind_key, (rows, 1)) < semi_ar
     packed = (answer_lengths == 0)[:, None]
     ordered = as_decoded & ~packed & (jax.random.uniform(order_key, (rows, 1)) < in_order)
-    lot = jnp.where(answers, jax.random.uniform(mask_key, (rows, length)), 2.0)  # who is masked first
+    priority = jnp.where(answers, jax.random.uniform(mask_key, (rows, length)), 2.0)  # lowest is masked first
 
     blocks = (answer_lengths + block_length - 1) // block_length
     chosen = jnp.floor(jax.random.uniform(block_key, (rows,)) * blocks).astype(jnp.int32)
     first = (prompt_lengths + chosen * block_length)[:, None]
-    cut = jnp.argmin(lot, axis=1, keepdims=True)
+    cut = jnp.argmin(priority, axis=1, keepdims=True)
     last = jnp.where(packed, cut, first + block_length - 1)
     active = answers & (~as_decoded | ((column <= last) & (packed | (column >= first))))
     later = as_decoded & (column > last)
 
     level = (jax.random.uniform(level_key) + jnp.arange(rows) / rows) % 1.0
     count = jnp.clip(jnp.ceil(level * jnp.sum(active, axis=1)), 1).astype(jnp.int32)[:, None]
-    lot = jnp.where(ordered, 1.0 - column / length, lot)
-    rank = jnp.argsort(jnp.argsort(jnp.where(active, lot, 2.0), axis=1), axis=1)
+    priority = jnp.where(ordered, 1.0 - column / length, priority)
+    rank = jnp.argsort(jnp.argsort(jnp.where(active, priority, 2.0), axis=1), axis=1)
     drawn: Bool[Array, "B T"] = active & (rank < count)
     looked_at = jnp.where(ordered, jnp.minimum(count, AHEAD), count)
     weight = (drawn & (rank >= count - looked_at)) / looked_at
@@ -83,10 +83,7 @@ def loss(
     prompt_lengths: Int[Array, " B"] | None = None,
 ) -> Float[Array, ""]:
     """Weighted cross entropy, nats per answer token, the mean over rows; `prompt_lengths` for a `prefix_lm`."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    inputs = (params, noisy, positions, jnp.ones(tokens.shape, bool))
-    hides = isinstance(model, Remembering)
-    features = model.features(*inputs, prompt_lengths) if hides else model.features(*inputs)
+    features, _ = model.apply(params, Inputs.whole(noisy, prompt_length=prompt_lengths))
     width = features.shape[-1]
     logits = features.reshape(-1, width) @ model.head(params).astype(features.dtype)
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), tokens.reshape(-1))

@@ -22,11 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxdiff.decode.api import block_of, decode
-from jaxdiff.decode.many import Timed, batches, pad_to_bucket
+from jaxdiff.decode.api import prepare
+from jaxdiff.decode.batches import batches, pad_to_bucket
+from jaxdiff.decode.checks import block_of
+from jaxdiff.decode.decoder import Decoder
+from jaxdiff.decode.program import Timed
 from jaxdiff.policies import Fixed
 from jaxdiff.policies.filters import Evidence
 from jaxdiff.policies.replay import Recording, Replay
+from jaxdiff.stoppers import NoStop
 from jaxdiff.types import InputError, Model, Params, Policy, Stopper
 
 SETTING = "setting.json"
@@ -116,25 +120,26 @@ def collect(
         folder, model, params, prompts, ids, gen_length, block_length, stop, batch_size, features, tuple(taus), answer
     )
     config, run = model.config, Timed()
-    replay = functools.partial(Replay, features=config.d_model if features else 0)
+    blocks = -(-gen_length // block_length) + (model.attention_block is not None)  # a prompt's rest may share one
+    replay = functools.partial(Replay, blocks=blocks, features=config.d_model if features else 0)
+    decoder = Decoder(policy=answer or Fixed(), stop=stop or NoStop(), block_length=block_length)
     padded, origin = pad_to_bucket(prompts, fill=config.eos_token_id, room=config.max_sequence_length - gen_length)
     parts: list[Traces] = []
     done = 0
-    blocks = -(-gen_length // block_length) + (model.attention_block is not None)  # a prompt's rest may share one
     for index, rows in enumerate(batches(len(prompts), batch_size)):
         path = folder / f"part-{index:05d}.npz"
         fresh = len(set(rows.tolist()))
         if not path.is_file():
-            options = {"origin": origin[rows], "gen_length": gen_length, "block_length": block_length, "stop": stop}
-            reference = decode(model, params, padded[rows], policy=answer or Fixed(), run=run, **options).tokens
+            decode = functools.partial(prepare, model, params, padded[rows], origin=origin[rows], gen_length=gen_length)
+            reference = run.run(decode(decoder)).tokens
             left = np.flatnonzero((np.asarray(reference)[:fresh] == config.mask_token_id).any(1))
             if left.size:
                 raise InputError(f"collect: the reference of prompt {np.asarray(ids)[rows][left[0]]} has masks left")
             replays = []
             for tau in taus:
-                policy = replay(reference, tau=tau)
-                recording = decode(model, params, padded[rows], policy=policy, run=run, **options).policy
-                replays.append(_rows_of(jax.device_get(recording), np.asarray(ids)[rows], fresh, blocks, tau))
+                towards = dataclasses.replace(decoder, policy=replay(tau=tau))
+                recording = run.run(decode(towards, reference=reference)).policy
+                replays.append(_rows_of(jax.device_get(recording), np.asarray(ids)[rows], fresh, tau))
             _write(path, join(replays))
         parts.append(_read(path))
         done += fresh
@@ -163,9 +168,8 @@ def _columns(traces: Traces) -> tuple[np.ndarray, ...]:
     return tuple(getattr(traces, field.name) for field in dataclasses.fields(traces))
 
 
-def _rows_of(recording: Recording, ids: Int[np.ndarray, " B"], rows: int, blocks: int, tau: float) -> Traces:
-    """The forwards that happened, of the first `rows` rows and the last `blocks` blocks."""
-    first = recording.forwards.shape[1] - blocks
+def _rows_of(recording: Recording, ids: Int[np.ndarray, " B"], rows: int, tau: float) -> Traces:
+    """The forwards that happened, of the first `rows` rows."""
     forwards = np.asarray(recording.forwards)[:rows]
     row, block, step = np.nonzero(np.arange(recording.final.shape[2])[None, None] < forwards[..., None])
     picked = {
@@ -173,7 +177,7 @@ def _rows_of(recording: Recording, ids: Int[np.ndarray, " B"], rows: int, blocks
         for name in ("log_odds", "runner_up", "entropy", "masked", "final", "hidden")
     }
     picked["hidden"] = picked["hidden"].astype(np.float16)
-    return Traces(**picked, step=step, block=block - first, prompt=ids[row], tau=np.full(row.size, tau, np.float32))
+    return Traces(**picked, step=step, block=block, prompt=ids[row], tau=np.full(row.size, tau, np.float32))
 
 
 def _claim(
