@@ -70,6 +70,7 @@ SAFE = "eotp:way=safe,keep=4,tau=0.3"
 OFFICIAL, BLOCK = "eotp:way=official", "eotp:way=block"
 REPLAY = ("replay", "replay:tau=0.6")  # greedy: with sampled candidates it may go on for thousands of forwards
 OWN = dict(gen_length=14, block_length=None)  # a model that attends in blocks
+SHORT = OWN | dict(gen_length=8)
 WHOLE = dict(block_length=16)  # one block
 
 CASES = [
@@ -118,7 +119,7 @@ CASES = [
         "none",
         SAFE,
         model="sdar",
-        **OWN | dict(gen_length=8),
+        **SHORT,
     ),
     Case("cap-safe", "cap(4 + any_of(learned:name=local,tau=0.5 + above_mean))", PROMPT, SAFE, **WHOLE),
     # The official way.
@@ -138,7 +139,7 @@ CASES = [
     Case("alg_temp-clean", "fixed:order=margin,alg_temp=0.2,steps=6", CLEAN, BLOCK, **WHOLE),
     Case("any_of-way-block", "any_of(threshold:tau=0.6 + factor:f=1)", "block", BLOCK, model="sdar", **OWN),
     Case("all_of-way-block", "all_of(margin:tau=0.2 + entropy:tau=2)", DUAL, BLOCK, **WHOLE),
-    Case("cap-way-block", "cap(3 + entropy_bounded:gamma=2)", "none", BLOCK, model="llada2", **OWN),
+    Case("cap-way-block", "cap(3 + entropy_bounded:gamma=2)", "none", BLOCK, model="llada2", **SHORT),
     Case("learned-way-block", "all_of(above_mean + learned:name=local,tau=0.4)", "none", BLOCK, **WHOLE),
     # Holes in a canvas.
     Case("infill", ("threshold:tau=0.3", "threshold:tau=0.7"), way="infill", block_length=None),

@@ -4,6 +4,7 @@ The numbers come from numpy, one generator for each tensor, so that they depend 
 the library. The head is sharp enough for thresholds to be met, and end-of-text is likely enough to occur.
 """
 
+import itertools
 import zlib
 
 import numpy as np
@@ -65,7 +66,7 @@ def layers(kind, block):
     rng = np.random.default_rng([5, block])
     return [
         (4 * rng.uniform(-1, 1, (i, o)).astype(np.float32) * i**-0.5, rng.uniform(-1, 1, o).astype(np.float32))
-        for i, o in zip(widths, widths[1:], strict=False)
+        for i, o in itertools.pairwise(widths)
     ]
 
 
