@@ -91,9 +91,7 @@ class LayerAccess:
             own, kept = self._by_layer(new, kept, self.at)
         else:
             # A TPU's scatter wants another layout of the cache, and copies all of it.
-            own, kept = jax.lax.platform_dependent(
-                new, kept, self.at, tpu=self._by_layer, default=self._by_window
-            )
+            own, kept = jax.lax.platform_dependent(new, kept, self.at, tpu=self._by_layer, default=self._by_window)
         return own[:, :, : self.columns], kept
 
     def _whole(

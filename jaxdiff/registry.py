@@ -20,7 +20,7 @@ class Modes:
 
 @dataclasses.dataclass(frozen=True)
 class Keyed:
-    """Several classes under one name, each with an argument of its own that names it: `remdm:cap=0.02`, `remdm:loop`."""
+    """Several classes under one name, each with an argument of its own that names it: `remdm:cap=0.02`."""
 
     default: str
     classes: Mapping[str, type]

@@ -8,8 +8,8 @@ Shape letters, used in every public docstring and annotation:
     N layers               H query heads            K key/value heads
     E head size            M columns of a KV cache  r tokens read of T
 
-Policies, fills, caches and stoppers import this module, `jaxdiff.pytree` and helpers of their own folder; `decode` knows
-them through the protocols below alone.
+Policies, fills, caches and stoppers import this module, `jaxdiff.pytree` and helpers of their own folder; `decode`
+knows them through the protocols below alone.
 """
 
 from __future__ import annotations
@@ -84,13 +84,19 @@ class Inputs:
     store: bool = static(default=True)
 
     @classmethod
-    def whole(cls, tokens: Int[Array, "B L"], origin: Int[Array, " B"] | None = None, **fields: Any) -> Inputs:
+    def whole(
+        cls,
+        tokens: Int[Array, "B L"],
+        origin: Int[Array, " B"] | None = None,
+        *,
+        prompt_length: Int[Array, " B"] | None = None,
+    ) -> Inputs:
         """A pass over whole canvases [B L], with padding left of each row's `origin` (default none)."""
         column = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         origin = jnp.zeros((tokens.shape[0],), jnp.int32) if origin is None else origin
         positions = column - origin[:, None]
         fresh = jnp.ones(tokens.shape, bool)
-        return cls(**{"valid": positions >= 0, "fresh": fresh} | fields, tokens=tokens, positions=positions, origin=origin)
+        return cls(tokens, positions, positions >= 0, origin, fresh, prompt_length=prompt_length)
 
 
 @runtime_checkable
@@ -280,6 +286,7 @@ class Belief:
     named: Float[Array, "B C n"]  # log-softmax of tokens that were asked for by name, as `log_prob`
 
 
+@runtime_checkable
 class Passes(Protocol):
     """The cheap passes that a fill may run between the full pass of a step and its commit.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from typing import Annotated, Any
@@ -13,15 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxdiff.bench import measure
-from jaxdiff.bench.program import Program
 from jaxdiff.bench.shapes import SHAPES, abstract_params, random_params, shaped
 from jaxdiff.bench.targets import tpu
+from jaxdiff.caches import CACHES, NoCache
 from jaxdiff.checkpoint import SHIPPED, Checkpoint, load
 from jaxdiff.cli import options
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import note, progress
-from jaxdiff.decode.cache import parse_cache
-from jaxdiff.decode.many import pad_to_bucket
+from jaxdiff.decode import Program
+from jaxdiff.decode.batches import pad_to_bucket
+from jaxdiff.decode.checks import block_of
 from jaxdiff.tasks import task
 from jaxdiff.types import InputError, Params
 from jaxdiff.weights import quantised
@@ -30,6 +32,7 @@ PROMPT_LENGTH = 64  # of random ids, where the model has no tokenizer
 
 
 def bench(
+    context: typer.Context,
     model: options.Model = SHIPPED,
     shape: Annotated[
         str | None, typer.Option("--shape", help=f"Random weights of a published shape: {', '.join(SHAPES)}.")
@@ -62,10 +65,7 @@ def bench(
     as_json: options.Json = False,
 ) -> None:
     """Measure a decode: step over bare forward, caches over none, PyTorch over jaxdiff, compiling, memory."""
-    decoding = Decoding(
-        *(model, policy, "none", None, gen_length, block_length),
-        *(0.0, None, None, None, False, False, cache, "1x1", dtype, weights),
-    )
+    decoding = Decoding.of(context.params)
     for name, given, default in (("target", target, None), ("cache", cache, "none")):
         if given != default and not compile_only:
             raise InputError(f"{name}: found {given!r} where the decode is run, expected --compile-only beside it")
@@ -81,13 +81,21 @@ def bench(
         made, params = checkpoint.model, checkpoint.params
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params) if compile_only else params
     whole, params = (params, quantised(params)) if compared else (None, params)
-    arguments = decoding.arguments(made, gen_length)
+    decoder = decoding.decoder(made, gen_length)
     prompts, origin = _prompts(checkpoint, made, batch_size, gen_length)
     work = measure.Work(
-        made, params, prompts, origin, arguments["policy"], gen_length, arguments["block_length"], rounds, chip
+        model=made,
+        params=params,
+        prompts=prompts,
+        origin=origin,
+        decoder=dataclasses.replace(decoder, cache=NoCache()),
+        gen_length=gen_length,
+        block_length=block_of(made, block_length),
+        rounds=rounds,
+        target=chip,
     )
     if compile_only:
-        found = _compiled(work, arguments["cache"])
+        found = _compiled(work, decoder.cache)
     else:
         found = _measured(work, whole, pytorch=pytorch and shape is None, roofline=roofline)
     setting = {
@@ -113,7 +121,7 @@ def bench(
 def _compiled(work: measure.Work, cache: Any) -> dict[str, Any]:
     """Of the program, before it runs."""
     note("compiling")
-    return _facts(work.program(cache=cache))
+    return _facts(work.program(cache=cache).program)
 
 
 def _facts(program: Program) -> dict[str, Any]:
@@ -131,13 +139,13 @@ def _measured(work: measure.Work, whole: Params | None, *, pytorch: bool, roofli
     """
     note("compiling")
     program = work.program()
-    found = _facts(program)
+    found = _facts(program.program)
     details: dict[str, Any] = {}
     with progress("step over forward", work.rounds, lambda *_: "") as update:
         details["step_over_forward"] = measure.step_over_forward(work, program, lambda done: update(done, 0, 1))
     names = ("prefix", "dual", "frozen") if work.model.attention_block is None else ("block",)
     with progress("caches", work.rounds, lambda *_: "") as update:
-        caches = {name: parse_cache(name) for name in names}
+        caches = {name: CACHES.parse(name) for name in names}
         details["cache_speedup"] = measure.cache_speedups(work, program, caches, lambda done: update(done, 0, 1))
     found["cache_speedup"] = {name: each["ratio"]["median"] for name, each in details["cache_speedup"].items()}
     if whole is not None:

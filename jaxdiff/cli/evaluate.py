@@ -13,16 +13,19 @@ from jaxdiff.checkpoint import SHIPPED
 from jaxdiff.cli import options
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import progress
+from jaxdiff.parallel import parse_mesh
 from jaxdiff.tasks import TASKS, task
 from jaxdiff.tasks.evaluate import evaluate as evaluate_task
 
 
 def evaluate(
+    context: typer.Context,
     task_name: Annotated[str, typer.Option("--task", help=f"{' or '.join(TASKS)}.")] = "gsm_symbolic",
     n: Annotated[int, typer.Option("--n", min=1, help="Problems.")] = 100,
     split: Annotated[str, typer.Option("--split", help="test or validation.")] = "test",
     model: options.Model = SHIPPED,
     policy: options.Policy = "fixed",
+    fill: options.Fill = "parallel",
     cache: options.Cache = "none",
     stop: options.Stop = "none",
     gen_length: options.GenLength = 256,
@@ -42,24 +45,22 @@ def evaluate(
     as_json: options.Json = False,
 ) -> None:
     """Decode a task's held-out problems and score them with its verifier."""
-    decoding = Decoding(
-        *(model, policy, stop, steps, gen_length, block_length),
-        *(temperature, top_p, top_k, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype, weights),
-    )
+    decoding = Decoding.of(context.params)
     task(task_name)  # a misspelt name is refused before the model is read
     checkpoint = decoding.load()
-    arguments = decoding.arguments(checkpoint.model, gen_length)
+    decoder = decoding.decoder(checkpoint.model, gen_length)
     with progress("problems", n) as update:
         report = evaluate_task(
             checkpoint,
             task_name,
+            decoder,
             n=n,
             seed=seed,
             split=split,
             batch_size=batch_size,
             gen_length=gen_length,
+            mesh=parse_mesh(mesh),
             progress=update,
-            **arguments,
         )
     numbers = report.summary()
     setting = {
@@ -70,9 +71,10 @@ def evaluate(
         "weights": weights,
         "policy": policy,
         "stop": stop,
+        "fill": fill,
         "cache": cache,
         "gen_length": gen_length,
-        "block_length": arguments["block_length"],
+        "block_length": decoder.block_length,
         "near_ties": int(report.near_ties.sum()),
     }
     if as_json:
@@ -80,9 +82,7 @@ def evaluate(
         return
     table = Table(title=f"{task_name}/{split}, n {n}, seed {seed}", box=None, show_header=False, title_justify="left")
     table.add_row("model", f"{model}, {weights} weights" if weights else model)
-    table.add_row(
-        "policy", f"{policy}, stop {stop}, cache {cache}, length {gen_length}, block {arguments['block_length']}"
-    )
+    table.add_row("policy", f"{policy}, stop {stop}, cache {cache}, length {gen_length}, block {decoder.block_length}")
     interval = f"{numbers['accuracy_low']:.1%} to {numbers['accuracy_high']:.1%}"
     table.add_row("accuracy", f"{numbers['accuracy']:.1%}  (95 %: {interval})")
     table.add_row("NFE", f"{numbers['nfe']:.1f} on average")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -13,15 +14,17 @@ from jaxdiff.checkpoint import SHIPPED
 from jaxdiff.cli import options, requests
 from jaxdiff.cli.hosts import Hosts
 from jaxdiff.cli.options import Decoding
+from jaxdiff.cli.requests import Job
 from jaxdiff.cli.share import share
 from jaxdiff.cli.show import note, stderr
 from jaxdiff.cli.tally import Tally, decoded
 from jaxdiff.cli.watch import replay
-from jaxdiff.decode import Request
+from jaxdiff.serve import Request
 from jaxdiff.types import InputError
 
 
 def generate(
+    context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="The text to answer.", show_default=False)] = None,
     in_file: Annotated[
         Path | None, typer.Option("--in", metavar="JSONL", help="Rows of id and prompt, prompt_ids or canvas_ids.")
@@ -31,11 +34,12 @@ def generate(
         typer.Option(
             "--out",
             metavar="JSONL",
-            help="Rows of id, text, token_ids, nfe, commit_step, seconds (in its slot); or id, error.",
+            help="Rows of id, text, token_ids, nfe, work, commit_step, seconds (in its slot); or id, error.",
         ),
     ] = None,
     model: options.Model = SHIPPED,
     policy: options.Policy = "fixed",
+    fill: options.Fill = "parallel",
     cache: options.Cache = "none",
     stop: options.Stop = "none",
     gen_length: options.GenLength = 256,
@@ -58,6 +62,9 @@ def generate(
     coordinator: options.Coordinator = None,
     processes: options.Processes = None,
     process_id: options.ProcessId = None,
+    log_prob: Annotated[
+        bool, typer.Option("--log-prob", help="Rows also hold log_prob, the log-softmax of each generated token.")
+    ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show the masks turn into text.")] = False,
     as_json: options.Json = False,
 ) -> int:
@@ -68,55 +75,53 @@ def generate(
         raise InputError("--in and --out go together: name the JSONL file to read and the one to write")
     if watch and in_file is not None:
         raise InputError("--watch shows a single PROMPT; leave it out with --in")
-    make_decoding = functools.partial(
-        Decoding,
-        *(model, policy, stop, steps, gen_length, block_length),
-        *(temperature, top_p, top_k, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype, weights),
-    )
+    make_decoding = functools.partial(Decoding.of, context.params)
+    job = Job(seed=seed, slots=batch_size, log_prob=log_prob)
     hosts = Hosts(coordinator, processes, process_id)
     if distributed and (in_file is None or out_file is None):
         raise InputError("--distributed shares a file between hosts; give --in and --out")
     if not distributed and hosts != Hosts():
         raise InputError("--coordinator, --processes and --process-id say where hosts meet; give --distributed too")
     if distributed and in_file is not None and out_file is not None:
-        return share(hosts, in_file, out_file, model, make_decoding, seed, batch_size, as_json)
+        return share(hosts, in_file, out_file, make_decoding, job, as_json)
     decoding = make_decoding()
     if in_file is not None and out_file is not None:
-        return _file(in_file, out_file, decoding, seed, batch_size, as_json)
-    return _one(str(prompt), decoding, seed, watch, as_json)
+        return _file(in_file, out_file, decoding, job, as_json)
+    return _one(str(prompt), decoding, job, watch, as_json)
 
 
-def _one(prompt: str, decoding: Decoding, seed: int, watch: bool, as_json: bool) -> int:
+def _one(prompt: str, decoding: Decoding, job: Job, watch: bool, as_json: bool) -> int:
     checkpoint = decoding.load()
-    decoding.arguments(checkpoint.model, decoding.gen_length)
+    decoding.decoder(checkpoint.model, decoding.gen_length)
     request = Request(requests.prompt_ids(checkpoint, prompt), number=0)
     requests.check(checkpoint, request, decoding)
     tally = Tally()
-    (answer,) = requests.answers(checkpoint, [request], decoding, slots=1, seed=seed, meter=tally.meter)
+    alone = dataclasses.replace(job, slots=1)
+    (answer,) = requests.answers(checkpoint, [request], decoding, alone, tally.meter)
     tally.add(answer)
     if watch:
         replay(answer.tokens, answer.commit_step, checkpoint.tokenizer, stderr())
-    row = requests.row_of(checkpoint, answer)
+    row = requests.row_of(checkpoint, answer, log_prob=job.log_prob)
     if as_json:
         del row["id"]
-        print(json.dumps(row | tally.numbers() | {"seed": seed}))
+        print(json.dumps(row | tally.numbers() | {"seed": job.seed}))
     else:
         print(row["text"])
         note(tally.line())
     return 0
 
 
-def _file(in_file: Path, out_file: Path, decoding: Decoding, seed: int, slots: int, as_json: bool) -> int:
+def _file(in_file: Path, out_file: Path, decoding: Decoding, job: Job, as_json: bool) -> int:
     """Returns 1 if a row was refused, else 0."""
     requests.check_writable(out_file)
     checkpoint = decoding.load()
     rows = requests.read(in_file, checkpoint, decoding)
     tally, done = Tally(), {}
-    for number, row in decoded(checkpoint, rows, decoding, in_file, slots, seed, tally):
+    for number, row in decoded(checkpoint, rows, decoding, in_file, job, tally):
         done[number] = row
     requests.write(out_file, [done[row.number] for row in rows])
     if as_json:
-        print(json.dumps({"rows": tally.rows, "refused": tally.refused, **tally.numbers(), "seed": seed}))
+        print(json.dumps({"rows": tally.rows, "refused": tally.refused, **tally.numbers(), "seed": job.seed}))
     else:
         note(f"{tally.rows} rows written to {out_file}, {tally.refused} refused · {tally.line()}")
     return 1 if tally.refused else 0

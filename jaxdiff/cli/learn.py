@@ -14,8 +14,8 @@ import typer
 from jaxdiff.checkpoint import FILTERS, SHIPPED, learned_policy, load, model_folder, save_filter
 from jaxdiff.cli import options
 from jaxdiff.cli.show import note, progress
-from jaxdiff.decode import parse_stopper
 from jaxdiff.policies import Learned, parse
+from jaxdiff.stoppers import STOPPERS
 from jaxdiff.tasks import TASKS, task
 from jaxdiff.types import InputError
 
@@ -53,7 +53,7 @@ def collect(
     """Decode training prompts, by default one token a step, replay the answers, and write what was seen."""
     from jaxdiff.train.traces import collect as run
 
-    stopper, source = parse_stopper(stop), task(task_name)
+    stopper, source = STOPPERS.parse(stop), task(task_name)
     policy = parse(answer, learned=functools.partial(learned_policy, model))
     checkpoint = load(model)
     tokenizer = checkpoint.tokenizer_for(task_name)

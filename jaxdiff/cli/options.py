@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
 import jaxdiff
+from jaxdiff.caches import CACHES
 from jaxdiff.checkpoint import learned_policy
-from jaxdiff.decode import parse_cache, parse_stopper
-from jaxdiff.decode.api import BLOCK_LENGTH, block_of, check_blocks
-from jaxdiff.decode.cache import check_cache
+from jaxdiff.decode.checks import block_of, check_blocks, check_cache
+from jaxdiff.decode.decoder import BLOCK_LENGTH
+from jaxdiff.fills import FILLS
 from jaxdiff.parallel import parse_mesh
 from jaxdiff.policies import parse
+from jaxdiff.stoppers import STOPPERS
 from jaxdiff.types import InputError
 from jaxdiff.weights import WEIGHTS, check_weights
 
@@ -29,6 +32,9 @@ Policy = Annotated[
         help="Which masks commit at a step: fixed:order=margin, threshold:tau=0.9, any_of(A + B), cap(K + A) ...",
     ),
 ]
+Fill = Annotated[
+    str, typer.Option("--fill", metavar="NAME", help="Which tokens the chosen positions get together: parallel.")
+]
 Cache = Annotated[
     str,
     typer.Option(
@@ -38,7 +44,10 @@ Cache = Annotated[
     ),
 ]
 Stop = Annotated[
-    str, typer.Option("--stop", help="When a row ends: none (at the canvas' end), eos, eotp:way=official|block|safe.")
+    str,
+    typer.Option(
+        "--stop", help="When a row ends: none (at the canvas' end), eos, eotp:way=official|block|safe,tau=0.9,keep=128."
+    ),
 ]
 GenLength = Annotated[int, typer.Option("--gen-length", min=1, help="Tokens to generate.")]
 BlockLength = Annotated[
@@ -88,36 +97,43 @@ Processes = Annotated[int | None, typer.Option("--processes", min=1, help="How m
 ProcessId = Annotated[int | None, typer.Option("--process-id", min=0, help="This one's, with --coordinator.")]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoding:
     """How to decode, as the command line says it; checked when it is made, before any model is read.
 
-    Raises InputError, in one line, for a policy, cache, stopper, mesh, dtype or weights that are not known.
+    Raises InputError, in one line, for a policy, fill, cache, stopper, mesh, dtype or weights that are not known.
     """
 
     model: str
-    policy: str
-    stop: str
-    steps: int | None
-    gen_length: int
-    block_length: int | None
-    temperature: float
-    top_p: float | None
-    top_k: int | None
-    cfg_scale: float | None
-    forbid_eos: bool
-    defer_eos: bool
-    cache: str
-    mesh: str
-    dtype: str | None
+    policy: str = "fixed"
+    fill: str = "parallel"
+    cache: str = "none"
+    stop: str = "none"
+    steps: int | None = None
+    gen_length: int = 256
+    block_length: int | None = None
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    cfg_scale: float | None = None
+    forbid_eos: bool = False
+    defer_eos: bool = False
+    mesh: str = "1x1"
+    dtype: str | None = None
     weights: str | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Decoding:
+        """From a command's parameters (`typer.Context.params`): those of the names above; the rest is the command's."""
+        return cls(**{field.name: given[field.name] for field in dataclasses.fields(cls) if field.name in given})
 
     def __post_init__(self) -> None:
         if self.dtype not in (None, *DTYPES):
             raise InputError(f"dtype: found {self.dtype!r}, expected {' or '.join(DTYPES)}")
         check_weights(self.weights)
         parse_mesh(self.mesh)
-        check_cache(parse_cache(self.cache), parse_stopper(self.stop))
+        check_cache(CACHES.parse(self.cache), STOPPERS.parse(self.stop))
+        FILLS.parse(self.fill)
         self.parse(self.steps)
 
     def parse(self, steps: int | None) -> jaxdiff.Policy:
@@ -128,8 +144,8 @@ class Decoding:
         """The model, laid over the mesh. Raises as `jaxdiff.load`."""
         return jaxdiff.load(self.model, dtype=self.dtype, mesh=parse_mesh(self.mesh), weights=self.weights)
 
-    def arguments(self, model: jaxdiff.Model, length: int, *, canvas: bool = False) -> dict[str, Any]:
-        """The keywords that `decode` and `infill` share, for `length` positions after a prompt or of a canvas.
+    def decoder(self, model: jaxdiff.Model, length: int, *, canvas: bool = False) -> jaxdiff.Decoder:
+        """The decoder, for `length` positions after a prompt or of a canvas.
 
         Raises InputError where the blocks do not fit the model or divide the length, or the steps do not spread evenly
         over them.
@@ -143,16 +159,18 @@ class Decoding:
                 f"steps: found {self.steps} for {blocks} blocks ({length} / {block}), expected a multiple of the "
                 f"blocks; try --steps {-(-self.steps // blocks) * blocks}"
             )
-        return {
-            "policy": self.parse(None if self.steps is None else self.steps // blocks),
-            "stop": parse_stopper(self.stop),
-            "cache": parse_cache(self.cache),
-            "block_length": block,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "cfg_scale": self.cfg_scale,
-            "forbid_eos": self.forbid_eos,
-            "defer_eos": self.defer_eos,
-            "mesh": parse_mesh(self.mesh),
-        }
+        return jaxdiff.Decoder(
+            policy=self.parse(None if self.steps is None else self.steps // blocks),
+            fill=FILLS.parse(self.fill),
+            cache=CACHES.parse(self.cache),
+            stop=STOPPERS.parse(self.stop),
+            sampling=jaxdiff.Sampling(
+                temperature=self.temperature,
+                top_p=self.top_p,
+                top_k=self.top_k,
+                cfg_scale=self.cfg_scale,
+                forbid_eos=self.forbid_eos,
+                defer_eos=self.defer_eos,
+            ),
+            block_length=block,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -13,12 +14,22 @@ import jax
 
 from jaxdiff.checkpoint import Checkpoint
 from jaxdiff.cli.options import Decoding
-from jaxdiff.decode import Answer, Meter, Refusal, Request, decode_stream
-from jaxdiff.decode.stream import check as check_request
+from jaxdiff.decode import Decoder
+from jaxdiff.parallel import parse_mesh
+from jaxdiff.serve import Answer, Meter, Refusal, Request, check_request, decode_stream
 from jaxdiff.types import InputError
 
 Row = Request | Refusal
 KINDS = ("prompt", "prompt_ids", "canvas_ids")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a run of `generate` is beside its decoding. `log_prob`: rows hold the tokens' log-softmax too."""
+
+    seed: int
+    slots: int
+    log_prob: bool = False
 
 
 def prompt_ids(checkpoint: Checkpoint, text: str) -> list[int]:
@@ -46,9 +57,10 @@ def text_of(checkpoint: Checkpoint, answer: Answer) -> str | None:
 
 def check(checkpoint: Checkpoint, request: Request, decoding: Decoding) -> None:
     """Raises the InputError that this request is refused with."""
-    check_request(checkpoint.model, request, decoding.gen_length, decoding.block_length)
+    asked = Decoder(block_length=decoding.block_length)  # the policy's steps hang on the length, which is checked here
+    check_request(checkpoint.model, request, decoding.gen_length, asked)
     if request.is_canvas:
-        decoding.arguments(checkpoint.model, len(request.ids), canvas=True)
+        decoding.decoder(checkpoint.model, len(request.ids), canvas=True)
         mask = checkpoint.model.config.mask_token_id
         if mask not in request.ids:
             raise InputError(f"canvas_ids: found no mask (id {mask}), expected a hole to fill")
@@ -62,7 +74,7 @@ def read(path: Path, checkpoint: Checkpoint, decoding: Decoding) -> list[Row]:
     lines = path.read_bytes().split(b"\n")
     rows = [_parse(number, line, checkpoint) for number, line in enumerate(lines) if line.strip()]
     if any(isinstance(row, Request) and not row.is_canvas for row in rows):
-        decoding.arguments(checkpoint.model, decoding.gen_length)
+        decoding.decoder(checkpoint.model, decoding.gen_length)
     return [_checked(row, checkpoint, decoding) for row in rows]
 
 
@@ -81,20 +93,20 @@ def in_order(rows: Sequence[Row]) -> list[Row]:
 
 
 def answers(
-    checkpoint: Checkpoint, requests: Sequence[Request], decoding: Decoding, *, slots: int, seed: int, meter: Meter
+    checkpoint: Checkpoint, requests: Sequence[Request], decoding: Decoding, job: Job, meter: Meter
 ) -> Iterator[Answer]:
     """Decode requests that were checked, in `in_order`; each answer comes when it is there."""
     for canvas, rows in groupby(in_order(requests), key=_canvas_length):
         alike = [row for row in rows if isinstance(row, Request)]
         length = canvas or decoding.gen_length
-        arguments = decoding.arguments(checkpoint.model, length, canvas=bool(canvas))
         yield from decode_stream(  # type: ignore[misc]
             *(checkpoint.model, checkpoint.params, alike),
-            slots=slots,
+            decoding.decoder(checkpoint.model, length, canvas=bool(canvas)),
+            slots=job.slots,
             gen_length=length,
-            key=jax.random.key(seed),
+            key=jax.random.key(job.seed),
+            mesh=parse_mesh(decoding.mesh),
             meter=meter,
-            **arguments,
         )
 
 
@@ -102,18 +114,20 @@ def _canvas_length(row: Row) -> int:
     return len(row.ids) if isinstance(row, Request) and row.is_canvas else 0
 
 
-def row_of(checkpoint: Checkpoint, done: Answer | Refusal) -> dict[str, Any]:
+def row_of(checkpoint: Checkpoint, done: Answer | Refusal, *, log_prob: bool = False) -> dict[str, Any]:
     """One line of the output file."""
     if isinstance(done, Refusal):
         return {"id": done.id, "error": done.error}
-    return {
+    row = {
         "id": done.request.id,
         "text": text_of(checkpoint, done),
         "token_ids": done.tokens.tolist(),
         "nfe": done.nfe,
+        "work": done.work,
         "commit_step": done.commit_step.tolist(),
         "seconds": done.seconds,
     }
+    return row | ({"log_prob": done.log_prob.tolist()} if log_prob else {})
 
 
 def check_writable(path: Path) -> None:

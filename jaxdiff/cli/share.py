@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -24,7 +25,7 @@ from jaxdiff.cli.hosts import Hosts, agree, leave, together
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import note
 from jaxdiff.cli.tally import Tally, decoded
-from jaxdiff.decode import Refusal
+from jaxdiff.serve import Refusal
 from jaxdiff.types import InputError
 
 
@@ -32,10 +33,8 @@ def share(
     hosts: Hosts,
     in_file: Path,
     out: Path,
-    model: str,
     make_decoding: Callable[[], Decoding],
-    seed: int,
-    slots: int,
+    job: requests.Job,
     as_json: bool,
 ) -> int:
     """Returns 1 if a row of this process's share was refused, else 0.
@@ -47,8 +46,8 @@ def share(
     def prepare() -> tuple[Decoding, Checkpoint, list[requests.Row], dict[str, str]]:
         decoding = make_decoding()
         requests.check_writable(out)
-        checkpoint = load(model, dtype=decoding.dtype, weights=decoding.weights)
-        rows, run = requests.read(in_file, checkpoint, decoding), fingerprints(in_file, checkpoint, decoding, seed)
+        checkpoint = load(decoding.model, dtype=decoding.dtype, weights=decoding.weights)
+        rows, run = requests.read(in_file, checkpoint, decoding), fingerprints(in_file, checkpoint, decoding, job)
         if parts.merged(out, run, [row.number for row in rows]) is None and out.exists():
             raise InputError(f"out: {out} is there already, and no whole parts beside it; move it or name another")
         return decoding, checkpoint, rows, run
@@ -64,14 +63,14 @@ def share(
     mine = requests.in_order(rows)[process::processes]
     left = [row for row in mine if row.number not in before]
     with part:
-        for number, row in decoded(checkpoint, left, decoding, in_file, slots, seed, tally):
+        for number, row in decoded(checkpoint, left, decoding, in_file, job, tally):
             part.write(number, row)
     whole = parts.merged(out, run, numbers)
     if whole is not None and not out.exists():
         requests.write(out, whole)
     if as_json:
         counts = {"rows": tally.rows, "refused": tally.refused, "process": process, "whole": whole is not None}
-        print(json.dumps(counts | tally.numbers() | {"seed": seed}))
+        print(json.dumps(counts | tally.numbers() | {"seed": job.seed}))
     else:
         end = f"{out} is whole" if whole is not None else f"{out} is written by the process that ends last"
         found = sum(number in before for number in numbers)
@@ -82,13 +81,14 @@ def share(
     return 1 if any(isinstance(row, Refusal) for row in mine) else 0
 
 
-def fingerprints(in_file: Path, checkpoint: Checkpoint, decoding: Decoding, seed: int) -> dict[str, str]:
+def fingerprints(in_file: Path, checkpoint: Checkpoint, decoding: Decoding, job: requests.Job) -> dict[str, str]:
     """What all processes must have in common, and a restarted job with the parts that it finds.
 
     Not the slots, nor where the model's folder lies: no row depends on them.
     """
-    settings = dataclasses.asdict(decoding) | {"seed": seed, "config": dataclasses.asdict(checkpoint.model.config)}
-    del settings["model"]
+    settings: dict[str, Any] = dataclasses.asdict(decoding) | dataclasses.asdict(job)
+    settings["config"] = dataclasses.asdict(checkpoint.model.config)
+    del settings["model"], settings["slots"]
     names = ("jax", "jaxlib", "flax") if decoding.weights is None else ("jax", "jaxlib", "flax", "qwix")
     versions = {name: version(name) for name in names} | {
         "jaxdiff": jaxdiff.__version__,

@@ -11,7 +11,7 @@ from jaxdiff.checkpoint import Checkpoint
 from jaxdiff.cli import requests
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import note, progress
-from jaxdiff.decode import Answer, Meter, Refusal, Request
+from jaxdiff.serve import Answer, Meter, Refusal, Request
 
 
 @dataclasses.dataclass
@@ -22,16 +22,18 @@ class Tally:
     rows: int = 0
     refused: int = 0
     nfe: int = 0
+    work: float = 0.0
     tokens: int = 0
     near_ties: int = 0
 
     def add(self, answer: Answer) -> None:
         self.rows, self.nfe, self.tokens = self.rows + 1, self.nfe + answer.nfe, self.tokens + answer.length
-        self.near_ties += answer.near_ties
+        self.near_ties, self.work = self.near_ties + answer.near_ties, self.work + answer.work
 
     def numbers(self) -> dict[str, Any]:
         return {
             "nfe": self.nfe,
+            "work": self.work,
             "generated_tokens": self.tokens,
             "tpf": self.tokens / max(self.nfe, 1),
             "near_ties": self.near_ties,
@@ -56,8 +58,7 @@ def decoded(
     rows: Sequence[requests.Row],
     decoding: Decoding,
     in_file: Path,
-    slots: int,
-    seed: int,
+    job: requests.Job,
     tally: Tally,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each row's number and its line of the output, as they are done; refusals first, and told by their line."""
@@ -68,7 +69,7 @@ def decoded(
             note(f"{in_file} line {row.number + 1}: {row.error}", style="red")
             yield row.number, requests.row_of(checkpoint, row)
     with progress("rows", len(wanted), tally.says) as update:
-        for answer in requests.answers(checkpoint, wanted, decoding, slots=slots, seed=seed, meter=tally.meter):
+        for answer in requests.answers(checkpoint, wanted, decoding, job, tally.meter):
             tally.add(answer)
-            yield answer.request.number, requests.row_of(checkpoint, answer)
+            yield answer.request.number, requests.row_of(checkpoint, answer, log_prob=job.log_prob)
             update(tally.rows, tally.tokens, tally.meter.seconds)

@@ -2,7 +2,7 @@
 
 from jaxdiff.decode.api import decode, infill, lower, pad_prompts
 from jaxdiff.decode.decoder import Decoder, Sampling
-from jaxdiff.decode.loop import Reason, Result
 from jaxdiff.decode.program import Program, Timed
+from jaxdiff.decode.result import Reason, Result
 
 __all__ = ["Decoder", "Program", "Reason", "Result", "Sampling", "Timed", "decode", "infill", "lower", "pad_prompts"]

@@ -15,12 +15,14 @@ from jaxtyping import Array, Int, Key
 from jaxdiff.caches import NoCache
 from jaxdiff.decode import checks, loop
 from jaxdiff.decode.decoder import Decoder
+from jaxdiff.decode.layout import Layout, layout_of
 from jaxdiff.decode.program import Program
-from jaxdiff.decode.state import Layout, Rows
+from jaxdiff.decode.result import Result
+from jaxdiff.decode.state import Rows
 from jaxdiff.models.guided import Guided
 from jaxdiff.parallel import check_axes, everywhere, place
 from jaxdiff.policies import Fixed
-from jaxdiff.types import REFERENCE, Cache, InputError, Model, Params
+from jaxdiff.types import REFERENCE, InputError, Model, Params
 
 
 def decode(
@@ -34,7 +36,7 @@ def decode(
     key: Key[Array, ""] | Key[Array, " B"] | None = None,
     mesh: Mesh | None = None,
     reference: Int[Array, "B L"] | np.ndarray | None = None,
-) -> loop.Result:
+) -> Result:
     """Generate `gen_length` tokens after each prompt, block by block, in one compiled program.
 
     Args:
@@ -73,7 +75,7 @@ def infill(
     key: Key[Array, ""] | Key[Array, " B"] | None = None,
     mesh: Mesh | None = None,
     reference: Int[Array, "B L"] | np.ndarray | None = None,
-) -> loop.Result:
+) -> Result:
     """Fill the [MASK] positions of a canvas, wherever they stand; all else is kept.
 
     The canvas has no padding. Blocks tile it from column 0; by default it is one block, so that any hole may be filled
@@ -122,7 +124,7 @@ class Call:
     decoder: Decoder
     rows: Rows
 
-    def run(self) -> loop.Result:
+    def run(self) -> Result:
         return loop.run(self.model, self.layout, self.params, self.decoder, self.rows)
 
 
@@ -173,42 +175,6 @@ def prepare_infill(
     checks.check_ids(model, canvas, origin, masks_allowed=True)
     layout = layout_of(model, decoder, first=0, generated=width, block=block, mesh=mesh, overhang=0)
     return _call(model, layout, params, decoder, jnp.asarray(canvas, jnp.int32), origin, key, reference)
-
-
-def layout_of(
-    model: Model,
-    decoder: Decoder,
-    *,
-    first: int,
-    generated: int,
-    block: int,
-    mesh: Mesh | None = None,
-    overhang: int | None = None,
-) -> Layout:
-    """How canvases are laid out whose prompts end at column `first`; `overhang` default the model's own."""
-    overhang = checks.overhang_of(model) if overhang is None else overhang
-    rungs = tuple(first + length for length in doublings(generated, block)) if decoder.stop.cuts else ()
-    return Layout(
-        first=first,
-        block_length=block,
-        overhang=overhang,
-        ladder=rungs,
-        spans=spans(decoder.cache, generated + 2 * overhang, block),
-        mesh=mesh,
-    )
-
-
-def spans(cache: Cache, longest: int, block: int) -> tuple[int, ...]:
-    """The lengths of a cache's window that are compiled."""
-    if cache.window == "canvas":
-        return ()
-    return (block,) if cache.window == "block" else (*doublings(longest, block), longest)
-
-
-def doublings(generated: int, block: int) -> tuple[int, ...]:
-    """1, 2, 4 ... blocks that are less than what is generated: few programs, and none runs on twice what it needs."""
-    counts = (2**power for power in range((generated // block).bit_length()))
-    return tuple(count * block for count in counts if count * block < generated)
 
 
 def standard(decoder: Decoder) -> Decoder:

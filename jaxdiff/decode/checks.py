@@ -133,7 +133,7 @@ def check_decoder(decoder: Decoder, model: Model, rows: int | None) -> None:
 def check_numbers(decoder: Decoder, rows: int | None) -> None:
     """Raises InputError for numbers of another count than the rows; None: one for all is expected."""
     for name, value in named_numbers(decoder):
-        shape = getattr(value, "shape", ())
+        shape: tuple[int, ...] = getattr(value, "shape", ())
         if shape and rows is None:
             raise InputError(f"{name}: found a value for each row, expected one for all; a stream has slots, not rows")
         if shape not in ((), (rows,)):

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import SingleDeviceSharding
 
 from jaxdiff.decode import loop
+from jaxdiff.decode.result import Result
 from jaxdiff.parallel import compiling_for
 from jaxdiff.types import InputError
 
@@ -57,7 +57,7 @@ class Program:
         if (target or jax.devices()[0]).platform == "tpu":  # whose compiler may count its heap twice there
             self.temp_bytes = int(memory.peak_memory_in_bytes) - self.argument_bytes
 
-    def __call__(self) -> loop.Result:
+    def __call__(self) -> Result:
         """Run it; returns when the result is there. Raises InputError where there are shapes alone to run on."""
         if not self.runs:
             raise InputError("program: found shapes, expected arrays; it was compiled to be inspected")
@@ -96,7 +96,7 @@ class Timed:
         self._around = contextlib.nullcontext if persistent_cache else past_persistent_cache
         self._programs: dict[Any, jax.stages.Compiled] = {}
 
-    def run(self, call: Call) -> loop.Result:
+    def run(self, call: Call) -> Result:
         """`call.run()`, timed: what `prepare` or `prepare_infill` made."""
         return self.call(loop.run, (call.model, call.layout), call.params, call.decoder, call.rows)
 

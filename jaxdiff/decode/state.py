@@ -1,54 +1,15 @@
-"""What a decode is given, what it is compiled for, and everything that a step of it changes."""
+"""What a decode is given, and everything that a step of it changes."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.pytree import pytree
 from jaxdiff.types import KVCache, Model, PartState
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How canvases are laid out: what a program is compiled for beside the model and the decoder.
-
-    Attributes:
-        first: canvas column where what is generated begins.
-        block_length: W.
-        overhang: columns on the right that make each row's last block whole where blocks hang on positions; cut off.
-        ladder: canvas lengths that a pass may be cut to once ends moved left.
-        spans: lengths of a window over the KV cache that are compiled.
-        mesh: the devices that rows and weights are spread over.
-    """
-
-    first: int
-    block_length: int
-    overhang: int = 0
-    ladder: tuple[int, ...] = ()
-    spans: tuple[int, ...] = ()
-    mesh: Mesh | None = None
-
-    def first_block(self, origin: Int[Array, " B"]) -> Int[Array, " B"]:
-        """Canvas column where each row's blocks begin.
-
-        Where a model attends in blocks they align to its absolute positions, so that a row's own first block holds the
-        rest of its prompt.
-        """
-        if not self.overhang:
-            return jnp.full_like(origin, self.first)
-        return origin + (self.first - origin) // self.block_length * self.block_length
-
-    def whole_blocks(self, origin: Int[Array, " B"], last: Int[Array, " B"]) -> Int[Array, " B"]:
-        """One past the end of the block that holds the last position asked for, column `last` - 1."""
-        if not self.overhang:
-            return last
-        return origin + -(-(last - origin) // self.block_length) * self.block_length
 
 
 @pytree

@@ -58,11 +58,12 @@ class Guided:
         read: Span | None = None,
     ) -> tuple[Float[Array, "B r D"], KVCache | None]:
         """As `jaxdiff.types.Model.apply`; reads `inputs.given` and `inputs.scale`."""
+        assert inputs.given is not None and inputs.scale is not None  # noqa: PT018
         blind = jnp.where(inputs.given, self.config.mask_token_id, inputs.tokens)
         blind = dataclasses.replace(inputs, tokens=blind)
         both = jax.tree.map(lambda *pair: jnp.concatenate(pair), inputs, blind)
         twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), (at, read))
         features, kv = self.model.apply(params, both, kv, *twice)
         seeing, unseeing = (half.astype(jnp.float32) for half in jnp.split(features, 2))
-        scale = inputs.scale[:, None, None]  # type: ignore[index]
+        scale = inputs.scale[:, None, None]
         return (unseeing + (scale + 1.0) * (seeing - unseeing)).astype(features.dtype), kv

@@ -7,6 +7,7 @@ have one flat set of names in every family: `q_proj/kernel`, `attn_norm/weight`,
 from __future__ import annotations
 
 from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

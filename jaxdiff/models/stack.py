@@ -116,7 +116,11 @@ class Stack(nn.Module):
             block = Block(group.attention, group.mlp, self.eps, parent=None)
 
             def layer(
-                carry: tuple[Array, Pair | None], index: Any, read: Span | None = None, block: Any = block, of: Any = leaves
+                carry: tuple[Array, Pair | None],
+                index: Any,
+                read: Span | None = None,
+                block: Any = block,
+                of: Any = leaves,
             ) -> tuple[tuple[Array, Pair | None], None]:
                 x, pair = carry
                 own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), of)

@@ -20,8 +20,8 @@ from jaxdiff.parallel.mesh import (
 from jaxdiff.parallel.rules import LANE, check_model, place, shardings
 
 __all__ = [
-    "LANE",
     "KV_ROWS",
+    "LANE",
     "ROWS",
     "WHOLE",
     "check_axes",

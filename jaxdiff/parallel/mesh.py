@@ -67,9 +67,7 @@ def everywhere(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lay, tree)
 
 
-def over_rows(
-    program: Callable[..., Any], mesh: Mesh, params: Params, decoder: Any, rows: Any, *, dead: int
-) -> Any:
+def over_rows(program: Callable[..., Any], mesh: Mesh, params: Params, decoder: Any, rows: Any, *, dead: int) -> Any:
     """`program(params, decoder, rows)` on each data shard's rows; every leaf of `rows` and of its result leads with B.
 
     Where the rows do not divide, rows whose canvas holds the id `dead` alone, with nothing to generate, fill up the

@@ -38,8 +38,8 @@ def propose(
     """The proposal of a policy that only commits.
 
     Args:
-        slack: how far each score lies from the bound that it was compared with, either side; in nats, or `PER_NAT` times
-            a difference of probabilities. None: the policy compares with nothing.
+        slack: how far each score lies from the bound that it was compared with, either side; in nats, or `PER_NAT`
+            times a difference of probabilities. None: the policy compares with nothing.
         accepted: default what is committed; `token`: default the candidate.
     """
     commit = commit & score.eligible

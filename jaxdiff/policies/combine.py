@@ -20,6 +20,7 @@ from jaxdiff.pytree import InputError, number, pytree
 from jaxdiff.types import Count, PartState, Policy, Proposal, Score, per_row
 
 
+@pytree
 class _Joined:
     """Several policies decide on the same score; part i draws from the row's key folded with i."""
 
@@ -72,8 +73,6 @@ class _Joined:
 class AnyOf(_Joined):
     """Commit what any part commits. Learn2PD's official decode is `any_of(filter, fixed)`."""
 
-    parts: tuple[Policy, ...]
-
     @property
     def waits(self) -> bool:
         return all(part.waits for part in self.parts)
@@ -87,8 +86,6 @@ class AnyOf(_Joined):
 @pytree
 class AllOf(_Joined):
     """Commit what every part commits; where they share nothing, the loop forces the first part's best."""
-
-    parts: tuple[Policy, ...]
 
     waits = False
 

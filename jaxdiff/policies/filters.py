@@ -116,7 +116,7 @@ class BlockFilter:
 
 
 def block_from_linears(state: Mapping[str, Any]) -> BlockFilter:
-    """A `BlockFilter` from the official weights' layout: `linear1.weight` [out, in], `linear1.bias`, `linear2.weight` ...
+    """A `BlockFilter` from the official weights: `linear1.weight` [out, in], `linear1.bias`, `linear2.weight` ...
 
     Raises InputError for other keys, and for layers that do not fit each other.
     """

@@ -24,10 +24,11 @@ MOST = 2**20  # steps
 Alpha = Float[Array, " B"]
 
 
+@pytree
 class _Remdm(PolicyBase):
     """What the schedules share; each has `steps` and says its `rates`."""
 
-    steps: Count
+    steps: Count = number(default=32, low=1, high=MOST, whole=True)
 
     waits = True
     revises = True
@@ -42,7 +43,9 @@ class _Remdm(PolicyBase):
 
     def select(self, state: PartState, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, PartState]:
         steps = self.budget(score.start.shape[0], 0)
-        now, after = (jnp.minimum(i, steps).astype(jnp.float32) / steps for i in (score.block_step, score.block_step + 1))
+        now, after = (
+            jnp.minimum(i, steps).astype(jnp.float32) / steps for i in (score.block_step, score.block_step + 1)
+        )
         visible, target, sigma = self.rates(now, after)
         most = jnp.where(visible > 0.0, jnp.minimum((1.0 - target) / jnp.maximum(visible, 1e-9), 1.0), 1.0)
         sigma = jnp.minimum(sigma, most)
@@ -68,7 +71,6 @@ class _Remdm(PolicyBase):
 class RemdmCap(_Remdm):
     """Sigma = min(cap, sigma_max)."""
 
-    steps: Count = number(default=32, low=1, high=MOST, whole=True)
     cap: Leaf = number(default=0.008, low=0.0, high=1.0)
 
     def rates(self, now: Alpha, after: Alpha) -> tuple[Alpha, Alpha, Alpha]:
@@ -79,7 +81,6 @@ class RemdmCap(_Remdm):
 class RemdmRescale(_Remdm):
     """Sigma = rescale * sigma_max."""
 
-    steps: Count = number(default=32, low=1, high=MOST, whole=True)
     rescale: Leaf = number(default=0.015, low=0.0, high=1.0)
 
     def rates(self, now: Alpha, after: Alpha) -> tuple[Alpha, Alpha, Alpha]:
@@ -97,7 +98,6 @@ class RemdmLoop(_Remdm):
         begin, end: shares of the steps at which the loop begins and ends.
     """
 
-    steps: Count = number(default=32, low=1, high=MOST, whole=True)
     loop: Leaf = number(default=0.02, low=0.0, high=1.0)
     alpha: Leaf = number(default=0.9, low=0.0, high=1.0)
     begin: Leaf = number(default=0.45, low=0.0, high=1.0)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,8 @@ from jaxtyping import Array, Int, Key
 from jaxdiff.decode import api, checks
 from jaxdiff.decode.batches import bucket
 from jaxdiff.decode.decoder import Decoder
-from jaxdiff.decode.state import Layout, Rows, State
+from jaxdiff.decode.layout import Layout, layout_of
+from jaxdiff.decode.state import Rows, State
 from jaxdiff.parallel import check_axes, everywhere, place
 from jaxdiff.pytree import numbers_of
 from jaxdiff.serve.queue import Answer, Meter, Refusal, Request, check_request, numbered
@@ -250,7 +250,9 @@ class _Engine:
             last[slot] = begins + (request.max_tokens or self.kind.generated)
             own = jax.random.fold_in(self.key, request.number) if request.key is None else request.key
             keys[slot] = jax.random.key_data(own)
-            for column, number in zip(numbers, shared if request.decoder is None else numbers_of(request.decoder), strict=True):
+            for column, number in zip(
+                numbers, shared if request.decoder is None else numbers_of(request.decoder), strict=True
+            ):
                 column[slot] = number
             if request.reference is not None:
                 reference[slot, begins : begins + len(request.reference)] = request.reference
@@ -277,7 +279,7 @@ class _Engine:
 
     def _layout(self, first: int) -> Layout:
         kind = self.kind
-        return api.layout_of(
+        return layout_of(
             self.plain_model,
             self.decoder,
             first=first,

@@ -5,9 +5,9 @@
                                   |  a `while_loop` over `step`, until rows are done or the bound on steps is reached
 
 This is what a serving engine embeds: it owns the queue, calls `serve_step` with what came in, and takes the rows that
-are not live out of the result. Shapes are those of the slots and of the canvas, so nothing recompiles for a new request.
-Rows do not see each other, so a request's answer does not depend on its slot, on its neighbours or on when it came in.
-`engine.py` is such an engine, for a queue that is read in order.
+are not live out of the result. Shapes are those of the slots and of the canvas, so nothing recompiles for a new
+request. Rows do not see each other, so a request's answer does not depend on its slot, on its neighbours or on when it
+came in. `engine.py` is such an engine, for a queue that is read in order.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from jaxtyping import Array, Bool, Int
 
 from jaxdiff import kvcache
 from jaxdiff.decode.decoder import Decoder
-from jaxdiff.decode.loop import Result, begin, finish, step
-from jaxdiff.decode.state import Layout, Rows, State, keep, live
+from jaxdiff.decode.layout import Layout
+from jaxdiff.decode.loop import begin, step
+from jaxdiff.decode.result import Result, finish
+from jaxdiff.decode.state import Rows, State, keep, live
 from jaxdiff.kvcache import shift_columns
 from jaxdiff.parallel import KV_ROWS, ROWS, WHOLE, over_data, specs_of
 from jaxdiff.pytree import numbers_of, pytree, with_numbers
@@ -91,7 +93,7 @@ def advance(
     free: Int[Array, ""],
     most: Int[Array, ""],
 ) -> tuple[State, Int[Array, ""]]:
-    """Step until `free` of the rows that are live now are done, or all are, or `most` steps were taken: (state, steps)."""
+    """Step until `free` of the rows that are live now are done, or all, or `most` steps were taken: (state, steps)."""
     entered = live(model, state)
 
     def goes_on(carry: tuple[State, Int[Array, ""]]) -> Bool[Array, ""]:

@@ -81,7 +81,8 @@ def sweep(
 
     `decoder` makes a decoder from the values of a batch's rows. `seed` is that of the problems and of the decode's
     randomness, where each problem has its own key. Problems whose worked answers are about as long share a batch, and
-    end together. `progress` is called after each batch with the rows, the tokens and the seconds so far. A report's seconds are its rows' share of their batches'.
+    end together. `progress` is called after each batch with the rows, the tokens and the seconds so far. A report's
+    seconds are its rows' share of their batches'.
 
     Raises InputError for a task that is not known, the training split, a model without a tokenizer, and what
     `decode` refuses.

@@ -19,8 +19,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.policies.filters import BlockFilter, Filter, LocalFilter, init_layers, local_inputs, local_width, mlp
-from jaxdiff.train.traces import Traces
 from jaxdiff.pytree import InputError, pytree
+from jaxdiff.train.traces import Traces
 
 CHUNK = 250  # steps in one compiled call: how often the validation loss is looked at
 
@@ -135,7 +135,9 @@ def fit_filter(
             best, best_layers = losses[-1], state[0]
         if progress is not None:
             progress(min(first + CHUNK, recipe.steps), losses[-1])
-    made: Filter = BlockFilter(best_layers) if recipe.kind == "block" else LocalFilter(best_layers, recipe.reach, features)
+    made: Filter = (
+        BlockFilter(best_layers) if recipe.kind == "block" else LocalFilter(best_layers, recipe.reach, features)
+    )
     return Fitted(made, losses, best, int((~held).sum()), len(np.unique(ids)))
 
 

@@ -22,12 +22,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import jaxdiff
+from jaxdiff.caches import CACHES
 from jaxdiff.checkpoint import learned_policy
-from jaxdiff.decode import EotpStop, parse_cache, parse_stopper
-from jaxdiff.policies.filters import Block, Dense, Local
-from jaxdiff.policies.replay import Replay
+from jaxdiff.policies import Replay
+from jaxdiff.policies.filters import BlockFilter, Linear, LocalFilter
+from jaxdiff.registry import arguments_of, parse_arguments
+from jaxdiff.stoppers import STOPPERS
 from jaxdiff.tasks import gsm_symbolic
-from jaxdiff.types import fields_of, parse_fields
 from tests.golden import networks
 from tests.golden.cases import CANVAS_IN_QUEUE, CANVASES, CASES, PROMPTS, QUEUE, SLOTS
 
@@ -55,35 +56,31 @@ def policy_of(case, text):
         if case.model == "shipped":
             return learned_policy(jaxdiff.checkpoint.SHIPPED, name, tau)
         layers = networks.layers(name, case.block_length)
-        made = tuple(Dense(jnp.asarray(kernel), jnp.asarray(bias)) for kernel, bias in layers)
-        return jaxdiff.policies.Learned(Block(made) if name == "block" else Local(made), tau)
+        made = tuple(Linear(jnp.asarray(kernel), jnp.asarray(bias)) for kernel, bias in layers)
+        return jaxdiff.policies.Learned(BlockFilter(made) if name == "block" else LocalFilter(made), tau)
 
     name, _, rest = text.partition(":")
     if name == "replay":
-        return Replay(**parse_fields(name, fields_of(Replay), rest))
+        numbers = parse_arguments(name, arguments_of(Replay), [item for item in rest.split(",") if item])
+        return Replay(blocks=case.gen_length // case.block_length, **numbers)
     return jaxdiff.policies.parse(text, learned=learned)
-
-
-def stopper_of(text):
-    """As the command line has it, and also with `tau` and `keep` of `eotp`."""
-    name, _, rest = text.partition(":")
-    return EotpStop(**parse_fields(name, fields_of(EotpStop), rest)) if "keep" in rest else parse_stopper(text)
 
 
 def decoded(case, decodes, ids):
     """FIELDS, each [decodes * rows, ...], of one batch: every decode has all of `ids` as its rows."""
     rows, model, params = len(ids), checkpoint(case.model).model, checkpoint(case.model).params
-    options = options_of(case) | {
-        "policy": _stacked([policy_of(case, policy) for policy, _, _ in decodes], rows),
-        "cache": _stacked([parse_cache(cache) for _, cache, _ in decodes], rows),
-        "temperature": np.repeat(np.float32([temperature for _, _, temperature in decodes]), rows),
-        "key": jnp.tile(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(rows)), len(decodes)),
-    }
+    decoder = decoder_of(
+        case,
+        _stacked([policy_of(case, policy) for policy, _, _ in decodes], rows),
+        _stacked([CACHES.parse(cache) for _, cache, _ in decodes], rows),
+        np.repeat(np.float32([temperature for _, _, temperature in decodes]), rows),
+    )
+    key = jnp.tile(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(rows)), len(decodes))
     if case.way == "infill":
-        result = jaxdiff.infill(model, params, np.tile(np.int32(ids), (len(decodes), 1)), **options)
+        result = jaxdiff.infill(model, params, np.tile(np.int32(ids), (len(decodes), 1)), decoder, key=key)
     else:
         prompts, origin = jaxdiff.pad_prompts(ids * len(decodes), fill=networks.EOS)
-        result = jaxdiff.decode(model, params, prompts, origin=origin, gen_length=case.gen_length, **options)
+        result = jaxdiff.decode(model, params, prompts, decoder, origin=origin, gen_length=case.gen_length, key=key)
     generated = result.commit_step.shape[1]
     return {field: np.asarray(getattr(result, field)) for field in FIELDS} | {
         "tokens": np.asarray(result.tokens)[:, -generated:]
@@ -95,18 +92,20 @@ def streamed(case, decodes, ids, canvas_at):
     model, params, meter = checkpoint(case.model).model, checkpoint(case.model).params, jaxdiff.Meter()
     found = []
     for policy, cache, temperature in decodes:
-        options = options_of(case) | {"policy": policy_of(case, policy), "cache": parse_cache(cache)}
+        decoder = decoder_of(case, policy_of(case, policy), CACHES.parse(cache), temperature)
         requests = [jaxdiff.Request(row, is_canvas=number == canvas_at) for number, row in enumerate(ids)]
-        size = {"slots": SLOTS, "gen_length": case.gen_length, "temperature": temperature}
-        answers = jaxdiff.decode_stream(model, params, requests, **size, meter=meter, **options)
+        size = {"slots": SLOTS, "gen_length": case.gen_length, "meter": meter}
+        answers = jaxdiff.decode_stream(model, params, requests, decoder, **size)
         found += sorted(answers, key=lambda answer: answer.request.number)
     return {field: np.stack([np.asarray(getattr(answer, field)) for answer in found]) for field in FIELDS}
 
 
-def options_of(case):
-    """What all decodes of a case have in common."""
-    same = ("block_length", "cfg_scale", "top_p", "top_k", "forbid_eos", "defer_eos")
-    return {name: getattr(case, name) for name in same} | {"stop": stopper_of(case.stop)}
+def decoder_of(case, policy, cache, temperature):
+    """A case's decoder with the parts that differ between its decodes."""
+    same = {name: getattr(case, name) for name in ("cfg_scale", "top_p", "top_k", "forbid_eos", "defer_eos")}
+    sampling = jaxdiff.Sampling(temperature=temperature, **same)
+    stop = STOPPERS.parse(case.stop)
+    return jaxdiff.Decoder(policy=policy, cache=cache, stop=stop, sampling=sampling, block_length=case.block_length)
 
 
 def _stacked(parts, rows):

@@ -1,0 +1,86 @@
+"""How canvases are laid out: what a program is compiled for beside the model and the decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from jaxdiff.decode.checks import overhang_of
+from jaxdiff.decode.decoder import Decoder
+from jaxdiff.types import Cache, Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The columns of a canvas.
+
+    Attributes:
+        first: canvas column where what is generated begins.
+        block_length: W.
+        overhang: columns on the right that make each row's last block whole where blocks hang on positions; cut off.
+        ladder: canvas lengths that a pass may be cut to once ends moved left.
+        spans: lengths of a window over the KV cache that are compiled.
+        mesh: the devices that rows and weights are spread over.
+    """
+
+    first: int
+    block_length: int
+    overhang: int = 0
+    ladder: tuple[int, ...] = ()
+    spans: tuple[int, ...] = ()
+    mesh: Mesh | None = None
+
+    def first_block(self, origin: Int[Array, " B"]) -> Int[Array, " B"]:
+        """Canvas column where each row's blocks begin.
+
+        Where a model attends in blocks they align to its absolute positions, so that a row's own first block holds the
+        rest of its prompt.
+        """
+        if not self.overhang:
+            return jnp.full_like(origin, self.first)
+        return origin + (self.first - origin) // self.block_length * self.block_length
+
+    def whole_blocks(self, origin: Int[Array, " B"], last: Int[Array, " B"]) -> Int[Array, " B"]:
+        """One past the end of the block that holds the last position asked for, column `last` - 1."""
+        if not self.overhang:
+            return last
+        return origin + -(-(last - origin) // self.block_length) * self.block_length
+
+
+def layout_of(
+    model: Model,
+    decoder: Decoder,
+    *,
+    first: int,
+    generated: int,
+    block: int,
+    mesh: Mesh | None = None,
+    overhang: int | None = None,
+) -> Layout:
+    """How canvases are laid out whose prompts end at column `first`; `overhang` default the model's own."""
+    overhang = overhang_of(model) if overhang is None else overhang
+    rungs = tuple(first + length for length in doublings(generated, block)) if decoder.stop.cuts else ()
+    return Layout(
+        first=first,
+        block_length=block,
+        overhang=overhang,
+        ladder=rungs,
+        spans=spans(decoder.cache, generated + 2 * overhang, block),
+        mesh=mesh,
+    )
+
+
+def spans(cache: Cache, longest: int, block: int) -> tuple[int, ...]:
+    """The lengths of a cache's window that are compiled."""
+    if cache.window == "canvas":
+        return ()
+    return (block,) if cache.window == "block" else (*doublings(longest, block), longest)
+
+
+def doublings(generated: int, block: int) -> tuple[int, ...]:
+    """1, 2, 4 ... blocks that are less than what is generated: few programs, and none runs on twice what it needs."""
+    counts = (2**power for power in range((generated // block).bit_length()))
+    return tuple(count * block for count in counts if count * block < generated)

@@ -1,0 +1,84 @@
+"""What a decode returns."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxdiff.decode.layout import Layout
+from jaxdiff.decode.state import State
+from jaxdiff.pytree import pytree
+from jaxdiff.types import Model, first_end
+
+
+class Reason(enum.IntEnum):
+    """Why a row ended."""
+
+    FULL = 0  # no mask was left on the canvas
+    STOPPED = 1  # the stopper moved its end left
+
+
+@pytree
+class Result:
+    """What a decode returns; all per row.
+
+    Attributes:
+        tokens: the canvas, prompt included; generated positions past a moved end hold end-of-text.
+        origin: column of the row's first token; padding lies left of it.
+        lengths: generated tokens through the first end-of-text (it included), the numerator of TPF.
+        nfe: forwards of the model's stack that the row took part in while live, whatever their window; a guided one
+            counts 2, one that only stores keys and values (cache `block`) counts too.
+        cheap: cheap passes of the fill, which `nfe` does not count.
+        work: tokens fed times layers over all passes, in units of one forward over the row's canvas (prompt to the end
+            of the canvas); it counts what the row itself needs, never padding or neighbours. The head is left out.
+        commit_step: the row's forward (from 0, without those that only store) at which each generated position was last
+            written; -1 for what was given, and past the end.
+        log_prob: log-softmax of each generated token at the pass that wrote it last, with [MASK] and forbidden ids left
+            out, before temperature, top-p and top-k. It is that and nothing more: not the likelihood of the text. 0
+            for what was given, and past the end.
+        reason: a `Reason`.
+        near_ties: decisions that hung on less than 1e-5: between the logits of a committed token and the next best
+            one, between the priorities of the last position let in and the first left out (log-odds for a policy
+            that ranks by them), or between a position's score and the policy's threshold.
+        policy: the policy's final state (a recorder's recording).
+    """
+
+    tokens: Int[Array, "B L"]
+    origin: Int[Array, " B"]
+    lengths: Int[Array, " B"]
+    nfe: Int[Array, " B"]
+    cheap: Int[Array, " B"]
+    work: Float[Array, " B"]
+    commit_step: Int[Array, "B G"]
+    log_prob: Float[Array, "B G"]
+    reason: Int[Array, " B"]
+    near_ties: Int[Array, " B"]
+    policy: Any
+
+
+def finish(model: Model, layout: Layout, state: State) -> Result:
+    """The result of rows that are done; what overhangs is cut off."""
+    length = state.given.shape[1] - layout.overhang
+    column = jnp.arange(length, dtype=jnp.int32)[None]
+    generated = ~state.given[:, :length]
+    last = jnp.minimum(state.end, state.rows.last)
+    past = generated & (column >= last[:, None])
+    tokens = jnp.where(past, model.config.eos_token_id, state.rows.canvas[:, :length])
+    asked = generated & (column < state.rows.last[:, None])
+    stop = first_end(tokens, generated, model.config.eos_ids)
+    return Result(
+        tokens=tokens,
+        origin=state.rows.origin,
+        lengths=jnp.sum(asked & (column <= stop[:, None]), axis=1, dtype=jnp.int32),
+        nfe=state.nfe,
+        cheap=state.cheap,
+        work=state.work,
+        commit_step=jnp.where(past, -1, state.commit_step[:, :length])[:, layout.first :],
+        log_prob=jnp.where(past, 0.0, state.log_prob[:, :length])[:, layout.first :],
+        reason=jnp.where(state.end < state.rows.last, Reason.STOPPED.value, Reason.FULL.value).astype(jnp.int32),
+        near_ties=state.near_ties,
+        policy=state.policy,
+    )
