@@ -243,11 +243,10 @@ class _Engine:
         numbers = [np.full(rows, number, number.dtype) for number in shared]
         for slot in self.fresh:
             request = self.slots[slot].request  # type: ignore[union-attr]
-            begins = 0 if request.is_canvas else first
-            end = begins + (self.kind.generated if request.is_canvas else 0)
+            end = first + (self.kind.generated if request.is_canvas else 0)
             fresh[slot], origin[slot] = True, end - len(request.ids)
             canvas[slot, origin[slot] : end] = request.ids
-            last[slot] = begins + (request.max_tokens or self.kind.generated)
+            last[slot] = first + (request.max_tokens or self.kind.generated)
             own = jax.random.fold_in(self.key, request.number) if request.key is None else request.key
             keys[slot] = jax.random.key_data(own)
             for column, number in zip(
@@ -255,7 +254,7 @@ class _Engine:
             ):
                 column[slot] = number
             if request.reference is not None:
-                reference[slot, begins : begins + len(request.reference)] = request.reference
+                reference[slot, first : first + len(request.reference)] = request.reference
         return Incoming(
             fresh=jnp.asarray(fresh),
             rows=Rows(
