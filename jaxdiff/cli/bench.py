@@ -56,6 +56,7 @@ def bench(
     ] = "none",
     dtype: options.Dtype = None,
     weights: options.Weights = None,
+    ignore_config: options.IgnoreConfig = None,
     plain: Annotated[
         bool, typer.Option(help="With --weights: against the plain ones, which must then fit beside them.")
     ] = True,
@@ -65,6 +66,7 @@ def bench(
     decoding = Decoding(
         *(model, policy, "none", None, gen_length, block_length),
         *(0.0, None, None, None, False, False, cache, "1x1", dtype, weights),
+        ignore_config=tuple(ignore_config or ()),
     )
     for name, given, default in (("target", target, None), ("cache", cache, "none")):
         if given != default and not compile_only:
@@ -73,7 +75,7 @@ def bench(
     dtype = dtype or (None if chip is None else "bfloat16")  # not what is fast on the device at hand
     compared = weights is not None and plain and not compile_only
     first = None if compared else weights
-    checkpoint = None if shape else load(model, dtype=dtype, weights=first)
+    checkpoint = None if shape else load(model, dtype=dtype, weights=first, ignore=decoding.ignore_config)
     if checkpoint is None:
         made = shaped(str(shape), dtype or "bfloat16")
         params = abstract_params(made, first) if compile_only else random_params(made, first)

@@ -39,12 +39,14 @@ def evaluate(
     mesh: options.Mesh = "1x1",
     dtype: options.Dtype = None,
     weights: options.Weights = None,
+    ignore_config: options.IgnoreConfig = None,
     as_json: options.Json = False,
 ) -> None:
     """Decode a task's held-out problems and score them with its verifier."""
     decoding = Decoding(
         *(model, policy, stop, steps, gen_length, block_length),
         *(temperature, top_p, top_k, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype, weights),
+        ignore_config=tuple(ignore_config or ()),
     )
     task(task_name)  # a misspelt name is refused before the model is read
     checkpoint = decoding.load()

@@ -54,6 +54,7 @@ def generate(
     mesh: options.Mesh = "1x1",
     dtype: options.Dtype = None,
     weights: options.Weights = None,
+    ignore_config: options.IgnoreConfig = None,
     distributed: options.Distributed = False,
     coordinator: options.Coordinator = None,
     processes: options.Processes = None,
@@ -72,6 +73,7 @@ def generate(
         Decoding,
         *(model, policy, stop, steps, gen_length, block_length),
         *(temperature, top_p, top_k, cfg_scale, forbid_eos, defer_eos, cache, mesh, dtype, weights),
+        ignore_config=tuple(ignore_config or ()),
     )
     hosts = Hosts(coordinator, processes, process_id)
     if distributed and (in_file is None or out_file is None):

@@ -74,6 +74,14 @@ Weights = Annotated[
     str | None,
     typer.Option("--weights", help=f"{' or '.join(WEIGHTS)}: half of bfloat16's bytes (needs qwix). Default none."),
 ]
+IgnoreConfig = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore-config",
+        metavar="KEY",
+        help="Load a model whose config.json has this unknown key; may be given more than once.",
+    ),
+]
 ForbidEos = Annotated[bool, typer.Option("--forbid-eos", help="Never predict end-of-text.")]
 DeferEos = Annotated[bool, typer.Option("--defer-eos", help="Commit end-of-text last in its block.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; all else goes to stderr.")]
@@ -111,6 +119,7 @@ class Decoding:
     mesh: str
     dtype: str | None
     weights: str | None = None
+    ignore_config: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dtype not in (None, *DTYPES):
@@ -126,7 +135,13 @@ class Decoding:
 
     def load(self) -> jaxdiff.Checkpoint:
         """The model, laid over the mesh. Raises as `jaxdiff.load`."""
-        return jaxdiff.load(self.model, dtype=self.dtype, mesh=parse_mesh(self.mesh), weights=self.weights)
+        return jaxdiff.load(
+            self.model,
+            dtype=self.dtype,
+            mesh=parse_mesh(self.mesh),
+            weights=self.weights,
+            ignore=self.ignore_config,
+        )
 
     def arguments(self, model: jaxdiff.Model, length: int, *, canvas: bool = False) -> dict[str, Any]:
         """The keywords that `decode` and `infill` share, for `length` positions after a prompt or of a canvas.
