@@ -171,7 +171,7 @@ class Config:
         values = cls._values(raw)
         size, ids = cls.published
         if values.get("vocab_size") == size:
-            values = {**ids, **values}
+            values = dict(ids) | values
         missing = [k for k, f in cls._fields().items() if f.default is dataclasses.MISSING and k not in values]
         if missing:
             raise InputError(f"config.json: missing {', '.join(missing)}; add the key or name another folder")
@@ -209,7 +209,8 @@ class Config:
     @classmethod
     def _values(cls, raw: Mapping[str, Any]) -> dict[str, Any]:
         """The fields that a config.json gives, by our names. Raises InputError where it gives one two values."""
-        known, values, given = cls._fields(), {}, {}
+        known, given = cls._fields(), {}
+        values: dict[str, Any] = {}
         for key, value in raw.items():
             name = cls.renamed.get(key, key)
             if name not in known or value is None:
