@@ -168,7 +168,7 @@ class Config:
         """
         raw = _without_rope(raw)
         cls._check_known(raw, {ignore} if isinstance(ignore, str) else set(ignore))
-        values = cls._values(raw)
+        values: dict[str, Any] = cls._values(raw)
         size, ids = cls.published
         if values.get("vocab_size") == size:
             values = dict(ids) | values
