@@ -168,10 +168,11 @@ class Config:
         """
         raw = _without_rope(raw)
         cls._check_known(raw, {ignore} if isinstance(ignore, str) else set(ignore))
-        values: dict[str, Any] = cls._values(raw)
+        values = cls._values(raw)
         size, ids = cls.published
         if values.get("vocab_size") == size:
-            values = dict(ids) | values
+            for name, token in ids.items():
+                values.setdefault(name, token)
         missing = [k for k, f in cls._fields().items() if f.default is dataclasses.MISSING and k not in values]
         if missing:
             raise InputError(f"config.json: missing {', '.join(missing)}; add the key or name another folder")
