@@ -12,7 +12,7 @@ import itertools
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,12 @@ def model_folder(path: str | Path) -> Path:
 
 
 def load(
-    path: str | Path = SHIPPED, *, dtype: str | None = None, mesh: Mesh | None = None, weights: str | None = None
+    path: str | Path = SHIPPED,
+    *,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    weights: str | None = None,
+    ignore: Iterable[str] = (),
 ) -> Checkpoint:
     """A model, its params and its tokenizer (None where the folder has none).
 
@@ -106,8 +111,11 @@ def load(
         mesh: what the params are laid over (see `make_mesh`): each device reads its own part of each leaf.
         weights: "int8" for matrices in int8 (`weights.quantised`), which takes qwix: each leaf is quantised as soon as
             it is read, so that no device holds more than one of them in `dtype`.
+        ignore: keys of config.json that the family does not know, to be left alone. Without it they are refused, since
+            they may change what the model computes; a key that the family knows cannot be ignored.
 
-    Raises InputError for a folder that is missing, incomplete or damaged, for a mesh that the model does not spread
+    Raises InputError for a folder that is missing, incomplete or damaged, for a config that the family's code does not
+    do in full, for a mesh that the model does not spread
     over, and for weights that are not known or whose package is missing, in one line.
     """
     check_weights(weights)
@@ -118,34 +126,44 @@ def load(
     if mesh is not None:
         check_axes(mesh)
     read = _published if published.is_published(folder, config) else _ours
-    model, params = read(folder, config, dtype, mesh, weights)
+    model, params = read(folder, config, dtype, mesh, weights, ignore)
     fast, ends = text.open_tokenizer(folder, family_name(model)), model.config
     tokenizer = None if fast is None else Tokenizer(fast, ends.eos_token_id, getattr(ends, "eot_token_id", None))
     return Checkpoint(model, params, tokenizer, folder)
 
 
 def _ours(
-    folder: Path, config: dict[str, Any], dtype: str | None, mesh: Mesh | None, weights: str | None
+    folder: Path,
+    config: dict[str, Any],
+    dtype: str | None,
+    mesh: Mesh | None,
+    weights: str | None,
+    ignore: Iterable[str],
 ) -> tuple[Model, Params]:
     config = config | ({} if dtype is None else {"dtype": dtype})
-    model, shapes = model_of(config, folder / "config.json")
-    target = in_dtype(shapes, config["dtype"])
+    model, shapes = model_of(config, folder / "config.json", ignore=ignore)
+    target = in_dtype(shapes, model.config.dtype)
     if weights is None:
         laid = None if mesh is None else shardings(model.config, target, mesh)
         return model, _restore(folder / "params", target, laid)
 
     def made(leaf: str) -> np.ndarray:
-        return stream.read(folder / "params", [leaf])[leaf].astype(jnp.dtype(leaf_dtype(leaf, config["dtype"])))
+        return stream.read(folder / "params", [leaf])[leaf].astype(jnp.dtype(leaf_dtype(leaf, model.config.dtype)))
 
     leaves = stream.stored(folder / "params", target)
     return model, _laid(model, assemble(leaves, made, sharding=_sharding(model, target, mesh), then=quantised), mesh)
 
 
 def _published(
-    folder: Path, config: dict[str, Any], dtype: str | None, mesh: Mesh | None, weights: str | None
+    folder: Path,
+    config: dict[str, Any],
+    dtype: str | None,
+    mesh: Mesh | None,
+    weights: str | None,
+    ignore: Iterable[str],
 ) -> tuple[Model, Params]:
     config, tensors = published.with_ids(config, folder), published.Files(folder)
-    model, shapes = model_of(config | {"dtype": dtype or tensors.dtype}, folder / "config.json")
+    model, shapes = model_of(config | {"dtype": dtype or tensors.dtype}, folder / "config.json", ignore=ignore)
     plan = plan_of(model, shapes, most=len(tensors.specs))
     then = None if weights is None else quantised
     params = params_from(plan, tensors, dtype=dtype, sharding=_sharding(model, shapes, mesh), then=then)

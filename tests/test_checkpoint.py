@@ -74,6 +74,16 @@ def test_saving_replaces_a_folder_as_a_whole(copy):
     assert [p.name for p in copy.parent.iterdir()] == ["copy"]  # no scratch folder left
 
 
+def test_an_unknown_key_is_refused_or_ignored(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"expert_capacity": 48}))
+    with pytest.raises(InputError, match=r"config.json: expert_capacity: found 48, .*ignore=\('expert_capacity',\)"):
+        jaxdiff.load(copy)
+    assert jaxdiff.load(copy, ignore=("expert_capacity",)).model == small.MODEL
+    with pytest.raises(InputError, match=r"config.json: ignore: found 'n_layers', which LladaConfig reads"):
+        jaxdiff.load(copy, ignore=("expert_capacity", "n_layers"))
+
+
 def _truncate(path):
     for file in (path / "params").rglob("*"):
         if file.is_file():

@@ -59,6 +59,7 @@ def bench(
     ] = "none",
     dtype: options.Dtype = None,
     weights: options.Weights = None,
+    ignore_config: options.IgnoreConfig = None,
     plain: Annotated[
         bool, typer.Option(help="With --weights: against the plain ones, which must then fit beside them.")
     ] = True,
@@ -73,7 +74,7 @@ def bench(
     dtype = dtype or (None if chip is None else "bfloat16")  # not what is fast on the device at hand
     compared = weights is not None and plain and not compile_only
     first = None if compared else weights
-    checkpoint = None if shape else load(model, dtype=dtype, weights=first)
+    checkpoint = None if shape else load(model, dtype=dtype, weights=first, ignore=decoding.ignore_config)
     if checkpoint is None:
         made = shaped(str(shape), dtype or "bfloat16")
         params = abstract_params(made, first) if compile_only else random_params(made, first)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from jaxdiff.checkpoint import model_folder
+from jaxdiff.cli import options
 from jaxdiff.cli.show import copying
 from jaxdiff.convert import convert as run_convert
 from jaxdiff.convert import export as run_export
@@ -21,10 +22,11 @@ def convert(
         Path, typer.Argument(metavar="SRC", help="A published folder: config.json and safetensors, or PyTorch's .bin.")
     ],
     target: Target,
+    ignore_config: options.IgnoreConfig = None,
 ) -> None:
     """Make a model folder from a published one; bit for bit, no code of it is run."""
     with copying("converting") as report:
-        run_convert(source, target, report)
+        run_convert(source, target, report, ignore=ignore_config or ())
     print(target)
 
 
@@ -34,8 +36,15 @@ def export(
     max_shard_gb: Annotated[
         float, typer.Option("--max-shard-gb", min=1e-6, help="The most that one file holds; so does memory.")
     ] = SHARD_BYTES / 1e9,
+    ignore_config: options.IgnoreConfig = None,
 ) -> None:
     """Make a published folder (safetensors) from a model folder, bit for bit."""
     with copying("exporting") as report:
-        run_export(model_folder(source), target, shard_bytes=int(max_shard_gb * 1e9), report=report)
+        run_export(
+            model_folder(source),
+            target,
+            shard_bytes=int(max_shard_gb * 1e9),
+            report=report,
+            ignore=ignore_config or (),
+        )
     print(target)

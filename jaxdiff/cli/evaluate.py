@@ -42,6 +42,7 @@ def evaluate(
     mesh: options.Mesh = "1x1",
     dtype: options.Dtype = None,
     weights: options.Weights = None,
+    ignore_config: options.IgnoreConfig = None,
     as_json: options.Json = False,
 ) -> None:
     """Decode a task's held-out problems and score them with its verifier."""

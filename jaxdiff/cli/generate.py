@@ -58,6 +58,7 @@ def generate(
     mesh: options.Mesh = "1x1",
     dtype: options.Dtype = None,
     weights: options.Weights = None,
+    ignore_config: options.IgnoreConfig = None,
     distributed: options.Distributed = False,
     coordinator: options.Coordinator = None,
     processes: options.Processes = None,

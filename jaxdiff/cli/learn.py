@@ -25,6 +25,7 @@ def collect(
         Path, typer.Option("--out", help="The traces' folder; the same command goes on with what it holds.")
     ],
     model: options.Model = SHIPPED,
+    ignore_config: options.IgnoreConfig = None,
     task_name: Annotated[str, typer.Option("--task", help=f"{' or '.join(TASKS)}: its training problems.")] = (
         "gsm_symbolic"
     ),
@@ -55,7 +56,7 @@ def collect(
 
     stopper, source = STOPPERS.parse(stop), task(task_name)
     policy = parse(answer, learned=functools.partial(learned_policy, model))
-    checkpoint = load(model)
+    checkpoint = load(model, ignore=ignore_config or ())
     tokenizer = checkpoint.tokenizer_for(task_name)
     problems = list(itertools.islice(source.problems("train", seed), n))
     prompts = [tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question) for p in problems]

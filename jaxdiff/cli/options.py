@@ -83,6 +83,14 @@ Weights = Annotated[
     str | None,
     typer.Option("--weights", help=f"{' or '.join(WEIGHTS)}: half of bfloat16's bytes (needs qwix). Default none."),
 ]
+IgnoreConfig = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore-config",
+        metavar="KEY",
+        help="Load a model whose config.json has this unknown key; may be given more than once.",
+    ),
+]
 ForbidEos = Annotated[bool, typer.Option("--forbid-eos", help="Never predict end-of-text.")]
 DeferEos = Annotated[bool, typer.Option("--defer-eos", help="Commit end-of-text last in its block.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; all else goes to stderr.")]
@@ -121,11 +129,13 @@ class Decoding:
     mesh: str = "1x1"
     dtype: str | None = None
     weights: str | None = None
+    ignore_config: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Decoding:
         """From a command's parameters (`typer.Context.params`): those of the names above; the rest is the command's."""
-        return cls(**{field.name: given[field.name] for field in dataclasses.fields(cls) if field.name in given})
+        values = {field.name: given[field.name] for field in dataclasses.fields(cls) if field.name in given}
+        return cls(**values | {"ignore_config": tuple(given.get("ignore_config") or ())})
 
     def __post_init__(self) -> None:
         if self.dtype not in (None, *DTYPES):
@@ -142,7 +152,13 @@ class Decoding:
 
     def load(self) -> jaxdiff.Checkpoint:
         """The model, laid over the mesh. Raises as `jaxdiff.load`."""
-        return jaxdiff.load(self.model, dtype=self.dtype, mesh=parse_mesh(self.mesh), weights=self.weights)
+        return jaxdiff.load(
+            self.model,
+            dtype=self.dtype,
+            mesh=parse_mesh(self.mesh),
+            weights=self.weights,
+            ignore=self.ignore_config,
+        )
 
     def decoder(self, model: jaxdiff.Model, length: int, *, canvas: bool = False) -> jaxdiff.Decoder:
         """The decoder, for `length` positions after a prompt or of a canvas.

@@ -46,7 +46,7 @@ def share(
     def prepare() -> tuple[Decoding, Checkpoint, list[requests.Row], dict[str, str]]:
         decoding = make_decoding()
         requests.check_writable(out)
-        checkpoint = load(decoding.model, dtype=decoding.dtype, weights=decoding.weights)
+        checkpoint = load(decoding.model, dtype=decoding.dtype, weights=decoding.weights, ignore=decoding.ignore_config)
         rows, run = requests.read(in_file, checkpoint, decoding), fingerprints(in_file, checkpoint, decoding, job)
         if parts.merged(out, run, [row.number for row in rows]) is None and out.exists():
             raise InputError(f"out: {out} is there already, and no whole parts beside it; move it or name another")

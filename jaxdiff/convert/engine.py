@@ -189,6 +189,7 @@ def from_tensors(
     *,
     dtype: str | None = None,
     sharding: Callable[[str], Sharding | None] | None = None,
+    ignore: Iterable[str] = (),
 ) -> tuple[Model, Params]:
     """A model and its params from what a family publishes: config.json's contents and the named tensors.
 
@@ -197,10 +198,11 @@ def from_tensors(
         tensors: in PyTorch's layout; float32, bfloat16 or float16.
         dtype: of the params (but a router's, which are float32); default each leaf as it is stored.
         sharding: where a leaf, named by its path (`layers/q_proj/kernel`), is to live; default the default device.
+        ignore: unknown keys of the config that are left alone (`jaxdiff.load`).
 
-    Raises InputError that lists every misfit between tensors and model.
+    Raises InputError for a config that is not known in full, and one that lists every misfit between tensors and model.
     """
-    model = build(dict(config))
+    model = build(config, ignore=ignore)
     plan = plan_of(model, jax.eval_shape(model.init, jax.random.key(0)), most=len(tensors))
     return model, params_from(plan, InMemory(tensors), dtype=dtype, sharding=sharding)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +29,24 @@ Report = Callable[[int, int], None]  # bytes done, bytes in all
 def _silent(done: int, total: int) -> None: ...
 
 
-def convert(source: Path, target: Path, report: Report = _silent) -> None:
+def convert(source: Path, target: Path, report: Report = _silent, *, ignore: Iterable[str] = ()) -> None:
     """Make one of our folders from a published one, a leaf at a time: memory holds the largest stacked leaf.
 
     Args:
         source: config.json and safetensors (or pickled) weights, in one file or shards; a tokenizer if there is one.
         target: must not exist.
         report: told of the bytes written.
+        ignore: unknown keys of its config.json that are left alone (`jaxdiff.load`); ours is written without them.
 
-    Raises InputError, before anything is written, for a folder that is damaged, of an unknown family, or whose
-    tensors do not fit its config.
+    Raises InputError, before anything is written, for a folder that is damaged, of an unknown family, whose config is
+    not known in full, or whose tensors do not fit it.
     """
     _check_new(target)
     config = read_object(source / published.CONFIG)
     if not published.is_published(source, config):
         raise InputError(f"{source}: is converted already; name a published folder")
     config, tensors = published.with_ids(config, source), published.Files(source)
-    model, shapes = model_of(config | {"dtype": tensors.dtype}, source / published.CONFIG)
+    model, shapes = model_of(config | {"dtype": tensors.dtype}, source / published.CONFIG, ignore=ignore)
     plan = plan_of(model, shapes, most=len(tensors.specs))
     dtypes = check(plan, tensors)
     total, done = sum(_bytes(plan, leaf, dtype) for leaf, dtype in dtypes.items()), 0
@@ -75,7 +76,14 @@ def convert(source: Path, target: Path, report: Report = _silent) -> None:
             stream.write(new / "params", pending)
 
 
-def export(source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES, report: Report = _silent) -> None:
+def export(
+    source: Path,
+    target: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    report: Report = _silent,
+    ignore: Iterable[str] = (),
+) -> None:
     """Make a published folder from one of ours: safetensors under the family's names, dtypes kept, to the bit.
 
     Args:
@@ -83,6 +91,7 @@ def export(source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES, report
         target: must not exist.
         shard_bytes: a file's most; memory holds as much, and the largest stacked leaf.
         report: told of the bytes written.
+        ignore: unknown keys of its config.json that are left alone (`jaxdiff.load`).
 
     Raises InputError, before anything is written, for a folder that is damaged or does not fit its config.
     """
@@ -90,7 +99,7 @@ def export(source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES, report
     config = read_object(source / published.CONFIG)
     if published.is_published(source, config):
         raise InputError(f"{source}: is published already; name a folder with params/")
-    model, shapes = model_of(config, source / published.CONFIG)
+    model, shapes = model_of(config, source / published.CONFIG, ignore=ignore)
     dtypes = stream.stored(source / "params", shapes)
     plan = plan_of(model, shapes)
     shards = _shards(plan, dtypes, shard_bytes)

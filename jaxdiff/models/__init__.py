@@ -1,6 +1,6 @@
 """One file per family. `build` turns a config.json into a model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +58,25 @@ def family_name(model: Model) -> str:
     return next(name for name, (kind, _) in FAMILIES.items() if kind is type(model))
 
 
-def build(config: Mapping[str, Any]) -> Model:
-    """The model that a config describes. Raises InputError for an unknown family, or what the family refuses."""
+def build(config: Mapping[str, Any], *, ignore: Iterable[str] = ()) -> Model:
+    """The model that a config describes.
+
+    Args:
+        ignore: keys that the family does not know, to be left alone (`Config.from_dict`).
+
+    Raises InputError for an unknown family, or what the family refuses.
+    """
     model, parse = FAMILIES[family_of(config)]
-    return model(parse.from_dict(config))
+    return model(parse.from_dict(config, ignore=ignore))
 
 
-def model_of(config: Mapping[str, Any], file: Path) -> tuple[Model, Any]:
-    """The model that a file's config describes, and the shapes of its params; no number is made.
+def model_of(config: Mapping[str, Any], file: Path, *, ignore: Iterable[str] = ()) -> tuple[Model, Any]:
+    """The model that a file's config describes (`build`), and the shapes of its params; no number is made.
 
     Raises InputError, which names the file, for a config that describes none.
     """
     try:
-        model = build(config)
+        model = build(config, ignore=ignore)
         return model, jax.eval_shape(model.init, jax.random.key(0))
     except InputError as error:
         raise InputError(f"{file}: {str(error).removeprefix('config.json').lstrip(': ')}") from error

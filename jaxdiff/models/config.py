@@ -1,9 +1,15 @@
-"""What every family's config holds, and how one is read from a published `config.json` or from our own."""
+"""What every family's config holds, and how one is read from a published `config.json` or from our own.
+
+Every key of a config.json is of one kind (`Config.kind_of`): used, required to have one value, harmless, or unknown.
+An unknown key is refused, since it may ask for a computation that the family's code does not do.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import reprlib
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from jaxdiff.types import InputError
@@ -17,6 +23,50 @@ _RENAMED = {
     "intermediate_size": "mlp_hidden_size",
     "max_position_embeddings": "max_sequence_length",
 }
+_ROPE = ("rope_scaling", "rope_parameters")  # read by `_without_rope`
+_NAMING = ("family", "architectures")  # read by `family_of`
+
+# Keys that cannot change the numbers of a forward, nor the ids that end an answer, in any family.
+_HARMLESS = frozenset(
+    {
+        # transformers' records of how the file was made and how its own code is found
+        "_attn_implementation_autoset",
+        "_name_or_path",
+        "auto_map",
+        "model_type",
+        "transformers_version",
+        # the dtype of a published folder is that of its tensors
+        "torch_dtype",
+        # special ids that no decode reads
+        "bos_token_id",
+        "pad_token_id",
+        # what a PyTorch forward returns or keeps beside the logits
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "use_cache",
+        # initial weights, and dropout: training alone
+        "initializer_range",
+        "attention_dropout",
+        "embd_pdrop",
+        "embedding_dropout",
+        "output_dropout",
+        "resid_pdrop",
+        "residual_dropout",
+    }
+)
+# Qwen's sliding window, which `use_sliding_window` turns on and the families require to be off.
+SLIDING_WINDOW = frozenset({"sliding_window", "max_window_layers"})
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Each:
+    """A required value of a key that says it layer by layer, or once for all layers."""
+
+    value: Any
+
+    def __repr__(self) -> str:
+        return f"{self.value!r} in every layer"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,9 +96,13 @@ class Config:
     dtype: str = "bfloat16"
     prefix_lm: bool = False
 
-    # What a family's code does whatever config.json says: another value is refused, not ignored.
+    # What a family's code does whatever config.json says: another value is refused. A switch that is off may be null.
     required: ClassVar[Mapping[str, Any]] = {}
     renamed: ClassVar[Mapping[str, str]] = {}
+    # Published keys that repeat an attribute or property of the config: another value is refused.
+    repeated: ClassVar[Mapping[str, str]] = {}
+    # Beside `_HARMLESS`: keys of this family alone that change neither a forward's numbers nor an answer's end.
+    harmless: ClassVar[frozenset[str]] = frozenset()
     # Special ids that published files lack: used where the vocabulary is of the published size.
     published: ClassVar[tuple[int, Mapping[str, int]]] = (0, {})
     tied: ClassVar[bool] = False
@@ -80,30 +134,99 @@ class Config:
         """The ids that end an answer: end-of-text, and the end of a turn where there is one."""
         return (self.eos_token_id,) if self.eot_token_id is None else (self.eos_token_id, self.eot_token_id)
 
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Config:
-        """From a config.json. Unknown keys are left alone, a missing one is named.
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether the projections of queries, keys and values have biases."""
+        return False
 
-        Raises InputError for a file that lacks a shape or asks for a feature that this code does not have.
+    @property
+    def qk_norm(self) -> bool:
+        """Whether queries and keys are normalised head by head."""
+        return False
+
+    @classmethod
+    def kind_of(cls, key: str) -> str | None:
+        """What a key of config.json is to this family: "used", "required", "harmless", or None for an unknown one."""
+        if key in cls._fields() or any(key in names for names in (cls.renamed, cls.repeated, _ROPE, _NAMING)):
+            return "used"
+        if key in cls.required:
+            return "required"
+        return "harmless" if key in _HARMLESS or key in cls.harmless else None
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], *, ignore: Iterable[str] = ()) -> Config:
+        """From the contents of a config.json, in the published names or in ours.
+
+        A null value is as none, except where the family requires a feature that null turns off.
+
+        Args:
+            ignore: unknown keys that are to be left alone. Known keys cannot be ignored: what the family uses or
+                requires is what its code does.
+
+        Raises InputError, in one line, for a file that lacks a shape, contradicts itself, asks for a feature that this
+        code does not have, or holds keys of unknown meaning; and where `ignore` names a key that the family reads.
         """
-        for key, wanted in cls.required.items():
-            if raw.get(key, wanted) != wanted:
-                raise InputError(f"config.json {key}: found {raw[key]!r}, expected {wanted!r}")
-        known = {f.name: f for f in dataclasses.fields(cls)}
-        ours = {cls.renamed.get(k, k): v for k, v in raw.items()}
-        values: dict[str, Any] = {k: v for k, v in ours.items() if k in known and v is not None}
-        for key, value in values.items():
-            if known[key].type == "float" and isinstance(value, int):  # a round rope_theta
-                values[key] = float(value)
-        if "n_heads" in values:
-            values.setdefault("n_kv_heads", values["n_heads"])
+        raw = _without_rope(raw)
+        cls._check_known(raw, {ignore} if isinstance(ignore, str) else set(ignore))
+        values = cls._values(raw)
         size, ids = cls.published
         if values.get("vocab_size") == size:
-            values = {**ids, **values}
-        missing = [k for k, f in known.items() if f.default is dataclasses.MISSING and k not in values]
+            for name, token in ids.items():
+                values.setdefault(name, token)
+        missing = [k for k, f in cls._fields().items() if f.default is dataclasses.MISSING and k not in values]
         if missing:
             raise InputError(f"config.json: missing {', '.join(missing)}; add the key or name another folder")
-        return cls(**values)
+        config = cls(**values)
+        for key, name in cls.repeated.items():
+            if raw.get(key) not in (None, getattr(config, name)):
+                raise InputError(f"config.json {key}: found {raw[key]!r}, expected {getattr(config, name)!r} as {name}")
+        return config
+
+    @classmethod
+    def _fields(cls) -> dict[str, dataclasses.Field[Any]]:
+        return {f.name: f for f in dataclasses.fields(cls)}
+
+    @classmethod
+    def _check_known(cls, raw: Mapping[str, Any], ignore: set[str]) -> None:
+        """Raises InputError for a value other than the required one, and for keys neither known nor ignored."""
+        unknown = {}
+        for key, found in raw.items():
+            kind = cls.kind_of(key)
+            if key in ignore and kind in ("used", "required"):
+                raise InputError(f"ignore: found {key!r}, which {cls.__name__} reads, expected keys that it does not")
+            if kind == "required" and not _fits(found, cls.required[key]):
+                raise InputError(f"config.json {key}: found {found!r}, expected {cls.required[key]!r}")
+            if kind is None and found is not None and key not in ignore:
+                unknown[key] = found
+        if unknown:
+            shown = {key if key.isprintable() else ascii(key): value for key, value in unknown.items()}
+            found = ", ".join(f"{key}: found {reprlib.repr(value)}" for key, value in shown.items())
+            options = " ".join(f"--ignore-config {shlex.quote(key)}" for key in shown)
+            raise InputError(
+                f"config.json {found}, expected keys that {cls.__name__} knows; where the model's numbers do not hang "
+                f"on them, load(ignore={tuple(unknown)!r}) or {options}"
+            )
+
+    @classmethod
+    def _values(cls, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that a config.json gives, by our names. Raises InputError where it gives one two values."""
+        known, given = cls._fields(), {}
+        values: dict[str, Any] = {}
+        for key, value in raw.items():
+            name = cls.renamed.get(key, key)
+            if name not in known or value is None:
+                continue
+            if values.get(name, value) != value:
+                raise InputError(
+                    f"config.json {key}: found {value!r} beside {given[name]} {values[name]!r}, expected the same; "
+                    "remove the wrong one"
+                )
+            # A round rope_theta is an int in JSON.
+            values[name] = float(value) if known[name].type == "float" and isinstance(value, int) else value
+            given[name] = key
+        if "n_heads" in values:
+            values.setdefault("n_kv_heads", values["n_heads"])
+        return values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +237,9 @@ class HfConfig(Config):
 
     required: ClassVar[Mapping[str, Any]] = {
         "hidden_act": "silu",
-        "rope_scaling": None,
+        "layer_types": Each("full_attention"),
+        "mlp_bias": False,
+        "partial_rotary_factor": 1.0,
         "use_sliding_window": False,
     }
     renamed: ClassVar[Mapping[str, str]] = _RENAMED
@@ -123,10 +248,51 @@ class HfConfig(Config):
     def tied(self) -> bool:  # type: ignore[override]
         return self.tie_word_embeddings
 
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Config:
-        """As `Config.from_dict`; newer files keep `rope_theta` in `rope_parameters`."""
-        rope = raw.get("rope_parameters") or {}
-        if rope.get("rope_type", "default") != "default":
-            raise InputError(f"config.json rope_parameters: found rope_type {rope['rope_type']!r}, expected 'default'")
-        return super().from_dict({**{k: v for k, v in rope.items() if k == "rope_theta"}, **raw})
+
+def _fits(found: Any, wanted: Any) -> bool:
+    """Whether a value is the required one; null, false, 0 and an empty list or object all turn a feature off."""
+    if isinstance(wanted, Each):
+        layers = found if isinstance(found, list) else [] if found is None else [found]
+        return all(layer == wanted.value for layer in layers)
+    return found == wanted or (not found and not wanted)
+
+
+def _without_rope(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json without transformers' objects of rotary positions, what they say written out as its own keys.
+
+    Their `rope_theta` and `partial_rotary_factor` are the file's; a key of theirs that is not known here becomes an
+    unknown key `rope_parameters.KEY`. Raises InputError for another type than "default", for a scaling factor, and
+    where two places of the file contradict each other.
+    """
+    flat, given = {key: value for key, value in raw.items() if key not in _ROPE}, {}
+    for place, rope in _rope_objects(raw):
+        for key, value in rope.items():
+            name, wanted = f"{place}.{key}", {"rope_type": "default", "type": "default", "factor": 1.0}.get(key)
+            if value is None:
+                continue
+            if key in ("rope_theta", "partial_rotary_factor"):
+                if flat.get(key) not in (None, value):
+                    raise InputError(
+                        f"config.json {name}: found {value!r} beside {given.get(key, key)} {flat[key]!r}, expected the "
+                        "same; remove the wrong one"
+                    )
+                flat[key] = value
+                given.setdefault(key, name)
+            elif wanted is None:
+                flat[name] = value
+            elif value != wanted:
+                raise InputError(f"config.json {name}: found {value!r}, expected {wanted!r}")
+    return flat
+
+
+def _rope_objects(raw: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Where rotary positions are described, and how; an object may hold others, one for each type of layer."""
+    for place in _ROPE:
+        rope = raw.get(place)
+        if not rope:
+            continue
+        if not isinstance(rope, Mapping):
+            raise InputError(f"config.json {place}: found {rope!r}, expected an object")
+        nested = {key: value for key, value in rope.items() if isinstance(value, Mapping)}
+        yield place, {key: value for key, value in rope.items() if key not in nested}
+        yield from ((f"{place}.{key}", value) for key, value in nested.items())

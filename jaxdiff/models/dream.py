@@ -8,16 +8,14 @@ i - 1, and the first token at its own.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.models.config import HfConfig
-from jaxdiff.models.layers import Attention, SwiGLU
-from jaxdiff.models.stack import Group, Transformer
+from jaxdiff.models.config import SLIDING_WINDOW, HfConfig
+from jaxdiff.models.dense import DenseTransformer
 from jaxdiff.types import Inputs, KVCache, Params, Span
 from jaxdiff.windows import take
 
@@ -28,25 +26,25 @@ class DreamConfig(HfConfig):
 
     rope_theta: float = 1000000.0
 
+    required: ClassVar[Mapping[str, Any]] = {**HfConfig.required, "use_mrope": False}
+    harmless: ClassVar[frozenset[str]] = SLIDING_WINDOW
     published: ClassVar[tuple[int, Mapping[str, int]]] = (
         152064,
         {"mask_token_id": 151666, "eos_token_id": 151643, "eot_token_id": 151645},
     )
 
+    @property
+    def qkv_bias(self) -> bool:
+        return True
+
 
 @dataclasses.dataclass(frozen=True)
-class Dream(Transformer):
+class Dream(DenseTransformer):
     """Dream-7B, Dream-Coder."""
 
     config: DreamConfig
 
     shifted = tempered = True
-
-    def groups(self) -> tuple[Group, ...]:
-        c = self.config
-        scale = 1.0 / (2 * c.n_layers)
-        attention = functools.partial(Attention, c.n_heads, c.n_kv_heads, c.head_dim, bias=True, scale=scale)
-        return (Group("layers", c.n_layers, attention, functools.partial(SwiGLU, c.mlp_hidden_size, scale=scale)),)
 
     def apply(
         self,

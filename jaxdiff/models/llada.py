@@ -7,13 +7,11 @@ MLP is SwiGLU; `ff_proj` is the gate. The same code serves the shipped model, LL
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from jaxdiff.models.config import Config
-from jaxdiff.models.layers import Attention, SwiGLU
-from jaxdiff.models.stack import Group, Transformer
+from jaxdiff.models.dense import DenseTransformer
 from jaxdiff.types import InputError
 
 
@@ -36,12 +34,39 @@ class LladaConfig(Config):
         "scale_logits": False,
         "attention_layer_norm": False,
         "input_emb_norm": False,
+        "rope_full_precision": True,
+        "layer_norm_with_affine": True,
+        "bias_for_layer_norm": False,
+        "block_group_size": 1,
+        "multi_query_attention": None,
     }
+    repeated: ClassVar[Mapping[str, str]] = {"embedding_size": "vocab_size"}
+    harmless: ClassVar[frozenset[str]] = frozenset(
+        {
+            # of features that are required to be off, or in place of which another key is required
+            "alibi_bias_max",
+            "attention_layer_norm_with_affine",
+            "mlp_ratio",
+            # which kernel computes attention, and what training computed in
+            "flash_attention",
+            "flash_attn_varlen",
+            "precision",
+            # initial weights
+            "init_cutoff_factor",
+            "init_device",
+            "init_fn",
+            "init_std",
+        }
+    )
     # The end of a turn is named in `generate.py` alone; the other two for files that leave them to the tokenizer.
     published: ClassVar[tuple[int, Mapping[str, int]]] = (
         126464,
         {"eot_token_id": 126348, "eos_token_id": 126081, "mask_token_id": 126336},
     )
+
+    @property
+    def qkv_bias(self) -> bool:
+        return self.include_qkv_bias
 
     def __post_init__(self) -> None:
         if self.d_model % self.n_heads or self.head_dim not in (0, self.d_model // self.n_heads):
@@ -50,7 +75,7 @@ class LladaConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True)
-class Llada(Transformer):
+class Llada(DenseTransformer):
     """LLaDA-8B, LLaDA-1.5, and the model that ships."""
 
     config: LladaConfig
@@ -58,10 +83,3 @@ class Llada(Transformer):
     @property
     def rope_dtype(self) -> str:
         return "float32"
-
-    def groups(self) -> tuple[Group, ...]:
-        c = self.config
-        scale = 1.0 / (2 * c.n_layers)
-        heads = (c.n_heads, c.n_kv_heads, c.head_dim)
-        attention = functools.partial(Attention, *heads, bias=c.include_qkv_bias, scale=scale)
-        return (Group("layers", c.n_layers, attention, functools.partial(SwiGLU, c.mlp_hidden_size, scale=scale)),)

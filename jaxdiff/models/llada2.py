@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdiff.models.config import HfConfig
-from jaxdiff.models.layers import Attention, SwiGLU
+from jaxdiff.models.config import SLIDING_WINDOW, HfConfig
+from jaxdiff.models.dense import attention, output_scale, swiglu
 from jaxdiff.models.moe import Mixture, Routes
 from jaxdiff.models.stack import Group, Transformer
 from jaxdiff.types import InputError
@@ -30,7 +30,7 @@ class Llada2Config(HfConfig):
     Attributes:
         mlp_hidden_size: of the dense layers; `moe_intermediate_size`: of one expert.
         n_group, topk_group: experts fall into groups, and those of the best groups alone may be chosen.
-        attention_block: the published decode's block, which no config names.
+        attention_block: the published decode's block (`block_size`, which few files name).
     """
 
     num_experts: int
@@ -53,7 +53,13 @@ class Llada2Config(HfConfig):
         "norm_head": False,
         "norm_topk_prob": True,
         "score_function": "sigmoid",
+        "moe_router_enable_expert_bias": True,
+        "router_dtype": "fp32",
+        "use_rmsnorm": True,
     }
+    renamed: ClassVar[Mapping[str, str]] = {**HfConfig.renamed, "block_size": "attention_block"}
+    repeated: ClassVar[Mapping[str, str]] = {"rotary_dim": "rotary_dim"}
+    harmless: ClassVar[frozenset[str]] = SLIDING_WINDOW
     published: ClassVar[tuple[int, Mapping[str, int]]] = (157184, {"mask_token_id": 156895, "eos_token_id": 156892})
 
     def __post_init__(self) -> None:
@@ -66,6 +72,14 @@ class Llada2Config(HfConfig):
             raise InputError(
                 f"first_k_dense_replace: found {self.first_k_dense_replace}, expected 0 to {self.n_layers - 1}"
             )
+
+    @property
+    def qkv_bias(self) -> bool:
+        return self.use_qkv_bias
+
+    @property
+    def qk_norm(self) -> bool:
+        return True
 
     @property
     def rotary_dim(self) -> int:
@@ -86,9 +100,6 @@ class Llada2(Transformer):
 
     def groups(self) -> tuple[Group, ...]:
         c = self.config
-        scale = 1.0 / (2 * c.n_layers)
-        heads = (c.n_heads, c.n_kv_heads, c.head_dim)
-        attention = functools.partial(Attention, *heads, bias=c.use_qkv_bias, norm_eps=c.rms_norm_eps, scale=scale)
         choose = functools.partial(
             group_limited,
             k=c.num_experts_per_tok,
@@ -103,11 +114,11 @@ class Llada2(Transformer):
             choose,
             bias=True,
             shared=c.num_shared_experts * c.moe_intermediate_size,
-            scale=scale,
+            scale=output_scale(c),
         )
-        dense = functools.partial(SwiGLU, c.mlp_hidden_size, scale=scale)
-        first = (Group("dense", c.first_k_dense_replace, attention, dense),) if c.first_k_dense_replace else ()
-        return (*first, Group("layers", c.n_layers - c.first_k_dense_replace, attention, mixture))
+        dense = Group("dense", c.first_k_dense_replace, attention(c), swiglu(c))
+        routed = Group("layers", c.n_layers - c.first_k_dense_replace, attention(c), mixture)
+        return (dense, routed) if dense.depth else (routed,)
 
 
 def group_limited(

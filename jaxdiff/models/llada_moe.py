@@ -16,11 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdiff.models.config import Config, HfConfig
-from jaxdiff.models.layers import Attention
+from jaxdiff.models.config import Each, HfConfig
+from jaxdiff.models.dense import attention, output_scale
 from jaxdiff.models.moe import Mixture, Routes
 from jaxdiff.models.stack import Group, Transformer
-from jaxdiff.types import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,8 +43,15 @@ class LladaMoeConfig(HfConfig):
         "qk_layernorm": True,
         "norm_topk_prob": False,
         "routed_scaling_factor": 1.0,
-        "partial_rotary_factor": 1.0,
+        "moe_layer_freq": Each(1),
+        "moe_router_score_function": "softmax",
+        "router_num_group": None,
+        "router_topk_group": None,
+        "shared_expert_intermediate_size": None,
+        "clip_qkv": None,
     }
+    # The width of layers without experts, of which there are none; a loss.
+    harmless: ClassVar[frozenset[str]] = frozenset({"dense_intermediate_size", "router_aux_loss_coef"})
     renamed: ClassVar[Mapping[str, str]] = {
         **{k: v for k, v in HfConfig.renamed.items() if v != "mlp_hidden_size"},
         "expert_intermediate_size": "mlp_hidden_size",
@@ -53,16 +59,9 @@ class LladaMoeConfig(HfConfig):
     }
     published: ClassVar[tuple[int, Mapping[str, int]]] = (157184, {"mask_token_id": 156895, "eos_token_id": 156892})
 
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Config:
-        """As `Config.from_dict`. Raises InputError also for layers without experts, and for shared ones."""
-        layers = raw.get("moe_layer_freq")
-        if isinstance(layers, list) and not all(layers):
-            raise InputError(f"config.json moe_layer_freq: found {layers}, expected experts in every layer")
-        if raw.get("shared_expert_intermediate_size"):
-            found = raw["shared_expert_intermediate_size"]
-            raise InputError(f"config.json shared_expert_intermediate_size: found {found}, expected none")
-        return super().from_dict(raw)
+    @property
+    def qk_norm(self) -> bool:
+        return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +72,10 @@ class LladaMoe(Transformer):
 
     def groups(self) -> tuple[Group, ...]:
         c = self.config
-        scale = 1.0 / (2 * c.n_layers)
-        heads = (c.n_heads, c.n_kv_heads, c.head_dim)
-        attention = functools.partial(Attention, *heads, norm_eps=c.rms_norm_eps, scale=scale)
         choose = functools.partial(most_likely, k=c.num_experts_per_tok)
         mixture = (c.num_experts, c.mlp_hidden_size, choose)
-        mlp = functools.partial(Mixture, *mixture, bias=c.expert_bias, scale=scale)
-        return (Group("layers", c.n_layers, attention, mlp),)
+        mlp = functools.partial(Mixture, *mixture, bias=c.expert_bias, scale=output_scale(c))
+        return (Group("layers", c.n_layers, attention(c), mlp),)
 
 
 def most_likely(logits: Float[Array, "n X"], bias: Float[Array, " X"] | None, *, k: int) -> Routes:

@@ -7,13 +7,11 @@ not follow from the width, small sizes tie the head; logits are read at their ow
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from jaxdiff.models.config import HfConfig
-from jaxdiff.models.layers import Attention, SwiGLU
-from jaxdiff.models.stack import Group, Transformer
+from jaxdiff.models.config import SLIDING_WINDOW, HfConfig
+from jaxdiff.models.dense import DenseTransformer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,14 +28,28 @@ class SdarConfig(HfConfig):
 
     required: ClassVar[Mapping[str, Any]] = {**HfConfig.required, "attention_bias": False}
     renamed: ClassVar[Mapping[str, str]] = {**HfConfig.renamed, "block_size": "attention_block"}
+    # The others are of the authors' trainer: its kernels, its loss, its expert parallelism.
+    harmless: ClassVar[frozenset[str]] = SLIDING_WINDOW | {
+        "attn_implementation",
+        "debug",
+        "ep_size",
+        "fuse_cross_entropy",
+        "micro_forward",
+        "skip_checkpoint",
+        "use_deepep",
+    }
     published: ClassVar[tuple[int, Mapping[str, int]]] = (
         151936,
         {"mask_token_id": 151669, "eos_token_id": 151643, "eot_token_id": 151645},
     )
 
+    @property
+    def qk_norm(self) -> bool:
+        return True
+
 
 @dataclasses.dataclass(frozen=True)
-class Sdar(Transformer):
+class Sdar(DenseTransformer):
     """SDAR-1.7B, SDAR-4B, SDAR-8B (the dense sizes)."""
 
     config: SdarConfig
@@ -47,10 +59,3 @@ class Sdar(Transformer):
     @property
     def attention_block(self) -> int:
         return self.config.attention_block
-
-    def groups(self) -> tuple[Group, ...]:
-        c = self.config
-        scale = 1.0 / (2 * c.n_layers)
-        heads = (c.n_heads, c.n_kv_heads, c.head_dim)
-        attention = functools.partial(Attention, *heads, norm_eps=c.rms_norm_eps, scale=scale)
-        return (Group("layers", c.n_layers, attention, functools.partial(SwiGLU, c.mlp_hidden_size, scale=scale)),)

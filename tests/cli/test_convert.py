@@ -49,6 +49,18 @@ def test_a_published_folder_decodes_as_it_is(family, tmp_path, run):
     assert len(tokens[0]) == 32
 
 
+def test_an_unknown_key_is_refused_or_left_out(source, tmp_path, run, refused):
+    config = hf.LLADA_CONFIG | {"expert_capacity": 48}
+    (source / "config.json").write_text(json.dumps(config))
+    words = refused("convert", source, tmp_path / "ours")
+    assert f"{source / 'config.json'}: expert_capacity: found 48, expected keys that LladaConfig knows" in words
+    assert not (tmp_path / "ours").exists()
+    assert run("convert", source, tmp_path / "ours", "--ignore-config", "expert_capacity").code == 0
+    assert "expert_capacity" not in json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert run("export", tmp_path / "ours", tmp_path / "back").code == 0
+    assert json.loads((tmp_path / "back" / "config.json").read_text()) == config  # the authors' own is given back
+
+
 def test_refusals(source, tmp_path, refused):
     (tmp_path / "there").mkdir()
     assert "there: exists; name a new folder, or remove it" in refused("convert", source, tmp_path / "there")

@@ -154,3 +154,39 @@ def test_damaged_model(damage, refused, folder, tmp_path):
     do, words = DAMAGES[damage]
     do(copy)
     assert words in refused("generate", "26 + 48", "--model", copy, *SHORT)
+
+
+UNKNOWN = [
+    ("generate", "26 + 48", "--model"),
+    ("eval", "--n", "1", "--model"),
+    ("bench", "--model"),
+    ("collect", "--out", "traces", "--model"),
+    ("export",),
+]
+
+
+@pytest.mark.parametrize("command", UNKNOWN, ids=[command[0] for command in UNKNOWN])
+def test_an_unknown_key_of_a_config(command, refused, folder, tmp_path):
+    """Refused by name by every command that loads a model, and left alone where it is told to."""
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    damage_config(copy, colour="red", smell=3)
+    target = ("new",) if command == ("export",) else ()
+    words = refused(*command, copy, *target)
+    assert "config.json: colour: found 'red', smell: found 3, expected keys that LladaConfig knows" in words
+    assert "--ignore-config colour --ignore-config smell" in words
+    words = refused(*command, copy, *target, "--ignore-config", "colour")
+    assert "colour" not in words
+    assert "config.json: smell: found 3" in words
+    words = refused(*command, copy, *target, "--ignore-config", "d_model")
+    assert "config.json: ignore: found 'd_model', which LladaConfig reads" in words
+
+
+def test_a_model_with_ignored_keys_answers(run, folder, tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    damage_config(copy, colour="red", smell=3)
+    ignored = ("--ignore-config", "colour", "--ignore-config", "smell")
+    ran = run("generate", "26 + 48", "--model", copy, *SHORT, *ignored)
+    assert ran.code == 0
+    assert ran.out == run("generate", "26 + 48", "--model", folder, *SHORT).out

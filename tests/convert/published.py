@@ -46,7 +46,7 @@ CONFIGS = {
     "illada": _HF | {"architectures": ["ILLaDAForCausalLM"], "tie_word_embeddings": True},
     "dream": _HF | {"architectures": ["DreamModel"]},
     "sdar": _HF | {"architectures": ["SDARForCausalLM"], "tie_word_embeddings": True, "block_size": 8},
-    "llada_moe": _HF
+    "llada_moe": {k: v for k, v in _HF.items() if k != "intermediate_size"}
     | _EXPERTS
     | {
         "architectures": ["LLaDAMoEModelLM"],
