@@ -14,7 +14,7 @@ from jaxdiff.cli.options import Decoding
 HOME = Path(__file__).parents[1]
 DOCUMENTS = [HOME / name for name in ("README.md", "BUILD.md", "CONTRIBUTING.md")] + sorted(HOME.glob("docs/*.md"))
 SHELL = ("", "sh", "bash", "console")  # what a fenced block may call itself
-FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)  # in a list too
 INDENTED = re.compile(r"(?:^    .*\n)+", re.MULTILINE)
 SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
