@@ -127,10 +127,9 @@ class LayerAccess:
     ) -> tuple[Float[Array, "B K M E"], Float[Array, "N B K M E"]]:
         """As `_by_layer`, at any columns."""
         own, at = self._own(kept), self.at
-        index = at[:, None, :, None]  # type: ignore[index]
-        old = jnp.take_along_axis(own, index, axis=2)
+        old = jax.vmap(lambda row, at: row[:, at])(own, at)
         new = jnp.where(self.fresh[:, None, :, None], new, old)
-        return self._put_back(jnp.put_along_axis(own, index, new, axis=2, inplace=False), kept)
+        return self._put_back(jax.vmap(lambda row, at, new: row.at[:, at].set(new))(own, at, new), kept)
 
     def _put_back(
         self, own: Float[Array, "B K M E"], kept: Float[Array, "N B K M E"]

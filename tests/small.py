@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import Dream, DreamConfig, Llada, LladaConfig, Sdar, SdarConfig, pad_prompts
+import jaxdiff
+from jaxdiff import Decoder, Inputs, Sampling, pad_prompts
+from jaxdiff.models import Dream, DreamConfig, Llada, LladaConfig, Sdar, SdarConfig
 from jaxdiff.models.config import Config
 
 MASK, EOS, EOT, VOCAB = 3, 1, 2, 61
@@ -28,6 +30,7 @@ CONFIG = LladaConfig(
     dtype="float32",
 )
 MODEL = Llada(CONFIG)
+_SAMPLING = tuple(f.name for f in dataclasses.fields(Sampling))
 _SHAPE = {f.name: getattr(CONFIG, f.name) for f in dataclasses.fields(Config)}
 DREAM = Dream(DreamConfig(**_SHAPE))
 SDAR = Sdar(SdarConfig(**_SHAPE, attention_block=4))
@@ -51,21 +54,44 @@ def keys(rows, seed=0):
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(rows))
 
 
+def decoder(**parts):
+    """A `Decoder` in blocks of BLOCK, but for a model that has its own; fields of `Sampling` go there."""
+    sampling = {name: parts.pop(name) for name in _SAMPLING if name in parts}
+    return Decoder(**{"block_length": BLOCK, **parts}, sampling=Sampling(**sampling))
+
+
+def decode(*, order=range(4), seed=0, model_seed=0, model=MODEL, prompts=PROMPTS, multiple=1, gen_length=GEN, **parts):
+    """`jaxdiff.decode` of PROMPTS, rows in that order; `parts` are the decoder's, or `mesh` and `reference`."""
+    options = {name: parts.pop(name) for name in ("mesh", "reference") if name in parts}
+    ids, origin = batch(prompts, multiple)
+    order = list(order)
+    own = {} if model.attention_block is None else {"block_length": None}
+    return jaxdiff.decode(
+        model,
+        params(model_seed, model),
+        ids[order],
+        decoder(**own, **parts),
+        gen_length=gen_length,
+        origin=origin[order],
+        key=keys(len(prompts), seed)[jnp.asarray(order)],
+        **options,
+    )
+
+
 @functools.cache
-def _forward():
+def _forward(model):
     def forward(tree, tokens):
-        positions = jnp.arange(tokens.shape[0])[None]
-        features = MODEL.features(tree, tokens[None], positions, jnp.ones((1, tokens.shape[0]), bool))[0]
-        return features, features @ MODEL.head(tree)
+        features = model.apply(tree, Inputs.whole(tokens[None]))[0][0]
+        return features, features @ model.head(tree)
 
     return jax.jit(forward)
 
 
-def features(tree, tokens):
+def features(tree, tokens, model=MODEL):
     """One row alone, without padding: [L, D]."""
-    return np.asarray(_forward()(tree, jnp.asarray(tokens, jnp.int32))[0])
+    return np.asarray(_forward(model)(tree, jnp.asarray(tokens, jnp.int32))[0])
 
 
-def logits(tree, tokens):
+def logits(tree, tokens, model=MODEL):
     """One row alone, without padding: float64 [L, V]."""
-    return np.asarray(_forward()(tree, jnp.asarray(tokens, jnp.int32))[1], np.float64)
+    return np.asarray(_forward(model)(tree, jnp.asarray(tokens, jnp.int32))[1], np.float64)

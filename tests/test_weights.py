@@ -9,10 +9,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jaxdiff
-from jaxdiff import InputError, build, decode, make_mesh
+from jaxdiff import InputError, Inputs, build, caches, decode, make_mesh
 from jaxdiff.bench.shapes import abstract_params, random_params, shaped
 from jaxdiff.convert.engine import from_tensors, to_tensors
-from jaxdiff.decode.cache import parse_cache
 from jaxdiff.parallel import place, shardings
 from jaxdiff.policies import Threshold
 from jaxdiff.weights import full, plain, quantised
@@ -35,8 +34,7 @@ def test_logits_are_off_by_little_and_matrices_weigh_a_quarter_of_float32(family
     @jax.jit
     def logits(params):
         tokens = jax.random.randint(jax.random.key(1), (2, 12), 4, small.VOCAB)
-        column = jnp.broadcast_to(jnp.arange(12), (2, 12))
-        return model.features(params, tokens, column, column >= 0) @ full(model.head(params), jnp.float32)
+        return model.apply(params, Inputs.whole(tokens))[0] @ full(model.head(params), jnp.float32)
 
     right, found = logits(params), logits(light)
     off = np.linalg.norm(found - right, axis=-1) / np.linalg.norm(right, axis=-1)
@@ -70,8 +68,8 @@ def test_a_decode_gives_the_tokens_of_the_weights_that_int8_stands_for():
     prompts, origin = small.batch()
 
     def run(params):
-        options = dict(policy=Threshold(0.5), cache=parse_cache("dual"), origin=origin)
-        return decode(small.MODEL, params, prompts, gen_length=small.GEN, block_length=small.BLOCK, **options)
+        decoder = small.decoder(policy=Threshold(0.5), cache=caches.Dual())
+        return decode(small.MODEL, params, prompts, decoder, gen_length=small.GEN, origin=origin)
 
     found, expected = run(light), run(plain(light))
     assert not int(expected.near_ties.sum()), "draw another seed: float rounding decides here"

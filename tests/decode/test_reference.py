@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import EosStop, NoStop, decode
+from jaxdiff import decode
 from jaxdiff.policies import parse
+from jaxdiff.stoppers import Eos, NoStop
 from tests import reference, small
 
 CASES = {
@@ -31,20 +32,14 @@ CASES = {
 
 
 def compare(policy, rule, *, seeds=(0, 1), stop=False, **options):
-    prompts, origin = small.batch()
     nfe = []
     for seed in seeds:
-        params, keys = small.params(seed), small.keys(len(prompts), seed)
-        result = decode(
-            small.MODEL,
-            params,
-            prompts,
-            origin=origin,
+        params, keys = small.params(seed), small.keys(len(small.PROMPTS), seed)
+        result = small.decode(
             policy=parse(policy),
-            stop=EosStop() if stop else NoStop(),
-            gen_length=small.GEN,
-            block_length=small.BLOCK,
-            key=keys,
+            stop=Eos() if stop else NoStop(),
+            seed=seed,
+            model_seed=seed,
             temperature=options.get("temperature", 0.0),
             cfg_scale=options.get("cfg"),
             forbid_eos=bool(options.get("forbid")),
@@ -112,17 +107,18 @@ def _vouched(chosen, seen):
 
 
 def test_the_standard_decode_of_a_row_needs_one_forward_a_token():
-    prompts, origin = small.batch()
-    result = decode(small.MODEL, small.params(), prompts, origin=origin, gen_length=small.GEN, block_length=small.BLOCK)
+    result = small.decode()
     assert result.nfe.tolist() == [small.GEN] * 4
     assert all(sorted(row) == list(range(small.GEN)) for row in result.commit_step.tolist())
 
 
 def test_one_key_for_all_is_folded_by_row():
     prompts, origin = small.batch()
-    options = dict(origin=origin, gen_length=small.GEN, block_length=small.BLOCK, temperature=1.0)
-    one = decode(small.MODEL, small.params(), prompts, key=jax.random.key(7), **options)
-    each = decode(small.MODEL, small.params(), prompts, key=small.keys(4, 7), **options)
+    hot = small.decoder(temperature=1.0)
+
+    def run(key):
+        return decode(small.MODEL, small.params(), prompts, hot, origin=origin, gen_length=small.GEN, key=key)
+
+    one, each = run(jax.random.key(7)), run(small.keys(4, 7))
     np.testing.assert_array_equal(np.asarray(one.tokens), np.asarray(each.tokens))
-    other = decode(small.MODEL, small.params(), prompts, key=jax.random.key(8), **options)
-    assert (np.asarray(one.tokens) != np.asarray(other.tokens)).any()
+    assert (np.asarray(one.tokens) != np.asarray(run(jax.random.key(8)).tokens)).any()

@@ -7,14 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from jaxdiff import InputError, build, load, save
 from jaxdiff.models import FAMILIES
-from jaxdiff.models.layers import remember_by_layer, remember_by_window, visible
+from jaxdiff.models.layers import visible
 from jaxdiff.models.moe import Experts
-from jaxdiff.types import Span, Window
+from jaxdiff.types import Inputs, Span
 from jaxdiff.windows import put, take
 from tests.models.published_configs import PUBLISHED
 from tests.small import MODEL
@@ -79,91 +77,79 @@ def test_a_folder_of_ours_gives_the_model_back(family, tmp_path):
 def test_the_features_of_some_tokens_are_those_of_all(family, count):
     """Each row read elsewhere: from its first token, to its last, inside, and from its first token behind padding."""
     model = MODEL if family == "llada" else build(SMALL[family] | {"dtype": "float32"})
-    tree, tokens, positions, valid = rows_of(model)
+    tree, inputs = rows_of(model)
     start = jnp.minimum(jnp.array([0, 6, 3, 2]), 11 - count)
-    some = jax.jit(model.features)(tree, tokens, positions, valid, read=Span(start, count))
-    every = jax.jit(model.features)(tree, tokens, positions, valid)
+    some, nothing = jax.jit(model.apply)(tree, inputs, read=Span(start, count))
+    every, _ = jax.jit(model.apply)(tree, inputs)
     np.testing.assert_allclose(some, take(every, start, count), atol=1e-5)
+    assert nothing is None
 
 
 @pytest.mark.usefixtures("strict")
 def test_some_tokens_are_read_where_the_prompt_does_not_see_the_answer():
     model = build(SMALL["illada"] | {"dtype": "float32", "prefix_lm": True})
-    tree, tokens, positions, valid = rows_of(model)
     start, prompt = jnp.array([0, 6, 3, 2]), jnp.array([4, 1, 5, 3])
-    some = jax.jit(model.features)(tree, tokens, positions, valid, prompt, Span(start, 5))
-    every = jax.jit(model.features)(tree, tokens, positions, valid, prompt)
+    tree, inputs = rows_of(model, prompt_length=prompt)
+    some, _ = jax.jit(model.apply)(tree, inputs, read=Span(start, 5))
+    every, _ = jax.jit(model.apply)(tree, inputs)
     np.testing.assert_allclose(some, take(every, start, 5), atol=1e-5)
-    blind = jax.jit(model.features)(tree, tokens, positions, valid, jnp.zeros_like(prompt))
+    blind, _ = jax.jit(model.apply)(tree, dataclasses.replace(inputs, prompt_length=jnp.zeros_like(prompt)))
     assert not np.allclose(every, blind, atol=1e-3)  # else the prompt was not looked at
 
 
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("length", [8, 11])
 @pytest.mark.parametrize("family", ["llada", *SMALL])
-def test_some_tokens_of_a_window_are_read_over_a_memory(family, length):
+def test_some_tokens_of_a_window_are_read_over_a_kv_cache(family, length):
     """A window is written where it is fresh, all of it, whichever part is read; 11 is a rebuild of the canvas."""
     model = MODEL if family == "llada" else build(SMALL[family] | {"dtype": "float32"})
-    tree, tokens, positions, valid = rows_of(model)
+    tree, canvas = rows_of(model)
     rows = jnp.minimum(jnp.array([3, 0, 2, 1]), 11 - length)
-    memory = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(2), x.shape), model.memory(4, 11))
-    window = Window(start=rows, fresh=jax.random.bernoulli(jax.random.key(3), 0.7, (4, length)))
-    arguments = (tree, take(tokens, rows, length), positions, valid, window, memory)
+    kv = noisy(model.empty_kv(4, 11))
+    inputs = window(canvas, rows, jax.random.bernoulli(jax.random.key(3), 0.7, (4, length)))
+    arguments = (tree, inputs, kv, None if length == 11 else rows)
     start = jnp.array([1, 3, 0, 2])
-    some, after = jax.jit(model.recall)(*arguments, read=Span(start, 5))
-    every, whole = jax.jit(model.recall)(*arguments)
+    some, after = jax.jit(model.apply)(*arguments, read=Span(start, 5))
+    every, whole = jax.jit(model.apply)(*arguments)
     np.testing.assert_allclose(some, take(every, start, 5), atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after, whole)
-    fresh = put(jnp.zeros((4, 11), bool), window.fresh, rows)
-    for old, new in zip(jax.tree.leaves(memory), jax.tree.leaves(after), strict=True):
+    fresh = put(jnp.zeros((4, 11), bool), inputs.fresh, rows)
+    for old, new in zip(jax.tree.leaves(kv), jax.tree.leaves(after), strict=True):
         for changed in (old != new).any(axis=(2, 4)):  # in every layer
             np.testing.assert_array_equal(changed, fresh)
 
 
 @pytest.mark.usefixtures("strict")
-@given(seed=st.integers(0, 2**20), layer=st.integers(0, 2), width=st.integers(1, 5))
-@settings(max_examples=20, deadline=None)
-def test_windows_are_remembered_alike_on_every_device(seed, layer, width):
-    """By layer is what a TPU runs; both against numpy."""
-    keys = jax.random.split(jax.random.key(seed), 4)
-    memory, new = jax.random.normal(keys[0], (3, 4, 2, 7, 5)), jax.random.normal(keys[1], (4, 2, width, 5))
-    fresh = jax.random.bernoulli(keys[2], 0.6, (4, width))
-    start = jax.random.randint(keys[3], (4,), 0, 7 - width + 1)
-    expected = np.array(memory)
-    for row, column in itertools.product(range(4), range(width)):
-        if fresh[row, column]:
-            expected[layer, row, :, start[row] + column] = new[row, :, column]
-    for remember, kept in itertools.product((remember_by_window, remember_by_layer), (True, False)):
-        own, after = jax.jit(remember)(new, memory, jnp.int32(layer), Window(start=start, fresh=fresh, kept=kept))
-        np.testing.assert_array_equal(own, expected[layer])
-        if kept or remember is remember_by_window:
-            np.testing.assert_array_equal(after, expected)
-        else:
-            np.testing.assert_array_equal(after, memory)
-
-
-@pytest.mark.usefixtures("strict")
-def test_a_memory_may_have_more_columns_than_a_shorter_canvas():
+def test_a_kv_cache_may_have_more_columns_than_a_shorter_canvas():
     """What lies right of it stays, and is not seen."""
-    tree, tokens, positions, valid = rows_of(MODEL)
-    wide = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(2), x.shape), MODEL.memory(4, 16))
+    tree, canvas = rows_of(MODEL)
+    wide = noisy(MODEL.empty_kv(4, 16))
     narrow = jax.tree.map(lambda x: x[:, :, :, :11], wide)
+    start = jnp.zeros(4, jnp.int32)
     for length, read in itertools.product((8, 11), (None, Span(jnp.array([1, 3, 0, 2]), 5))):
-        window = Window(start=jnp.zeros(4, jnp.int32), fresh=jnp.ones((4, length), bool))
-        arguments = (tree, tokens[:, :length], positions, valid, window)
-        found, after = jax.jit(MODEL.recall)(*arguments, wide, read=read)
-        expected, kept = jax.jit(MODEL.recall)(*arguments, narrow, read=read)
+        inputs, at = window(canvas, start, jnp.ones((4, length), bool)), None if length == 11 else start
+        found, after = jax.jit(MODEL.apply)(tree, inputs, wide, at, read)
+        expected, kept = jax.jit(MODEL.apply)(tree, inputs, narrow, at, read)
         np.testing.assert_allclose(found, expected, atol=1e-6)
         for a, b, old in zip(*map(jax.tree.leaves, (after, kept, wide)), strict=True):
             np.testing.assert_allclose(a[:, :, :, :11], b, atol=1e-6)
             np.testing.assert_array_equal(a[:, :, :, 11:], old[:, :, :, 11:])
 
 
-def rows_of(model):
-    """Four rows of 11, the last two with two columns of padding on the left."""
+def rows_of(model, **fields):
+    """Params; and four rows of 11, the last two with two columns of padding on the left."""
     tokens = jax.random.randint(jax.random.key(1), (4, 11), 0, model.config.vocab_size)
-    column = jnp.arange(11)[None] - jnp.array([[0], [0], [2], [2]])
-    return model.init(jax.random.key(0)), tokens, jnp.maximum(column, 0), column >= 0
+    return model.init(jax.random.key(0)), Inputs.whole(tokens, jnp.array([0, 0, 2, 2]), **fields)
+
+
+def window(canvas, start, fresh, **fields):
+    """As many columns of the canvas as `fresh` has, from each row's start on."""
+    fed = {name: take(getattr(canvas, name), start, fresh.shape[1]) for name in ("tokens", "positions")}
+    return dataclasses.replace(canvas, **fed, fresh=fresh, **fields)
+
+
+def noisy(kv, seed=2):
+    return jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(seed), x.shape), kv)
 
 
 @pytest.mark.parametrize("family", SMALL)
@@ -172,7 +158,7 @@ def test_the_program_does_not_grow_with_depth(family):
         model = build(SMALL[family] | {"num_hidden_layers": depth})
         tree = jax.eval_shape(model.init, jax.random.key(0))
         tokens = jnp.zeros((1, 4), jnp.int32)
-        program = str(jax.make_jaxpr(model.features)(tree, tokens, tokens, tokens == 0))
+        program = str(jax.make_jaxpr(model.apply)(tree, Inputs.whole(tokens)))
         assert len(re.findall(r"ragged_dot(?:_general)?\[", program)) == (
             3 if hasattr(model.config, "num_experts") else 0
         )  # for all experts
@@ -206,13 +192,12 @@ def test_a_config_that_does_not_fit_is_one_clear_line(family, change, words):
 
 def test_block_causal_attention_counts_from_the_row_s_first_token():
     """Two rows, the second with two columns of padding: blocks of 3 by position, padding seen by nobody."""
-    column = jnp.arange(7)[None] - jnp.array([[0], [2]])
-    positions, valid = jnp.maximum(column, 0), column >= 0
-    seen = np.asarray(visible(positions, positions, valid, 3))
+    inputs = Inputs.whole(jnp.zeros((2, 7), jnp.int32), jnp.array([0, 2]))
+    seen = np.asarray(visible(inputs, 3, False))
     assert seen[0].sum(axis=1).tolist() == [3, 3, 3, 6, 6, 6, 7]
     assert seen[1].sum(axis=1).tolist()[2:] == [3, 3, 3, 5, 5]
     assert not seen[1, :, :2].any()
-    assert visible(positions, positions, valid, None).shape == (2, 1, 7)
+    assert visible(inputs, None, False).shape == (2, 1, 7)
 
 
 @pytest.mark.usefixtures("strict")

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import InputError, Llada, LladaConfig, build
+from jaxdiff import InputError, Inputs, build
+from jaxdiff.models import Llada, LladaConfig
 from tests import small
 
 
@@ -54,8 +55,7 @@ def forward(config, params, tokens):
 
 def logits(model, params, tokens, origin=0):
     tokens = jnp.asarray(tokens)[None]
-    column = jnp.arange(tokens.shape[1])[None]
-    features = model.features(params, tokens, jnp.maximum(column - origin, 0), column >= origin)
+    features, _ = model.apply(params, Inputs.whole(tokens, jnp.asarray([origin])))
     return np.asarray(features.astype(jnp.float32) @ model.head(params).astype(jnp.float32))[0]
 
 
@@ -108,7 +108,7 @@ def test_compile_time_does_not_grow_with_depth():
         model = model_of(n_layers=depth)
         tree = jax.eval_shape(model.init, jax.random.key(0))
         tokens = jnp.zeros((1, 4), jnp.int32)
-        return str(jax.make_jaxpr(model.features)(tree, tokens, tokens, tokens == 0)).count("=")
+        return str(jax.make_jaxpr(model.apply)(tree, Inputs.whole(tokens))).count("=")
 
     assert equations(2) == equations(12)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from jaxdiff import Inputs
 from jaxdiff.convert import from_tensors
 from jaxdiff.models import llada2, llada_moe
 from jaxdiff.models.layers import RMSNorm, rope_table, visible
@@ -31,22 +32,21 @@ def load(family, dtype="float32", seed=1):
 
 
 def inputs():
-    column = jnp.arange(len(LONG))[None] - jnp.array([[0], [PADDING]])
     tokens = jnp.asarray(np.stack([LONG, np.concatenate([np.full(PADDING, 50), SHORT])]), jnp.int32)
-    return tokens, jnp.maximum(column, 0), column >= 0
+    return Inputs.whole(tokens, jnp.array([0, PADDING]))
 
 
-def streams(model, params, tokens, positions, valid):
+def streams(model, params, inputs):
     """What every layer puts out, one layer after another: the stack's parts without its scan."""
     stack = model.stack()
-    rope = rope_table(positions, stack.turned, stack.theta, jnp.dtype(stack.rope_dtype))
-    seen = visible(positions, positions, valid, stack.attention_block)
-    x, found = params["wte"][tokens], []
+    rope = rope_table(inputs.positions, stack.rotary_dim, stack.theta, jnp.dtype(stack.rope_dtype))
+    mask = visible(inputs, stack.attention_block, stack.prefix_lm)
+    x, found = params["wte"][inputs.tokens], []
     for group in stack.groups:
         block = Block(group.attention, group.mlp, stack.eps)
         for i in range(group.depth):
             layer = jax.tree.map(lambda leaf, i=i: leaf[i], params[group.name])
-            x, _ = block.apply({"params": layer}, x, rope, seen, None, None)
+            x, _ = block.apply({"params": layer}, x, rope, mask)
             found.append(x)
     return found
 
@@ -55,17 +55,17 @@ def streams(model, params, tokens, positions, valid):
 def results(family):
     """(streams, logits [2 T V], gradients) in float32."""
     model, params = load(family)
-    tokens, positions, valid = inputs()
+    both = inputs()
 
     @jax.jit
     def all_of_it(params):
         def loss(params):
-            logits = model.features(params, tokens, positions, valid) @ model.head(params)
-            likely = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
-            return -jnp.where(valid, likely, 0.0).sum(), logits
+            logits = model.apply(params, both)[0] @ model.head(params)
+            likely = jnp.take_along_axis(jax.nn.log_softmax(logits), both.tokens[..., None], axis=-1)[..., 0]
+            return -jnp.where(both.valid, likely, 0.0).sum(), logits
 
         gradients, logits = jax.grad(loss, has_aux=True)(params)
-        return streams(model, params, tokens, positions, valid), logits, gradients
+        return streams(model, params, both), logits, gradients
 
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         return jax.device_get(all_of_it(params))
@@ -110,7 +110,7 @@ def test_bfloat16_is_close_to_pytorch_s_float32(family):
         reference = network(family, seed=seed)
         model, params = load(family, "bfloat16", seed)
         if forward is None:  # one program for all draws
-            forward = jax.jit(lambda params, model=model: model.features(params, *inputs()) @ model.head(params))
+            forward = jax.jit(lambda params, model=model: model.apply(params, inputs())[0] @ model.head(params))
         found = forward(params)
         assert found.dtype == jnp.bfloat16
         _, expected = reference.run(LONG)
@@ -143,7 +143,7 @@ def test_bfloat16_is_close_in_every_draw_when_the_experts_are_held(family, monke
     def forward(params, chosen):
         nonlocal routes
         routes = iter(chosen)
-        last = streams(model, params, *(x[:1] for x in inputs()))[-1]
+        last = streams(model, params, jax.tree.map(lambda x: x[:1], inputs()))[-1]
         return RMSNorm(model.config.rms_norm_eps).apply({"params": params["ln_f"]}, last) @ model.head(params)
 
     monkeypatch.setattr(module, name, held)

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from jaxdiff import decode, pad_prompts
+from jaxdiff import Decoder, Sampling, decode, pad_prompts
 from jaxdiff.convert import from_tensors
 from jaxdiff.policies import parse
 from tests.parity import samplers
@@ -68,16 +68,9 @@ def test_tokens_and_nfe_equal_the_published_sampler(case):
     if reference.block:
         theirs["block"] = reference.block
     options = {"block_length": theirs.get("block"), "cfg_scale": theirs.get("cfg")} | ours
-    steps = options.pop("steps", None)
-    result = decode(
-        model,
-        params,
-        prompts,
-        origin=origin,
-        policy=parse(policy, steps=steps),
-        gen_length=theirs["gen"],
-        **options,
-    )
+    steps, block = options.pop("steps", None), options.pop("block_length")
+    decoder = Decoder(policy=parse(policy, steps=steps), sampling=Sampling(**options), block_length=block)
+    result = decode(model, params, prompts, decoder, gen_length=theirs["gen"], origin=origin)
     assert result.tokens.shape == (20, prompts.shape[1] + theirs["gen"])
     decided = np.flatnonzero(np.asarray(result.near_ties) == 0)
     assert len(decided) >= 18, "draw other weights: float rounding decides here"
