@@ -40,9 +40,7 @@ def test_every_way_of_writing_equals_numpy(way, seed, layer, width):
     pair = [draw.normal(size=(LAYERS, ROWS, HEADS, COLUMNS, SIZE)).astype(np.float32) for _ in range(2)]
     new = [draw.normal(size=(ROWS, width, HEADS, SIZE)).astype(np.float32) for _ in range(2)]
     fresh, at = draw.random((ROWS, width)) < 0.6, WAYS[way](draw, width)
-    fed = np.broadcast_to(np.arange(width) if at is None else at[:, None] + np.arange(width), (ROWS, width))
-    if way == "indices":
-        fed = at
+    fed = at if way == "indices" else np.zeros((ROWS, 1), int) + np.arange(width) + (0 if at is None else at[:, None])
     columns = width if at is None else COLUMNS - width % 2  # a canvas may be shorter than the cache
     expected = [np.array(leaf) for leaf in pair]
     for row, token in itertools.product(range(ROWS), range(width)):
