@@ -16,6 +16,7 @@ import typer
 import jaxdiff
 from jaxdiff.cli.bench import bench
 from jaxdiff.cli.convert import convert, export
+from jaxdiff.cli.demo import demo
 from jaxdiff.cli.evaluate import evaluate
 from jaxdiff.cli.generate import generate
 from jaxdiff.cli.learn import collect, fit
@@ -25,6 +26,7 @@ from jaxdiff.files import clear_scratch
 from jaxdiff.types import InputError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.command("demo")(demo)
 app.command("generate")(generate)
 app.command("eval")(evaluate)
 app.command("train")(train)
