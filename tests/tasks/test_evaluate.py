@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxdiff
 from jaxdiff import Checkpoint, InputError, Result, Tokenizer
-from jaxdiff.decode.many import request_keys
+from jaxdiff.decode import Timed
+from jaxdiff.decode.api import prepare
+from jaxdiff.decode.batches import request_keys
 from jaxdiff.policies import Threshold
+from jaxdiff.stoppers import Eos
 from jaxdiff.tasks import TASKS
 from jaxdiff.tasks.base import Problem
 from jaxdiff.tasks.evaluate import evaluate, sweep
@@ -18,6 +20,7 @@ from tests import small
 
 N, BATCH = 5, 2
 TAUS = (0.9, 0.6, 0.3)
+RUN = Timed.run
 
 
 class Letters:
@@ -49,25 +52,34 @@ def calls(monkeypatch):
     monkeypatch.setitem(TASKS, "letters", module)
     seen = []
 
-    def decode(model, params, prompts, *, origin, key, gen_length, run, **options):
+    def prepare(model, params, prompts, decoder, *, origin, key, gen_length, mesh):
+        options = {"decoder": decoder, "mesh": mesh, "gen_length": gen_length}
         seen.append({"origin": origin, "key": key, "shape": prompts.shape, "before": prompts[:, -2], **options})
         rows = prompts.shape[0]
         said = prompts[:, -1] + (prompts[:, -1] == 12)
         tail = np.full((rows, gen_length - 1), small.EOS, np.int32)
-        run.seconds += 0.5
-        run.compile_seconds = 3.0
         order = jnp.asarray(prompts[:, -1] - 10, jnp.int32)
         return Result(
             tokens=jnp.asarray(np.concatenate([prompts, said[:, None], tail], axis=1)),
+            origin=jnp.asarray(origin),
             lengths=order + 1,
             nfe=order + 2,
+            cheap=jnp.zeros((rows,), jnp.int32),
+            work=order / 2.0,
             commit_step=jnp.zeros((rows, gen_length), jnp.int32),
+            log_prob=jnp.zeros((rows, gen_length)),
             reason=jnp.zeros((rows,), jnp.int32),
             near_ties=order,
             policy=(),
         )
 
-    monkeypatch.setattr("jaxdiff.tasks.evaluate.decode", decode)
+    def run(timed, result):
+        timed.seconds += 0.5
+        timed.compile_seconds = 3.0
+        return result
+
+    monkeypatch.setattr("jaxdiff.tasks.evaluate.prepare", prepare)
+    monkeypatch.setattr("jaxdiff.tasks.evaluate.Timed.run", run)
     return seen
 
 
@@ -76,20 +88,22 @@ def test_report_counts_each_problem_once(checkpoint, calls):
     report = evaluate(
         checkpoint,
         "letters",
+        small.decoder(),
         n=N,
         batch_size=BATCH,
         gen_length=small.GEN,
-        block_length=small.BLOCK,
         progress=lambda *told: heard.append(told),
     )
     assert report.texts == ("a", "b", "d", "d", "e")
     assert report.correct.tolist() == [True, True, False, True, True]
     assert report.nfe.tolist() == [2, 3, 4, 5, 6]
+    assert report.work.tolist() == [0.0, 0.5, 1.0, 1.5, 2.0]
     assert report.lengths.tolist() == [1, 2, 3, 4, 5]
     assert report.near_ties.tolist() == [0, 1, 2, 3, 4]
     assert [problem.answer for problem in report.problems] == list("abcde")
     summary = report.summary()
     assert (summary["accuracy"], summary["nfe"], summary["tpf"], summary["n"]) == (0.8, 4.0, 15 / 20, 5)
+    assert summary["work"] == 1.0
     assert summary["accuracy_low"] < 0.8 < summary["accuracy_high"]
     assert (summary["seconds"], summary["compile_seconds"]) == (1.5, 3.0)
     assert heard == [(2, 3, 0.5), (4, 10, 1.0), (5, 15, 1.5)]
@@ -99,7 +113,7 @@ def test_problems_of_like_length_share_a_batch(checkpoint, calls, monkeypatch):
     worked = {"a": "....", "b": "", "c": "...", "d": "", "e": ""}
     made = [Problem(letter, text, letter) for letter, text in worked.items()]
     monkeypatch.setattr(TASKS["letters"], "problems", lambda split, seed: iter(made))
-    report = evaluate(checkpoint, "letters", n=N, batch_size=BATCH, gen_length=small.GEN, block_length=small.BLOCK)
+    report = evaluate(checkpoint, "letters", small.decoder(), n=N, batch_size=BATCH, gen_length=small.GEN)
     order = [1, 3, 4, 2, 0, 0]  # the last batch repeats its own
     for call, rows in zip(calls, (order[:2], order[2:4], order[4:]), strict=True):
         assert (call["key"] == request_keys(0, np.asarray(rows))).all()
@@ -108,28 +122,34 @@ def test_problems_of_like_length_share_a_batch(checkpoint, calls, monkeypatch):
 
 def test_a_sweep_equals_an_evaluation_of_each_value(calls, monkeypatch):
     """3 values x 4 problems in batches of 5: batches straddle values, and the last one is filled up."""
-    monkeypatch.setattr("jaxdiff.tasks.evaluate.decode", jaxdiff.decode)
+    monkeypatch.setattr("jaxdiff.tasks.evaluate.prepare", prepare)
+    monkeypatch.setattr("jaxdiff.tasks.evaluate.Timed.run", RUN)
     checkpoint = Checkpoint(small.MODEL, small.params(), Tokenizer(Letters(), small.EOS), Path("tiny"))
-    options = {"n": 4, "stop": jaxdiff.EosStop(), "gen_length": small.GEN, "block_length": small.BLOCK}
-    swept = sweep(checkpoint, "letters", lambda tau: Threshold(tau=tau), TAUS, batch_size=5, **options)
+    options = {"n": 4, "gen_length": small.GEN}
+
+    def decoder(tau):
+        return small.decoder(policy=Threshold(tau=tau), stop=Eos())
+
+    swept = sweep(checkpoint, "letters", decoder, TAUS, batch_size=5, **options)
     for report, tau in zip(swept, TAUS, strict=True):
-        alone = evaluate(checkpoint, "letters", policy=Threshold(tau=tau), **options)
+        alone = evaluate(checkpoint, "letters", decoder(tau), **options)
         assert report.texts == alone.texts
         np.testing.assert_array_equal(report.nfe, alone.nfe)
+        np.testing.assert_array_equal(report.work, alone.work)
         np.testing.assert_array_equal(report.lengths, alone.lengths)
     first, second, third = (report.nfe.sum() for report in swept)
     assert first > second > third, "the values must matter, or the test says nothing"
 
 
 def test_what_is_to_be_gone_on_with_is_no_turn_of_a_chat(checkpoint, calls):
-    evaluate(checkpoint, "letters", n=3, gen_length=small.GEN, block_length=small.BLOCK)
+    evaluate(checkpoint, "letters", small.decoder(), n=3, gen_length=small.GEN)
     assert (calls[0]["before"] == small.EOT).tolist() == [True, False, True]
 
 
 def test_batches_share_one_shape_and_problems_keep_their_keys(checkpoint, calls):
-    settings = {"n": N, "gen_length": small.GEN, "block_length": small.BLOCK, "temperature": 1.0}
+    settings = {"decoder": small.decoder(temperature=1.0), "n": N, "gen_length": small.GEN}
     evaluate(checkpoint, "letters", batch_size=BATCH, **settings)
-    pairs = [call for call in calls if call["temperature"] == 1.0]
+    pairs = [call for call in calls if call["decoder"].sampling.temperature == 1.0]
     assert {call["shape"] for call in pairs} == {(BATCH, 32)}
     evaluate(checkpoint, "letters", batch_size=N, **settings)
     together = calls[-1]["key"]
@@ -138,7 +158,7 @@ def test_batches_share_one_shape_and_problems_keep_their_keys(checkpoint, calls)
 
 def test_padding_gives_way_to_the_context(checkpoint, calls):
     room = small.CONFIG.max_sequence_length - 56
-    evaluate(checkpoint, "letters", n=2, gen_length=56, block_length=small.BLOCK)
+    evaluate(checkpoint, "letters", small.decoder(), n=2, gen_length=56)
     assert calls[0]["shape"] == (2, room)
 
 
@@ -152,7 +172,7 @@ def test_padding_gives_way_to_the_context(checkpoint, calls):
 )
 def test_refused(changes, words, checkpoint, calls):
     with pytest.raises(InputError, match=words):
-        evaluate(checkpoint, "letters", **{"gen_length": small.GEN, "block_length": small.BLOCK, **changes})
+        evaluate(checkpoint, "letters", small.decoder(), **{"gen_length": small.GEN, **changes})
     assert not calls
 
 
