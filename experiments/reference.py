@@ -1,0 +1,92 @@
+"""Write docs/reference.md from the tables of policies, fills, caches and stoppers: `python experiments/reference.py`.
+
+A test compares the file with what this writes, so that the reference cannot go stale.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+
+from jaxdiff.caches import CACHES
+from jaxdiff.decode import Sampling
+from jaxdiff.fills import FILLS
+from jaxdiff.policies import POLICIES, AllOf, AnyOf, Cap, Replay
+from jaxdiff.pytree import is_number
+from jaxdiff.registry import Registry
+from jaxdiff.stoppers import STOPPERS
+
+FILE = Path(__file__).parents[1] / "docs" / "reference.md"
+PARTS = {
+    "Policies": ("--policy", POLICIES, "Where: which positions commit, are edited or remasked at a step."),
+    "Fills": ("--fill", FILLS, "What: which tokens the chosen positions of a step get together."),
+    "Caches": ("--cache", CACHES, "Which keys and values are kept between passes, and when they are refreshed."),
+    "Stoppers": ("--stop", STOPPERS, "When a row's end moves left."),
+}
+COMBINED = {"any_of(A + B)": AnyOf, "all_of(A + B)": AllOf, "cap(K + A)": Cap, "(Python alone)": Replay}
+
+
+def reference() -> str:
+    """The whole document."""
+    parts = [
+        "# Reference",
+        "Every policy, fill, cache and stopper: how the command line names it, its class in Python, its",
+        "numbers with their range and default, what it does, where it is from, and when it is exact. Written by",
+        "`python experiments/reference.py` from the code; [guide.md](guide.md) says how to choose.",
+        "",
+        "In Python a number may be one value or one for each row; a new value never recompiles.",
+    ]
+    for title, (option, registry, what) in PARTS.items():
+        parts += ["", f"## {title}", "", f"{what} Command line: `{option} NAME[:K=V,...]`."]
+        parts += [line for name, cls in registry.classes().items() for line in entry(registry, name, cls)]
+        if registry is POLICIES:
+            parts += [line for name, cls in COMBINED.items() for line in entry(registry, name, cls)]
+    parts += ["", "## Sampling", "", *described(Sampling), "", *fields(Sampling)]
+    return "\n".join(parts) + "\n"
+
+
+def entry(registry: Registry, name: str, cls: type) -> list[str]:
+    """The section of one class."""
+    module = inspect.getmodule(cls)
+    room = "" if module is None else module.__name__.rpartition(".")[0]
+    about = inspect.getdoc(module) or ""
+    heading = [f"### `{name}`", "", f"`{room}.{cls.__name__}`", ""]
+    return ["", *heading, *about.splitlines(), "", *described(cls), "", *fields(cls)]
+
+
+def described(cls: type) -> list[str]:
+    """A class's docstring, its attributes as a list."""
+    text, _, attributes = (inspect.getdoc(cls) or "").partition("Attributes:")
+    lines = text.rstrip().splitlines()
+    for line in inspect.cleandoc(attributes).splitlines() if attributes else ():
+        first = not line.startswith(" ") and line.partition(":")[1]
+        lines += [f"- {line}"] if first else [f"  {line.strip()}"]
+    if attributes:
+        lines.insert(len(text.rstrip().splitlines()), "")
+    return lines
+
+
+def fields(cls: type) -> list[str]:
+    """A table of what can be set."""
+    rows = []
+    for field in dataclasses.fields(cls):
+        if is_number(field):
+            low, high = field.metadata["low"], field.metadata["high"]
+            kind = "whole number" if field.metadata["whole"] else "number"
+            values = f"{kind}, {low:g} or more" if high >= 2**20 else f"{kind}, {low:g} to {high:g}"
+        elif "options" in field.metadata:
+            values = ", ".join(field.metadata["options"])
+        elif isinstance(field.default, bool):
+            values = "true, false"
+        else:
+            continue
+        default = "off" if field.default is None else "needed" if field.default is dataclasses.MISSING else field.default
+        default = "unlimited" if default == 2**20 else default
+        rows.append(f"| `{field.name}` | {values} | {default} |")
+    return ["| argument | values | default |", "|---|---|---|", *rows] if rows else ["No arguments."]
+
+
+if __name__ == "__main__":
+    FILE.write_text(reference(), encoding="utf-8")
+    print(FILE)
