@@ -20,10 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxdiff
-from experiments.meshes import BLOCK_LENGTH, GEN_LENGTH, TEMPERATURE, compare, problems
+from experiments.meshes import BLOCK_LENGTH, GEN_LENGTH, TEMPERATURE, compare, decoder, problems
 from jaxdiff.cli.show import progress
-from jaxdiff.decode.many import batches
-from jaxdiff.policies import parse
+from jaxdiff.decode.batches import batches
 
 POLICIES = ("threshold:tau=0.9", "fixed:steps=16,order=random")
 SIZES = (2, 3, 8, 32)
@@ -41,13 +40,10 @@ def decoded(checkpoint: jaxdiff.Checkpoint, policy: str, order: np.ndarray, size
             checkpoint.model,
             checkpoint.params,
             given.prompts[rows],
+            decoder(policy, given.temperature[rows]),
             origin=given.origin[rows],
-            temperature=given.temperature[rows],
             key=given.keys[rows],
-            policy=parse(policy),
-            stop=jaxdiff.EosStop(),
             gen_length=GEN_LENGTH,
-            block_length=BLOCK_LENGTH,
         )
         parts.append(jax.tree.map(np.asarray, dataclasses.replace(result, policy=())))
         places.append(rows)

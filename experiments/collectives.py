@@ -21,13 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxdiff
-from jaxdiff.decode import api, loop
+from jaxdiff.bench.shapes import abstract_params
+from jaxdiff.decode import loop
+from jaxdiff.decode.layout import layout_of
+from jaxdiff.decode.state import Rows
+from jaxdiff.models import Llada, LladaConfig
 from jaxdiff.parallel import make_mesh, shardings
 from jaxdiff.policies import Threshold
 
 ROWS, PROMPT, GEN_LENGTH, BLOCK_LENGTH = 4, 64, 64, 32
 MESH = (1, 8)
-CONFIG = jaxdiff.LladaConfig(
+CONFIG = LladaConfig(
     vocab_size=126464,
     d_model=256,
     n_layers=4,
@@ -115,18 +119,28 @@ def collectives(text: str) -> list[Collective]:
 
 
 def compiled_text(
-    model: jaxdiff.Model, mesh: Any, *, rows: int, prompt: int, generated: int, block: int, cache: Any = None
+    model: jaxdiff.Model,
+    mesh: Any,
+    *,
+    rows: int,
+    prompt: int,
+    generated: int,
+    block: int,
+    cache: jaxdiff.Cache | None = None,
 ) -> str:
     """The compiled program of a decode on a mesh, from shapes alone."""
-    tree = jax.eval_shape(model.init, jax.random.key(0))
-    dtype = jnp.dtype(model.config.dtype)
-    tree = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)
-    canvas, origin = jax.ShapeDtypeStruct((rows, prompt + generated), jnp.int32), jnp.zeros((rows,), jnp.int32)
-    ways = (model, Threshold(0.9), jaxdiff.EosStop(), cache, 0.0, None, False, False, mesh)
-    settings = api._settings(*ways, rows=rows, first=prompt, generated=generated, block=block)
-    laid = shardings(model.config, tree, mesh)
-    keys = jax.random.split(jax.random.key(0), rows)
-    return loop.run.trace(model, laid, canvas, origin, keys, settings).lower().compile().as_text() or ""
+    decoder = jaxdiff.Decoder(
+        policy=Threshold(0.9), cache=cache or jaxdiff.caches.NoCache(), stop=jaxdiff.stoppers.Eos(), block_length=block
+    )
+    layout = layout_of(model, decoder, first=prompt, generated=generated, block=block, mesh=mesh)
+    given = Rows(
+        canvas=jnp.zeros((rows, prompt + generated), jnp.int32),
+        origin=jnp.zeros((rows,), jnp.int32),
+        last=jnp.full((rows,), prompt + generated, jnp.int32),
+        keys=jax.random.split(jax.random.key(0), rows),
+    )
+    params = shardings(model.config, abstract_params(model), mesh)
+    return loop.run.trace(model, layout, params, decoder, given).lower().compile().as_text() or ""
 
 
 def count(config: Any, found: list[Collective]) -> dict[str, Any]:
@@ -158,7 +172,7 @@ def vocabulary_sized(each: Collective, vocabulary: int) -> bool:
 
 def main() -> None:
     text = compiled_text(
-        jaxdiff.Llada(CONFIG),
+        Llada(CONFIG),
         make_mesh(*MESH),
         rows=ROWS,
         prompt=PROMPT,

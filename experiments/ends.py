@@ -13,6 +13,7 @@ from pathlib import Path
 import jaxdiff
 from jaxdiff.checkpoint import SHIPPED, learned_policy
 from jaxdiff.cli.show import progress
+from jaxdiff.stoppers import Eos, SafeEotp
 from jaxdiff.tasks import gsm_symbolic
 from jaxdiff.tasks.evaluate import evaluate
 
@@ -24,7 +25,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def main() -> None:
     checkpoint, policy, lines = jaxdiff.load(SHIPPED), learned_policy(SHIPPED), []
-    ways = {"eos": jaxdiff.EosStop()} | {f"eotp, keep {keep}": jaxdiff.EotpStop(keep=keep) for keep in KEPT}
+    ways = {"eos": Eos()} | {f"eotp, keep {keep}": SafeEotp(keep=keep) for keep in KEPT}
     for length, n in PROBLEMS.items():
         home: tuple[str, ...] = ()
         for name, stop in ways.items():
@@ -32,12 +33,11 @@ def main() -> None:
                 report = evaluate(
                     checkpoint,
                     gsm_symbolic.NAME,
-                    policy=policy,
+                    jaxdiff.Decoder(policy=policy, stop=stop),
                     n=n,
                     seed=SEED,
                     split="validation",
                     batch_size=ROWS,
-                    stop=stop,
                     gen_length=length,
                     progress=update,
                 )

@@ -39,10 +39,10 @@ def main(
             report = evaluate.evaluate(
                 checkpoint,
                 gsm_symbolic.NAME,
+                jaxdiff.Decoder(stop=jaxdiff.stoppers.Eos()),
                 n=n,
                 seed=seed,
                 gen_length=length,
-                stop=jaxdiff.EosStop(),
                 batch_size=ROWS,
                 progress=update,
             )

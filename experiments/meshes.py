@@ -29,8 +29,7 @@ import typer
 
 import jaxdiff
 from jaxdiff.checkpoint import SHIPPED, learned_policy
-from jaxdiff.decode.cache import parse_cache
-from jaxdiff.decode.many import pad_to_bucket, request_keys
+from jaxdiff.decode.batches import pad_to_bucket, request_keys
 from jaxdiff.parallel import parse_mesh
 from jaxdiff.policies import parse
 from jaxdiff.tasks import task
@@ -82,6 +81,17 @@ def problems(checkpoint: jaxdiff.Checkpoint, n: int) -> Problem:
     return Problem(prompts, origin, temperature, request_keys(SEED, np.arange(n)))
 
 
+def decoder(policy: str, temperature: np.ndarray, cache: str = "none") -> jaxdiff.Decoder:
+    """What every run decodes with."""
+    return jaxdiff.Decoder(
+        policy=parse(policy, learned=functools.partial(learned_policy, SHIPPED)),
+        cache=jaxdiff.caches.CACHES.parse(cache),
+        stop=jaxdiff.stoppers.Eos(),
+        sampling=jaxdiff.Sampling(temperature=temperature),
+        block_length=BLOCK_LENGTH,
+    )
+
+
 def run(policy: str, cache: str, mesh: str, n: int) -> jaxdiff.Result:
     """One policy and cache on one mesh, all rows in one batch."""
     checkpoint = jaxdiff.load(mesh=parse_mesh(mesh))
@@ -90,14 +100,10 @@ def run(policy: str, cache: str, mesh: str, n: int) -> jaxdiff.Result:
         checkpoint.model,
         checkpoint.params,
         given.prompts,
+        decoder(policy, given.temperature, cache),
         origin=given.origin,
-        temperature=given.temperature,
         key=given.keys,
-        policy=parse(policy, learned=functools.partial(learned_policy, SHIPPED)),
-        cache=parse_cache(cache),
-        stop=jaxdiff.EosStop(),
         gen_length=GEN_LENGTH,
-        block_length=BLOCK_LENGTH,
         mesh=parse_mesh(mesh),
     )
     return jax.tree.map(np.asarray, dataclasses.replace(result, policy=()))

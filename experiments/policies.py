@@ -9,6 +9,7 @@ compiled program. Finished sweeps are kept in the JSON, and the same call made a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -44,6 +45,7 @@ from jaxdiff.policies import (
     any_of,
     cap,
 )
+from jaxdiff.stoppers import STOPPERS, Eos
 from jaxdiff.tasks import evaluate, gsm_symbolic
 
 GEN_LENGTH, BLOCK_LENGTH = 256, 32
@@ -104,6 +106,16 @@ SWEEPS = (
     ),
     Sweep("cap 4, threshold", "tau", FEW, lambda v: cap(4, Threshold(tau=v)), "#56b4e9", "d:"),
 )
+
+
+def decoder_of(
+    policy: Callable[[np.ndarray], jaxdiff.Policy],
+    stop: jaxdiff.Stopper,
+    values: np.ndarray,
+    block_length: int = BLOCK_LENGTH,
+) -> jaxdiff.Decoder:
+    """What a batch is decoded with, from its rows' values of the policy's number."""
+    return jaxdiff.Decoder(policy=policy(values), stop=stop, block_length=block_length)
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -335,7 +347,7 @@ def main(
         tokenizer = checkpoint.tokenizer_for(gsm_symbolic.NAME)
     except jaxdiff.InputError as error:
         sys.exit(f"error: {error}")
-    stopper = {"eos": jaxdiff.EosStop, "none": jaxdiff.NoStop}[stop]()
+    stopper = STOPPERS.parse(stop)
 
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"policies-{stop}.json"
@@ -350,14 +362,12 @@ def main(
             reports = evaluate.sweep(
                 checkpoint,
                 gsm_symbolic.NAME,
-                sweep.policy,
+                functools.partial(decoder_of, sweep.policy, stopper),
                 sweep.values,
                 n=n,
                 seed=seed,
                 batch_size=ROWS,
-                stop=stopper,
                 gen_length=GEN_LENGTH,
-                block_length=BLOCK_LENGTH,
                 progress=lambda done, *_: bar.update(rows, completed=before + done),  # noqa: B023
             )
             results["sweeps"][sweep.name] = {
@@ -384,11 +394,10 @@ def main(
             checkpoint.model,
             checkpoint.params,
             prompts,
+            # Eos: the same commits through the first end-of-text as without it
+            jaxdiff.Decoder(policy=policy, stop=Eos(), block_length=BLOCK_LENGTH),
             origin=origin,
-            policy=policy,
-            stop=jaxdiff.EosStop(),  # the same commits through the first end-of-text as without it
             gen_length=GEN_LENGTH,
-            block_length=BLOCK_LENGTH,
         )
         traces[name], lengths[name] = np.asarray(result.commit_step), np.asarray(result.lengths)
     draw_commit_order(traces, lengths, out / f"commit-order-{stop}.png")

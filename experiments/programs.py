@@ -24,8 +24,8 @@ from jaxdiff.bench.clock import Median, ratio
 from jaxdiff.bench.measure import Work
 from jaxdiff.bench.shapes import abstract_params, shaped
 from jaxdiff.bench.targets import tpu
+from jaxdiff.caches import CACHES
 from jaxdiff.cli.show import progress
-from jaxdiff.decode.cache import parse_cache
 from jaxdiff.models import build
 from jaxdiff.policies import Threshold
 
@@ -40,10 +40,17 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def work(model: Any, rows: int, generated: int, weights: str | None = None, chip: str | None = None) -> Work:
-    prompts, origin = np.full((rows, PROMPT), 7, np.int32), np.zeros(rows, np.int32)
-    target = None if chip is None else tpu(chip)
-    params = abstract_params(model, weights)
-    return Work(model, params, prompts, origin, Threshold(), generated, BLOCK, rounds=1, target=target)
+    return Work(
+        model=model,
+        params=abstract_params(model, weights),
+        prompts=np.full((rows, PROMPT), 7, np.int32),
+        origin=np.zeros(rows, np.int32),
+        decoder=jaxdiff.Decoder(policy=Threshold(), block_length=BLOCK),
+        gen_length=generated,
+        block_length=BLOCK,
+        rounds=1,
+        target=None if chip is None else tpu(chip),
+    )
 
 
 def main() -> None:
@@ -60,7 +67,7 @@ def main() -> None:
             for index in range(ROUNDS):
                 for depth in DEPTHS if index % 2 else DEPTHS[::-1]:
                     jax.clear_caches()  # of what was traced
-                    seconds[depth].append(ways[depth].program().compile_seconds)
+                    seconds[depth].append(ways[depth].program().program.compile_seconds)
                 update(index + 1, 0, 1)
         few, many = (np.asarray(seconds[depth]) for depth in DEPTHS)
         found["compile_seconds"][name] = {
@@ -70,9 +77,9 @@ def main() -> None:
     for chip, dtype, weights, rows, caches in CHIPS:
         for cache in caches:
             model: Any = shaped("llada-8b", dtype)
-            program = work(model, rows, GENERATED, weights, chip).program(cache=parse_cache(cache))
-            memory = jax.eval_shape(lambda model=model, rows=rows: model.memory(rows, PROMPT + GENERATED))
-            kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(memory)) if cache != "none" else 0
+            program = work(model, rows, GENERATED, weights, chip).program(cache=CACHES.parse(cache)).program
+            kv = jax.eval_shape(lambda model=model, rows=rows: model.empty_kv(rows, PROMPT + GENERATED))
+            kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kv)) if cache != "none" else 0
             found["temporaries"][f"{chip or 'here'}, {weights or dtype}, B {rows}, cache {cache}"] = {
                 "beyond keys and values": program.temp_bytes - kept,
                 "keys and values": kept,

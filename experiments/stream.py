@@ -30,10 +30,13 @@ from jaxtyping import Array, Int
 
 import jaxdiff
 from jaxdiff.decode import Timed
-from jaxdiff.decode.many import batches, pad_to_bucket, request_keys
+from jaxdiff.decode.api import prepare
+from jaxdiff.decode.batches import batches, pad_to_bucket, request_keys
+from jaxdiff.models import Llada, LladaConfig
 from jaxdiff.policies import Fixed
+from jaxdiff.pytree import pytree
 from jaxdiff.tasks import gsm_symbolic
-from jaxdiff.types import Progress, State, pytree
+from jaxdiff.types import PartState, Progress
 
 REQUESTS, SLOTS = 256, 16
 GEN_LENGTH, BLOCK_LENGTH = 256, 32
@@ -57,11 +60,11 @@ class EndsAt:
 
     wants_tail = cuts = False
 
-    def init(self, rows: int) -> State:
+    def init(self, rows: int) -> PartState:
         del rows
         return ()
 
-    def update(self, state: State, progress: Progress) -> tuple[Int[Array, " B"], State]:
+    def update(self, state: PartState, progress: Progress) -> tuple[Int[Array, " B"], PartState]:
         column = jnp.arange(progress.canvas.shape[1], dtype=jnp.int32)[None]
         first = jnp.argmax(progress.generated, axis=1).astype(jnp.int32)[:, None]
         place = column - progress.score.origin[:, None]
@@ -69,9 +72,7 @@ class EndsAt:
         prompt = (place >= 0) & (column < first)
         code = jnp.sum(jnp.where(prompt, progress.canvas * weight, 0), axis=1, dtype=jnp.int32)
         end = first[:, 0] + self.ends[jnp.argmax(self.codes[None] == code[:, None], axis=1)]
-        holes = progress.generated & (progress.canvas == progress.mask_id)
-        first_hole = jnp.min(jnp.where(holes, column, progress.canvas.shape[1]), axis=1)
-        return jnp.where(first_hole >= end, end, progress.end), state
+        return jnp.where(progress.settled >= end, end, progress.end), state
 
 
 def ends_at(prompts: Sequence[Sequence[int]], ends: np.ndarray) -> EndsAt:
@@ -93,16 +94,23 @@ def log_uniform(n: int, low: int, high: int) -> np.ndarray:
 
 
 def lock_step(
-    checkpoint: jaxdiff.Checkpoint, prompts: Sequence[Sequence[int]], rows: int, **options: Any
+    checkpoint: jaxdiff.Checkpoint, prompts: Sequence[Sequence[int]], rows: int, decoder: jaxdiff.Decoder
 ) -> tuple[dict[str, Any], dict[int, Any]]:
     """Batches of `rows`: each runs until its slowest row is done."""
     config, run = checkpoint.model.config, Timed()
-    room, found, live = config.max_sequence_length - options["gen_length"], {}, []
+    room, found, live = config.max_sequence_length - GEN_LENGTH, {}, []
     for batch in batches(len(prompts), rows):
         padded, origin = pad_to_bucket([prompts[i] for i in batch], config.eos_token_id, room)
-        result = jaxdiff.decode(
-            checkpoint.model, checkpoint.params, padded, origin=origin, key=request_keys(0, batch), run=run, **options
+        call = prepare(
+            checkpoint.model,
+            checkpoint.params,
+            padded,
+            decoder,
+            gen_length=GEN_LENGTH,
+            origin=origin,
+            key=request_keys(0, batch),
         )
+        result = run.run(call)
         nfe = np.asarray(result.nfe)
         live += [int((nfe > step).sum()) for step in range(nfe.max())]
         for row, number in enumerate(batch.tolist()):
@@ -111,12 +119,19 @@ def lock_step(
 
 
 def slots(
-    checkpoint: jaxdiff.Checkpoint, prompts: Sequence[Sequence[int]], rows: int, free: int, **options: Any
+    checkpoint: jaxdiff.Checkpoint, prompts: Sequence[Sequence[int]], rows: int, free: int, decoder: jaxdiff.Decoder
 ) -> tuple[dict[str, Any], dict[int, Any]]:
     """The same through slots that are refilled once `free` of them are done."""
     meter, found, curve, before = jaxdiff.Meter(), {}, [], (0, 0)
     queue = jaxdiff.decode_stream(
-        checkpoint.model, checkpoint.params, prompts, slots=rows, free=free, meter=meter, **options
+        checkpoint.model,
+        checkpoint.params,
+        prompts,
+        decoder,
+        slots=rows,
+        free=free,
+        gen_length=GEN_LENGTH,
+        meter=meter,
     )
     for answer in queue:
         assert isinstance(answer, jaxdiff.Answer)
@@ -145,16 +160,15 @@ def queue(tokens: int, frees: Sequence[int]) -> dict[str, Any]:
     checkpoint = jaxdiff.load()
     problems = itertools.islice(gsm_symbolic.problems("test", 0), REQUESTS)
     prompts = [checkpoint.tokenizer_for(gsm_symbolic.NAME).prompt(problem.question) for problem in problems]
-    options = {
-        "policy": Fixed(steps=BLOCK_LENGTH // tokens),
-        "stop": ends_at(prompts, log_uniform(REQUESTS, SHORTEST, LONGEST)),
-        "gen_length": GEN_LENGTH,
-        "block_length": BLOCK_LENGTH,
-    }
+    decoder = jaxdiff.Decoder(
+        policy=Fixed(steps=BLOCK_LENGTH // tokens),
+        stop=ends_at(prompts, log_uniform(REQUESTS, SHORTEST, LONGEST)),
+        block_length=BLOCK_LENGTH,
+    )
     results: dict[str, Any] = {"tokens_a_step": tokens, "load": os.getloadavg()[0]}
-    results["lock-step"], wanted = lock_step(checkpoint, prompts, SLOTS, **options)
+    results["lock-step"], wanted = lock_step(checkpoint, prompts, SLOTS, decoder)
     for free in frees:
-        results[f"slots, free {free}"], found = slots(checkpoint, prompts, SLOTS, free, **options)
+        results[f"slots, free {free}"], found = slots(checkpoint, prompts, SLOTS, free, decoder)
         differ = [i for i, (t, n, _) in wanted.items() if n != found[i][1] or not np.array_equal(t, found[i][0])]
         results[f"slots, free {free}"]["differ"] = len(differ)
         results[f"slots, free {free}"]["differ_without_near_tie"] = sum(
@@ -177,7 +191,7 @@ def memory(requests: int, warm: int) -> dict[str, Any]:
 
     The first 200 of each 2,000 are of at most 32, so that the canvas is narrowed and widened all along.
     """
-    config = jaxdiff.LladaConfig(
+    config = LladaConfig(
         vocab_size=16,
         d_model=8,
         n_layers=1,
@@ -189,7 +203,7 @@ def memory(requests: int, warm: int) -> dict[str, Any]:
         max_sequence_length=72,
         dtype="float32",
     )
-    model = jaxdiff.Llada(config)
+    model = Llada(config)
     params = model.init(jax.random.key(0))
     draw, meter = np.random.default_rng(0), jaxdiff.Meter()
     longest = (32 if i % 2000 < 200 else 40 for i in range(requests))
@@ -202,16 +216,13 @@ def memory(requests: int, warm: int) -> dict[str, Any]:
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     curve, since, before = [], time.perf_counter(), 0
-    stream = jaxdiff.decode_stream(
-        *(model, params, prompts),
-        slots=SMALL_SLOTS,
+    decoder = jaxdiff.Decoder(
         policy=Fixed(order="random"),
-        stop=jaxdiff.EosStop(),
-        gen_length=8,
+        stop=jaxdiff.stoppers.Eos(),
+        sampling=jaxdiff.Sampling(temperature=1.0),
         block_length=8,
-        temperature=1.0,
-        meter=meter,
     )
+    stream = jaxdiff.decode_stream(model, params, prompts, decoder, slots=SMALL_SLOTS, gen_length=8, meter=meter)
     for done, _ in enumerate(stream, start=1):
         if done == warm:
             before = len(compiled)

@@ -19,9 +19,11 @@ import numpy as np
 import jaxdiff
 from jaxdiff.checkpoint import FILTERS, load_filter
 from jaxdiff.cli.show import progress
-from jaxdiff.decode.cache import parse_cache
-from jaxdiff.decode.many import Timed, batches, pad_to_bucket
+from jaxdiff.decode import Timed
+from jaxdiff.decode.api import prepare
+from jaxdiff.decode.batches import batches, pad_to_bucket
 from jaxdiff.metrics import paired_difference, tpf, wilson
+from jaxdiff.stoppers import Eos
 from jaxdiff.tasks import gsm_symbolic
 
 MODEL, POLICY = "gsm-1m", "local"
@@ -37,7 +39,7 @@ def main() -> None:
     problems = list(itertools.islice(gsm_symbolic.problems("test", SEED), N))
     questions = [tokenizer.prompt(problem.question) for problem in problems]
     prompts, origin = pad_to_bucket(questions, tokenizer.eos_id, checkpoint.model.config.max_sequence_length - LENGTH)
-    run = Timed()
+    run, caches = Timed(), [jaxdiff.caches.CACHES.parse(name) for name in CACHES]
     nfe, lengths, right = (np.zeros((len(CACHES), N), np.int32) for _ in range(3))
     seconds = np.zeros((len(CACHES), -(-N // ROWS)))
     with progress("problems", N) as update:
@@ -45,18 +47,15 @@ def main() -> None:
             for turn in range(len(CACHES)):
                 way = (index + turn) % len(CACHES)
                 before = run.seconds
-                result = jaxdiff.decode(
+                call = prepare(
                     checkpoint.model,
                     checkpoint.params,
                     prompts[rows],
+                    jaxdiff.Decoder(policy=policy, cache=caches[way], stop=Eos(), block_length=BLOCK),
                     origin=origin[rows],
-                    policy=policy,
-                    stop=jaxdiff.EosStop(),
-                    cache=parse_cache(CACHES[way]),
                     gen_length=LENGTH,
-                    block_length=BLOCK,
-                    run=run,
                 )
+                result = run.run(call)
                 seconds[way, index] = run.seconds - before
                 nfe[way, rows], lengths[way, rows] = result.nfe, result.lengths
                 generated = np.asarray(result.tokens)[:, prompts.shape[1] :]

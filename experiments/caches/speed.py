@@ -18,42 +18,39 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 
 import jaxdiff
-from jaxdiff.decode import api, loop
-from jaxdiff.decode.cache import Cache
+from jaxdiff.caches import Dual, Frozen, NoCache, Prefix
+from jaxdiff.decode import loop
+from jaxdiff.decode.api import prepare
 
 LENGTHS, BLOCK, STEPS, ROUNDS, GENERATED = (256, 512, 1024), 32, 24, 9, 256
 TICKS = (2, 5, 10, 20, 50)  # milliseconds
 RESULTS = Path(__file__).parent / "results"
 CACHES = {
-    "none": jaxdiff.NoCache(),
-    "prefix": jaxdiff.Prefix(),
-    "dual": jaxdiff.Dual(),
-    "frozen": jaxdiff.Frozen(),
+    "none": NoCache(),
+    "prefix": Prefix(),
+    "dual": Dual(),
+    "frozen": Frozen(),
 }
 
 
 class Steps:
     """STEPS steps of a decode that is one step under way."""
 
-    def __init__(self, model: Any, params: Any, cache: Cache, length: int) -> None:
+    def __init__(self, model: Any, params: Any, cache: jaxdiff.Cache, length: int) -> None:
         half = length // 2
-        policy, stop = jaxdiff.policies.Fixed(), jaxdiff.NoStop()
-        sizes = {"rows": 1, "first": half, "generated": half, "block": BLOCK}
-        settings = api._settings(model, policy, stop, cache, 0.0, None, False, False, **sizes)
         prompt = jax.random.randint(jax.random.key(0), (1, half), 10, model.config.vocab_size)
-        canvas = jnp.pad(prompt, ((0, 0), (0, half)), constant_values=model.config.mask_token_id)
-        keys = jax.random.split(jax.random.key(0), 1)
+        call = prepare(model, params, prompt, jaxdiff.Decoder(cache=cache, block_length=BLOCK), gen_length=half)
+        layout, decoder = call.layout, call.decoder
         self.params = params
         self.run = jax.jit(
             lambda params, state, n: jax.lax.fori_loop(
-                0, n, lambda _, state: loop.step(model, params, settings, state), state
+                0, n, lambda _, state: loop.step(model, params, layout, decoder, state), state
             )
         )
-        self.state = self.run(params, loop.begin(model, canvas, jnp.zeros((1,), jnp.int32), keys, settings), 1)
+        self.state = self.run(params, loop.begin(model, layout, decoder, call.rows), 1)
 
     def seconds(self) -> float:
         """Of one step."""
@@ -65,15 +62,14 @@ class Steps:
 class Whole:
     """A decode of GENERATED tokens."""
 
-    def __init__(self, checkpoint: jaxdiff.Checkpoint, cache: Cache) -> None:
-        self.checkpoint, self.cache = checkpoint, cache
+    def __init__(self, checkpoint: jaxdiff.Checkpoint, cache: jaxdiff.Cache) -> None:
+        self.checkpoint = checkpoint
+        self.decoder = jaxdiff.Decoder(policy=jaxdiff.policies.Threshold(0.9), cache=cache, block_length=BLOCK)
         self.prompt = jax.random.randint(jax.random.key(0), (1, 64), 10, checkpoint.model.config.vocab_size)
 
     def seconds(self) -> float:
-        policy, since = jaxdiff.policies.Threshold(0.9), time.perf_counter()
-        options: dict[str, Any] = {"gen_length": GENERATED, "block_length": BLOCK, "policy": policy}
-        result = jaxdiff.decode(self.checkpoint.model, self.checkpoint.params, self.prompt, cache=self.cache, **options)
-        jax.block_until_ready(result)
+        model, params, since = self.checkpoint.model, self.checkpoint.params, time.perf_counter()
+        jax.block_until_ready(jaxdiff.decode(model, params, self.prompt, self.decoder, gen_length=GENERATED))
         return time.perf_counter() - since
 
 

@@ -15,6 +15,7 @@ import jaxdiff
 from experiments.learn2pd.common import BLOCK, EOS, LENGTH, LONG, MODEL, ROWS, TRACES, TRAINED_ON, Results
 from jaxdiff.cli.show import progress
 from jaxdiff.policies import Threshold
+from jaxdiff.stoppers import SafeEotp
 from jaxdiff.tasks import gsm_symbolic
 from jaxdiff.train.traces import collect
 
@@ -24,7 +25,7 @@ TAUS, CAREFUL = (0.0, 0.5, 0.8, 0.9, 0.97, 0.995), (0.5, 0.8, 0.9, 0.97)
 SETS: dict[str, tuple[int, int, dict[str, Any]]] = {
     "published": (0, 900, {"taus": TAUS}),
     "careful": (900, 4000, {"taus": CAREFUL, "answer": Threshold(0.99)}),
-    "long": (4900, 600, {"taus": CAREFUL, "answer": Threshold(0.99), "gen_length": LONG, "stop": jaxdiff.EotpStop()}),
+    "long": (4900, 600, {"taus": CAREFUL, "answer": Threshold(0.99), "gen_length": LONG, "stop": SafeEotp()}),
     "wide": (5500, 600, {"taus": CAREFUL, "answer": Threshold(0.99), "block_length": 2 * BLOCK}),
     "narrow": (6100, 400, {"taus": CAREFUL, "answer": Threshold(0.99), "block_length": BLOCK // 2}),
 }
@@ -50,7 +51,7 @@ def main(names: tuple[str, ...] = tuple(SETS)) -> None:
                 features=True,
                 progress=update,
             )
-        facts = {"prompts": prompts, "rows": int(traces.prompt.size), "share final": float(traces.final.mean())}
+        facts = {"prompts": prompts, "rows": traces.prompt.size, "share final": float(traces.final.mean())}
         seconds = time.perf_counter() - since
         results.once(name, lambda facts=facts, seconds=seconds: facts | {"seconds of this call": seconds})
         print(f"{facts['rows']} rows of {prompts} prompts in {TRACES / name}")

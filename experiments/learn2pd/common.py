@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jaxdiff
-from experiments.policies import SWEEPS, TAUS, Sweep, describe, measure
+from experiments.policies import SWEEPS, TAUS, Sweep, decoder_of, describe, measure
 from jaxdiff.cli.show import progress
 from jaxdiff.policies import Fixed, Learned, any_of
 from jaxdiff.policies.filters import Filter
+from jaxdiff.stoppers import Eos
 from jaxdiff.tasks import evaluate, gsm_symbolic
 
 MODEL = "gsm-1m"
@@ -29,7 +30,7 @@ MORE, ELSE = 1000, SEED + 1  # validation problems, and their seed, where 100 do
 
 HEURISTICS = tuple(s for s in SWEEPS if s.name in ("threshold", "factor", "entropy", "entropy bounded", "above mean"))
 FILTER_TAUS = (0.999, 0.995, 0.99, 0.98, *TAUS[2:9], 0.65, 0.5)
-EOS = jaxdiff.EosStop()
+EOS = Eos()
 
 
 def learned(judge: Filter, *, quota: bool) -> Callable[[Any], jaxdiff.Policy]:
@@ -83,15 +84,13 @@ def points(
         reports = evaluate.sweep(
             checkpoint,
             gsm_symbolic.NAME,
-            policy,
+            functools.partial(decoder_of, policy, stop, block_length=block_length),
             values,
             n=n,
             seed=seed,
             split=split,
             batch_size=ROWS,
-            stop=stop,
             gen_length=gen_length,
-            block_length=block_length,
             progress=update,
         )
     made = measure(values, reports)

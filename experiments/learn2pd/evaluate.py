@@ -40,21 +40,24 @@ from experiments.learn2pd.common import (
 from experiments.learn2pd.report import draw_frontier, draw_order, report
 from jaxdiff.bench.clock import in_turn, ratio
 from jaxdiff.bench.measure import Work
+from jaxdiff.caches import CACHES
 from jaxdiff.checkpoint import learned_policy
 from jaxdiff.cli.show import progress
-from jaxdiff.decode.cache import parse_cache
-from jaxdiff.decode.many import Timed, batches
+from jaxdiff.decode import Timed
+from jaxdiff.decode.api import prepare
+from jaxdiff.decode.batches import batches
 from jaxdiff.policies import AnyOf, Fixed, Learned, Oracle
 from jaxdiff.policies.filters import Evidence, Filter
+from jaxdiff.stoppers import BlockEotp, NoStop, OfficialEotp, SafeEotp
 from jaxdiff.tasks import gsm_symbolic
 
 REPEATS = 15  # of the cost of a filter
 STOPS = {
-    "none": jaxdiff.NoStop(),
+    "none": NoStop(),
     "eos": EOS,
-    "eotp official": jaxdiff.EotpStop(way="official"),
-    "eotp block": jaxdiff.EotpStop(way="block"),
-    "eotp safe": jaxdiff.EotpStop(way="safe"),
+    "eotp official": OfficialEotp(),
+    "eotp block": BlockEotp(),
+    "eotp safe": SafeEotp(),
 }
 WAYS = (  # at 1024: policy, stopper, cache; standard decoding first
     ("standard", "none", "none"),
@@ -142,18 +145,16 @@ def at_1024(checkpoint: jaxdiff.Checkpoint, results: Results, policies: dict[str
             if stop == "none" and rows[0] >= TIMED:
                 continue
             chosen, before = policies[policy], run.seconds
-            result = jaxdiff.decode(
+            call = prepare(
                 checkpoint.model,
                 checkpoint.params,
                 prompts[rows],
+                jaxdiff.Decoder(policy=chosen, cache=CACHES.parse(cache), stop=STOPS[stop], block_length=BLOCK),
                 origin=origin[rows],
-                policy=chosen.bind(answer) if isinstance(chosen, Oracle) else chosen,
-                stop=STOPS[stop],
-                cache=parse_cache(cache),
                 gen_length=LONG,
-                block_length=BLOCK,
-                run=run,
+                reference=answer if isinstance(chosen, Oracle) else None,
             )
+            result = run.run(call)
             if (policy, stop) == ("standard", "eos"):
                 answer = result.tokens
             generated = np.asarray(result.tokens)[:, prompts.shape[1] :]
@@ -179,7 +180,16 @@ def cost(checkpoint: jaxdiff.Checkpoint, results: Results, policies: dict[str, j
     tokenizer = checkpoint.tokenizer_for(gsm_symbolic.NAME)
     problem = next(gsm_symbolic.problems("test", SEED))
     prompts, origin = jaxdiff.pad_prompts([tokenizer.prompt(problem.question)], fill=tokenizer.eos_id)
-    work = Work(checkpoint.model, checkpoint.params, prompts, origin, Fixed(), LENGTH, BLOCK, rounds=REPEATS)
+    work = Work(
+        model=checkpoint.model,
+        params=checkpoint.params,
+        prompts=prompts,
+        origin=origin,
+        decoder=jaxdiff.Decoder(block_length=BLOCK),
+        gen_length=LENGTH,
+        block_length=BLOCK,
+        rounds=REPEATS,
+    )
 
     def measured(policy: Learned) -> dict[str, Any]:
         program = work.program()
@@ -196,7 +206,7 @@ def cost(checkpoint: jaxdiff.Checkpoint, results: Results, policies: dict[str, j
             return jax.lax.fori_loop(0, steps, one, seen)
 
         seconds = in_turn(
-            {"step": program.again, "filter": lambda: jax.block_until_ready(many(policy.filter, seen))}, REPEATS
+            {"step": program.program, "filter": lambda: jax.block_until_ready(many(policy.filter, seen))}, REPEATS
         )
         return {
             "share of the step": dataclasses.asdict(ratio(seconds["filter"], seconds["step"])),

@@ -46,6 +46,7 @@ from experiments.learn2pd.common import (
 from jaxdiff.checkpoint import FILTERS, save_filter
 from jaxdiff.policies import Fixed, Learned, Threshold
 from jaxdiff.policies.filters import Filter
+from jaxdiff.stoppers import SafeEotp
 from jaxdiff.train.fit_filter import FilterRecipe, fit_filter, kept_apart
 from jaxdiff.train.traces import Traces, load_traces
 
@@ -65,7 +66,7 @@ FITS = {
 }
 ENTROPY_TAUS, LOCAL_TAUS, SEEDS = (0.05, 0.1, 0.15), (0.95, 0.9, 0.85, 0.8), (0, 1, 2)
 LONG_TAUS = (0.995, 0.99, 0.98, 0.97, 0.95, 0.9)
-SAFE = jaxdiff.EotpStop(way="safe")
+SAFE = SafeEotp()
 BINS = 20
 
 

@@ -245,11 +245,9 @@ def draw_order(checkpoint: jaxdiff.Checkpoint, policies: dict[str, jaxdiff.Polic
             checkpoint.model,
             checkpoint.params,
             prompts,
+            jaxdiff.Decoder(policy=policies[name], stop=EOS, block_length=BLOCK),
             origin=origin,
-            policy=policies[name],
-            stop=EOS,
             gen_length=LENGTH,
-            block_length=BLOCK,
         )
         traces[name], lengths[name] = np.asarray(result.commit_step), np.asarray(result.lengths)
     draw_commit_order(traces, lengths, RESULTS / "commit-order.png")

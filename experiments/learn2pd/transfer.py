@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -22,9 +23,11 @@ from experiments.learn2pd.common import (
     learned,
     points,
 )
-from experiments.policies import measure
+from experiments.policies import decoder_of, measure
 from jaxdiff.cli.show import progress
-from jaxdiff.decode.many import Timed, batches
+from jaxdiff.decode import Timed
+from jaxdiff.decode.api import prepare_infill
+from jaxdiff.decode.batches import batches
 from jaxdiff.metrics import tpf, wilson
 from jaxdiff.policies import Fixed, Learned, Oracle, Threshold
 from jaxdiff.policies.filters import Filter
@@ -83,13 +86,12 @@ def to_templates(
         swept = evaluate.sweep(
             checkpoint,
             gsm_symbolic.NAME,
-            learned(judge, quota=False),
+            functools.partial(decoder_of, learned(judge, quota=False), EOS),
             TAUS,
             n=N_APART,
             seed=SEED,
             split="validation",
             batch_size=ROWS,
-            stop=EOS,
         )
         kept = np.isin([problem.template for problem in swept[0].problems], apart)
         parts = [
@@ -123,11 +125,11 @@ def infilled(checkpoint: jaxdiff.Checkpoint, label: str, policy: jaxdiff.Policy)
         whole[row, :end] = prompt + answer
         hidden[row, len(prompt) : end] = rng.random(len(answer)) < HIDDEN
     canvas = np.where(hidden, checkpoint.model.config.mask_token_id, whole)
+    decoder = jaxdiff.Decoder(policy=policy, block_length=BLOCK)
     right, nfe, run = np.zeros(N_INFILL, bool), np.zeros(N_INFILL, np.int32), Timed()
     with progress(label, N_INFILL) as update:
         for rows in batches(N_INFILL, ROWS):
-            options: dict[str, Any] = {"policy": policy, "block_length": BLOCK, "run": run}
-            result = jaxdiff.infill(checkpoint.model, checkpoint.params, canvas[rows], **options)
+            result = run.run(prepare_infill(checkpoint.model, checkpoint.params, canvas[rows], decoder))
             right[rows], nfe[rows] = (np.asarray(result.tokens) == whole[rows]).all(1), result.nfe
             update(int(rows[-1]) + 1, 0, 1)
     return {

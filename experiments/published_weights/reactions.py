@@ -29,14 +29,15 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import typer
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 from transformers import BertForMaskedLM
 
 import jaxdiff
 from jaxdiff.convert.engine import InMemory, params_from
 from jaxdiff.convert.table import Plan, dense, same, stack
 from jaxdiff.policies import Fixed, Threshold
-from jaxdiff.types import Params
+from jaxdiff.types import Inputs, KVCache, Params, Span
+from jaxdiff.windows import take
 
 RESULTS = Path(__file__).parents[1] / "results"
 RATIOS, DRAWS = (0.15, 0.3, 0.5), 16
@@ -110,6 +111,7 @@ class Bert:
 
     attention_block = None
     shifted = tempered = False
+    copies = 1
 
     def leaves(self) -> dict[str, tuple[int, ...]]:
         """The shape of each leaf."""
@@ -133,18 +135,22 @@ class Bert:
         x = x - jnp.mean(x, -1, keepdims=True)
         return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.config.eps) * p["weight"] + p["bias"]
 
-    def features(
+    def empty_kv(self, rows: int, columns: int) -> KVCache:
+        raise NotImplementedError("its decode reuses no keys and values")
+
+    def apply(
         self,
         params: Params,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
-        valid: Bool[Array, "B T"],
-        prompt: Int[Array, " B"] | None = None,
-    ) -> Float[Array, "B T D"]:
+        inputs: Inputs,
+        kv: KVCache | None = None,
+        at: Int[Array, " B"] | Int[Array, "B T"] | None = None,
+        read: Span | None = None,
+    ) -> tuple[Float[Array, "B r D"], KVCache | None]:
         """What the last matrix reads, and a column of ones for its bias."""
-        del prompt  # a canvas has none
+        assert kv is None
+        assert at is None
         c = self.config
-        bias = jnp.where(valid, 0.0, jnp.finfo(jnp.float32).min)[:, None, None]
+        bias = jnp.where(inputs.valid, 0.0, jnp.finfo(jnp.float32).min)[:, None, None]
 
         def block(x: Float[Array, "B T D"], p: Params) -> tuple[Float[Array, "B T D"], None]:
             q, k, v = (linear(p[name], x).reshape(*x.shape[:2], c.n_heads, -1) for name in ("query", "key", "value"))
@@ -153,10 +159,11 @@ class Bert:
             x = self.norm(p["attn_norm"], x + linear(p["out"], seen))
             return self.norm(p["mlp_norm"], x + linear(p["down"], jax.nn.gelu(linear(p["up"], x), False))), None
 
-        x = params["wte"][tokens] + params["positions"][positions] + params["types"][0]
+        x = params["wte"][inputs.tokens] + params["positions"][inputs.positions] + params["types"][0]
         x, _ = jax.lax.scan(block, self.norm(params["norm"], x), params["layers"])
+        x = x if read is None else take(x, read.start, read.count)
         x = self.norm(params["transform_norm"], jax.nn.gelu(linear(params["transform"], x), False))
-        return jnp.concatenate([x, jnp.ones((*x.shape[:2], 1), x.dtype)], -1)
+        return jnp.concatenate([x, jnp.ones((*x.shape[:2], 1), x.dtype)], -1), None
 
     def head(self, params: Params) -> Float[Array, "D V"]:
         return jnp.concatenate([params["head"], params["head_bias"][None]])
@@ -188,8 +195,7 @@ def compare(model: Bert, params: Params, home: Path, ids: np.ndarray) -> float:
     reference = BertForMaskedLM.from_pretrained(home).eval()
     with torch.no_grad():
         theirs = reference(torch.from_numpy(ids.astype(np.int64))).logits.numpy()
-    positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
-    ours = model.features(params, jnp.asarray(ids), jnp.asarray(positions), jnp.ones(ids.shape, bool))
+    ours, _ = model.apply(params, Inputs.whole(jnp.asarray(ids)))
     return float(np.max(np.abs(np.asarray(ours @ model.head(params)) - theirs)))
 
 
@@ -250,7 +256,7 @@ def main(
         for name, policy in POLICIES.items():
             rows = []
             for truth, canvas in zip(groups, masked, strict=True):
-                result = jaxdiff.infill(model, params, canvas, policy=policy)
+                result = jaxdiff.infill(model, params, canvas, jaxdiff.Decoder(policy=policy))
                 holes = canvas == mask
                 right = holes & (np.asarray(result.tokens) == truth)
                 rows += zip(right.sum(1), holes.sum(1), np.asarray(result.nfe), strict=True)

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 from flax.traverse_util import flatten_dict
@@ -34,7 +33,7 @@ from jaxdiff.convert.table import Plan
 from jaxdiff.models.config import HfConfig
 from jaxdiff.models.layers import Attention, SwiGLU
 from jaxdiff.models.stack import Group, Transformer
-from jaxdiff.types import Params
+from jaxdiff.types import Inputs, Params
 
 RESULTS = Path(__file__).parents[1] / "results"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -126,8 +125,7 @@ def main() -> None:
 
     @jax.jit
     def logits(params: Params, tokens: Int[jax.Array, "1 T"]) -> Float[jax.Array, "1 T V"]:
-        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-        return model.features(params, tokens, positions, jnp.ones(tokens.shape, bool)) @ model.head(params)
+        return model.apply(params, Inputs.whole(tokens))[0] @ model.head(params)
 
     tokenizer: Any = AutoTokenizer.from_pretrained(home, gguf_file=FILE)
     ids = np.asarray(tokenizer.encode(Path(__file__).read_text())[:LENGTH], np.int32)[None]
