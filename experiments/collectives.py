@@ -75,9 +75,19 @@ class Collective:
 
     @property
     def groups(self) -> list[list[int]] | None:
-        """The devices that talk to each other; None where the instruction names pairs, not groups."""
+        """The devices that talk to each other; None where the instruction does not name whole groups.
+
+        XLA writes groups out, as numbers in a row that is reshaped, or (with jax 0.12) as axes of a mesh.
+        """
         if found := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", self.line):
             return [list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", found[1])]
+        if found := re.search(r"replica_groups=mesh\[((?:'\w+'=\d+,?)+)\] \{((?:'\w+',?)+)\}", self.line):
+            sizes = {name: int(size) for name, size in re.findall(r"('\w+')=(\d+)", found[1])}
+            names, inside = list(sizes), found[2].split(",")
+            order = [*(name for name in names if name not in inside), *inside]
+            devices = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+            devices = devices.transpose([names.index(name) for name in order])
+            return devices.reshape(-1, math.prod(sizes[name] for name in inside)).tolist()
         found = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", self.line)
         if found is None:
             return None

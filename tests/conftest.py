@@ -1,13 +1,14 @@
 """Every test: CPU with 8 simulated devices, annotations checked at run time, warnings are errors."""
 
 import os
+from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Programs are tiny and many: without optimisation, and without the slower of XLA's two ways to emit a fusion, they are
-# compiled several times as fast.
-_FLAGS = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-)
+# compiled several times as fast. From jaxlib 0.11.1 the flag is unknown, which ends the process.
+_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+if tuple(map(int, version("jaxlib").split(".")[:3])) < (0, 11, 1):
+    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 
 from jaxtyping import install_import_hook

@@ -20,7 +20,7 @@ def tpu(topology: str) -> jax.Device:
     Raises InputError where libtpu is not installed, or does not know the topology.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise InputError("target: libtpu is not installed; pip install 'jax[tpu]>=0.10.2,<0.11'")
+        raise InputError("target: libtpu is not installed; pip install 'jax[tpu]'")
     jax.devices()  # of this machine, which may have a TPU of its own: found before libtpu is told not to look for one
     for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):  # nor to let one process at a time load it
         os.environ.setdefault(name, "1")

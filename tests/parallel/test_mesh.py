@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.collectives import collectives, compiled_text
+from experiments.collectives import Collective, collectives, compiled_text
 from jaxdiff import (
     Dual,
     EosStop,
@@ -171,6 +171,24 @@ def test_devices_tell_each_other_no_more_than_they_must(family, monkeypatch):
     gathered = [each for each in found if each.kind == "all-gather"]
     assert {each.elements for each in gathered} == {shards * rows // 2 * small.BLOCK}  # summaries of the block's scores
     assert len(reduced) + len(gathered) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("[2,4]<=[8]", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("mesh['data'=2,'model'=4] {'model'}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("[4,2]<=[2,4]T(1,0)", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("mesh['data'=2,'model'=4] {'data'}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("mesh['data'=2,'model'=4] {'data','model'}", [[0, 1, 2, 3, 4, 5, 6, 7]]),
+        ("mesh['data'=2,'model'=4], device_ids=([1,0]) {'model'}", None),  # forms that this decode does not give
+        ("mesh['data'=2,'model'=4] {'model':(1)2}", None),
+    ],
+)
+def test_groups_of_devices_are_read_as_each_jax_writes_them(groups, expected):
+    line = f"%x = f32[4]{{0}} all-reduce(%y), channel_id=1, replica_groups={groups}, use_global_device_ids=true"
+    assert Collective("all-reduce", ((4,),), 1, True, line).groups == expected
 
 
 def test_keys_and_values_stay_with_the_devices_of_their_heads():
