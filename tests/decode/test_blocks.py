@@ -4,13 +4,15 @@ import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import EosStop, EotpStop, InputError, NoStop, Sdar, SdarConfig, decode, infill
+from jaxdiff import Decoder, InputError, Reason, Sampling, decode, infill
 from jaxdiff.decode import api, loop
+from jaxdiff.decode.state import live
+from jaxdiff.models import Sdar, SdarConfig
 from jaxdiff.policies import Fixed, Oracle, Threshold
+from jaxdiff.stoppers import Eos, NoStop, SafeEotp
 from tests import small
 
 BLOCK, GEN = 4, 14  # the prompts have 3, 6, 1 and 4 tokens: no row ends where a block does, and no two alike
@@ -43,20 +45,16 @@ def params(seed=0):
     return tree
 
 
-@functools.cache
-def run(policy, stop=NoStop, temperature=0.0, multiple=1, seed=0):
+def prepared(policy, stop=NoStop, temperature=0.0, multiple=1, seed=0, **options):
     prompts, origin = small.batch(multiple=multiple)
-    return decode(
-        MODEL,
-        params(seed),
-        prompts,
-        origin=origin,
-        key=small.keys(4),
-        policy=policy(),
-        stop=stop(),
-        gen_length=GEN,
-        temperature=temperature,
-    )
+    decoder = Decoder(policy=policy(), stop=stop(), sampling=Sampling(temperature=temperature))
+    options = dict(gen_length=GEN, origin=origin, key=small.keys(4)) | options
+    return api.prepare(MODEL, params(seed), prompts, decoder, **options)
+
+
+@functools.cache
+def run(*arguments, **options):
+    return prepared(*arguments, **options).run()
 
 
 def sampled():
@@ -64,7 +62,7 @@ def sampled():
 
 
 def test_blocks_align_to_positions_and_follow_each_other():
-    result = run(sampled, EotpStop, 0.7)
+    result = run(sampled, SafeEotp, 0.7)
     prompts, _ = small.batch()
     assert result.tokens.shape == (4, prompts.shape[1] + GEN)
     assert result.commit_step.shape == (4, GEN)
@@ -80,27 +78,23 @@ def test_blocks_align_to_positions_and_follow_each_other():
 
 def test_padding_does_not_matter():
     """Rule 3: canvas columns move, rungs of shorter forwards with them; positions and keys do not."""
-    home, moved = run(sampled, EotpStop, 0.7), run(sampled, EotpStop, 0.7, multiple=9)
+    home, moved = run(sampled, SafeEotp, 0.7), run(sampled, SafeEotp, 0.7, multiple=9)
     assert not int(home.near_ties.sum() + moved.near_ties.sum()), "draw another seed: float rounding decides here"
     np.testing.assert_array_equal(moved.tokens[:, -GEN:], home.tokens[:, -GEN:])
     for field in ("commit_step", "nfe", "lengths", "reason"):
         np.testing.assert_array_equal(getattr(moved, field), getattr(home, field))
-    assert (np.asarray(home.reason) == loop.Reason.STOPPED).any()
+    assert (np.asarray(home.reason) == Reason.STOPPED).any()
 
 
 def test_the_while_loop_is_a_python_loop():
     """Rule 5."""
-    prompts, origin = small.batch()
-    size = {"rows": 4, "first": prompts.shape[1], "generated": GEN, "block": BLOCK, "overhang": BLOCK - 1}
-    settings = api._settings(MODEL, sampled(), EotpStop(), None, 0.7, None, False, False, **size)
-    masks = np.full((4, GEN + BLOCK - 1), small.MASK, np.int32)
-    state = loop.begin(MODEL, jnp.asarray(np.hstack([prompts, masks])), jnp.asarray(origin), small.keys(4), settings)
-    tree = params()  # not while tracing: it is kept
-    once = jax.jit(lambda state: loop.step(MODEL, tree, settings, state))
-    while bool(loop.holes(MODEL, state).any()):
+    call = prepared(sampled, SafeEotp, 0.7)
+    state = loop.begin(MODEL, call.layout, call.decoder, call.rows)
+    once = jax.jit(lambda state: loop.step(MODEL, call.params, call.layout, call.decoder, state))
+    while bool(live(MODEL, state).any()):
         state = once(state)
-    by_hand = loop.finish(MODEL, settings, state)
-    for left, right in zip(jax.tree.leaves(by_hand), jax.tree.leaves(run(sampled, EotpStop, 0.7)), strict=True):
+    by_hand = loop.finish(MODEL, call.layout, state)
+    for left, right in zip(jax.tree.leaves(by_hand), jax.tree.leaves(run(sampled, SafeEotp, 0.7)), strict=True):
         np.testing.assert_array_equal(left, right)
 
 
@@ -110,20 +104,12 @@ def test_the_oracle_finds_the_standard_answer_in_fewer_forwards():
     assert (np.asarray(oracle.nfe) < np.asarray(standard.nfe)).any()
     whole = [-(-(len(prompt) + GEN) // BLOCK) * BLOCK - len(prompt) for prompt in small.PROMPTS]
     assert standard.nfe.tolist() == whole  # one forward a token, those that are cut off too
-    given = decode(
-        MODEL,
-        params(),
-        small.batch()[0],
-        origin=small.batch()[1],
-        key=small.keys(4),
-        policy=Oracle(standard.tokens),
-        gen_length=GEN,
-    )
+    given = prepared(Oracle, reference=standard.tokens).run()
     np.testing.assert_array_equal(given.nfe, oracle.nfe)
 
 
 def test_eos_gives_the_text_of_the_whole_decode():
-    whole, stopped = run(Fixed, seed=5), run(Fixed, EosStop, seed=5)  # two of its rows say end-of-text
+    whole, stopped = run(Fixed, seed=5), run(Fixed, Eos, seed=5)  # two of its rows say end-of-text
     np.testing.assert_array_equal(whole.lengths, stopped.lengths)
     for row, length in enumerate(np.asarray(whole.lengths)):
         end = whole.tokens.shape[1] - GEN + length
@@ -134,7 +120,7 @@ def test_eos_gives_the_text_of_the_whole_decode():
 def test_other_blocks_are_refused():
     prompts, origin = small.batch()
     with pytest.raises(InputError, match="block_length: found 8, but this model attends in blocks of 4; leave it out"):
-        decode(MODEL, params(), prompts, origin=origin, gen_length=16, block_length=8)
+        decode(MODEL, params(), prompts, Decoder(block_length=8), origin=origin, gen_length=16)
     with pytest.raises(InputError, match="gen_length: found 0"):
         decode(MODEL, params(), prompts, origin=origin, gen_length=0)
     with pytest.raises(InputError, match="found 6 with block_length 4"):

@@ -7,31 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import EosStop, InputError, NoStop, decode, infill, pad_prompts
-from jaxdiff.decode import api, loop
-from jaxdiff.policies import Entropy, EntropyBounded, Factor, Fixed, Margin, Threshold
-from jaxdiff.types import pytree
+from jaxdiff import InputError, decode, infill, pad_prompts
+from jaxdiff.decode import checks, loop
+from jaxdiff.policies import Entropy, EntropyBounded, Factor, Fixed, FixedDream, Margin, RemdmCap, RemdmLoop, Threshold
+from jaxdiff.policies.base import PolicyBase
+from jaxdiff.pytree import pytree
+from jaxdiff.stoppers import Eos
 from tests import small
-
-OPTIONS = dict(gen_length=small.GEN, block_length=small.BLOCK)
-
-
-def run(**changes):
-    prompts, origin = small.batch()
-    return decode(small.MODEL, small.params(), prompts, **(OPTIONS | dict(origin=origin) | changes))
 
 
 def test_eos_gives_the_text_of_the_whole_decode_and_saves_forwards():
     saved = 0
     for seed in range(3):
-        prompts, origin = small.batch()
-        whole, stopped = (
-            decode(small.MODEL, small.params(seed), prompts, origin=origin, stop=stop, **OPTIONS)
-            for stop in (NoStop(), EosStop())
-        )
+        whole, stopped = (small.decode(model_seed=seed, **parts) for parts in ({}, {"stop": Eos()}))
         np.testing.assert_array_equal(whole.lengths, stopped.lengths)
         for row, length in enumerate(np.asarray(whole.lengths)):
-            end = prompts.shape[1] + length
+            end = whole.tokens.shape[1] - small.GEN + length
             np.testing.assert_array_equal(whole.tokens[row, :end], stopped.tokens[row, :end])
         saved += int((whole.nfe - stopped.nfe).sum())
         assert (np.asarray(stopped.nfe) <= np.asarray(whole.nfe)).all()
@@ -39,11 +30,10 @@ def test_eos_gives_the_text_of_the_whole_decode_and_saves_forwards():
 
 
 def test_a_vector_of_thresholds_sweeps_rows_of_one_program():
-    prompts = np.asarray([small.PROMPTS[1]] * 4)
     taus = [0.2, 0.5, 0.8, 1.0]
-    swept = decode(small.MODEL, small.params(), prompts, policy=Threshold(jnp.asarray(taus)), **OPTIONS)
+    swept = small.decode(order=[1] * 4, policy=Threshold(jnp.asarray(taus)))
     for row, tau in enumerate(taus):
-        one = decode(small.MODEL, small.params(), prompts, policy=Threshold(tau), **OPTIONS)
+        one = small.decode(order=[1] * 4, policy=Threshold(tau))
         np.testing.assert_array_equal(swept.tokens[row], one.tokens[row])
         assert swept.nfe[row] == one.nfe[row]
     assert swept.nfe[0] < swept.nfe[3]
@@ -62,7 +52,7 @@ def test_infilling_keeps_what_is_known_and_fills_every_hole():
 def test_infilling_by_blocks_skips_blocks_without_holes():
     canvas = np.full((1, 12), 7)
     canvas[0, [1, 9, 10]] = small.MASK
-    result = infill(small.MODEL, small.params(), canvas, block_length=4)
+    result = infill(small.MODEL, small.params(), canvas, small.decoder(block_length=4))
     assert result.nfe.tolist() == [3]
     assert result.commit_step[0, 1] == 0  # the first block's hole, then the third's
     assert sorted(np.asarray(result.commit_step)[0, 9:11].tolist()) == [1, 2]
@@ -78,7 +68,7 @@ def test_infilling_equals_decoding_where_the_holes_are_a_suffix():
     prompts, _ = small.batch([small.PROMPTS[1]])
     canvas = np.concatenate([prompts, np.full((1, 8), small.MASK)], axis=1)
     filled = infill(small.MODEL, small.params(), canvas)
-    decoded = decode(small.MODEL, small.params(), prompts, gen_length=8, block_length=8)
+    decoded = decode(small.MODEL, small.params(), prompts, small.decoder(), gen_length=8)
     np.testing.assert_array_equal(filled.tokens, decoded.tokens)
 
 
@@ -87,26 +77,31 @@ def test_decode_runs_under_an_outer_jit():
 
     @jax.jit
     def outer(tree, prompts, origin):
-        return decode(small.MODEL, tree, prompts, origin=origin, **OPTIONS).tokens
+        decoder = small.decoder()
+        return decode(small.MODEL, tree, prompts, decoder, origin=origin, gen_length=small.GEN).tokens
 
-    np.testing.assert_array_equal(outer(small.params(), jnp.asarray(prompts), jnp.asarray(origin)), run().tokens)
+    plain = small.decode().tokens
+    np.testing.assert_array_equal(outer(small.params(), jnp.asarray(prompts), jnp.asarray(origin)), plain)
 
 
 def test_temperature_may_differ_by_row():
-    mixed = run(temperature=jnp.asarray([0.0, 1.5, 0.0, 1.5]), key=small.keys(4))
-    greedy, hot = run(), run(temperature=1.5, key=small.keys(4))
+    mixed = small.decode(temperature=jnp.asarray([0.0, 1.5, 0.0, 1.5]))
+    greedy, hot = small.decode(), small.decode(temperature=1.5)
     for row in range(4):
         np.testing.assert_array_equal(mixed.tokens[row], (hot if row % 2 else greedy).tokens[row])
     assert (np.asarray(greedy.tokens) != np.asarray(hot.tokens)).any()
 
 
+def by_params(tree, **parts):
+    prompts, origin = small.batch()
+    return decode(small.MODEL, tree, prompts, small.decoder(**parts), origin=origin, gen_length=small.GEN)
+
+
 def test_near_ties_are_counted():
     tree = small.params() | {"head": jnp.zeros_like(small.params()["head"])}  # every token equally likely
-    assert run().near_ties.tolist() == [0] * 4
-    prompts, origin = small.batch()
-    result = decode(small.MODEL, tree, prompts, origin=origin, **OPTIONS)
+    assert small.decode().near_ties.tolist() == [0] * 4
     # each step ties twice: which token, and (but for the last of a block) which position
-    assert result.near_ties.tolist() == [2 * small.GEN - small.GEN // small.BLOCK] * 4
+    assert by_params(tree).near_ties.tolist() == [2 * small.GEN - small.GEN // small.BLOCK] * 4
 
 
 @pytest.mark.parametrize("name", ["threshold", "margin", "entropy", "factor", "entropy_bounded"])
@@ -114,9 +109,8 @@ def test_a_comparison_that_float_rounding_decides_is_a_near_tie(name):
     """A first step's threshold is set to a score that occurs in it, and then away from it."""
 
     @pytree
-    class Spy:
+    class Spy(PolicyBase):
         inner: Any
-        waits = False
 
         def init(self, rows, window):
             return jnp.zeros((rows, window, 4))
@@ -127,7 +121,7 @@ def test_a_comparison_that_float_rounding_decides_is_a_near_tie(name):
             state = jnp.where(score.row_step[:, None, None] == 0, all_of_it, state)
             return self.inner.select((), score, key)[0], state
 
-    first = np.asarray(run(policy=Spy(Threshold(1.0))).policy)[0]  # one row's block at its first step
+    first = np.asarray(small.decode(policy=Spy(Threshold(1.0))).policy)[0]  # one row's block at its first step
     prob, margin, entropy, doubt = (first[:, i] for i in range(4))
     order = np.sort(entropy)
     number, make = {
@@ -137,8 +131,8 @@ def test_a_comparison_that_float_rounding_decides_is_a_near_tie(name):
         "factor": (3 * np.sort(doubt)[1], Factor),
         "entropy_bounded": (order[0], EntropyBounded),
     }[name]
-    assert run(policy=make(float(number))).near_ties[0] > 0
-    assert run(policy=make(float(number) + 1e-3)).near_ties[0] == 0
+    assert small.decode(policy=make(float(number))).near_ties[0] > 0
+    assert small.decode(policy=make(float(number) + 1e-3)).near_ties[0] == 0
 
 
 def test_pad_prompts():
@@ -155,20 +149,27 @@ def test_pad_prompts():
         (dict(gen_length=64), "expected at most the context of 64"),
         (dict(temperature=-1.0), "temperature: found -1.0"),
         (dict(temperature=float("nan")), "temperature: found nan"),
-        (dict(cfg_scale=np.ones(3)), "cfg_scale: found"),
-        (dict(top_p=1.5), "top_p: found 1.5, expected a number of 0 to 1, or 4 of them"),
+        (dict(cfg_scale=np.ones(3)), "cfg_scale: found 3 values, expected one, or 4: one for each row"),
+        (dict(top_p=1.5), "top_p: found 1.5, expected a number from 0 to 1, or a vector of them"),
         (dict(top_p=float("nan")), "top_p: found nan"),
-        (dict(top_k=0), "top_k: found 0, expected a whole number of 1 or more"),
+        (dict(top_k=0), "top_k: found 0, expected a whole number from 1"),
         (dict(top_k=np.asarray(1.5)), "top_k: found 1.5"),
+        (dict(policy=lambda: Threshold([0.1, 0.2])), "tau: found 2 values, expected one, or 4"),
         (dict(key=jax.random.split(jax.random.key(0), 3)), r"key: found shape \(3,\), expected \(\) or \(4,\)"),
         (dict(origin=np.array([0, 0, 6, 0])), "no row may be empty"),
         (dict(origin=np.array([0, 0])), r"origin: found shape \(2,\)"),
+        (dict(reference=np.zeros((4, 22), int)), "reference: found one, but this policy does not decode towards"),
     ],
 )
 def test_bad_calls_are_refused_before_compilation(changes, words):
+    prompts, origin = small.batch()
+    options = dict(gen_length=small.GEN, origin=origin)
+    options |= {name: changes[name] for name in ("gen_length", "key", "origin", "reference") if name in changes}
+    parts = {name: value for name, value in changes.items() if name not in options}
     before = loop.run._cache_size()
     with pytest.raises(InputError, match=words) as caught:
-        run(**changes)
+        parts = {name: value() if callable(value) else value for name, value in parts.items()}
+        decode(small.MODEL, small.params(), prompts, small.decoder(**parts), **options)
     assert "\n" not in str(caught.value)
     assert loop.run._cache_size() == before
 
@@ -185,7 +186,7 @@ def test_bad_calls_are_refused_before_compilation(changes, words):
 )
 def test_bad_prompts_are_refused(prompts, words):
     with pytest.raises(InputError, match=words):
-        decode(small.MODEL, small.params(), prompts, **OPTIONS)
+        decode(small.MODEL, small.params(), prompts, small.decoder(), gen_length=small.GEN)
 
 
 @pytest.mark.parametrize(
@@ -206,12 +207,11 @@ def test_policy_numbers_out_of_range_are_refused(make, words):
 def test_a_broken_model_still_ends():
     """NaN everywhere: every policy must still commit, or the compiled loop would never end."""
     broken = jax.tree.map(lambda x: x * jnp.nan, small.params())
-    prompts, origin = small.batch()
-    for policy in (Fixed(), Fixed(steps=4, schedule="dream"), Threshold(0.5)):
-        result = decode(small.MODEL, broken, prompts, origin=origin, policy=policy, **OPTIONS)
+    for policy in (Fixed(), FixedDream(steps=4), Threshold(0.5), RemdmCap(steps=4), RemdmLoop(steps=4)):
+        result = by_params(broken, policy=policy)
         assert (np.asarray(result.tokens)[:, -small.GEN :] != small.MASK).all()
 
 
 def test_a_key_that_is_not_one_is_refused():
     with pytest.raises(InputError, match="found no typed key"):
-        api._keys(jax.random.PRNGKey(0), 2)
+        checks.checked_keys(jax.random.PRNGKey(0), 2)

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import EosStop, EotpStop, InputError, decode
-from jaxdiff.decode import api, loop
+from jaxdiff import InputError, decode
+from jaxdiff.decode import api, layout
 from jaxdiff.policies import Fixed, Threshold
+from jaxdiff.stoppers import STOPPERS, BlockEotp, Eos, OfficialEotp, SafeEotp
 from jaxdiff.types import Progress, Score, Tail
 from tests import reference, small
 
@@ -15,10 +16,11 @@ GEN, BLOCK = 32, 8
 SEEDS = range(4)
 
 
-def run(stop, seed=0, policy=None, **options):
-    prompts, origin = small.batch()
-    options = dict(gen_length=GEN, block_length=BLOCK, policy=policy or Threshold(0.6)) | options
-    return decode(small.MODEL, small.params(seed), prompts, origin=origin, stop=stop, **options)
+WAYS = {"official": OfficialEotp, "block": BlockEotp, "safe": lambda: SafeEotp(tau=0.3, keep=4)}
+
+
+def run(stop, seed=0):
+    return small.decode(model_seed=seed, gen_length=GEN, policy=Threshold(0.6), stop=stop)
 
 
 def plain(tree, prompt, tau, way):
@@ -50,7 +52,7 @@ def plain(tree, prompt, tau, way):
 def test_the_published_ways_equal_a_plain_loop(way):
     cut = 0
     for seed in SEEDS:
-        result = run(EotpStop(way=way), seed)
+        result = run(WAYS[way](), seed)
         assert int(result.near_ties.sum()) == 0
         for row, prompt in enumerate(small.PROMPTS):
             tokens, nfe = plain(small.params(seed), prompt, 0.6, way)
@@ -64,7 +66,7 @@ def test_the_published_ways_equal_a_plain_loop(way):
 
 def test_the_safe_way_never_costs_a_forward_and_without_certainty_it_is_eos():
     for seed in SEEDS:
-        eos, never = run(EosStop(), seed), run(EotpStop(tau=1.0), seed)
+        eos, never = run(Eos(), seed), run(SafeEotp(tau=1.0), seed)
         for field in ("tokens", "nfe", "commit_step"):
             np.testing.assert_array_equal(getattr(never, field), getattr(eos, field))
 
@@ -78,8 +80,8 @@ def test_the_safe_way_keeps_what_is_not_foreseen_as_end_of_text():
     tree["head"] = tree["head"].at[0, small.EOS].set(5.0)  # after the norm, one feature is sqrt(D) and the rest are 0
     prompts, origin = small.batch()
     for keep in (3, 8, 20):
-        options = dict(origin=origin, gen_length=GEN, block_length=BLOCK, policy=Fixed(order="random"))
-        result = decode(small.MODEL, tree, prompts, stop=EotpStop(keep=keep), **options)
+        decoder = small.decoder(policy=Fixed(order="random"), stop=SafeEotp(keep=keep))
+        result = decode(small.MODEL, tree, prompts, decoder, origin=origin, gen_length=GEN)
         committed = (np.asarray(result.commit_step) >= 0).sum(1)
         assert (committed <= keep).all()
         assert (np.asarray(result.commit_step)[:, keep:] == -1).all()
@@ -94,9 +96,9 @@ def foreseen(marks):
     canvas = jnp.asarray([[small.EOS if mark == "E" else small.MASK for mark in marks]], jnp.int32)
     nothing, zero = jnp.zeros((1, 1)), jnp.zeros((1,), jnp.int32)
     score = Score(
-        **dict.fromkeys(("prob", "log_odds", "runner_up", "entropy", "gap"), nothing),
+        **dict.fromkeys(("prob", "log_odds", "runner_up", "entropy", "gap", "log_prob", "standing"), nothing),
         **dict.fromkeys(("start", "origin", "block_step", "row_step"), zero),
-        **dict.fromkeys(("masked", "eligible"), jnp.ones((1, 1), bool)),
+        **dict.fromkeys(("masked", "eligible", "editable"), jnp.ones((1, 1), bool)),
         token=jnp.zeros((1, 1), jnp.int32),
         hidden=jnp.zeros((1, 1, 2)),
         canvas=canvas,
@@ -112,10 +114,10 @@ def foreseen(marks):
             ends=jnp.asarray([[mark in "e?" for mark in marks]]),
             log_odds=jnp.asarray([[9.0 if mark == "e" else 0.1 for mark in marks]]),
         ),
-        mask_id=small.MASK,
+        settled=jnp.asarray([next((i for i, mark in enumerate(marks) if mark != "E"), length)], jnp.int32),
         eos_ids=(small.EOS,),
     )
-    return int(EotpStop(keep=3).update((), progress)[0][0])
+    return int(SafeEotp(keep=3).update((), progress)[0][0])
 
 
 @pytest.mark.parametrize(
@@ -132,43 +134,33 @@ def test_the_safe_way_cuts_behind_a_run_of_sure_ends(marks, end):
     assert foreseen(marks) == end
 
 
-@pytest.mark.parametrize("way", ["official", "block", "safe"])
+@pytest.mark.parametrize("way", WAYS)
 def test_a_cut_canvas_changes_nothing_but_the_work(way, monkeypatch):
-    results = [run(EotpStop(way=way, tau=0.3, keep=4), seed) for seed in SEEDS]
-    monkeypatch.setattr(api, "_ladder", lambda *_: ())
+    results = [run(WAYS[way](), seed) for seed in SEEDS]
+    monkeypatch.setattr(layout, "doublings", lambda *_: ())
     for seed, result in zip(SEEDS, results, strict=True):
-        whole = run(EotpStop(way=way, tau=0.3, keep=4), seed)
+        whole = run(WAYS[way](), seed)
         assert not int(whole.near_ties.sum() + result.near_ties.sum())
         for field in ("tokens", "nfe", "commit_step", "lengths"):
             np.testing.assert_array_equal(getattr(result, field), getattr(whole, field))
 
 
 def test_rungs_double():
-    assert api._ladder(7, 256, 32) == (39, 71, 135)
-    assert api._ladder(0, 96, 32) == (32, 64)
-    assert api._ladder(5, 32, 32) == ()
+    assert layout.doublings(256, 32) == (32, 64, 128)
+    assert layout.doublings(96, 32) == (32, 64)
+    assert layout.doublings(32, 32) == ()
 
 
 def test_a_forward_is_compiled_for_each_rung_and_only_where_ends_are_foreseen():
     def lengths(stop):
         prompts, origin = small.batch()
-        settings = []
-        api.decode(
-            small.MODEL,
-            small.params(),
-            prompts,
-            origin=origin,
-            stop=stop,
-            gen_length=GEN,
-            block_length=BLOCK,
-            run=lambda *arguments: settings.append(arguments[-1]) or loop.run(*arguments),
-        )
-        return settings[0].ladder
+        options = dict(origin=origin, gen_length=GEN)
+        return api.prepare(small.MODEL, small.params(), prompts, small.decoder(stop=stop), **options).layout.ladder
 
-    assert lengths(EosStop()) == ()
-    assert lengths(EotpStop()) == (14, 22)
+    assert lengths(Eos()) == ()
+    assert lengths(SafeEotp()) == (14, 22)
 
 
 def test_a_way_that_is_not_known_is_refused():
     with pytest.raises(InputError, match="stop eotp way: found 'bold', expected one of official, block, safe"):
-        run(EotpStop(way="bold"))
+        STOPPERS.parse("eotp:way=bold")

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxdiff import decode
-from jaxdiff.decode import Timed
-from jaxdiff.decode.many import BUCKET, batches, pad_to_bucket, request_keys
+from jaxdiff.decode import Timed, api
+from jaxdiff.decode.batches import BUCKET, batches, pad_to_bucket, request_keys
 from tests import small
 
 
@@ -60,18 +59,22 @@ def cache_hits(tmp_path):
 
 def test_timed_gives_the_loops_result_and_can_compile_past_the_persistent_cache(cache_hits):
     prompts, origin = small.batch()
-    settings = {"origin": origin, "gen_length": small.GEN, "block_length": small.BLOCK, "key": small.keys(len(prompts))}
-    plain = decode(small.MODEL, small.params(), prompts, **settings)
+    options = {"origin": origin, "gen_length": small.GEN, "key": small.keys(len(prompts))}
+    calls = [
+        api.prepare(small.MODEL, small.params(), prompts, small.decoder(**parts), **options)
+        for parts in ({}, {"temperature": 0.0})
+    ]
+    plain = calls[0].run()
     compiled, cached, measured = Timed(), Timed(), Timed(persistent_cache=False)
-    for run, hits in ((compiled, 0), (cached, 1), (measured, 0)):
+    for timed, hits in ((compiled, 0), (cached, 1), (measured, 0)):
         cache_hits.clear()
-        first = decode(small.MODEL, small.params(), prompts, run=run, **settings)
-        running = run.seconds
+        first = timed.run(calls[0])
+        running = timed.seconds
         assert len(cache_hits) == hits
-        assert run.compile_seconds > 0
-        again = decode(small.MODEL, small.params(), prompts, run=run, temperature=0.0, **settings)
-        assert len(run._programs) == 1  # a shape is compiled once
-        assert run.seconds > running > 0
+        assert timed.compile_seconds > 0
+        again = timed.run(calls[1])
+        assert timed.programs == 1  # a shape is compiled once
+        assert timed.seconds > running > 0
         for result in (first, again):
             for got, wanted in zip(jax.tree.leaves(result), jax.tree.leaves(plain), strict=True):
                 np.testing.assert_array_equal(got, wanted)
