@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -36,6 +37,19 @@ def write_object(path: Path, value: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """A file to write, which then takes the place of `path`: as a whole, or not at all where writing fails."""
+    scratch = path.with_name(f".{os.getpid()}-{path.name}")
+    _scratch.add(scratch)
+    try:
+        yield scratch
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+        _scratch.discard(scratch)
+
+
+@contextlib.contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
     """A folder to write into, which then takes the place of `folder`: as a whole, or not at all where writing fails."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -54,9 +68,13 @@ def replaced(folder: Path) -> Iterator[Path]:
 
 
 def clear_scratch() -> None:
-    """Remove what `replaced` has not finished: for a program that ends at once, while it may still be writing."""
+    """Remove what `replaced` and `replaced_file` have not finished: for a program that ends at once, while it may still
+    be writing.
+    """
     for path in list(_scratch):
         for _ in range(10):
             shutil.rmtree(path, ignore_errors=True)
+            if path.is_file():
+                path.unlink(missing_ok=True)
             if not path.exists():
                 break

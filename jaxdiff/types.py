@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from jaxdiff.pytree import InputError, pytree, static
+from jaxdiff.pytree import InputError as InputError
+from jaxdiff.pytree import pytree, static
 
 NEAR_TIE = 1e-5  # log-odds: below this gap, float rounding decides
 UNLIMITED = 2**20  # steps of a block: more than any has
@@ -452,35 +453,3 @@ def first_end(tokens: Int[Array, "B L"], among: Bool[Array, "B L"], eos_ids: tup
     for token in eos_ids:
         is_end |= tokens == token
     return jnp.min(jnp.where(is_end & among, jnp.arange(length, dtype=jnp.int32)[None], length), axis=1)
-
-
-__all__ = [
-    "KV",
-    "NEAR_TIE",
-    "NEVER",
-    "REFERENCE",
-    "UNLIMITED",
-    "Belief",
-    "Cache",
-    "Count",
-    "Fill",
-    "InputError",
-    "Inputs",
-    "KVCache",
-    "Leaf",
-    "Model",
-    "Params",
-    "PartState",
-    "Passes",
-    "Place",
-    "Policy",
-    "Progress",
-    "Proposal",
-    "Score",
-    "Span",
-    "Stopper",
-    "Tail",
-    "Written",
-    "first_end",
-    "per_row",
-]

@@ -15,6 +15,7 @@ import jax
 from jaxdiff.checkpoint import Checkpoint
 from jaxdiff.cli.options import Decoding
 from jaxdiff.decode import Decoder
+from jaxdiff.files import replaced_file
 from jaxdiff.parallel import parse_mesh
 from jaxdiff.serve import Answer, Meter, Refusal, Request, check_request, decode_stream
 from jaxdiff.types import InputError
@@ -140,12 +141,8 @@ def check_writable(path: Path) -> None:
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """The whole file or none of it: written beside its place, then renamed."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replaced_file(path) as new:
+        new.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _parse(number: int, line: bytes, checkpoint: Checkpoint) -> Row:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from jaxdiff.files import replaced_file, write_object
 from jaxdiff.train.data import Bucket
 from jaxdiff.types import InputError
 
@@ -53,6 +53,5 @@ class Recipe:
 
     def write(self, path: Path) -> None:
         """As a whole or not at all."""
-        scratch = path.with_name(f".{path.name}-{os.getpid()}")
-        scratch.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
-        scratch.replace(path)
+        with replaced_file(path) as new:
+            write_object(new, dataclasses.asdict(self))

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from jaxdiff.decode.batches import batches, pad_to_bucket
 from jaxdiff.decode.checks import block_of
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.program import Timed
+from jaxdiff.files import replaced_file
 from jaxdiff.policies import Fixed
 from jaxdiff.policies.filters import Evidence
 from jaxdiff.policies.replay import Recording, Replay
@@ -202,9 +202,8 @@ def _claim(
 
 def _write(path: Path, traces: Traces) -> None:
     """As a whole or not at all."""
-    scratch = path.with_name(f".{path.stem}-{os.getpid()}.npz")
-    np.savez_compressed(scratch, **{f.name: getattr(traces, f.name) for f in dataclasses.fields(traces)})
-    scratch.replace(path)
+    with replaced_file(path) as new:
+        np.savez_compressed(new, **{f.name: getattr(traces, f.name) for f in dataclasses.fields(traces)})
 
 
 def _read(path: Path) -> Traces:
