@@ -16,7 +16,7 @@ from jaxdiff.caches import NoCache
 from jaxdiff.decode import checks, loop
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.layout import Layout, layout_of
-from jaxdiff.decode.program import Program
+from jaxdiff.decode.program import Call, Program
 from jaxdiff.decode.result import Result
 from jaxdiff.decode.state import Rows
 from jaxdiff.models.guided import Guided
@@ -112,20 +112,6 @@ def pad_prompts(prompts: Sequence[Sequence[int]], fill: int, multiple: int = 1) 
     for row, prompt in zip(padded, prompts, strict=True):
         row[width - len(prompt) :] = prompt
     return padded, np.asarray([width - len(p) for p in prompts], np.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """One decode, checked and laid out: what `loop.run` takes."""
-
-    model: Model
-    layout: Layout
-    params: Params
-    decoder: Decoder
-    rows: Rows
-
-    def run(self) -> Result:
-        return loop.run(self.model, self.layout, self.params, self.decoder, self.rows)
 
 
 def prepare(

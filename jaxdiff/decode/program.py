@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import SingleDeviceSharding
 
 from jaxdiff.decode import loop
+from jaxdiff.decode.decoder import Decoder
+from jaxdiff.decode.layout import Layout
 from jaxdiff.decode.result import Result
+from jaxdiff.decode.state import Rows
 from jaxdiff.parallel import compiling_for
-from jaxdiff.types import InputError
+from jaxdiff.types import InputError, Model, Params
 
-if TYPE_CHECKING:
-    from jaxdiff.decode.api import Call
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One decode, checked and laid out: what `loop.run` takes."""
+
+    model: Model
+    layout: Layout
+    params: Params
+    decoder: Decoder
+    rows: Rows
+
+    def run(self) -> Result:
+        return loop.run(self.model, self.layout, self.params, self.decoder, self.rows)
 
 
 class Program:

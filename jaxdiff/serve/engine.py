@@ -151,7 +151,7 @@ class _Engine:
         self.state: State | None = None
 
     def serve(self, queue: Iterator[Request | Refusal], slots: int, devices: int) -> Iterator[Answer | Refusal]:
-        """Fill the slots, run a turn, hand out what is done, and again."""
+        """Fill the slots, run a serve step, hand out what is done, and again."""
         queue = (self._checked(item) for item in queue)
         ahead: list[Request] = []
         for item in queue:
