@@ -1,4 +1,4 @@
-"""The KV cache: every way of writing it against numpy, what is seen of a pass that stores nothing, and a wider canvas."""
+"""The KV cache: every way of writing it against numpy, stored or for one pass alone; and another width."""
 
 import functools
 import itertools
@@ -26,7 +26,8 @@ WAYS = {  # of writing: the columns of the fed tokens, None for the first ones
 def update(keys, values, pair, layer, fresh, at, *, way, columns):
     """Of a pass that stores, and of one that does not. `way` is what the program with a TPU's branch is cached by."""
     return [
-        LayerAccess(pair, layer, fresh, at, columns=columns, store=store).update(keys, values) for store in (True, False)
+        LayerAccess(pair, layer, fresh, at, columns=columns, store=store).update(keys, values)
+        for store in (True, False)
     ]
 
 

@@ -1,5 +1,6 @@
 """Every family's config, as published and as ours; what block-causal attention sees; what a mixture's tokens share."""
 
+import dataclasses
 import itertools
 import re
 
@@ -139,7 +140,7 @@ def test_a_kv_cache_may_have_more_columns_than_a_shorter_canvas():
 def rows_of(model, **fields):
     """Params; and four rows of 11, the last two with two columns of padding on the left."""
     tokens = jax.random.randint(jax.random.key(1), (4, 11), 0, model.config.vocab_size)
-    return model.init(jax.random.key(0)), Inputs.whole(tokens, jnp.array([0, 0, 2, 2]), **fields)
+    return jax.jit(model.init)(jax.random.key(0)), Inputs.whole(tokens, jnp.array([0, 0, 2, 2]), **fields)
 
 
 def window(canvas, start, fresh, **fields):

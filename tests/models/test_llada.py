@@ -28,8 +28,8 @@ def rope(x, position, theta):
     return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], -1)
 
 
-def forward(config, params, tokens):
-    """One row, float64: logits [T, V]."""
+def forward(config, params, tokens, sees=True):
+    """One row, float64: logits [T, V]; `sees` [T, T]: which tokens each may attend to."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     x, position = params["wte"][tokens], np.arange(len(tokens), dtype=np.float64)
     size, groups = config.head_dim, config.n_heads // config.n_kv_heads
@@ -44,7 +44,7 @@ def forward(config, params, tokens):
         q, k = rope(q, position, config.rope_theta), rope(k, position, config.rope_theta)
         heads = []
         for h in range(config.n_heads):
-            scores = q[:, h] @ k[:, h // groups].T / np.sqrt(size)
+            scores = np.where(sees, q[:, h] @ k[:, h // groups].T / np.sqrt(size), -np.inf)
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             heads.append(weights / weights.sum(-1, keepdims=True) @ v[:, h // groups])
         x = x + dense(layer, "attn_out", np.concatenate(heads, -1))
