@@ -1,6 +1,5 @@
 """The documents: every `jaxdiff ...` command parses with the command line of today, every link and script is there."""
 
-import dataclasses
 import re
 import shlex
 from pathlib import Path
@@ -19,9 +18,6 @@ INDENTED = re.compile(r"(?:^    .*\n)+", re.MULTILINE)
 SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 SCRIPT = re.compile(r"python (?:-m (experiments[.\w]+)|(experiments/[\w/]+\.py))")
-
-# What parses only once the code that is on its way is here. Take this away when it is.
-AWAITED = re.compile(r"^demo$|--log-prob|remdm:")
 
 SYSTEMS = """
 Learn2PD, MEAP, MTO, ADED, DupMAE, Yoshida's thesis, Hidden Transfer, ERNIE-Gram, AWRS, ADJUST, Token Recycling,
@@ -66,9 +62,7 @@ def told():
     cases = []
     for document in DOCUMENTS:
         for arguments in (found for piece in shell_of(document) if "jaxdiff" in piece for found in commands(piece)):
-            awaited = any(AWAITED.search(argument) for argument in arguments)
-            marks = [pytest.mark.xfail(reason="on its way", strict=False)] if awaited else []
-            cases.append(pytest.param(arguments, id=f"{document.name}: {shlex.join(arguments)}", marks=marks))
+            cases.append(pytest.param(arguments, id=f"{document.name}: {shlex.join(arguments)}"))
     return cases
 
 
@@ -85,8 +79,7 @@ def test_command(arguments):
     values = parsed(["generate", "x"]) | parsed(arguments)  # what a command does not ask for
     values["policy"] = values.get("answer", values["policy"]).replace("name=mine", "name=local")
     values["model"] = "gsm-1m"  # a reader's folder is not here, nor are the filters in it
-    asked = {field.name: values[field.name] for field in dataclasses.fields(Decoding)}
-    Decoding(**asked)  # what the command line checks before it reads a model
+    Decoding.of(values)  # what the command line checks before it reads a model
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,6 @@ PROMPT_LENGTH = 64  # of random ids, where the model has no tokenizer
 
 
 def bench(
-    context: typer.Context,
     model: options.Model = SHIPPED,
     shape: Annotated[
         str | None, typer.Option("--shape", help=f"Random weights of a published shape: {', '.join(SHAPES)}.")
@@ -66,7 +65,7 @@ def bench(
     as_json: options.Json = False,
 ) -> None:
     """Measure a decode: step over bare forward, caches over none, PyTorch over jaxdiff, compiling, memory."""
-    decoding = Decoding.of(context.params)
+    decoding = Decoding.of(locals())
     for name, given, default in (("target", target, None), ("cache", cache, "none")):
         if given != default and not compile_only:
             raise InputError(f"{name}: found {given!r} where the decode is run, expected --compile-only beside it")

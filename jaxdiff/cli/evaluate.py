@@ -19,7 +19,6 @@ from jaxdiff.tasks.evaluate import evaluate as evaluate_task
 
 
 def evaluate(
-    context: typer.Context,
     task_name: Annotated[str, typer.Option("--task", help=f"{' or '.join(TASKS)}.")] = "gsm_symbolic",
     n: Annotated[int, typer.Option("--n", min=1, help="Problems.")] = 100,
     split: Annotated[str, typer.Option("--split", help="test or validation.")] = "test",
@@ -46,7 +45,7 @@ def evaluate(
     as_json: options.Json = False,
 ) -> None:
     """Decode a task's held-out problems and score them with its verifier."""
-    decoding = Decoding.of(context.params)
+    decoding = Decoding.of(locals())
     task(task_name)  # a misspelt name is refused before the model is read
     checkpoint = decoding.load()
     decoder = decoding.decoder(checkpoint.model, gen_length)

@@ -24,7 +24,6 @@ from jaxdiff.types import InputError
 
 
 def generate(
-    context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="The text to answer.", show_default=False)] = None,
     in_file: Annotated[
         Path | None, typer.Option("--in", metavar="JSONL", help="Rows of id and prompt, prompt_ids or canvas_ids.")
@@ -76,7 +75,7 @@ def generate(
         raise InputError("--in and --out go together: name the JSONL file to read and the one to write")
     if watch and in_file is not None:
         raise InputError("--watch shows a single PROMPT; leave it out with --in")
-    make_decoding = functools.partial(Decoding.of, context.params)
+    make_decoding = functools.partial(Decoding.of, locals())
     job = Job(seed=seed, slots=batch_size, log_prob=log_prob)
     hosts = Hosts(coordinator, processes, process_id)
     if distributed and (in_file is None or out_file is None):

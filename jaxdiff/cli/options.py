@@ -133,7 +133,7 @@ class Decoding:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Decoding:
-        """From a command's parameters (`typer.Context.params`): those of the names above; the rest is the command's."""
+        """From a command's arguments (its `locals()`): those of the names above; the rest is the command's own."""
         values = {field.name: given[field.name] for field in dataclasses.fields(cls) if field.name in given}
         return cls(**values | {"ignore_config": tuple(given.get("ignore_config") or ())})
 

@@ -10,6 +10,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import jaxdiff
 from jaxdiff.checkpoint import load_tokenizer
 from jaxdiff.cli.main import main
+from jaxdiff.models import Llada, LladaConfig
 from jaxdiff.train.tokenizer import train_tokenizer
 
 CONTEXT = 96
@@ -51,7 +52,7 @@ def folder(tmp_path_factory):
     home = tmp_path_factory.mktemp("models")
     (home / "tokenizer").mkdir()
     train_tokenizer("drills", 50, 270, 0, home / "tokenizer")
-    config = jaxdiff.LladaConfig(
+    config = LladaConfig(
         vocab_size=280,
         d_model=32,
         n_layers=2,
@@ -63,7 +64,7 @@ def folder(tmp_path_factory):
         max_sequence_length=CONTEXT,
         dtype="float32",
     )
-    model = jaxdiff.Llada(config)
+    model = Llada(config)
     params = model.init(jax.random.key(0))
     params["head"] = params["head"] * 4
     jaxdiff.save(home / "tiny", model, params, tokenizer_from=home / "tokenizer")

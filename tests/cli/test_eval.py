@@ -30,17 +30,18 @@ def test_report(run, refused, parity, folder):
     ran = run(*asked, "--n", 5, "--batch-size", 4, "--policy", "threshold:tau=0.1", "--cache", "dual", *light, "--json")
     got = ran.json
     assert (ran.code, ran.err) == (0, "")
-    assert list(got)[:8] == [
-        *("accuracy", "accuracy_low", "accuracy_high", "nfe", "tpf", "seconds", "compile_seconds", "n")
+    assert list(got)[:9] == [
+        *("accuracy", "accuracy_low", "accuracy_high", "nfe", "work", "tpf", "seconds", "compile_seconds", "n")
     ]
     assert (got["accuracy"], got["n"]) == (0.6, 5)
     assert got["accuracy_low"] == pytest.approx(0.2307, abs=1e-4)
     assert got["accuracy_high"] == pytest.approx(0.8824, abs=1e-4)
     assert 1 <= got["nfe"] <= 16
+    assert 0 < got["work"] <= got["nfe"]
     assert got["tpf"] > 0
     assert 0 < got["seconds"] < got["compile_seconds"]
     assert (got["task"], got["split"], got["seed"], got["policy"]) == ("parity", "test", 0, "threshold:tau=0.1")
-    assert (got["cache"], got["weights"]) == ("dual", "int8")
+    assert (got["cache"], got["fill"], got["weights"]) == ("dual", "parallel", "int8")
     assert "split: found 'train', expected test or validation" in refused(*asked, "--split", "train")
 
 
@@ -49,19 +50,19 @@ def test_table(run, folder, monkeypatch):
     counts = np.asarray([4, 4, 4, 4], np.int32)
     report = Report(
         *("drills", "validation", 7, problems, ("",) * 4, np.asarray([True, False, True, True])),
-        *(counts, 2 * counts, 0 * counts, 1.5, 3.25),
+        *(counts, counts / 2, 2 * counts, 0 * counts, 1.5, 3.25),
     )
     asked = []
-    monkeypatch.setattr("jaxdiff.cli.evaluate.evaluate_task", lambda *a, **k: asked.append((a[1], k)) or report)
+    monkeypatch.setattr("jaxdiff.cli.evaluate.evaluate_task", lambda *a, **k: asked.append((*a[1:], k)) or report)
     ran = run(
         *("eval", "--task", "drills", "--n", 4, "--seed", 7, "--split", "validation", "--model", folder, *SHORT),
         *("--batch-size", 2, "--steps", 4),
     )
-    ((name, options),) = asked
+    ((name, decoder, options),) = asked
     assert (name, options["n"], options["seed"], options["split"], options["batch_size"]) == (
         *("drills", 4, 7, "validation", 2),
     )
-    assert (options["gen_length"], options["block_length"], int(options["policy"].steps)) == (16, 8, 2)
+    assert (options["gen_length"], decoder.block_length, int(decoder.policy.steps)) == (16, 8, 2)
     assert ran.code == 0
     for words in ("drills/validation, n 4, seed 7", "75.0%", "30.1% to 95.4%", "4.0 on average", "2.00 tokens", "3.25"):
         assert words in ran.out

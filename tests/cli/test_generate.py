@@ -1,5 +1,6 @@
 """`jaxdiff generate`: one prompt, a file of them, the live view."""
 
+import dataclasses
 import io
 import json
 import re
@@ -10,12 +11,16 @@ import pytest
 from rich.console import Console
 
 import jaxdiff
+from jaxdiff.caches import Dual
 from jaxdiff.cli import requests, watch
 from jaxdiff.cli.options import Decoding
-from jaxdiff.decode import Timed
+from jaxdiff.fills import Parallel
 from jaxdiff.models import build
+from jaxdiff.policies import Fixed
+from jaxdiff.stoppers import Eos
 
 SHORT = ("--gen-length", 16, "--block-length", 8)
+DECODING = Decoding(model="gsm-1m", gen_length=16, block_length=8)
 ROWS = [
     '{"id": "a", "prompt": "26 + 48"}',
     '{"id": "b", "prompt_ids": [5, 6, 7]}',
@@ -60,18 +65,19 @@ def test_json_is_one_object_with_what_the_library_decodes(run, folder, checkpoin
     ran = run("generate", "26 + 48", "--model", folder, *SHORT, "--json")
     assert (ran.code, ran.err) == (0, "")
     prompts, origin = jaxdiff.pad_prompts([checkpoint.tokenizer.prompt("26 + 48")], fill=1, multiple=32)
-    fits = {"origin": origin, "gen_length": 16, "block_length": 8}
-    result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, run=Timed(), **fits)
+    decoder = jaxdiff.Decoder(block_length=8)
+    result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, decoder, origin=origin, gen_length=16)
     got = ran.json
     assert got["token_ids"] == result.tokens[0, prompts.shape[1] :].tolist()
     assert got["commit_step"] == result.commit_step[0].tolist()
     assert got["text"] == checkpoint.tokenizer.decode(got["token_ids"])
     assert (got["nfe"], got["generated_tokens"]) == (16, int(result.lengths[0]))
     assert got["tpf"] == got["generated_tokens"] / 16
+    assert got["work"] == 16.0 == float(result.work[0])
     assert got["seconds"] > 0
     assert got["compile_seconds"] > 0
     assert set(got) == {
-        *("text", "token_ids", "commit_step", "nfe", "generated_tokens", "tpf", "near_ties"),
+        *("text", "token_ids", "commit_step", "nfe", "generated_tokens", "tpf", "near_ties", "work"),
         *("seconds", "compile_seconds", "seed"),
     }
 
@@ -92,15 +98,32 @@ def test_steps_are_the_total_of_all_blocks(run, folder):
 
 
 def test_every_option_reaches_the_decode(checkpoint):
-    numbers = (8, 32, 16, 0.5, 0.9, 5, 1.5)
-    decoding = Decoding("gsm-1m", "fixed", "eos", *numbers, True, True, "dual", "2x4", "bfloat16")
-    arguments = decoding.arguments(checkpoint.model, 32)
-    assert int(arguments.pop("policy").steps) == 4
-    assert isinstance(arguments.pop("stop"), jaxdiff.EosStop)
-    assert isinstance(arguments.pop("cache"), jaxdiff.Dual)
-    assert dict(arguments.pop("mesh").shape) == {"data": 2, "model": 4}
-    assert arguments == {
-        "block_length": 16,
+    decoding = Decoding(
+        model="gsm-1m",
+        policy="fixed",
+        fill="parallel",
+        cache="dual",
+        stop="eos",
+        steps=8,
+        gen_length=32,
+        block_length=16,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=5,
+        cfg_scale=1.5,
+        forbid_eos=True,
+        defer_eos=True,
+        mesh="2x4",
+        dtype="bfloat16",
+    )
+    decoder = decoding.decoder(checkpoint.model, 32)
+    assert isinstance(decoder.policy, Fixed)
+    assert int(decoder.policy.steps) == 4
+    assert isinstance(decoder.fill, Parallel)
+    assert isinstance(decoder.stop, Eos)
+    assert isinstance(decoder.cache, Dual)
+    assert decoder.block_length == 16
+    assert {f.name: getattr(decoder.sampling, f.name) for f in dataclasses.fields(decoder.sampling)} == {
         "temperature": 0.5,
         "top_p": 0.9,
         "top_k": 5,
@@ -108,6 +131,15 @@ def test_every_option_reaches_the_decode(checkpoint):
         "forbid_eos": True,
         "defer_eos": True,
     }
+
+
+def test_the_mesh_reaches_the_decode(checkpoint, monkeypatch):
+    seen = []
+    monkeypatch.setattr(requests, "decode_stream", lambda *_, mesh, **options: seen.append(mesh) or iter(()))
+    decoding, job = dataclasses.replace(DECODING, mesh="2x4"), requests.Job(seed=0, slots=8)
+    assert list(requests.answers(checkpoint, [jaxdiff.Request([5], number=0)], decoding, job, jaxdiff.Meter())) == []
+    (mesh,) = seen
+    assert dict(mesh.shape) == {"data": 2, "model": 4}
 
 
 def test_file_keeps_its_order_and_reports_bad_rows(run, folder, tmp_path):
@@ -119,8 +151,9 @@ def test_file_keeps_its_order_and_reports_bad_rows(run, folder, tmp_path):
     assert ran.err.splitlines() == [f"{source} line 3: {rows[2]['error']}", f"{source} line 7: {rows[5]['error']}"]
     assert (ran.json["rows"], ran.json["refused"]) == (4, 2)
     for row in (rows[0], rows[1], rows[3]):
-        assert set(row) == {"id", "text", "token_ids", "nfe", "commit_step", "seconds"}
+        assert set(row) == {"id", "text", "token_ids", "nfe", "work", "commit_step", "seconds"}
         assert (len(row["token_ids"]), len(row["commit_step"]), row["nfe"]) == (16, 16, 16)
+        assert row["work"] == 16.0
         assert 0 not in row["token_ids"]
     hole = rows[4]
     assert [token for token, step in zip(hole["token_ids"], hole["commit_step"], strict=True) if step < 0] == [
@@ -150,22 +183,16 @@ def test_rows_do_not_depend_on_the_batch(run, folder, tmp_path):
 
 @pytest.mark.parametrize(("line", "words"), BAD_ROWS)
 def test_bad_row(line, words, folder, checkpoint, tmp_path):
-    decoding = Decoding(
-        "gsm-1m", "fixed", "none", None, 16, 8, 0.0, None, None, None, False, False, "none", "1x1", None
-    )
     source = write(tmp_path / "in.jsonl", ['{"id": "fine", "prompt": "x"}', line])
-    fine, bad = requests.read(source, checkpoint, decoding)
+    fine, bad = requests.read(source, checkpoint, DECODING)
     assert (fine.number, fine.id) == (0, "fine")
     assert (bad.number, bad.id) == (1, 2)
     assert re.search(words, bad.error)
 
 
 def test_file_that_is_not_text(checkpoint, tmp_path):
-    decoding = Decoding(
-        "gsm-1m", "fixed", "none", None, 16, 8, 0.0, None, None, None, False, False, "none", "1x1", None
-    )
     (tmp_path / "in.jsonl").write_bytes(b'\xff\xfe\n\xef\xbb\xbf{"prompt_ids": [5]}\r\n')
-    bad, fine = requests.read(tmp_path / "in.jsonl", checkpoint, decoding)
+    bad, fine = requests.read(tmp_path / "in.jsonl", checkpoint, DECODING)
     assert "not JSON" in bad.error
     assert fine.ids == [5]
 

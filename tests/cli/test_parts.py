@@ -10,10 +10,12 @@ from jaxdiff import InputError
 from jaxdiff.checkpoint import load
 from jaxdiff.cli import parts
 from jaxdiff.cli.options import Decoding
+from jaxdiff.cli.requests import Job
 from jaxdiff.cli.share import fingerprints
 
 RUN = {"input": "0" * 16, "settings": "1" * 16}
-DECODING = Decoding("any", "fixed", "none", None, 16, 8, 0.0, None, None, None, False, False, "none", "1x1", None)
+DECODING = Decoding(model="any", gen_length=16, block_length=8)
+JOB = Job(seed=0, slots=8)
 
 
 def fill(out, process, numbers, run=RUN):
@@ -71,15 +73,17 @@ def test_fingerprints_tell_what_differs(ids_folder, tmp_path):
     source.write_text("{}\n")
     shutil.copytree(ids_folder, home)
     checkpoint = load(home)
-    first = fingerprints(source, checkpoint, DECODING, 0)
-    assert fingerprints(source, dataclasses.replace(checkpoint, path=ids_folder), DECODING, 0) == first
+    first = fingerprints(source, checkpoint, DECODING, JOB)
+    assert fingerprints(source, dataclasses.replace(checkpoint, path=ids_folder), DECODING, JOB) == first
 
     def differs(**changes):
-        arguments = dict(in_file=source, checkpoint=checkpoint, decoding=DECODING, seed=0) | changes
+        arguments = dict(in_file=source, checkpoint=checkpoint, decoding=DECODING, job=JOB) | changes
         other = fingerprints(**arguments)
         return [name for name in first if other[name] != first[name]]
 
-    assert differs(seed=1) == ["settings"]
+    assert differs(job=Job(seed=1, slots=8)) == ["settings"]
+    assert differs(job=Job(seed=0, slots=8, log_prob=True)) == ["settings"]
+    assert differs(job=Job(seed=0, slots=2)) == []
     assert differs(decoding=dataclasses.replace(DECODING, temperature=0.5)) == ["settings"]
     assert differs(decoding=dataclasses.replace(DECODING, model="elsewhere")) == []
     (tmp_path / "more.jsonl").write_text("{}\n{}\n")
