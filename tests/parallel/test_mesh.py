@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,24 +10,15 @@ import numpy as np
 import pytest
 
 from experiments.collectives import Collective, collectives, compiled_text
-from jaxdiff import (
-    Dual,
-    EosStop,
-    EotpStop,
-    Llada,
-    Llada2,
-    Llada2Config,
-    LladaConfig,
-    LladaMoe,
-    LladaMoeConfig,
-    decode,
-    make_mesh,
-)
-from jaxdiff.decode.score import TILE, beliefs
-from jaxdiff.models import layers
+from jaxdiff import Sampling, decode, make_mesh
+from jaxdiff.caches import Dual
+from jaxdiff.decode.score import TILE, Draws, Vocabulary, believe
+from jaxdiff.models import Llada, Llada2, Llada2Config, LladaConfig, LladaMoe, LladaMoeConfig, layers
 from jaxdiff.models.config import Config
 from jaxdiff.parallel import over_rows
 from jaxdiff.policies import Fixed, Learned, Threshold, any_of
+from jaxdiff.pytree import pytree
+from jaxdiff.stoppers import Eos, SafeEotp
 from jaxdiff.weights import plain, quantised
 from tests import small
 from tests.conformance.table import random_filter
@@ -34,12 +26,12 @@ from tests.conformance.table import random_filter
 WIDE = dataclasses.replace(small.CONFIG, d_model=64, n_heads=8, n_kv_heads=4)
 PROMPTS = [*small.PROMPTS, [7, 8]]  # five rows: no mesh divides them
 WAYS = {
-    "eos": dict(policy=any_of(Threshold(0.6), Fixed(order="random")), stop=EosStop()),
-    "eotp": dict(policy=Threshold([0.3, 0.5, 0.7, 0.9, 0.5]), stop=EotpStop(tau=0.5, keep=2)),
+    "eos": dict(policy=any_of(Threshold(0.6), Fixed(order="random")), stop=Eos()),
+    "eotp": dict(policy=Threshold([0.3, 0.5, 0.7, 0.9, 0.5]), stop=SafeEotp(tau=0.5, keep=2)),
     "mixed": dict(policy=Threshold(0.5)),
-    "dual": dict(policy=Threshold(0.7), stop=EosStop(), cache=Dual()),
+    "dual": dict(policy=Threshold(0.7), stop=Eos(), cache=Dual()),
     # as it is read from disk: its arrays are bound to the first device
-    "learned": dict(policy=jax.device_put(Learned(random_filter("local"), 0.5), jax.devices()[0]), stop=EosStop()),
+    "learned": dict(policy=jax.device_put(Learned(random_filter("local"), 0.5), jax.devices()[0]), stop=Eos()),
 }
 
 
@@ -83,13 +75,11 @@ def run(way, mesh=None, weights=lambda tree: tree):
         MODELS[way],
         weights(params(MODELS[way])),
         prompts,
-        origin=origin,
+        small.decoder(temperature=jnp.asarray([0.0, 0.7, 0.7, 0.0, 0.7]), **WAYS[way]),
         gen_length=small.GEN,
-        block_length=small.BLOCK,
-        temperature=jnp.asarray([0.0, 0.7, 0.7, 0.0, 0.7]),
+        origin=origin,
         key=small.keys(len(PROMPTS)),
         mesh=None if mesh is None else make_mesh(*mesh),
-        **WAYS[way],
     )
 
 
@@ -107,8 +97,18 @@ def test_every_mesh_gives_the_same_tokens(mesh, way, weights):
     home, spread = run(way, None, *weights[:1]), run(way, mesh, *weights[1:])
     assert not int(home.near_ties.sum()), "draw another seed: float rounding decides here"
     assert len(set(home.nfe.tolist())) > 1  # rows end at different times
-    for name in ("tokens", "commit_step", "nfe", "lengths", "reason", "near_ties"):
+    for name in ("tokens", "commit_step", "nfe", "cheap", "work", "lengths", "reason", "near_ties"):
         np.testing.assert_array_equal(getattr(spread, name), getattr(home, name))
+    np.testing.assert_allclose(spread.log_prob, home.log_prob, atol=1e-4)
+
+
+@pytree
+class Asked:
+    """The rows of `test_a_sharded_vocabulary_is_scored_as_a_whole_one`, as `over_rows` takes them."""
+
+    canvas: Any
+    keys: Any
+    features: Any
 
 
 @pytest.mark.usefixtures("strict")
@@ -119,29 +119,26 @@ def test_a_sharded_vocabulary_is_scored_as_a_whole_one():
     features, head = jax.random.normal(first, (rows, 3, 8)), jax.random.normal(second, (8, vocabulary))
     padded = jnp.pad(head, ((0, 0), (0, 8 * (TILE + 256) - vocabulary)))
     positions = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32), (rows, 3))
+    named = jnp.array([0, TILE + 1, 5 * TILE + 77, vocabulary - 1], jnp.int32)  # in several tiles and shards
 
-    def score(head, features, positions, keys, temperature, top_p, mesh=None):
-        common = dict(vocabulary=vocabulary, mesh=mesh, forbidden=(7,), deferred=())
-        chance = dict(temperature=temperature, top_p=top_p, keys=keys, step=positions[:, 0], positions=positions)
-        return beliefs(features, head, **chance, **common)
+    def score(head, sampling, asked, mesh=None):
+        draws = Draws(asked.keys, asked.canvas[:, 0], jnp.int32(0), asked.canvas)
+        names = jnp.broadcast_to(named, (*asked.canvas.shape, len(named)))
+        return believe(asked.features, head, Vocabulary(vocabulary, (7,)), sampling, draws, named=names, mesh=mesh)
 
     @jax.jit
-    def spread(head, features, positions, keys, temperature, top_p):
+    def spread(head, sampling, asked):
         mesh = make_mesh(1, 8)
-        return over_rows(
-            lambda head, positions, _, keys, rest: score(head, rest[0], positions, keys, *rest[1:], mesh=mesh),
-            *(mesh, head, positions, positions[:, 0], keys, (features, temperature, top_p)),
-            dead=0,
-        )
+        return over_rows(lambda *given: score(*given, mesh=mesh), mesh, head, sampling, asked, dead=0)
 
-    keys = jax.random.split(jax.random.key(1), rows)
+    asked = Asked(positions, jax.random.split(jax.random.key(1), rows), features)
     for temperature, top_p in ((0.7, 0.9), (0.7, None), (0.0, None)):
-        rest = (features, positions, keys, jnp.float32(temperature), None if top_p is None else jnp.float32(top_p))
-        whole, parts = jax.jit(score)(head, *rest), spread(padded, *rest)
+        sampling = Sampling(temperature=temperature, top_p=top_p)
+        whole, parts = jax.jit(score)(head, sampling, asked), spread(padded, sampling, asked)
         np.testing.assert_array_equal(whole.token, parts.token)
-        for name in ("prob", "log_odds", "runner_up", "entropy", "gap"):
+        for name in ("prob", "log_odds", "runner_up", "entropy", "gap", "log_prob", "named"):
             np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-4, atol=1e-5)
-    assert int(spread(padded * jnp.nan, *rest).token.max()) < vocabulary
+    assert int(spread(padded * jnp.nan, sampling, asked).token.max()) < vocabulary
 
 
 @pytest.mark.parametrize("family", [Llada, LladaMoe])

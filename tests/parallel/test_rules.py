@@ -10,13 +10,14 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxdiff import EotpStop, InputError, Llada, decode, make_mesh
+from jaxdiff import InputError, decode, make_mesh
 from jaxdiff.decode import api
-from jaxdiff.parallel import parse_mesh, place, shardings
-from jaxdiff.parallel.rules import leading_rows
+from jaxdiff.models import Llada
+from jaxdiff.parallel import parse_mesh, place, shardings, specs_of
 from jaxdiff.policies import Fixed, Learned, Oracle, Threshold, any_of, cap
-from jaxdiff.policies.filters import Block, init_layers
-from jaxdiff.types import each_row, pytree
+from jaxdiff.policies.filters import BlockFilter, init_layers
+from jaxdiff.pytree import number, pytree
+from jaxdiff.stoppers import SafeEotp
 from tests import small
 
 WIDE = dataclasses.replace(small.CONFIG, d_model=64, n_heads=8, n_kv_heads=4)
@@ -94,8 +95,7 @@ def test_what_does_not_fit_is_refused_before_compilation(make, words):
 
 def run(mesh):
     prompts, origin = small.batch()
-    options = dict(origin=origin, gen_length=small.GEN, block_length=small.BLOCK)
-    return decode(small.MODEL, small.params(), prompts, mesh=mesh, **options)
+    return decode(small.MODEL, small.params(), prompts, small.decoder(), gen_length=small.GEN, origin=origin, mesh=mesh)
 
 
 def test_a_mesh_of_one_device_is_none():
@@ -104,19 +104,29 @@ def test_a_mesh_of_one_device_is_none():
 
 
 def test_numbers_and_references_follow_the_rows_and_weights_do_not():
-    reference = jnp.zeros((4, 22), jnp.int32)
-    learned = Learned(Block(init_layers(jax.random.key(0), (8, 8))), jnp.full((4,), 0.5))
-    policy = any_of(Oracle(reference), cap(2, learned), Fixed())
-    size = dict(rows=4, first=6, generated=16, block=8)
-    settings = api._settings(small.MODEL, policy, EotpStop(), None, 0.0, jnp.ones((4,)), False, False, **size)
-    marks = zip(jax.tree.leaves_with_path(settings), leading_rows(settings), strict=True)
-    whole = [jax.tree_util.keystr(path) for (path, _), leads in marks if not leads]
-    assert [name.rsplit(".", 1)[1] for name in whole] == ["kernel", "bias"]
+    """One number for all rows is whole on each device, as weights are, however many rows there are."""
+    reference = np.full((4, 22), small.EOS, np.int32)
+    learned = Learned(BlockFilter(init_layers(jax.random.key(0), (8, 8))), jnp.full((4,), 0.5))
+    policy = any_of(Oracle(), cap(2, learned), Threshold(jnp.full((4,), 0.7)), Fixed())
+    decoder = small.decoder(policy=policy, stop=SafeEotp(), temperature=jnp.zeros((4,)), cfg_scale=jnp.ones((4,)))
+    prompts, origin = small.batch()
+    options = dict(gen_length=small.GEN, origin=origin, reference=reference, mesh=make_mesh(4, 1))
+    call = api.prepare(small.MODEL, small.params(), prompts, decoder, **options)
+    specs = {jax.tree_util.keystr(path): spec for path, spec in jax.tree.leaves_with_path(specs_of(call.decoder))}
+    leads = {name.rsplit(".", 1)[1] for name, spec in specs.items() if spec == P("data")}
+    assert leads == {"tau", "temperature", "cfg_scale"}
+    assert sum(spec == P("data") for spec in specs.values()) == 4
+    whole = {name.rsplit(".", 1)[1] for name, spec in specs.items() if spec == P()}
+    assert whole == {"kernel", "bias", "k", "steps", "tau", "keep"}  # `tau` and `keep` are the stopper's
+    assert len(whole) + 4 == len(specs)
+    np.testing.assert_array_equal(call.rows.reference, reference)
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(call.rows)} == {4}
 
     @pytree
     class Own:
         weights: Any
-        table: Any = each_row(default=None)
+        tau: Any = number(default=0.0, low=0.0, high=1.0)
 
-    assert list(leading_rows(Own({"a": reference, "b": reference}, reference))) == [False, False, True]
-    assert list(leading_rows(Threshold(0.5))) == [True]
+    weights = {"a": jnp.zeros((4, 3)), "b": jnp.zeros((4,))}
+    assert jax.tree.leaves(specs_of(Own(weights, [0.5] * 4))) == [P(), P(), P("data")]
+    assert jax.tree.leaves(specs_of(Threshold(0.5))) == [P()]
