@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import jaxdiff
+from jaxdiff.files import replaced_file
 from jaxdiff.metrics import aup, paired_difference, tpf, wilson
 from jaxdiff.policies import (
     AboveMean,
@@ -329,9 +330,8 @@ def write(path: Path, results: dict[str, Any]) -> None:
     """Whole or not at all."""
     for clock in ("seconds", "compile_seconds"):
         results[clock] = sum(sweep[clock] for sweep in results["sweeps"].values())
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(results, indent=1) + "\n")
-    scratch.replace(path)
+    with replaced_file(path) as new:
+        new.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def main(

@@ -32,6 +32,7 @@ import jaxdiff
 from jaxdiff.decode import Timed
 from jaxdiff.decode.api import prepare
 from jaxdiff.decode.batches import batches, pad_to_bucket, request_keys
+from jaxdiff.files import replaced_file
 from jaxdiff.models import Llada, LladaConfig
 from jaxdiff.policies import Fixed
 from jaxdiff.pytree import pytree
@@ -317,9 +318,8 @@ def main(
     results = json.loads(path.read_text()) if path.is_file() else {}
     results["device"] = f"{jax.devices()[0].device_kind} ({platform.machine()}, {os.cpu_count()} cores)"
     results[part] = queue(tokens, free) if part == "queue" else memory(requests, min(WARM, requests // 2))
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(results) + "\n")
-    scratch.replace(path)
+    with replaced_file(path) as new:
+        new.write_text(json.dumps(results) + "\n")
     path.with_suffix(".md").write_text(markdown(results))
     draw(results, path.with_suffix(".png"))
     print(markdown(results))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jaxdiff
+from experiments.kept import Kept
 from experiments.policies import SWEEPS, TAUS, Sweep, decoder_of, describe, measure
 from jaxdiff.cli.show import progress
 from jaxdiff.policies import Fixed, Learned, any_of
@@ -38,32 +38,12 @@ def learned(judge: Filter, *, quota: bool) -> Callable[[Any], jaxdiff.Policy]:
     return lambda tau: any_of(Learned(judge, tau), Fixed()) if quota else Learned(judge, tau)
 
 
-class Results:
-    """A JSON file of named entries: what is there is not measured again, unless the weights or the setting changed."""
+class Results(Kept):
+    """The entries of one step; other weights or another setting are measured anew."""
 
     def __init__(self, name: str, checkpoint: jaxdiff.Checkpoint) -> None:
-        RESULTS.mkdir(exist_ok=True)
-        self.path = RESULTS / f"{name}.json"
         setting = describe(checkpoint, MODEL, CHOSEN_ON, "as named", SEED) | {"split": "as named"}
-        self.content: dict[str, Any] = {"setting": setting, "entries": {}}
-        if self.path.is_file() and (kept := json.loads(self.path.read_text()))["setting"] == setting:
-            self.content = kept
-
-    @property
-    def entries(self) -> dict[str, Any]:
-        return self.content["entries"]
-
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """The entry called `name`, made and written where it is missing."""
-        if name not in self.entries:
-            self.entries[name] = make()
-            self.write()
-        return self.entries[name]
-
-    def write(self) -> None:
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text(json.dumps(self.content, indent=1) + "\n")
-        scratch.replace(self.path)
+        super().__init__(RESULTS / f"{name}.json", setting)
 
 
 def points(

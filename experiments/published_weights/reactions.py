@@ -93,6 +93,7 @@ class BertConfig:
     mask_token_id: int
     eos_token_id: int
     eps: float
+    dtype: str = "float32"
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
