@@ -17,7 +17,7 @@ from jaxdiff.cli.options import Decoding
 from jaxdiff.fills import Parallel
 from jaxdiff.models import build
 from jaxdiff.policies import Fixed
-from jaxdiff.stoppers import Eos
+from jaxdiff.stoppers import Eos, SafeEotp
 
 SHORT = ("--gen-length", 16, "--block-length", 8)
 DECODING = Decoding(model="gsm-1m", gen_length=16, block_length=8)
@@ -80,6 +80,53 @@ def test_json_is_one_object_with_what_the_library_decodes(run, folder, checkpoin
         *("text", "token_ids", "commit_step", "nfe", "generated_tokens", "tpf", "near_ties", "work"),
         *("seconds", "compile_seconds", "seed"),
     }
+    asked = run("generate", "26 + 48", "--model", folder, *SHORT, "--json", "--log-prob").json
+    assert set(asked) - set(got) == {"log_prob"}
+    assert asked["log_prob"] == result.log_prob[0].tolist()
+
+
+def test_log_prob_where_it_is_asked_for(run, folder, tmp_path):
+    """In every row that is answered; a canvas' given tokens have none."""
+    source, out = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
+    assert run("generate", "--in", source, "--out", out, "--model", folder, *SHORT, "--log-prob").code == 1
+    first, second, bad, third, hole, _ = read(out)
+    for row in (first, second, third):
+        assert len(row["log_prob"]) == len(row["token_ids"]) == 16
+        assert np.isfinite(row["log_prob"]).all()
+        assert max(row["log_prob"]) < 0
+    assert [p == 0 for p in hole["log_prob"]] == [step < 0 for step in hole["commit_step"]]
+    assert np.isfinite(hole["log_prob"]).all()
+    assert set(bad) == {"id", "error"}
+
+
+def test_a_cached_decode_works_less(run, folder):
+    """Each of the 2 blocks begins with a refresh of 48 columns at the most; the 7 other steps of a block feed 8."""
+    got = run("generate", "26 + 48", "--model", folder, *SHORT, "--cache", "dual", "--json").json
+    assert got["nfe"] == 16
+    assert type(got["work"]) is float
+    assert 2 < got["work"] < 16
+
+
+@pytest.mark.parametrize("mode", ["steps=4,cap=0.05", "steps=4,loop", "rescale=0.5"])
+def test_a_policy_that_takes_commits_back(mode, run, folder):
+    """Its steps are those of a block, in its own arguments or as all of --steps; all of them are taken."""
+    total = () if "steps" in mode else ("--steps", 8)
+    options = ("--policy", f"remdm:{mode}", *total, "--temperature", 1, "--json")
+    got = run("generate", "26 + 48", "--model", folder, *SHORT, *options).json
+    assert (got["nfe"], got["work"]) == (8, 8.0)
+    assert len(got["token_ids"]) == 16
+    assert 0 not in got["token_ids"]
+    assert 0 <= min(got["commit_step"]) < max(got["commit_step"]) <= 7
+
+
+def test_numbers_of_a_stopper(run, folder, checkpoint):
+    asked = "eotp:way=safe,tau=0.8,keep=64"
+    stop = dataclasses.replace(DECODING, stop=asked).decoder(checkpoint.model, 16).stop
+    assert isinstance(stop, SafeEotp)
+    assert (float(stop.tau), int(stop.keep)) == (pytest.approx(0.8), 64)
+    ran = run("generate", "26 + 48", "--model", folder, *SHORT, "--stop", asked, "--json")
+    assert ran.code == 0, ran.err
+    assert 1 <= ran.json["nfe"] <= 16
 
 
 def test_text_on_stdout_and_the_numbers_on_stderr(run, folder):
