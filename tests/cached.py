@@ -76,6 +76,12 @@ class Network:
         return norm(hidden, self.tree["ln_f"], c.rms_norm_eps) @ self.tree["head"]
 
 
+def whole(tree, x, model=small.MODEL):
+    """The uncached model on one row alone, in float64: [L, V]."""
+    table = Network(tree, model.config).forward(np.asarray(x), np.arange(len(x)))
+    return np.concatenate([table[:1], table[:-1]]) if model.shifted else table
+
+
 class Cached:
     """One row's decode: `network(x, columns)` for the columns that the cache feeds at this step."""
 
@@ -83,6 +89,7 @@ class Cached:
         self.network, self.first, self.cache, self.refresh = Network(tree, model.config), len(prompt), cache, refresh
         self.shifted, self.prompt = model.shifted, len(prompt) if model.config.prefix_lm else 0
         self.start, self.block_step, self.steps = None, 0, 0
+        self.fed = 0  # tokens, over all forwards so far
 
     def __call__(self, x):
         hole = np.flatnonzero(x[self.first :] == small.MASK)[0]
@@ -99,6 +106,7 @@ class Cached:
             right = min(start + small.BLOCK, len(x)) if self.cache == "dual" else len(x)
             columns = np.arange(left - self.shifted, right)  # a shifted model reads the first from the one before it
         # Nothing is written between rebuilds that a later step of the block would read; FreeCache writes its window.
+        self.fed += len(columns)
         table = np.full((len(x), small.VOCAB), np.nan)
         table[columns] = self.network.forward(x, columns, self.prompt)
         if self.shifted:

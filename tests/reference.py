@@ -5,8 +5,40 @@ Python loops. It shares no code with the library; only random draws, which are p
 jax.random.
 """
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+LONGEST = 64  # of a canvas that is drawn for
+
+
+@functools.partial(jax.jit, static_argnames="vocabulary")
+def _gumbel(key, number, vocabulary):
+    def at(position):
+        own = jax.random.fold_in(jax.random.fold_in(key, number), position)
+        lanes = jnp.arange(-(-vocabulary // 128))
+        each = jax.vmap(lambda lane: jax.random.gumbel(jax.random.fold_in(own, lane), (128,), mode="high"))(lanes)
+        return each.ravel()[:vocabulary]
+
+    return jax.vmap(at)(jnp.arange(LONGEST))
+
+
+def gumbel(step_key, number, length, vocabulary):
+    """The noise of pass `number` of a step, whose key is the row's folded with the step: [length, vocabulary]."""
+    return np.asarray(_gumbel(step_key, number, vocabulary), np.float64)[:length]
+
+
+@jax.jit
+def _uniform(key):
+    own = jax.random.fold_in(key, 1)
+    return jax.vmap(lambda position: jax.random.uniform(jax.random.fold_in(own, position)))(jnp.arange(LONGEST))
+
+
+def uniform(step_key, length):
+    """A policy's draws in a step: one for each position."""
+    return np.asarray(_uniform(step_key))[:length]
 
 
 def transfer_counts(masked, steps):
@@ -18,6 +50,10 @@ def transfer_counts(masked, steps):
 def softmax(x):
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
+
+
+def log_softmax(x):
+    return x - x.max(-1, keepdims=True) - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
 
 
 def best_first(values, masked):
@@ -135,8 +171,14 @@ def decode(
     cfg=None,
     forbid=(),
     defer=(),
+    fill=None,
+    tempered=False,
 ):
-    """(generated tokens, commit steps, NFE) of one row."""
+    """(generated tokens, commit steps, NFE) of one row.
+
+    `fill` gets the canvas, the columns that commit, their candidates and the step's key, and says what is written: a
+    token for each column, or for some of them.
+    """
     x = np.array(list(prompt) + [mask] * gen)
     first, nfe, trace = len(prompt), 0, np.full(gen, -1)
     forwards = 0
@@ -152,15 +194,11 @@ def decode(
                 table = unseeing + (cfg + 1) * (table - unseeing)
             table[:, [mask, *forbid]] = -np.inf
             row_key = None if key is None else jax.random.fold_in(key, forwards)
-            noisy = table.copy()
+            noisy = table
             if temperature > 0:
-                for position in range(len(x)):
-                    draw = jax.random.fold_in(jax.random.fold_in(row_key, 0), position)
-                    lanes = [jax.random.fold_in(draw, lane) for lane in range(-(-table.shape[1] // 128))]
-                    noise = np.concatenate([jax.random.gumbel(lane, (128,), mode="high") for lane in lanes])
-                    noisy[position] += temperature * noise[: table.shape[1]].astype(np.float64)
+                noisy = table + temperature * gumbel(row_key, 0, *table.shape)
             candidate = noisy.argmax(-1)
-            p = softmax(table)
+            p = softmax(table / temperature if tempered and temperature > 0 else table)
             seen = Seen()
             seen.conf = np.take_along_axis(p, candidate[:, None], -1)[:, 0]
             others = p.copy()
@@ -173,10 +211,11 @@ def decode(
             for name in ("conf", "margin", "entropy", "masked"):
                 setattr(seen, name, getattr(seen, name)[window])
             if row_key is not None:
-                at = [jax.random.fold_in(jax.random.fold_in(row_key, 1), start + i) for i in range(block)]
-                seen.random = np.array([jax.random.uniform(k) for k in at])
-            for i in select(seen):
-                x[start + i], trace[start + i - first] = candidate[start + i], forwards
+                seen.random = uniform(row_key, len(x))[window]
+            columns = [start + i for i in select(seen)]
+            written = {at: candidate[at] for at in columns} if fill is None else fill(x, columns, candidate, row_key)
+            for at, token in written.items():
+                x[at], trace[at - first] = token, forwards
             forwards, block_step, nfe = forwards + 1, block_step + 1, nfe + (1 if cfg is None else 2)
             answer = x[first:]
             ends = np.flatnonzero(np.isin(answer, eos_ids))

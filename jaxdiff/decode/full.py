@@ -19,7 +19,7 @@ from jaxdiff.decode.passes import StepPasses
 from jaxdiff.decode.state import keep
 from jaxdiff.parallel import platform
 from jaxdiff.pytree import pytree
-from jaxdiff.types import NEVER, KVCache, Score, Tail
+from jaxdiff.types import KV, NEVER, KVCache, Score, Tail
 from jaxdiff.windows import put, take
 
 
@@ -75,8 +75,8 @@ class FullPass:
         block = cache.window == "block"
         reach = cache.reach(self.step.place)
         stop = reach + self.step.layout.block_length if block else jnp.full_like(reach, columns)
-        # What no later step reads is not written where a TPU would hold a second KV cache for it.
-        kept = block or cache.keeps or platform() != "tpu"
+        # What nobody reads later is not written where a TPU would hold a second KV cache for it.
+        kept = block or cache.keeps or KV in self.step.decoder.fill.needs or platform() != "tpu"
 
         def on(span: int) -> Callable[[], Reading]:
             length = min(span + lead, columns)

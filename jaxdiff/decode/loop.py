@@ -76,11 +76,12 @@ def step(model: Model, params: Params, layout: Layout, decoder: Decoder, state: 
 
     step_keys = fold(state.rows.keys, state.row_step)
     proposal, policy_state = policy.select(state.policy, score, fold(step_keys, 1))
+    proposal = speakable(proposal, score, model.config)
     choice = resolve(policy, proposal, score)
     written, fill_state = decoder.fill.write(
         state.fill, score, proposal, choice.commit, dataclasses.replace(passes, kv=reading.kv), step_keys
     )
-    state = _changed(state, place, score, proposal, choice, written, mask_id=model.config.mask_token_id)
+    state = _changed(state, place, score, proposal, choice, written, model.config.mask_token_id)
 
     holes_left = holes(model, state)
     stays = choice.holds | jnp.any(take(holes_left, place.start, window), axis=1)
@@ -148,6 +149,16 @@ class Choice:
     contest: Bool[Array, " B"]
 
 
+def speakable(proposal: Proposal, score: Score, config: Any) -> Proposal:
+    """The proposal without [MASK] and ids outside the vocabulary: the candidate stands in, and an edit to one is none.
+
+    A commit of [MASK] would be none, and the proof that a decode ends counts commits.
+    """
+    token = proposal.token
+    said = (token >= 0) & (token < config.vocab_size) & (token != config.mask_token_id)
+    return dataclasses.replace(proposal, token=jnp.where(said, token, score.token), edit=proposal.edit & said)
+
+
 def resolve(policy: Policy, proposal: Proposal, score: Score) -> Choice:
     """Commits are of eligible positions alone, edits and remasks of editable ones within the policy's budget; where a
     row would commit nothing, and its policy neither holds nor waits, the best position is forced.
@@ -193,12 +204,11 @@ def run(model: Model, layout: Layout, params: Params, decoder: Decoder, rows: Ro
 
 
 def _changed(
-    state: State, place: Place, score: Score, proposal: Proposal, choice: Choice, written: Written, *, mask_id: int
+    state: State, place: Place, score: Score, proposal: Proposal, choice: Choice, written: Written, mask_id: int
 ) -> State:
     """The state with what this step wrote and took back."""
     start, window = place.start, score.masked.shape[1]
-    commit, remask = written.commit & choice.commit, choice.remask
-    edit = choice.edit & (proposal.token != mask_id)
+    commit, edit, remask = written.commit & choice.commit, choice.edit, choice.remask
 
     def replaced(old: Array, committed: Any, edited: Any, masked: Any) -> Array:
         new = jnp.where(commit, committed, jnp.where(edit, edited, take(old, start, window)))

@@ -3,27 +3,19 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import (
-    BlockCausal,
-    Dual,
-    EotpStop,
-    Frozen,
-    InputError,
-    Llada,
-    NoCache,
-    NoStop,
-    Prefix,
-    decode,
-    infill,
-)
-from jaxdiff.decode import api, loop, parse_cache
-from jaxdiff.models import layers
+from jaxdiff import InputError, infill
+from jaxdiff.caches import CACHES as REGISTRY
+from jaxdiff.caches import BlockCausal, Dual, Frozen, FrozenAtCommit, FrozenPrompt, NoCache, Prefix
+from jaxdiff.decode import api, loop
+from jaxdiff.decode.state import live
+from jaxdiff.kvcache import LayerAccess
+from jaxdiff.models import Llada
 from jaxdiff.parallel import compiling_for
 from jaxdiff.policies import Fixed, Threshold
+from jaxdiff.stoppers import SafeEotp
 from tests import reference, small
 from tests.cached import Cached
 from tests.decode.test_reference import CASES
@@ -32,27 +24,14 @@ CACHES = {  # the compiled cache, and the published loop's name for it
     "prefix": (Prefix, "prefix"),
     "dual": (Dual, "dual"),
     "frozen": (Frozen, "clean"),
-    "frozen-commit": (lambda **options: Frozen(freeze="commit", **options), "commit"),
-    "frozen-prompt": (lambda **options: Frozen(freeze="prompt", **options), "prompt"),
+    "frozen-commit": (FrozenAtCommit, "commit"),
+    "frozen-prompt": (FrozenPrompt, "prompt"),
 }
 over_caches = pytest.mark.parametrize("cache", CACHES)
 
 
-def run(cache, *, order=range(4), seed=0, policy=None, stop=None, model=small.MODEL, **options):
-    block = small.BLOCK if model.attention_block is None else None
-    prompts, origin = small.batch()
-    order = list(order)
-    return decode(
-        model,
-        small.params(seed, model),
-        prompts[order],
-        origin=origin[order],
-        key=small.keys(4, seed)[jnp.asarray(order)],
-        policy=Threshold(0.6) if policy is None else policy,
-        stop=NoStop() if stop is None else stop,
-        cache=cache,
-        **(dict(gen_length=small.GEN, block_length=block) | options),
-    )
+def run(cache, *, policy=None, **options):
+    return small.decode(cache=cache, policy=Threshold(0.6) if policy is None else policy, **options)
 
 
 def assert_same(left, right, fields=("tokens", "commit_step", "nfe", "lengths", "reason")):
@@ -65,8 +44,9 @@ def assert_by_hand(result, name, *, seed=0, rule="threshold:tau=0.6", refresh=No
     """The plain loop, row by row, gives this result."""
     assert not int(result.near_ties.sum()), "draw another seed: float rounding decides here"
     for row, prompt in enumerate(small.PROMPTS):
+        forwards = Cached(small.params(seed, model), prompt, name, refresh, model)
         tokens, trace, nfe = reference.decode(
-            Cached(small.params(seed, model), prompt, name, refresh, model),
+            forwards,
             prompt,
             CASES[rule](),
             gen=small.GEN,
@@ -77,6 +57,7 @@ def assert_by_hand(result, name, *, seed=0, rule="threshold:tau=0.6", refresh=No
         np.testing.assert_array_equal(np.asarray(result.tokens[row, -small.GEN :]), tokens)
         np.testing.assert_array_equal(np.asarray(result.commit_step[row]), trace)
         assert int(result.nfe[row]) == nfe
+        np.testing.assert_allclose(result.work[row], forwards.fed / (len(prompt) + small.GEN), rtol=1e-5)
 
 
 @pytest.mark.usefixtures("strict")
@@ -104,7 +85,7 @@ def test_rows_keep_to_themselves(cache):
     for places in ([3, 0, 2, 1], [2, 2, 1, 3]):
         away = run(CACHES[cache][0](), order=places)
         for place, row in enumerate(places):
-            for field in ("tokens", "commit_step", "nfe"):
+            for field in ("tokens", "commit_step", "nfe", "work"):
                 np.testing.assert_array_equal(getattr(away, field)[place], getattr(home, field)[row])
 
 
@@ -121,10 +102,10 @@ def test_a_shifted_model_feeds_from_the_column_before_the_window(cache):
 @pytest.mark.usefixtures("strict")
 def test_a_prompt_that_does_not_see_the_answer_is_cached_exactly():
     model = Llada(dataclasses.replace(small.CONFIG, prefix_lm=True))
-    cache, plain = Frozen(freeze="prompt"), run(NoCache(), model=model)
-    assert_same(run(cache, model=model), plain)
+    cached, plain = (run(cache, model=model) for cache in (FrozenPrompt(), NoCache()))
+    assert_same(cached, plain)
     assert not np.array_equal(run(NoCache()).commit_step, plain.commit_step), "the mask hides nothing"
-    assert_by_hand(plain, "prompt", model=model)  # the mask, in numpy; with a bidirectional one the two differ
+    assert_by_hand(cached, "prompt", model=model)  # the mask, in numpy; with a bidirectional one the two differ
 
 
 @pytest.mark.usefixtures("strict")
@@ -139,24 +120,27 @@ def test_the_cache_of_a_block_causal_model_is_exact(temperature):
             kept = len(prompt) // 4
             blocks = -(-(len(prompt) + small.GEN) // 4) - kept
             assert int(cached.nfe[row]) == int(plain.nfe[row]) + (kept > 0) + blocks - 1
+            whole = 4 * (kept + blocks)
+            fed = whole * (kept > 0) + 4 * (int(plain.nfe[row]) + blocks - 1)
+            np.testing.assert_allclose(cached.work[row], fed / whole, rtol=1e-5)
+            assert plain.work[row] == plain.nfe[row]
 
 
 def test_a_row_that_waits_writes_no_keys_or_values():
-    """Row 1 is done before the decode begins, row 2 after the first step; the memory of both stays as it is."""
+    """Row 1 is done before the decode begins, row 2 after the first step; the KV cache of both stays as it is."""
     prompts, origin = small.batch()
-    sizes = dict(rows=4, first=prompts.shape[1], generated=small.GEN, block=small.BLOCK)
-    settings = api._settings(small.MODEL, Threshold(0.6), NoStop(), Frozen(), 0.0, None, False, False, **sizes)
-    canvas = jnp.pad(jnp.asarray(prompts), ((0, 0), (0, small.GEN)), constant_values=small.MASK)
-    state = loop.begin(small.MODEL, canvas, jnp.asarray(origin), small.keys(4), settings)
+    decoder = small.decoder(policy=Threshold(0.6), cache=Frozen())
+    options = dict(origin=origin, gen_length=small.GEN, key=small.keys(4))
+    call = api.prepare(small.MODEL, small.params(), prompts, decoder, **options)
+    state = loop.begin(small.MODEL, call.layout, decoder, call.rows)
     state = dataclasses.replace(state, end=state.end.at[1].set(0))
-    tree = small.params()
-    step = jax.jit(lambda state: loop.step(small.MODEL, tree, settings, state))
+    step = jax.jit(lambda state: loop.step(small.MODEL, call.params, call.layout, decoder, state))
     first = step(state)
-    assert all(not x[:, 1].any() and x[:, 0].any() and x[:, 2].any() for x in jax.tree.leaves(first.memory))
+    assert all(not x[:, 1].any() and x[:, 0].any() and x[:, 2].any() for x in jax.tree.leaves(first.kv))
     state, wrote = dataclasses.replace(first, end=first.end.at[2].set(0)), False
-    while bool(loop.holes(small.MODEL, state).any()):
+    while bool(live(small.MODEL, state).any()):
         after = step(state)
-        for old, new in zip(jax.tree.leaves(state.memory), jax.tree.leaves(after.memory), strict=True):
+        for old, new in zip(jax.tree.leaves(state.kv), jax.tree.leaves(after.kv), strict=True):
             np.testing.assert_array_equal(old[:, 1:3], new[:, 1:3])
             wrote |= bool((old[:, 0] != new[:, 0]).any())
         state = after
@@ -170,9 +154,9 @@ def test_what_a_tpu_compiles_decodes_alike(cache, monkeypatch):
 
     def by_layer(*arguments):
         used.append(arguments)
-        return layers.remember_by_layer(*arguments)
+        return LayerAccess._by_layer(*arguments)
 
-    monkeypatch.setattr(layers, "remember_by_window", by_layer)
+    monkeypatch.setattr(LayerAccess, "_by_window", by_layer)
     with compiling_for("cpu"):  # so that it is traced anew
         found = run(CACHES[cache][0]())
     assert used
@@ -183,11 +167,14 @@ def test_filling_holes_with_a_cache():
     """Blocks whose holes are done are passed over; rebuilt at each step a cache is none, and what is known is kept."""
     canvas = np.resize(np.arange(10, 34), (2, 24)).copy()
     canvas[:, [1, 2, 5, 17, 18, 20, 22]] = small.MASK
-    options = dict(policy=Threshold(0.6), block_length=8)
-    plain = infill(small.MODEL, small.params(), canvas, **options)
+
+    def filled(cache):
+        return infill(small.MODEL, small.params(), canvas, small.decoder(policy=Threshold(0.6), cache=cache))
+
+    plain = filled(NoCache())
     for cache in (Frozen(refresh=1), Dual(refresh=1)):
-        assert_same(infill(small.MODEL, small.params(), canvas, cache=cache, **options), plain)
-    frozen = infill(small.MODEL, small.params(), canvas, cache=Frozen(), **options)
+        assert_same(filled(cache), plain)
+    frozen = filled(Frozen())
     known = canvas != small.MASK
     np.testing.assert_array_equal(np.asarray(frozen.tokens)[known], canvas[known])
     assert (np.asarray(frozen.tokens) != small.MASK).all()
@@ -200,20 +187,18 @@ def test_guidance_keeps_keys_and_values_of_both_copies(cache):
     approximate = run(make(), cfg_scale=1.5)
     assert not np.array_equal(approximate.commit_step, plain.commit_step)
     assert not (np.asarray(approximate.nfe) % 2).any()
+    assert (np.asarray(plain.work) == np.asarray(plain.nfe)).all()  # both copies are fed
+    assert (np.asarray(approximate.work) < np.asarray(approximate.nfe)).all()
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (
-            dict(cache=Dual(), stop=EotpStop()),
+            dict(cache=Dual(), stop=SafeEotp()),
             "cache: found dual with a stopper that asks for end-of-text on the whole",
         ),
         (dict(cache=BlockCausal()), "cache: found block with a model whose positions all see each other"),
-        (
-            dict(cache=Frozen(freeze="often")),
-            "cache frozen freeze: found 'often', expected one of clean, commit, prompt",
-        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_compilation(options, words):
@@ -229,13 +214,16 @@ def test_what_does_not_go_together_is_refused_before_compilation(options, words)
         ("triple", "cache: found 'triple', expected one of none, prefix, dual, frozen, block"),
         ("dual:freeze=clean", "cache dual: found argument 'freeze=clean', expected refresh="),
         ("frozen:refresh=0", "refresh: found 0, expected a whole number"),
+        ("frozen:freeze=often", "cache frozen freeze: found 'often', expected one of clean, commit, prompt"),
+        ("frozen:refresh=1,fresh=2", "found argument 'fresh=2', expected refresh=, freeze="),
     ],
 )
 def test_a_name_that_is_not_known_is_refused(text, words):
     with pytest.raises(InputError, match=words):
-        parse_cache(text)
+        REGISTRY.parse(text)
 
 
 def test_a_cache_by_its_name():
-    assert parse_cache("frozen:refresh=8,freeze=commit").freeze == "commit"
-    assert int(parse_cache("dual:refresh=8").refresh) == 8
+    assert type(REGISTRY.parse("frozen:refresh=8,freeze=commit")) is FrozenAtCommit
+    assert type(REGISTRY.parse("frozen")) is Frozen
+    assert int(REGISTRY.parse("dual:refresh=8").refresh) == 8

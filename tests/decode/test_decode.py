@@ -167,9 +167,13 @@ def test_bad_calls_are_refused_before_compilation(changes, words):
     options |= {name: changes[name] for name in ("gen_length", "key", "origin", "reference") if name in changes}
     parts = {name: value for name, value in changes.items() if name not in options}
     before = loop.run._cache_size()
+
+    def call():
+        made = {name: value() if callable(value) else value for name, value in parts.items()}
+        decode(small.MODEL, small.params(), prompts, small.decoder(**made), **options)
+
     with pytest.raises(InputError, match=words) as caught:
-        parts = {name: value() if callable(value) else value for name, value in parts.items()}
-        decode(small.MODEL, small.params(), prompts, small.decoder(**parts), **options)
+        call()
     assert "\n" not in str(caught.value)
     assert loop.run._cache_size() == before
 

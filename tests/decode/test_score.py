@@ -1,5 +1,6 @@
 """The chunked reduction over the vocabulary against numpy on whole logits."""
 
+import dataclasses
 import functools
 import types
 
@@ -10,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import jaxdiff
-from jaxdiff.decode.score import NEVER, TILE, beliefs
+from jaxdiff import Sampling, Score
+from jaxdiff.decode.score import TILE, Draws, Vocabulary, believe
+from jaxdiff.types import NEVER
 
 pytestmark = pytest.mark.usefixtures("strict")
 B, W, D = 2, 3, 8
-compiled = jax.jit(beliefs, static_argnames=("forbidden", "deferred", "vocabulary", "mesh"))
+compiled = jax.jit(believe, static_argnames=("vocabulary", "mesh"))
 
 
 def case(vocabulary, seed=0, scale=2.0):
@@ -23,19 +25,16 @@ def case(vocabulary, seed=0, scale=2.0):
     return jax.random.normal(first, (B, W, D)), scale * jax.random.normal(second, (D, vocabulary))
 
 
-def run(features, head, *, forbidden=(), deferred=(), temperature=0.0, seed=0):
-    return compiled(
-        features,
-        head,
-        vocabulary=head.shape[1],
-        mesh=None,
-        forbidden=forbidden,
-        deferred=deferred,
-        temperature=jnp.float32(temperature),
-        keys=jax.random.split(jax.random.key(seed), B),
-        step=jnp.zeros(B, jnp.int32),
-        positions=jnp.broadcast_to(jnp.arange(W), (B, W)),
-    )
+def draws(rows=B, width=W, seed=0, positions=None):
+    positions = jnp.arange(width) if positions is None else positions
+    positions = jnp.broadcast_to(positions, (rows, width))
+    return Draws(jax.random.split(jax.random.key(seed), rows), jnp.zeros(rows, jnp.int32), jnp.int32(0), positions)
+
+
+def run(features, head, *, forbidden=(), deferred=(), tempered=False, given=None, named=None, **sampling):
+    vocabulary = Vocabulary(head.shape[1], forbidden, deferred, tempered)
+    given = draws(*features.shape[:2]) if given is None else given
+    return compiled(features, head, vocabulary, Sampling(**sampling), given, named=named)
 
 
 @pytest.mark.parametrize("vocabulary", [2, 50, TILE, TILE + 1, 2 * TILE + 77])
@@ -97,18 +96,7 @@ def test_deferred_ids_rank_last_with_no_mass_and_nothing_is_nan():
 def test_samples_follow_the_tempered_distribution(vocabulary):
     rows = 4000
     logits = jnp.zeros((vocabulary,)).at[jnp.array([0, 1, 2, vocabulary - 1])].set(jnp.array([9.0, 8.5, 8.0, 9.3]))
-    found = compiled(
-        jnp.ones((rows, 1, 1)),
-        logits[None],
-        vocabulary=vocabulary,
-        mesh=None,
-        forbidden=(1,),
-        deferred=(),
-        temperature=jnp.float32(0.5),
-        keys=jax.random.split(jax.random.key(0), rows),
-        step=jnp.zeros(rows, jnp.int32),
-        positions=jnp.zeros((rows, 1), jnp.int32),
-    )
+    found = run(jnp.ones((rows, 1, 1)), logits[None], forbidden=(1,), temperature=0.5)
     expected = np.exp(np.asarray(logits, np.float64) / 0.5)
     expected[1] = 0.0
     expected /= expected.sum()
@@ -125,11 +113,9 @@ def test_samples_follow_the_tempered_distribution(vocabulary):
 def test_noise_depends_on_the_absolute_position_not_on_the_window():
     features, head = case(50)
     same = jnp.broadcast_to(features[:, :1], features.shape)
-    keys = jax.random.split(jax.random.key(3), B)
-    options = dict(vocabulary=50, mesh=None, forbidden=(), deferred=(), temperature=jnp.float32(3.0), keys=keys)
-    options["step"] = jnp.zeros(B, jnp.int32)
-    wide = compiled(same, head, positions=jnp.broadcast_to(jnp.arange(W), (B, W)), **options)
-    moved = compiled(same, head, positions=jnp.broadcast_to(jnp.arange(W)[::-1], (B, W)), **options)
+    wide, moved = (
+        run(same, head, temperature=3.0, given=draws(seed=3, positions=at)) for at in (None, jnp.arange(W)[::-1])
+    )
     np.testing.assert_array_equal(wide.token, moved.token[:, ::-1])
 
 
@@ -150,25 +136,16 @@ def test_top_p_and_top_k_leave_what_the_published_sampler_leaves(tempered):
     vocabulary = 2 * TILE + 77
     features, head = case(vocabulary, scale=3.0)
     heat = np.array([0.0, 0.7], np.float32)
-    cut = jax.jit(
-        functools.partial(beliefs, vocabulary=vocabulary, mesh=None, forbidden=(5,), deferred=(), tempered=tempered)
-    )
-    options = dict(
-        temperature=jnp.asarray(heat),
-        keys=jax.random.split(jax.random.key(0), B),
-        step=jnp.zeros(B, jnp.int32),
-        positions=jnp.broadcast_to(jnp.arange(W), (B, W)),
-    )
+    cut = functools.partial(run, features, head, forbidden=(5,), tempered=tempered, temperature=jnp.asarray(heat))
     logits = np.asarray(features @ head, np.float64)
     logits[..., 5] = -np.inf
-    plain = cut(features, head, top_p=jnp.ones(B), top_k=jnp.full(B, vocabulary), **options)
-    whole = jax.jit(
-        functools.partial(beliefs, vocabulary=vocabulary, mesh=None, forbidden=(5,), deferred=(), tempered=tempered)
-    )
-    for left, right in zip(jax.tree.leaves(plain), jax.tree.leaves(whole(features, head, **options)), strict=True):
+    plain = cut(top_p=jnp.ones(B), top_k=jnp.full(B, vocabulary))
+    apart = [jax.tree.leaves(dataclasses.replace(each, log_prob=each.prob)) for each in (plain, cut())]
+    for left, right in zip(*apart, strict=True):
         np.testing.assert_array_equal(left, right)
+    np.testing.assert_allclose(plain.log_prob, cut().log_prob, atol=1e-5)  # with cuts it is a difference of two sums
     for top_p, top_k in ((0.9, vocabulary), (0.5, vocabulary), (1.0, 7), (0.95, 40), (0.0, 3)):
-        found = cut(features, head, top_p=jnp.full(B, top_p, jnp.float32), top_k=jnp.full(B, top_k), **options)
+        found = cut(top_p=jnp.full(B, top_p), top_k=jnp.full(B, top_k))
         for row in range(B):
             tempering = heat[row] or 1.0
             for at in range(W):
@@ -182,18 +159,30 @@ def test_top_p_and_top_k_leave_what_the_published_sampler_leaves(tempered):
                 np.testing.assert_allclose(found.entropy[row, at], -(p * np.log(p + 1e-300)).sum(), atol=1e-4)
 
 
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7}, {"temperature": 0.7, "top_p": 0.6, "top_k": 9}])
+@pytest.mark.parametrize("tempered", [False, True])
+def test_log_probs_are_those_before_temperature_and_cuts(tempered, options):
+    """Of the candidate, and of tokens by name: wherever they stand among the tiles, and if they were cut."""
+    vocabulary = TILE + 77
+    features, head = case(vocabulary)
+    named = jnp.asarray(np.random.default_rng(0).integers(0, vocabulary, (B, W, 2)), jnp.int32).at[0, 0, 0].set(5)
+    found = run(features, head, forbidden=(5,), tempered=tempered, named=named, **options)
+    logits = np.asarray(features @ head, np.float64)
+    logits[..., 5] = -np.inf
+    expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    candidates = np.take_along_axis(expected, np.asarray(found.token)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(found.log_prob, candidates, atol=1e-5)
+    wanted = np.take_along_axis(expected, np.asarray(named), -1)
+    assert found.named[0, 0, 0] <= NEVER
+    assert np.isfinite(np.asarray(found.named)).all()
+    np.testing.assert_allclose(np.asarray(found.named).ravel()[1:], wanted.ravel()[1:], atol=1e-4)
+
+
 def test_samples_within_top_p_follow_the_tempered_distribution():
     rows, heat = 4000, 0.5
     logits = np.array([3.0, 2.5, 2.0, 0.5, 0.0, -1.0])
-    found = jax.jit(functools.partial(beliefs, vocabulary=6, mesh=None, forbidden=(), deferred=(), tempered=True))(
-        jnp.ones((rows, 1, 1)),
-        jnp.asarray(logits, jnp.float32)[None],
-        temperature=jnp.float32(heat),
-        top_p=jnp.float32(0.9),
-        keys=jax.random.split(jax.random.key(0), rows),
-        step=jnp.zeros(rows, jnp.int32),
-        positions=jnp.zeros((rows, 1), jnp.int32),
-    )
+    head = jnp.asarray(logits, jnp.float32)[None]
+    found = run(jnp.ones((rows, 1, 1)), head, tempered=True, temperature=heat, top_p=0.9)
     stays = published_cut(logits / heat, 0.9, 6)
     assert 1 < stays.sum() < 6
     expected = np.where(stays, np.exp(logits / heat), 0.0)
@@ -205,7 +194,7 @@ def test_samples_within_top_p_follow_the_tempered_distribution():
 
 def test_entropies_near_certainty_are_ordered_without_a_tie():
     entropy = jnp.asarray([[2e-9, 1e-9, 0.5, 1e30]], jnp.float32)  # the last: an end-of-text that is put off
-    sharpness = np.asarray(jaxdiff.Score.sharpness.fget(types.SimpleNamespace(entropy=entropy)))[0]
+    sharpness = np.asarray(Score.sharpness.fget(types.SimpleNamespace(entropy=entropy)))[0]
     assert (np.argsort(-sharpness) == [1, 0, 2, 3]).all()
     assert sharpness[1] - sharpness[0] > 0.5
     assert sharpness[3] <= NEVER

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import InputError, decode
+from jaxdiff import InputError
 from jaxdiff.decode import loop
 from jaxdiff.policies import Fixed, Learned, Threshold, any_of
 from jaxdiff.policies.filters import (
-    Block,
-    Dense,
+    BlockFilter,
     Evidence,
-    Local,
+    Linear,
+    LocalFilter,
     block_from_linears,
     init_layers,
     local_inputs,
@@ -26,9 +26,7 @@ pytestmark = pytest.mark.usefixtures("strict")
 
 
 def run(policy, **options):
-    prompts, origin = small.batch()
-    options = dict(gen_length=small.GEN, block_length=small.BLOCK) | options
-    return decode(small.MODEL, small.params(), prompts, origin=origin, policy=policy, **options)
+    return small.decode(policy=policy, **options)
 
 
 def evidence(rows=3, window=8, seed=0):
@@ -77,7 +75,7 @@ def test_the_published_size():
 
 
 def test_a_filter_of_another_block_length_is_refused_before_compilation():
-    policy = Learned(Block(init_layers(jax.random.key(0), (32, 32))), 0.5)
+    policy = Learned(BlockFilter(init_layers(jax.random.key(0), (32, 32))), 0.5)
     before = loop.run._cache_size()
     with pytest.raises(InputError, match="found block_length 8, but this filter judges blocks of 32"):
         run(policy)
@@ -86,16 +84,16 @@ def test_a_filter_of_another_block_length_is_refused_before_compilation():
 
 def test_a_filter_that_repeats_the_probability_is_a_threshold():
     """The filter's logit is 1000 (p - 0.6): it accepts what the threshold 0.6 accepts."""
-    layer = Dense(1000.0 * jnp.eye(small.BLOCK), jnp.full((small.BLOCK,), -600.0))
-    learned, threshold = run(Learned(Block((layer,)), 0.5)), run(Threshold(0.6))
+    layer = Linear(1000.0 * jnp.eye(small.BLOCK), jnp.full((small.BLOCK,), -600.0))
+    learned, threshold = run(Learned(BlockFilter((layer,)), 0.5)), run(Threshold(0.6))
     for field in ("tokens", "commit_step", "nfe"):
         np.testing.assert_array_equal(getattr(learned, field), getattr(threshold, field))
     assert set(np.asarray(threshold.nfe)) != {small.GEN}
 
 
 def test_joined_with_the_quota_each_step_takes_the_most_confident_too():
-    nothing = Dense(jnp.zeros((small.BLOCK, small.BLOCK)), jnp.full((small.BLOCK,), -9.0))
-    joined = run(any_of(Learned(Block((nothing,)), 0.5), Fixed()))
+    nothing = Linear(jnp.zeros((small.BLOCK, small.BLOCK)), jnp.full((small.BLOCK,), -9.0))
+    joined = run(any_of(Learned(BlockFilter((nothing,)), 0.5), Fixed()))
     np.testing.assert_array_equal(joined.commit_step, run(Fixed()).commit_step)
 
 
@@ -122,14 +120,14 @@ def test_local_inputs_against_a_plain_loop():
 
 
 def test_a_local_filter_serves_any_block_length():
-    policy = Learned(Local(init_layers(jax.random.key(0), (local_width(3, 0), 8, 1))), 0.5)
+    policy = Learned(LocalFilter(init_layers(jax.random.key(0), (local_width(3, 0), 8, 1))), 0.5)
     for block in (4, 8, 16):
         assert (np.asarray(run(policy, block_length=block).tokens)[:, -small.GEN :] != small.MASK).all()
 
 
 def test_what_is_beyond_the_block_does_not_matter_to_a_local_filter():
     """A position's judgement hangs on its neighbours within reach, and on the block's masks."""
-    policy, seen = Local(init_layers(jax.random.key(0), (local_width(1, 0), 8, 1)), reach=1), evidence()
+    policy, seen = LocalFilter(init_layers(jax.random.key(0), (local_width(1, 0), 8, 1)), reach=1), evidence()
     other = dataclasses.replace(seen, log_odds=seen.log_odds.at[:, 5:].add(3.0))
     np.testing.assert_array_equal(policy(seen)[:, :4], policy(other)[:, :4])
     assert (np.asarray(policy(seen)[:, 4:]) != np.asarray(policy(other)[:, 4:])).all()

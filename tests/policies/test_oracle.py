@@ -4,20 +4,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import EosStop, InputError, NoStop, decode
+from jaxdiff import InputError
 from jaxdiff.policies import Fixed, Oracle, Threshold, any_of, cap, parse
+from jaxdiff.stoppers import Eos, NoStop
+from jaxdiff.types import REFERENCE
 from tests import reference, small
 
-OPTIONS = dict(gen_length=small.GEN, block_length=small.BLOCK)
+
+def run(seed=0, **parts):
+    return small.decode(model_seed=seed, **parts)
 
 
-def run(seed=0, prompts=small.PROMPTS, **options):
-    ids, origin = small.batch(prompts)
-    keys = small.keys(len(prompts))
-    return decode(small.MODEL, small.params(seed), ids, origin=origin, key=keys, **(OPTIONS | options))
-
-
-@pytest.mark.parametrize("stop", [NoStop(), EosStop()], ids=["none", "eos"])
+@pytest.mark.parametrize("stop", [NoStop(), Eos()], ids=["none", "eos"])
 def test_it_ends_with_the_text_of_the_standard_decode_in_fewer_forwards(stop):
     standard, oracle = run(stop=stop), run(stop=stop, policy=Oracle())
     for row, length in enumerate(np.asarray(standard.lengths)):
@@ -58,7 +56,7 @@ def test_it_equals_a_plain_loop(seed):
 def test_a_reference_of_ones_own_is_followed_to_the_letter():
     ids, _ = small.batch()
     given = np.concatenate([ids, np.full((4, small.GEN), 17)], axis=1)
-    result = run(policy=Oracle(jnp.asarray(given, jnp.int32)))
+    result = run(policy=Oracle(), reference=jnp.asarray(given, jnp.int32))
     np.testing.assert_array_equal(np.asarray(result.tokens)[:, -small.GEN :], 17)
 
 
@@ -67,13 +65,16 @@ def test_it_may_be_a_part_of_another_policy():
     for policy in (any_of(Threshold(1.0), Oracle()), cap(2, Oracle()), parse("cap(2 + oracle)")):
         np.testing.assert_array_equal(run(policy=policy).tokens, standard.tokens)
     assert (np.asarray(run(policy=cap(2, Oracle())).nfe) >= small.GEN // 2).all()
-    assert not any_of(Fixed(), Threshold()).lacks_reference
+    assert REFERENCE in any_of(Threshold(), cap(2, Oracle())).needs
+    assert REFERENCE not in any_of(Fixed(), Threshold()).needs
 
 
-def test_a_reference_of_another_shape_is_refused():
-    words = r"oracle: found a reference of shape \(4, 3\), expected the canvas' \(4, 22\)"
+def test_a_reference_that_does_not_fit_is_refused():
+    words = r"reference: found shape \(4, 3\), expected the canvas' \(4, 22\)"
     with pytest.raises(InputError, match=words):
-        run(policy=Oracle(jnp.zeros((4, 3), jnp.int32)))
+        run(policy=Oracle(), reference=jnp.zeros((4, 3), jnp.int32))
+    with pytest.raises(InputError, match=r"reference: row 0 holds \[MASK\] \(id 3\), expected a canvas that is filled"):
+        run(policy=Oracle(), reference=jnp.full((4, 22), small.MASK, jnp.int32))
 
 
 def test_text_gives_it_no_argument():

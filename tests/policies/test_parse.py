@@ -4,19 +4,42 @@ import jax
 import pytest
 
 from jaxdiff import InputError
-from jaxdiff.policies import POLICIES, AllOf, AnyOf, Cap, Fixed, Threshold, parse
+from jaxdiff.policies import (
+    POLICIES,
+    AllOf,
+    AnyOf,
+    Cap,
+    Fixed,
+    FixedDream,
+    RemdmCap,
+    RemdmLoop,
+    RemdmRescale,
+    Threshold,
+    parse,
+)
 
 
-@pytest.mark.parametrize("name", [name for name in POLICIES if name != "learned"])
+@pytest.mark.parametrize("name", [name for name in POLICIES.entries if name != "learned"])
 def test_every_policy_has_a_bare_name(name):
-    assert type(parse(name)) is POLICIES[name]
+    assert type(parse(name)) is POLICIES.class_of(name)[0]
+    assert POLICIES.name_of(parse(name)) == name
 
 
 def test_arguments():
     policy = parse("fixed:order=random,schedule=dream,steps=7")
-    assert isinstance(policy, Fixed)
-    assert (policy.order, policy.schedule, int(policy.steps)) == ("random", "dream", 7)
+    assert isinstance(policy, FixedDream)
+    assert (policy.order, int(policy.steps)) == ("random", 7)
+    assert type(parse("fixed:schedule=uniform,order=margin")) is Fixed
     assert float(parse("threshold:tau=0.85").tau) == pytest.approx(0.85)
+
+
+def test_the_argument_of_its_own_says_which_remdm():
+    assert float(parse("remdm:cap=0.02,steps=5").cap) == pytest.approx(0.02)
+    assert type(parse("remdm:steps=5")) is RemdmCap
+    assert type(parse("remdm:rescale=0.1")) is RemdmRescale
+    loop = parse("remdm:loop,alpha=0.8", steps=6)
+    assert (type(loop), float(loop.alpha), int(loop.steps)) == (RemdmLoop, pytest.approx(0.8), 6)
+    assert float(parse("remdm:loop=0.3,begin=0.1").loop) == pytest.approx(0.3)
 
 
 def test_a_learned_policy_is_found_by_its_name_and_threshold():
@@ -31,7 +54,7 @@ def test_a_learned_policy_is_found_by_its_name_and_threshold():
     assert asked == [(None, None), ("official", 0.9)]
     with pytest.raises(InputError, match="policy learned: found no model"):
         parse("learned")
-    with pytest.raises(InputError, match="policy learned: found argument 'size=2', expected tau=, name="):
+    with pytest.raises(InputError, match="policy learned: found argument 'size=2', expected name=, tau="):
         parse("learned:size=2", learned=learned)
 
 
@@ -66,6 +89,10 @@ def test_combinations():
         ("fixed:schedule=cosine", "fixed schedule: found 'cosine'"),
         ("fixed:steps=2.5", "policy fixed steps: found '2.5', expected a whole number"),
         ("fixed:schedule=dream", "fixed schedule=dream: .* needs its number of steps"),
+        ("remdm:cap=0.1,loop", "policy remdm: found cap and loop, expected one of the two"),
+        ("remdm:cap=0.1,alpha=0.8", "policy remdm: found argument 'alpha=0.8', expected steps=, cap="),
+        ("remdm:cap=2", "policy remdm cap: found 2.0, expected a number from 0 to 1"),
+        ("any_of(fixed + remdm)", "found a part that takes commits back behind the first; put it first"),
         ("cap(threshold)", "expected cap\\(K \\+ POLICY\\)"),
         ("any_of(fixed + what)", "found 'what'"),
         ("", "found ''"),

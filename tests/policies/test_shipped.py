@@ -9,7 +9,8 @@ import pytest
 import jaxdiff
 from jaxdiff.checkpoint import BEST_FILTER, FILTERS, learned_policy, shipped_folder
 from jaxdiff.policies import Fixed, Learned
-from jaxdiff.policies.filters import Block, Local
+from jaxdiff.policies.filters import BlockFilter, LocalFilter
+from jaxdiff.stoppers import Eos
 from jaxdiff.tasks import gsm_symbolic
 
 MODEL = "gsm-1m"
@@ -20,7 +21,9 @@ def checkpoint():
     return jaxdiff.load(MODEL)
 
 
-@pytest.mark.parametrize(("name", "kind", "parts"), [("official", Block, [Learned, Fixed]), ("local", Local, None)])
+@pytest.mark.parametrize(
+    ("name", "kind", "parts"), [("official", BlockFilter, [Learned, Fixed]), ("local", LocalFilter, None)]
+)
 def test_they_load_with_the_threshold_of_their_card(name, kind, parts):
     folder = shipped_folder() / MODEL / FILTERS / name
     policy = learned_policy(MODEL, name)
@@ -40,15 +43,8 @@ def test_bare_learned_is_the_best_of_them(checkpoint):
     tokenizer = checkpoint.tokenizer_for(gsm_symbolic.NAME)
     problems = list(itertools.islice(gsm_symbolic.problems("test", 0), 32))
     prompts, origin = jaxdiff.pad_prompts([tokenizer.prompt(p.question) for p in problems], fill=tokenizer.eos_id)
-    result = jaxdiff.decode(
-        checkpoint.model,
-        checkpoint.params,
-        prompts,
-        origin=origin,
-        policy=learned_policy(MODEL),
-        stop=jaxdiff.EosStop(),
-        gen_length=256,
-    )
+    decoder = jaxdiff.Decoder(policy=learned_policy(MODEL), stop=Eos())
+    result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, decoder, origin=origin, gen_length=256)
     texts = [tokenizer.decode(ids) for ids in np.asarray(result.tokens)[:, prompts.shape[1] :]]
     assert sum(gsm_symbolic.verify(text, p) for text, p in zip(texts, problems, strict=True)) >= 24
     assert np.sum(result.lengths) > 10 * np.sum(result.nfe)
