@@ -81,7 +81,9 @@ def fields(cls: type) -> list[str]:
             values = "true, false"
         else:
             continue
-        default = "off" if field.default is None else "needed" if field.default is dataclasses.MISSING else field.default
+        default = (
+            "off" if field.default is None else "needed" if field.default is dataclasses.MISSING else field.default
+        )
         default = "unlimited" if default == 2**20 else default
         rows.append(f"| `{field.name}` | {values} | {default} |")
     return ["| argument | values | default |", "|---|---|---|", *rows] if rows else ["No arguments."]

@@ -13,7 +13,20 @@ def test_measure_and_compare_report_what_was_decoded():
     verdicts = np.asarray([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], bool)
     four = np.ones(4, int)
     reports = [
-        Report("", "", 0, (), (), right, forwards * four, 10 * four, 0 * four, 1.0, 1.0)
+        Report(
+            task="",
+            split="",
+            seed=0,
+            problems=(),
+            texts=(),
+            correct=right,
+            nfe=forwards * four,
+            work=forwards * four.astype(float),
+            lengths=10 * four,
+            near_ties=0 * four,
+            seconds=1.0,
+            compile_seconds=1.0,
+        )
         for right, forwards in zip(verdicts, nfe, strict=True)
     ]
     results = {"sweeps": {sweep.name: {"points": experiment.measure(sweep.values, reports)}}}
