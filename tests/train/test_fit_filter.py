@@ -10,7 +10,7 @@ import jaxdiff
 from jaxdiff import InputError
 from jaxdiff.checkpoint import BEST_FILTER, FILTERS, learned_policy, load_filter, save_filter
 from jaxdiff.policies import AnyOf, Learned
-from jaxdiff.policies.filters import Block, Local
+from jaxdiff.policies.filters import BlockFilter, LocalFilter
 from jaxdiff.train.fit_filter import FilterRecipe, fit_filter
 from jaxdiff.train.traces import Traces
 from tests import small
@@ -42,7 +42,7 @@ def made_up(prompts=60, seed=0, told=False, window=WINDOW):
     )
 
 
-@pytest.mark.parametrize(("kind", "made"), [("block", Block), ("local", Local)])
+@pytest.mark.parametrize(("kind", "made"), [("block", BlockFilter), ("local", LocalFilter)])
 def test_a_fit_learns_from_the_neighbours(kind, made):
     fitted = fit_filter(made_up(), FilterRecipe(kind=kind, hidden=16, steps=1500, learning_rate=0.02))
     assert isinstance(fitted.filter, made)

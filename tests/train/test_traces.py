@@ -2,18 +2,18 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import EosStop, InputError, NoStop, decode
-from jaxdiff.policies import Fixed
-from jaxdiff.policies.replay import Replay
-from jaxdiff.train import traces as module
+from jaxdiff import InputError
+from jaxdiff.decode import Timed
+from jaxdiff.policies import Fixed, Replay
+from jaxdiff.stoppers import Eos, NoStop
 from jaxdiff.train.traces import collect, join, load_traces
 from tests import reference, small
 
 IDS = [10, 11, 12, 13]
+BLOCKS = small.GEN // small.BLOCK
 
 
 def gather(folder, seed=0, stop=None, **changes):
@@ -85,24 +85,21 @@ def test_any_policy_may_give_the_answer(tmp_path):
 
 def test_a_block_that_is_stuck_is_filled_and_left():
     """Towards an answer that the model would never give: one forward to see it, one to see that nothing changed."""
-    prompts, origin = small.batch()
-    wanted = np.concatenate([prompts, np.full((4, small.GEN), 17)], axis=1)
-    options = dict(origin=origin, gen_length=small.GEN, block_length=small.BLOCK)
-    result = decode(small.MODEL, small.params(), prompts, policy=Replay(jnp.asarray(wanted, jnp.int32)), **options)
+    prompts, _ = small.batch()
+    wanted = np.concatenate([prompts, np.full((4, small.GEN), 17)], axis=1).astype(np.int32)
+    result = small.decode(policy=Replay(BLOCKS + 1), reference=wanted)  # one more than there are: it stays empty
     np.testing.assert_array_equal(np.asarray(result.tokens)[:, -small.GEN :], 17)
-    blocks = small.GEN // small.BLOCK
-    never = ~np.asarray(result.policy.final)[:, -blocks:, 0].any(-1)  # not one position agreed in the first forward
+    never = ~np.asarray(result.policy.final)[:, -BLOCKS:, 0].any(-1)  # not one position agreed in the first forward
     assert never.any()
-    assert (np.asarray(result.policy.forwards)[:, -blocks:][never] == 2).all()
-    assert (np.asarray(result.policy.forwards)[:, :-blocks] == 0).all()
+    assert (np.asarray(result.policy.forwards)[:, -BLOCKS:][never] == 2).all()
+    assert (np.asarray(result.policy.forwards)[:, :-BLOCKS] == 0).all()
 
 
 def test_the_replay_ends_with_the_reference():
-    prompts, origin = small.batch()
-    options = dict(origin=origin, gen_length=small.GEN, block_length=small.BLOCK)
-    for stop in (NoStop(), EosStop()):
-        standard = decode(small.MODEL, small.params(), prompts, stop=stop, **options)
-        replayed = decode(small.MODEL, small.params(), prompts, stop=stop, policy=Replay(), **options)
+    prompts, _ = small.batch()
+    for stop in (NoStop(), Eos()):
+        standard = small.decode(stop=stop)
+        replayed = small.decode(stop=stop, policy=Replay(BLOCKS))
         for row, length in enumerate(np.asarray(standard.lengths)):
             end = prompts.shape[1] + length
             np.testing.assert_array_equal(replayed.tokens[row, :end], standard.tokens[row, :end])
@@ -111,11 +108,9 @@ def test_the_replay_ends_with_the_reference():
 
 def test_a_careful_replay_commits_what_is_final_and_sure(tmp_path):
     """Forward by forward, out of its own recording; the answer is the reference all the same."""
-    prompts, origin = small.batch()
-    options = dict(origin=origin, gen_length=small.GEN, block_length=small.BLOCK)
-    standard = decode(small.MODEL, small.params(), prompts, **options)
+    standard = small.decode()
     odds, alone = np.log(0.6 / 0.4), 0
-    replayed = decode(small.MODEL, small.params(), prompts, policy=Replay(standard.tokens, tau=0.6), **options)
+    replayed = small.decode(policy=Replay(BLOCKS, tau=0.6), reference=standard.tokens)
     np.testing.assert_array_equal(replayed.tokens, standard.tokens)
     seen = replayed.policy
     for row, block in np.argwhere(np.asarray(seen.forwards) > 1):
@@ -166,11 +161,13 @@ def test_a_folder_belongs_to_one_collection(tmp_path):
 
 
 def test_a_reference_with_masks_left_is_refused(tmp_path, monkeypatch):
-    def broken(*arguments, **options):
-        result = decode(*arguments, **options)
+    run = Timed.run
+
+    def broken(*arguments):
+        result = run(*arguments)
         return dataclasses.replace(result, tokens=result.tokens.at[1, -1].set(small.MASK))
 
-    monkeypatch.setattr(module, "decode", broken)
+    monkeypatch.setattr(Timed, "run", broken)
     with pytest.raises(InputError, match="the reference of prompt 11 has masks left"):
         gather(tmp_path)
 
