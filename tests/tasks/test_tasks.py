@@ -1,6 +1,7 @@
 """The word problems: held out by content, the same for the same seed, small numbers; what the verifiers accept."""
 
 import itertools
+import json
 import re
 import statistics
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import jaxdiff
+from jaxdiff.checkpoint import SHIPPED, shipped_folder
 from jaxdiff.tasks import TASKS, drills, gsm_symbolic, steps, task
 from jaxdiff.tasks.base import Problem
 from jaxdiff.types import InputError
@@ -142,7 +144,14 @@ def test_unknown_task_is_named_with_the_known_ones():
         task("chess")
 
 
-def test_the_readme_decodes_a_held_out_problem():
+def test_the_demo_of_the_readme_decodes_held_out_problems():
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    question = re.search(r'jaxdiff generate "([^"]{40,})"', readme)[1]
-    assert gsm_symbolic.split_of(question) == "test"
+    assert "jaxdiff demo" in readme
+    shown = json.loads((shipped_folder() / SHIPPED / "demo.json").read_text())["problems"]
+    made = {problem.question: problem.answer for problem in itertools.islice(gsm_symbolic.problems("test", 0), N)}
+    assert len(shown) >= 8
+    for problem in shown:
+        assert gsm_symbolic.split_of(problem["question"]) == "test"
+        assert made[problem["question"]] == problem["answer"]
+    for question in re.findall(r'jaxdiff generate "([^"]{40,})"', readme):
+        assert gsm_symbolic.split_of(question) == "test"
