@@ -66,7 +66,7 @@ class Registry:
         entry, items = self.entries[name], [item for item in rest.split(",") if item]
         keys = [item.partition("=")[0] for item in items]
         if isinstance(entry, Keyed):
-            chosen = [key for key in keys if key in entry.classes]
+            chosen = list(dict.fromkeys(key for key in keys if key in entry.classes))
             if len(chosen) > 1:
                 raise InputError(f"{self.what} {name}: found {' and '.join(chosen)}, expected one of the two")
             (mode,) = chosen or [entry.default]
@@ -75,7 +75,9 @@ class Registry:
         if not isinstance(entry, Modes):
             return entry, items, ()
         chosen = [item.partition("=")[2] for key, item in zip(keys, items, strict=True) if key == entry.key]
-        mode = chosen[-1] if chosen else entry.default
+        if len(chosen) > 1:
+            raise InputError(f"{self.what} {name}: found {entry.key} twice, expected it once")
+        mode = chosen[0] if chosen else entry.default
         if mode not in entry.classes:
             known = ", ".join(entry.classes)
             raise InputError(f"{self.what} {name} {entry.key}: found {mode!r}, expected one of {known}")

@@ -140,7 +140,7 @@ class _Engine:
     ) -> None:
         """`bounds`: `free` and `most` of `serve_step`."""
         self.plain_model, self.model, self.params, self.meter = model, api.guided(model, decoder), params, meter
-        self.decoder = decoder if mesh is None else everywhere(decoder, mesh)
+        self.decoder, self.laid = decoder, decoder if mesh is None else everywhere(decoder, mesh)
         self.gen_length, self.key, self.mesh = gen_length, key, mesh
         self.bounds = [jnp.asarray(bound, jnp.int32) for bound in bounds]
         self.room = model.config.max_sequence_length - gen_length
@@ -209,7 +209,7 @@ class _Engine:
         length = first + self.kind.generated + self.kind.overhang
         self._fit(first, length)
         incoming = self._incoming(first, length)
-        arguments = (self.params, self.decoder, self.state, incoming, *self.bounds)
+        arguments = (self.params, self.laid, self.state, incoming, *self.bounds)
         done = self.meter.call(serve_step, (self.model, self._layout(first)), *arguments, donate=(2,))
         self.state = done.state
         self.fresh.clear()
