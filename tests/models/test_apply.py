@@ -137,8 +137,8 @@ def test_guidance_is_the_two_pass_formula(name):
     both = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), one_kv, other_kv)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), kv, both)
 
-    # A pair of columns, the second right before the first: a shifted model reads the first.
-    at = jnp.array([[5, 4], [10, 9], [8, 7], [3, 2]])
+    # A column and the one before it, which a shifted model reads it from; that once more, which changes nothing.
+    at = jnp.array([[5, 4, 4], [10, 9, 9], [8, 7, 7], [3, 2, 2]])
     inputs = fed(canvas, at, given=jnp.take_along_axis(given, at, axis=1), store=False)
     found, after = apply(tree, inputs, kv, at, Span(jnp.zeros((4,), jnp.int32), 1))
     np.testing.assert_allclose(found, jnp.take_along_axis(expected, at[:, :1, None], axis=1), atol=5e-5)

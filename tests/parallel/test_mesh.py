@@ -25,7 +25,7 @@ from tests.conformance.table import random_filter
 
 WIDE = dataclasses.replace(small.CONFIG, d_model=64, n_heads=8, n_kv_heads=4)
 PROMPTS = [*small.PROMPTS, [7, 8]]  # five rows: no mesh divides them
-WAYS = {
+DECODERS = {
     "eos": dict(policy=any_of(Threshold(0.6), Fixed(order="random")), stop=Eos()),
     "eotp": dict(policy=Threshold([0.3, 0.5, 0.7, 0.9, 0.5]), stop=SafeEotp(tau=0.5, keep=2)),
     "mixed": dict(policy=Threshold(0.5)),
@@ -69,13 +69,13 @@ def read_as_int8(tree):
 
 
 @functools.cache
-def run(way, mesh=None, weights=lambda tree: tree):
+def run(name, mesh=None, weights=lambda tree: tree):
     prompts, origin = small.batch(PROMPTS)
     return decode(
-        MODELS[way],
-        weights(params(MODELS[way])),
+        MODELS[name],
+        weights(params(MODELS[name])),
         prompts,
-        small.decoder(temperature=jnp.asarray([0.0, 0.7, 0.7, 0.0, 0.7]), **WAYS[way]),
+        small.decoder(temperature=jnp.asarray([0.0, 0.7, 0.7, 0.0, 0.7]), **DECODERS[name]),
         gen_length=small.GEN,
         origin=origin,
         key=small.keys(len(PROMPTS)),
@@ -84,7 +84,7 @@ def run(way, mesh=None, weights=lambda tree: tree):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "way", "weights"),
+    ("mesh", "name", "weights"),
     [
         *(((8, 1), "eos", ()), ((4, 2), "eotp", ()), ((2, 4), "eos", ()), ((1, 8), "eotp", ()), ((2, 4), "mixed", ())),
         ((2, 4), "dual", ()),
@@ -92,13 +92,13 @@ def run(way, mesh=None, weights=lambda tree: tree):
         ((2, 4), "mixed", (read_as_int8, quantised)),
     ],
 )
-def test_every_mesh_gives_the_same_tokens(mesh, way, weights):
+def test_every_mesh_gives_the_same_tokens(mesh, name, weights):
     """In int8 too: those that one device gives with what the int8 weights stand for."""
-    home, spread = run(way, None, *weights[:1]), run(way, mesh, *weights[1:])
+    home, spread = run(name, None, *weights[:1]), run(name, mesh, *weights[1:])
     assert not int(home.near_ties.sum()), "draw another seed: float rounding decides here"
     assert len(set(home.nfe.tolist())) > 1  # rows end at different times
-    for name in ("tokens", "commit_step", "nfe", "cheap", "work", "lengths", "reason", "near_ties"):
-        np.testing.assert_array_equal(getattr(spread, name), getattr(home, name))
+    for field in ("tokens", "commit_step", "nfe", "cheap", "work", "lengths", "reason", "near_ties"):
+        np.testing.assert_array_equal(getattr(spread, field), getattr(home, field))
     np.testing.assert_allclose(spread.log_prob, home.log_prob, atol=1e-4)
 
 

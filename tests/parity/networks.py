@@ -288,13 +288,13 @@ class _Attention(nn.Module):
         c, length = self.c, len(x)
         heads, kv, size = c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"]
         q, k, v = self.query_key_value(x).view(length, -1, size).split([heads, kv, kv], dim=1)
-        turned = int(size * c["partial_rotary_factor"])
-        angle = torch.arange(length)[:, None] * c["rope_theta"] ** (-torch.arange(0, turned, 2) / turned)
+        rotary = int(size * c["partial_rotary_factor"])
+        angle = torch.arange(length)[:, None] * c["rope_theta"] ** (-torch.arange(0, rotary, 2) / rotary)
         cos, sin = (torch.cat([f(angle)] * 2, -1).to(x.dtype)[:, None] for f in (torch.cos, torch.sin))
 
         def rotate(x):
-            part, rest = x[..., :turned], x[..., turned:]
-            half = torch.cat([-part[..., turned // 2 :], part[..., : turned // 2]], -1)
+            part, rest = x[..., :rotary], x[..., rotary:]
+            half = torch.cat([-part[..., rotary // 2 :], part[..., : rotary // 2]], -1)
             return torch.cat([part * cos + half * sin, rest], -1)
 
         q, k = rotate(self.query_layernorm(q)), rotate(self.key_layernorm(k))
