@@ -98,7 +98,7 @@ def collect(
     Args:
         ids: one for each prompt; rows of one prompt must not be split between fitting and validation.
         folder: of the parts; parts that it holds from the same call are not made again.
-        stop: `EosStop` leaves out what follows the end of the text; the published collection has all of it.
+        stop: `Eos` leaves out what follows the end of the text; the published collection has all of it.
         features: keep the model's hidden features too, 2 D bytes for each position that a row sees.
         taus: a replay for each, which commits what is final and at least as sure; 0 is the published one, and the
             others show what a more careful decode sees on its way.
