@@ -142,7 +142,7 @@ class Model(Protocol):
         Args:
             kv: keys and values of M >= L columns; None: the tokens are the whole canvas, and nothing is kept.
             at: the columns of the tokens: None, the canvas from column 0 on (T = L); [B], a window of T columns from
-                each row's column on (0 to M - T, not checked); [B T], any columns (one that is fed twice is fed the same).
+                each row's column on (0 to M - T, not checked); [B T], any columns (fed twice, the same token).
             read: the only tokens whose features are wanted; None is all of them.
 
         A shifted model predicts the token of a column from the column before: of a window's first token there is
