@@ -49,7 +49,9 @@ CONFIGS = {
     "prefix_lm": LLADA | {"prefix_lm": True},
     "dream": HF | {"architectures": ["DreamModel"]},
     "sdar": HF | {"architectures": ["SDARForCausalLM"], "attention_block": 4},
-    "llada_moe": HF | ROUTED | {"architectures": ["LLaDAMoEModelLM"], "expert_intermediate_size": EXPERT},
+    "llada_moe": {k: v for k, v in HF.items() if k != "intermediate_size"}
+    | ROUTED
+    | {"architectures": ["LLaDAMoEModelLM"], "expert_intermediate_size": EXPERT},
     "llada2": HF | ROUTED | LLADA2,
 }
 SEEDS = {"llada": 0, "prefix_lm": 0, "dream": 1, "sdar": 2, "llada_moe": 3, "llada2": 4}
