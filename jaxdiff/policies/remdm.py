@@ -43,9 +43,8 @@ class _Remdm(PolicyBase):
 
     def select(self, state: PartState, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, PartState]:
         steps = self.budget(score.start.shape[0], 0)
-        now, after = (
-            jnp.minimum(i, steps).astype(jnp.float32) / steps for i in (score.block_step, score.block_step + 1)
-        )
+        done = jnp.minimum(jnp.stack([score.block_step, score.block_step + 1]), steps[None])
+        now, after = done.astype(jnp.float32) / steps[None].astype(jnp.float32)
         visible, target, sigma = self.rates(now, after)
         most = jnp.where(visible > 0.0, jnp.minimum((1.0 - target) / jnp.maximum(visible, 1e-9), 1.0), 1.0)
         sigma = jnp.minimum(sigma, most)

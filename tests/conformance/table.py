@@ -1,12 +1,15 @@
-"""The conformance table: one line for each policy. To add a policy is to add its line."""
+"""The conformance table: one line for each policy, fill, stopper and cache. To add one is to add its line."""
 
 import jax
 from hypothesis import strategies as st
 
-from jaxdiff import Dual, EosStop, EotpStop, Frozen, NoCache, NoStop, Prefix
 from jaxdiff import policies as p
-from jaxdiff.policies.filters import Block, Local, init_layers, local_width
+from jaxdiff.caches import Dual, Frozen, FrozenAtCommit, FrozenPrompt, NoCache, Prefix
+from jaxdiff.fills import Parallel
+from jaxdiff.policies.filters import BlockFilter, LocalFilter, init_layers, local_width
+from jaxdiff.stoppers import BlockEotp, Eos, NoStop, OfficialEotp, SafeEotp
 from tests import small
+from tests.fills import LeftToRight
 
 
 def _floats(low, high):
@@ -25,7 +28,7 @@ def random_filter(kind):
     """A filter of random weights, sharp enough to accept some positions and refuse others."""
     widths = (small.BLOCK, small.BLOCK, small.BLOCK) if kind == "block" else (local_width(3, 0), 8, 1)
     layers = jax.tree.map(lambda x: 4.0 * x, init_layers(jax.random.key(1), widths))
-    return Block(layers) if kind == "block" else Local(layers)
+    return BlockFilter(layers) if kind == "block" else LocalFilter(layers)
 
 
 # name -> (constructor, how to draw its numbers)
@@ -34,44 +37,70 @@ POLICIES = {
     "fixed-margin": (_fixed(order="margin"), _STEPS),
     "fixed-entropy": (_fixed(order="entropy"), _STEPS),
     "fixed-random": (_fixed(order="random"), _STEPS),
-    "fixed-dream": (_fixed(schedule="dream"), _STEPS),
+    "fixed-dream": (p.FixedDream, _STEPS),
     "threshold": (p.Threshold, _TAU),
     "factor": (p.Factor, {"f": _floats(0, 10)}),
     "margin": (p.Margin, _TAU),
     "entropy": (p.Entropy, {"tau": _floats(0, 3)}),
     "entropy_bounded": (p.EntropyBounded, {"gamma": _floats(0, 6)}),
     "above_mean": (p.AboveMean, {}),
+    "remdm-cap": (p.RemdmCap, {"cap": _floats(0, 1), **_STEPS}),
+    "remdm-rescale": (p.RemdmRescale, {"rescale": _floats(0, 1), **_STEPS}),
+    "remdm-loop": (p.RemdmLoop, {"loop": _floats(0, 1), "alpha": _floats(0, 1), **_STEPS}),
     "oracle": (p.Oracle, {}),
     "learned-block": (lambda tau: p.Learned(random_filter("block"), tau), _TAU),
     "learned-local": (lambda tau: p.Learned(random_filter("local"), tau), _TAU),
     "learned-published": (lambda tau: p.any_of(p.Learned(random_filter("block"), tau), p.Fixed()), _TAU),
     "any_of": (lambda tau: p.any_of(p.Threshold(tau), p.Fixed(order="random")), _TAU),
+    "any_of-remdm": (lambda tau, steps: p.any_of(p.RemdmCap(steps, 0.3), p.Threshold(tau)), {**_TAU, **_STEPS}),
     "all_of": (lambda tau: p.all_of(p.Threshold(tau), p.Entropy(1.0)), _TAU),
     "cap": (lambda k, tau: p.cap(k, p.Threshold(tau)), {"k": st.integers(1, 9), **_TAU}),
 }
+FILLS = {
+    "parallel": Parallel,
+    "canvas": lambda: LeftToRight("canvas"),
+    "window": lambda: LeftToRight("window"),
+    "group": lambda: LeftToRight("group"),
+}
 STOPPERS = {
     "none": NoStop,
-    "eos": EosStop,
-    "eotp": EotpStop,
-    "eotp-official": lambda: EotpStop(way="official"),
+    "eos": Eos,
+    "eotp": SafeEotp,
+    "eotp-official": OfficialEotp,
+    "eotp-block": BlockEotp,
+}
+CACHES = {
+    "none": NoCache,
+    "prefix": Prefix,
+    "dual": Dual,
+    "frozen": Frozen,
+    "frozen-commit": FrozenAtCommit,
+    "frozen-prompt": FrozenPrompt,
 }
 
 
-CACHES = {"none": NoCache, "prefix": Prefix, "dual": Dual, "frozen": Frozen}
+# What goes together of the two; the last caches are variants of `frozen`.
+_MEETINGS = [
+    *((stop, cache) for stop in STOPPERS for cache in ("prefix", "dual", "frozen")),
+    ("none", "frozen-commit"),
+    ("eos", "frozen-prompt"),
+]
+MEETINGS = [(stop, cache) for stop, cache in _MEETINGS if cache != "dual" or not STOPPERS[stop]().wants_tail]
 
 
 def cover(offset):
-    """Each policy with one stopper, and every third with a cache, at a small part of the cost of the product.
+    """Each policy with one stopper, every third with a cache and every fourth with a fill, at a small part of the cost
+    of the product.
 
     Rules with another offset take others; with both, every stopper meets every cache that goes with it.
     """
     cases = []
     for i, policy in enumerate(POLICIES):
-        stop = list(STOPPERS)[(i + offset) % len(STOPPERS)]
-        cache = ("prefix", "frozen", "dual")[i // 3 % 3] if i % 3 == offset else "none"
-        if cache == "dual" and STOPPERS[stop]().wants_tail:
-            cache = "frozen"
-        cases.append((policy, stop, cache))
+        stop, cache = list(STOPPERS)[(i + offset) % len(STOPPERS)], "none"
+        fill = list(FILLS)[1 + i // 4 % (len(FILLS) - 1)] if i % 4 == 1 + offset else "parallel"
+        if i % 3 == offset:
+            stop, cache = MEETINGS[(i // 3 * 2 + offset) % len(MEETINGS)]
+        cases.append((policy, stop, cache, fill))
     return cases
 
 

@@ -12,70 +12,72 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdiff import Dual, Frozen, Llada, Prefix, decode
+from jaxdiff import Reason, decode
+from jaxdiff.caches import Dual, Frozen, Prefix
 from jaxdiff.decode import api, loop
+from jaxdiff.decode.layout import layout_of
 from jaxdiff.decode.score import TILE
-from jaxdiff.policies import Fixed, Threshold
+from jaxdiff.decode.state import Rows, live
+from jaxdiff.models import Llada
+from jaxdiff.policies import Threshold
+from jaxdiff.stoppers import Eos
+from jaxdiff.types import REFERENCE
 from tests import small
-from tests.conformance.table import CACHES, POLICIES, STOPPERS, cover, draw
+from tests.conformance.table import CACHES, FILLS, MEETINGS, POLICIES, STOPPERS, cover, draw
 
 pytestmark = pytest.mark.usefixtures("strict")
 few = settings(max_examples=4)
+temperatures = st.sampled_from([0.0, 0.7])
 
 
 def over(offset):
     cases = cover(offset)
-    return pytest.mark.parametrize(("policy", "stop", "cache"), cases, ids=["-".join(case) for case in cases])
+    return pytest.mark.parametrize(("policy", "stop", "cache", "fill"), cases, ids=["-".join(case) for case in cases])
 
 
-def bound(policy, reference):
-    """`decode` finds the reference of a policy that lacks one; whoever calls the loop itself gives it."""
-    return policy.bind(reference()) if getattr(policy, "lacks_reference", False) else policy
+def parts(policy, stop, cache, fill, temperature=0.0):
+    cache = CACHES[cache]() if isinstance(cache, str) else cache
+    return dict(policy=policy, stop=STOPPERS[stop](), cache=cache, fill=FILLS[fill](), temperature=temperature)
 
 
-temperatures = st.sampled_from([0.0, 0.7])
+def run(policy, stop, cache="none", fill="parallel", *, temperature=0.0, **options):
+    return small.decode(**parts(policy, stop, cache, fill, temperature), **options)
 
 
-def run(policy, stop, cache="none", *, order=(0, 1, 2, 3), seed=0, model_seed=0, temperature=0.0):
-    prompts, origin = small.batch()
-    order = list(order)
-    return decode(
-        small.MODEL,
-        small.params(model_seed),
-        prompts[order],
-        origin=origin[order],
-        key=small.keys(4, seed)[jnp.asarray(order)],
-        policy=policy,
-        stop=STOPPERS[stop](),
-        cache=CACHES[cache]() if isinstance(cache, str) else cache,
-        gen_length=small.GEN,
-        block_length=small.BLOCK,
-        temperature=temperature,
-    )
+def test_every_stopper_meets_every_cache_that_goes_with_it():
+    met = {case[1:3] for offset in (0, 1) for case in cover(offset)}
+    assert set(MEETINGS) <= met
+    assert {case[3] for offset in (0, 1) for case in cover(offset)} == set(FILLS)
 
 
 @over(0)
 @few
 @given(data=st.data(), seed=st.integers(0, 3), temperature=temperatures)
-def test_rules_1_and_2_commits(policy, stop, cache, data, seed, temperature):
+def test_rules_1_and_2_commits(policy, stop, cache, fill, data, seed, temperature):
     drawn = draw(data, policy)
-    steady = not drawn.waits  # every live row commits in every step
-    result = run(drawn, stop, cache, seed=seed, model_seed=seed, temperature=temperature)
+    steady = not (drawn.waits or drawn.revises)  # every live row commits in every step
+    result = run(drawn, stop, cache, fill, seed=seed, model_seed=seed, temperature=temperature)
     prompts, _ = small.batch()
     tokens, trace = np.asarray(result.tokens), np.asarray(result.commit_step)
     np.testing.assert_array_equal(tokens[:, : prompts.shape[1]], prompts)  # what was given is kept
     answer = tokens[:, prompts.shape[1] :]
     assert (answer != small.MASK).all()  # never predicted, and nothing stays masked
+    log_prob = np.asarray(result.log_prob)
+    assert (np.isfinite(log_prob) & (log_prob <= 0.0) & ((trace >= 0) | (log_prob == 0.0))).all()
+    assert ((np.asarray(result.cheap) > 0) == (fill != "parallel")).all()
     for row in range(4):
         steps = trace[row][trace[row] >= 0]
-        bound = small.GEN if steady else 2 * int(np.max(drawn.steps))
+        bound = small.GEN if steady else 2 * int(np.max(drawn.budget(4, small.BLOCK)))
         assert 0 < result.nfe[row] <= bound
-        if steady and result.reason[row] == loop.Reason.FULL:
+        if steady and result.reason[row] == Reason.FULL:
             assert set(steps) == set(range(int(result.nfe[row])))  # each forward committed something
+        if cache == "none" and fill == "parallel" and stop in ("none", "eos"):
+            assert float(result.work[row]) == int(result.nfe[row])
+        assert float(result.work[row]) <= int(result.nfe[row] + result.cheap[row]) + 1e-4
         blocks = trace[row].reshape(-1, small.BLOCK)
         for left, right in itertools.pairwise(blocks[(blocks >= 0).any(1)]):
             assert left[left >= 0].max() < right[right >= 0].min()  # block after block
-        if result.reason[row] == loop.Reason.STOPPED:
+        if result.reason[row] == Reason.STOPPED:
             assert stop != "none"
             end = len(steps)
             if stop == "eos":
@@ -89,28 +91,30 @@ def test_rules_1_and_2_commits(policy, stop, cache, data, seed, temperature):
 @over(1)
 @few
 @given(data=st.data(), order=st.permutations(range(4)), neighbours=st.lists(st.integers(0, 3), min_size=4, max_size=4))
-def test_rule_3_rows_do_not_see_each_other(policy, stop, cache, data, order, neighbours):
+def test_rule_3_rows_do_not_see_each_other(policy, stop, cache, fill, data, order, neighbours):
     drawn, temperature = draw(data, policy), data.draw(temperatures)
-    home = run(drawn, stop, cache, temperature=temperature)
+    home = run(drawn, stop, cache, fill, temperature=temperature)
     for places in (order, neighbours):
-        away = run(drawn, stop, cache, order=places, temperature=temperature)
+        away = run(drawn, stop, cache, fill, order=places, temperature=temperature)
         decided = [(place, row) for place, row in enumerate(places) if not home.near_ties[row] + away.near_ties[place]]
         assert decided  # float rounding may decide the others
         for place, row in decided:
-            for field in ("tokens", "commit_step", "nfe", "lengths"):
+            for field in ("tokens", "commit_step", "nfe", "lengths", "cheap", "work"):
                 np.testing.assert_array_equal(getattr(away, field)[place], getattr(home, field)[row])
+            np.testing.assert_allclose(away.log_prob[place], home.log_prob[row], atol=1e-4)
 
 
-@pytest.mark.parametrize("multiple", [7, 10])
-def test_rule_3_padding_does_not_matter(multiple):
-    prompts, origin = small.batch(multiple=multiple)
-    options = dict(gen_length=small.GEN, block_length=small.BLOCK, key=small.keys(4), temperature=0.7)
-    padded = decode(small.MODEL, small.params(), prompts, origin=origin, **options)
-    plain, start = small.batch()
-    home = decode(small.MODEL, small.params(), plain, origin=start, **options)
-    assert prompts.shape[1] > plain.shape[1]
+@pytest.mark.parametrize(
+    ("multiple", "cache", "fill"), [(7, "none", "parallel"), (10, "none", "parallel"), (10, "dual", "group")]
+)
+def test_rule_3_padding_does_not_matter(multiple, cache, fill):
+    numbers = parts(POLICIES["fixed"][0](3) if fill == "group" else POLICIES["fixed"][0](16), "none", cache, fill, 0.7)
+    padded, home = small.decode(**numbers, multiple=multiple), small.decode(**numbers)
+    assert padded.tokens.shape[1] > home.tokens.shape[1]
     np.testing.assert_array_equal(padded.tokens[:, -small.GEN :], home.tokens[:, -small.GEN :])
-    np.testing.assert_array_equal(padded.commit_step, home.commit_step)
+    for field in ("commit_step", "nfe", "cheap", "work"):
+        np.testing.assert_array_equal(getattr(padded, field), getattr(home, field))
+    np.testing.assert_allclose(padded.log_prob, home.log_prob, atol=1e-4)
 
 
 @pytest.mark.parametrize("policy", ["fixed", "threshold", "fixed-random"])
@@ -122,14 +126,13 @@ def test_rule_3_devices_do_not_matter(policy, data):
     mesh = Mesh(np.asarray(jax.devices()), ("data",))
     rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
     prompts, origin = small.batch([*small.PROMPTS, *small.PROMPTS[::-1]])
-    options = dict(
-        policy=drawn, stop=STOPPERS["eos"](), gen_length=small.GEN, block_length=small.BLOCK, temperature=0.7
-    )
-    home = decode(small.MODEL, small.params(), prompts, origin=origin, key=small.keys(8), **options)
+    decoder, options = small.decoder(policy=drawn, stop=Eos(), temperature=0.7), dict(gen_length=small.GEN)
+    home = decode(small.MODEL, small.params(), prompts, decoder, origin=origin, key=small.keys(8), **options)
     spread = decode(
         small.MODEL,
         jax.device_put(small.params(), whole),
         jax.device_put(jnp.asarray(prompts), rows),
+        decoder,
         origin=jax.device_put(jnp.asarray(origin), rows),
         key=jax.device_put(small.keys(8), rows),
         **options,
@@ -143,56 +146,69 @@ def test_rule_3_devices_do_not_matter(policy, data):
 @over(0)
 @settings(max_examples=3)
 @given(data=st.data(), temperature=temperatures)
-def test_rule_4_values_are_traced(policy, stop, cache, data, temperature):
-    run(draw(data, policy), stop, cache)  # may compile
+def test_rule_4_values_are_traced(policy, stop, cache, fill, data, temperature):
+    run(draw(data, policy), stop, cache, fill)  # may compile
     before = loop.run._cache_size()
-    run(draw(data, policy), stop, cache, temperature=temperature)
+    run(draw(data, policy), stop, cache, fill, temperature=temperature)
     assert loop.run._cache_size() == before
 
 
 @over(1)
 @settings(max_examples=1)
 @given(data=st.data())
-def test_rule_5_the_while_loop_is_a_python_loop(policy, stop, cache, data):
-    drawn = bound(draw(data, policy), lambda: run(Fixed(), stop, temperature=0.7).tokens)
-    prompts, origin = small.batch()
-    tree, keys = small.params(), small.keys(4)
-    numbers = whole_settings(drawn, stop, cache, 0.7)
-    masks = np.full((4, small.GEN), small.MASK, np.int32)
-    canvas = jnp.concatenate([jnp.asarray(prompts), jnp.asarray(masks)], axis=1)
-    state = loop.begin(small.MODEL, canvas, jnp.asarray(origin), keys, numbers)
-    once = jax.jit(lambda state: loop.step(small.MODEL, tree, numbers, state))
-    while bool(loop.holes(small.MODEL, state).any()):
+def test_rule_5_the_while_loop_is_a_python_loop(policy, stop, cache, fill, data):
+    call = prepared(parts(draw(data, policy), stop, cache, fill, 0.7))
+    state = loop.begin(call.model, call.layout, call.decoder, call.rows)
+    once = jax.jit(lambda state: loop.step(call.model, call.params, call.layout, call.decoder, state))
+    while bool(live(call.model, state).any()):
         state = once(state)
-    by_hand = loop.finish(small.MODEL, numbers, state)
-    compiled = run(drawn, stop, cache, temperature=0.7)
-    for left, right in zip(jax.tree.leaves(by_hand), jax.tree.leaves(compiled), strict=True):
+    by_hand = loop.finish(call.model, call.layout, state)
+    for left, right in zip(jax.tree.leaves(by_hand), jax.tree.leaves(call.run()), strict=True):
         np.testing.assert_array_equal(left, right)
 
 
-def whole_settings(policy, stop, cache, temperature):
-    size = {"rows": 4, "first": small.batch()[0].shape[1], "generated": small.GEN, "block": small.BLOCK}
-    return api._settings(
-        small.MODEL, policy, STOPPERS[stop](), CACHES[cache](), temperature, None, False, False, **size
-    )
-
-
-def traced_program(model=small.MODEL, policy=None, stop="eos", cache="none"):
+def prepared(parts, model=small.MODEL, params=None, gen_length=small.GEN):
     prompts, origin = small.batch()
-    canvas = jnp.zeros((4, prompts.shape[1] + small.GEN), jnp.int32)
-    tree = jax.eval_shape(model.init, jax.random.key(0))
-    settings = whole_settings(policy or Threshold(0.9), stop, cache, 0.0)
-    return loop.run.trace(model, tree, canvas, jnp.asarray(origin), small.keys(4), settings)
+    params = small.params() if params is None else params
+    options = dict(gen_length=gen_length, origin=origin, key=small.keys(4))
+    decoder = small.decoder(**parts)
+    if REFERENCE in decoder.policy.needs:
+        options["reference"] = small.decode(
+            **(parts | {"policy": POLICIES["fixed"][0](16), "cache": CACHES["none"]()})
+        ).tokens
+    return api.prepare(model, params, prompts, decoder, **options)
+
+
+def traced_program(parts, model=small.MODEL):
+    call = prepared(parts, model, jax.eval_shape(model.init, jax.random.key(0)))
+    return loop.run.trace(call.model, call.layout, call.params, call.decoder, call.rows)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=1)
+@given(data=st.data())
+def test_rule_4_what_is_remembered_belongs_to_the_row_and_not_to_the_canvas(policy, data):
+    """So that a slot is refilled whole, and goes on on a wider canvas; of every fill and stopper too."""
+    drawn = draw(data, policy)
+
+    def shapes(stop, fill, length):
+        decoder = small.decoder(**parts(drawn, stop, "none", fill))
+        layout = layout_of(small.MODEL, decoder, first=6, generated=length, block=small.BLOCK)
+        zero, canvas = jnp.zeros(5, jnp.int32), jnp.zeros((5, 6 + length), jnp.int32)
+        rows = Rows(canvas, zero, zero, small.keys(5))
+        state = jax.eval_shape(lambda: loop.begin(small.MODEL, layout, decoder, rows))
+        return jax.tree.leaves((state.policy, state.fill, state.stop))
+
+    for stop, fill in itertools.zip_longest(STOPPERS, FILLS, fillvalue="parallel"):
+        assert shapes(stop, fill, 16) == shapes(stop, fill, 32)
+        assert all(leaf.shape[0] == 5 for leaf in shapes(stop, fill, 16))
 
 
 @over(0)
 @settings(max_examples=1)
 @given(data=st.data())
-def test_rule_6_one_while_loop_and_no_callback(policy, stop, cache, data):
-    canvas = (4, small.batch()[0].shape[1] + small.GEN)
-    traced = traced_program(
-        policy=bound(draw(data, policy), lambda: jnp.zeros(canvas, jnp.int32)), stop=stop, cache=cache
-    )
+def test_rule_6_one_while_loop_and_no_callback(policy, stop, cache, fill, data):
+    traced = traced_program(parts(draw(data, policy), stop, cache, fill))
     assert [eqn.primitive.name for eqn in traced.jaxpr.eqns].count("while") == 1
     assert "callback" not in str(traced.jaxpr)
 
@@ -202,7 +218,7 @@ def test_rule_7_no_scores_of_the_whole_canvas(cache):
     """With a vocabulary of four tiles: no float32 [B, L, V], nor a whole [B, W, V]; noise takes two draws a tile."""
     vocabulary = 4 * TILE - 1
     model = Llada(dataclasses.replace(small.CONFIG, vocab_size=vocabulary))
-    text = traced_program(model, cache=cache).lower().compile().as_text()
+    text = traced_program(parts(Threshold(0.9), "eos", cache, "parallel"), model).lower().compile().as_text()
     shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", text)}
     assert any(TILE in shape for shape in shapes)  # the tiles are there
     assert max(int(np.prod(shape)) for shape in shapes if vocabulary not in shape) <= 2 * 4 * small.BLOCK * TILE
@@ -218,8 +234,7 @@ EXACT = (Prefix(refresh=1), Dual(refresh=1), Frozen(refresh=1))
 def test_rule_8_a_cache_that_is_rebuilt_at_every_step_changes_nothing(policy, data, temperature):
     drawn = draw(data, policy)
     cache = EXACT[list(POLICIES).index(policy) % len(EXACT)]
-    home = run(drawn, "eos", temperature=temperature)
-    away = run(drawn, "eos", cache, temperature=temperature)
+    home, away = (run(drawn, "eos", each, temperature=temperature) for each in ("none", cache))
     decided = np.flatnonzero(np.asarray(home.near_ties) + np.asarray(away.near_ties) == 0)
     assert decided.size
     for field in ("tokens", "commit_step", "nfe", "lengths"):

@@ -1,6 +1,5 @@
 """A queue through slots: each answer is that of `decode` alone, programs are few, a bad request harms nobody."""
 
-import dataclasses
 import functools
 import itertools
 
@@ -11,10 +10,6 @@ import pytest
 
 from jaxdiff import (
     Answer,
-    BlockCausal,
-    Dual,
-    EosStop,
-    EotpStop,
     InputError,
     Meter,
     Refusal,
@@ -26,15 +21,15 @@ from jaxdiff import (
     pad_prompts,
     policies,
 )
-from jaxdiff.decode import api, loop, slots
-from jaxdiff.decode.many import bucket
-from jaxdiff.decode.state import holes
+from jaxdiff.caches import BlockCausal, Dual
+from jaxdiff.decode.batches import bucket
 from jaxdiff.policies.replay import Replay
+from jaxdiff.stoppers import Eos, SafeEotp
 from tests import small
 from tests.conformance.table import POLICIES, random_filter
+from tests.fills import LeftToRight
 
 pytestmark = pytest.mark.usefixtures("strict")
-OPTIONS = dict(gen_length=small.GEN, block_length=small.BLOCK)
 POLICY = policies.any_of(policies.Threshold(0.6), policies.Fixed(order="random"))  # keys matter at temperature 0 too
 DRAW = np.random.default_rng(0)
 PROMPTS = [DRAW.integers(5, small.VOCAB, size=n).tolist() for n in (3, 32, 1, 17, 5, 9, 31, 2, 12, 7, 20, 4)]
@@ -56,20 +51,24 @@ def compiled():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def stream(requests, **options):
+def decoder(**parts):
+    return small.decoder(**{"policy": POLICY, "stop": Eos(), **parts})
+
+
+def stream(requests, *, slots=8, meter=METER, mesh=None, free=1, most=2**20, key=None, **parts):
     """The answers by number, and the refusals."""
-    options = OPTIONS | dict(policy=POLICY, stop=EosStop(), meter=METER) | options
-    done = list(decode_stream(small.MODEL, small.params(), requests, **options))
+    options = dict(slots=slots, meter=meter, mesh=mesh, free=free, most=most, key=key, gen_length=small.GEN)
+    done = list(decode_stream(small.MODEL, small.params(), requests, decoder(**parts), **options))
     answers = {item.request.number: item for item in done if isinstance(item, Answer)}
     return answers, [item for item in done if isinstance(item, Refusal)]
 
 
-def by_itself(number, **changes):
+def by_itself(number, *, key=None, gen_length=small.GEN, reference=None, **parts):
     """`decode` of one request of PROMPTS + LONG; all padded alike, so that one program serves them."""
     prompts, origin = pad_prompts([(PROMPTS + LONG)[number]], small.EOS, multiple=48)
-    key = jax.random.fold_in(jax.random.key(0), number)[None]
-    options = OPTIONS | dict(policy=POLICY, stop=EosStop(), key=key) | changes
-    return decode(small.MODEL, small.params(), prompts, origin=origin, **options)
+    key = jax.random.fold_in(jax.random.key(0), number) if key is None else key
+    options = dict(origin=origin, key=key[None], gen_length=gen_length, reference=reference)
+    return decode(small.MODEL, small.params(), prompts, decoder(**parts), **options)
 
 
 @functools.cache
@@ -80,9 +79,10 @@ def alone(number, temperature):
 def assert_same(answer, result):
     np.testing.assert_array_equal(answer.tokens, result.tokens[0, -answer.tokens.size :])
     np.testing.assert_array_equal(answer.commit_step, result.commit_step[0])
-    for field in ("nfe", "reason", "near_ties"):
+    for field in ("nfe", "reason", "near_ties", "cheap", "work"):
         assert getattr(answer, field) == getattr(result, field)[0]
     assert answer.length == result.lengths[0]
+    np.testing.assert_allclose(answer.log_prob, result.log_prob[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [2, 3, 8])
@@ -115,7 +115,7 @@ def test_a_canvas_is_widened_and_narrowed_in_flight(compiled):
 
 
 def test_ends_that_are_foreseen_cut_the_forward_of_slots_too():
-    stop = EotpStop(tau=0.3, keep=4)
+    stop = SafeEotp(tau=0.3, keep=4)
     answers, _ = stream(PROMPTS[:5], slots=3, stop=stop)
     for number, answer in answers.items():
         assert_same(answer, by_itself(number, stop=stop))
@@ -135,8 +135,7 @@ def test_canvases_share_the_slots_with_what_generates_as_much_and_wait_for_the_o
     answers, _ = stream(queue, slots=3)
     for number, canvas in ((1, holes), (2, short), (4, holes[::-1])):
         key = jax.random.fold_in(jax.random.key(0), number)[None]
-        options = dict(block_length=small.BLOCK, policy=POLICY, stop=EosStop(), key=key)
-        assert_same(answers[number], infill(small.MODEL, small.params(), np.asarray([canvas]), **options))
+        assert_same(answers[number], infill(small.MODEL, small.params(), np.asarray([canvas]), decoder(), key=key))
     for number in (0, 3):
         assert_same(answers[number], alone(number, 0.0))
 
@@ -171,8 +170,8 @@ def test_queues_may_be_empty_short_or_endless():
     assert len(answers) == 8
     read = []
     endless = (read.append(i) or PROMPTS[i % 12] for i in itertools.count())
-    options = OPTIONS | dict(policy=POLICY, stop=EosStop(), meter=METER)
-    first = list(itertools.islice(decode_stream(small.MODEL, small.params(), endless, slots=3, **options), 9))
+    options = dict(slots=3, meter=METER, gen_length=small.GEN)
+    first = list(itertools.islice(decode_stream(small.MODEL, small.params(), endless, decoder(), **options), 9))
     assert len(first) == 9
     assert len(read) <= 9 + 3
 
@@ -194,61 +193,131 @@ def test_what_the_meter_says():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (dict(slots=0), "slots, free: found 0, 1, expected at least 1"),
-        (dict(free=0), "slots, free: found 8, 0"),
+        (dict(slots=0), "slots, free, most: found 0, 1, .*, expected at least 1"),
+        (dict(free=0), "slots, free, most: found 8, 0"),
+        (dict(most=0), "slots, free, most: found 8, 1, 0"),
         (dict(gen_length=12), "gen_length: found 12 with block_length 8"),
         (dict(temperature=-1.0), "temperature: found -1.0"),
         (dict(temperature=np.zeros(3)), "temperature: found a value for each row"),
         (dict(key=small.keys(2)), "key: found 2 of them, expected one"),
         (dict(cfg_scale=jnp.zeros(3)), "cfg_scale: found a value for each row"),
         (dict(policy=policies.any_of(policies.Fixed(), policies.Threshold([0.1, 0.2]))), "tau: found a value for each"),
-        (dict(stop=EotpStop(keep=[1, 2])), "keep: found a value for each row"),
-        (dict(policy=policies.Oracle(jnp.zeros((8, 48), jnp.int32))), "reference: found a value for each row"),
-        (dict(policy=Replay()), "policy: keeps a state of the canvas' length"),
+        (dict(stop=SafeEotp(keep=[1, 2])), "keep: found a value for each row"),
         (dict(policy=POLICIES["learned-block"][0](0.5), block_length=4), "block"),
-        (dict(policy=policies.Fixed(schedule="dream")), "the schedule needs its number of steps"),
+        (dict(policy=lambda: policies.FixedDream()), "the schedule needs its number of steps"),
     ],
 )
 def test_what_serves_no_request_is_refused_before_compilation(changes, words):
     meter = Meter()
+    options = dict(gen_length=small.GEN, meter=meter)
+    options |= {name: changes[name] for name in ("slots", "free", "most", "gen_length", "key") if name in changes}
+
+    def call():
+        made = {name: value() if callable(value) else value for name, value in changes.items() if name not in options}
+        decode_stream(small.MODEL, small.params(), PROMPTS, small.decoder(**made), **options)
+
     with pytest.raises(InputError, match=words):
-        decode_stream(small.MODEL, small.params(), PROMPTS, **(OPTIONS | dict(meter=meter) | changes))
+        call()
     assert meter.programs == 0
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_every_leaf_of_a_state_leads_with_its_rows(policy):
-    """So that a slot is refilled whole, whatever the policy remembers."""
-    build, numbers = POLICIES[policy]
-    values = {name: 5 if name in ("steps", "k") else 0.5 for name in numbers}
-    settings = slots_settings(build(**values))
-    state = jax.eval_shape(lambda: slots.blank(small.MODEL, 5, 48, settings))
-    assert all(leaf.shape[0] == 5 for leaf in jax.tree.leaves(state))
-
-
-def slots_settings(policy):
-    from jaxdiff.decode import api
-
-    shape = dict(rows=1, first=32, generated=small.GEN, block=small.BLOCK)
-    return api._settings(small.MODEL, policy, EosStop(), None, 0.0, None, False, False, **shape)
-
-
-def test_a_turn_is_one_while_loop_without_a_callback():
-    settings = slots_settings(POLICY)
-    state = jax.eval_shape(lambda: slots.blank(small.MODEL, 3, 48, settings))
-    rows = jnp.zeros((3,), jnp.int32)
-    incoming = slots.Incoming(rows == 0, jnp.zeros((3, 48), jnp.int32), rows, rows)
-    traced = jax.make_jaxpr(functools.partial(slots.turn, small.MODEL))(
-        small.params(), settings, state, incoming, jax.random.key(0), jnp.int32(1)
+OWN = dict(  # request number -> what it brings of its own
+    zip(
+        (0, 4, 7, 9, 2, 5),
+        (
+            {"key": jax.random.key(7)},
+            {"max_tokens": small.BLOCK},
+            {"decoder": (0.3, 0.9)},
+            {"key": jax.random.key(8), "max_tokens": small.BLOCK, "decoder": (0.9, 0.0)},
+            {},
+            {"decoder": (0.6, 1.5)},
+        ),
+        strict=True,
     )
-    assert [eqn.primitive.name for eqn in traced.jaxpr.eqns].count("while") == 1
-    assert "callback" not in str(traced)
+)
+
+
+def own_parts(tau, temperature):
+    return dict(
+        policy=policies.any_of(policies.Threshold(tau), policies.Fixed(order="random")), temperature=temperature
+    )
+
+
+@pytest.mark.parametrize("cache", [{}, {"cache": Dual(refresh=3)}], ids=["none", "dual"])
+def test_a_request_brings_its_own_key_length_and_numbers(cache):
+    """Its answer is that of `decode` alone with these; whatever serves its neighbours, in the same programs."""
+
+    def request(number, own):
+        numbers = {"decoder": decoder(**own_parts(*own["decoder"]), **cache)} if "decoder" in own else {}
+        return Request(PROMPTS[number], number=number, **own | numbers)
+
+    before, queue = METER.programs, [request(number, own) for number, own in OWN.items()]
+    answers, refusals = stream(queue, slots=2, **own_parts(0.6, 0.7), **cache)
+    assert not refusals
+    assert METER.programs - before <= 2
+    for number, own in OWN.items():
+        length = own.get("max_tokens", small.GEN)
+        parts = own_parts(*own.get("decoder", (0.6, 0.7)))
+        result = by_itself(number, key=own.get("key"), gen_length=length, **parts, **cache)
+        answer = answers[number]
+        np.testing.assert_array_equal(answer.tokens[:length], result.tokens[0, -length:])
+        np.testing.assert_array_equal(answer.tokens[length:], small.EOS)
+        np.testing.assert_array_equal(answer.commit_step[:length], result.commit_step[0])
+        for field in ("nfe", "work", "reason"):
+            assert getattr(answer, field) == getattr(result, field)[0]
+        assert answer.length == result.lengths[0] <= length
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"max_tokens": 0}, "max_tokens: found 0, expected 1 to 16, what the slots generate"),
+        ({"max_tokens": 17}, "max_tokens: found 17, expected 1 to 16"),
+        ({"key": small.keys(2)}, "key: found"),
+        ({"decoder": small.decoder(policy=policies.Threshold(0.5))}, "decoder: found another than that of the slots"),
+        ({"decoder": decoder(temperature=[0.1, 0.2])}, "temperature: found a value for each row"),
+    ],
+)
+def test_what_is_its_own_and_cannot_share_the_slots_is_refused(own, words):
+    answers, (refusal,) = stream([Request(PROMPTS[0]), Request(PROMPTS[1], id="own", **own), PROMPTS[2]], slots=3)
+    assert sorted(answers) == [0, 2]
+    assert refusal.id == "own"
+    assert words in refusal.error
+    for number, answer in answers.items():
+        assert_same(answer, alone(number, 0.0))
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_a_bound_on_the_steps_of_a_serve_step_changes_no_answer(most):
+    meter = METER.beside()
+    answers, _ = stream(PROMPTS[:7], slots=3, most=most, meter=meter)
+    assert meter.busy == sum(answer.nfe for answer in answers.values())
+    for number, answer in answers.items():
+        assert_same(answer, alone(number, 0.0))
+
+
+@pytest.mark.parametrize("kind", ["remdm", "group"])
+def test_slots_of_a_policy_that_takes_back_and_of_a_fill(kind):
+    """What both remember of a block comes with the row."""
+    remdm = dict(policy=policies.RemdmCap(5, 0.4), temperature=0.7)
+    parts = remdm if kind == "remdm" else dict(policy=policies.Fixed(3), fill=LeftToRight("group"))
+    answers, _ = stream(PROMPTS[:5], slots=2, **parts)
+    for number, answer in answers.items():
+        assert_same(answer, by_itself(number, **parts))
+
+
+def test_a_recorder_shares_the_slots():
+    """Its state does not hang on the canvas' length: the answers are those of a recorded decode alone."""
+    policy = Replay(blocks=small.GEN // small.BLOCK)
+    answers, _ = stream([(PROMPTS + LONG)[number] for number in (0, 1, 2)], slots=2, policy=policy, stop=Eos())
+    for number, answer in answers.items():
+        assert_same(answer, by_itself(number, policy=policy))
 
 
 def test_slots_share_a_cache():
-    """Memory is widened with the canvas, and what a row left in it harms nobody who comes after.
+    """The KV cache is repadded with the canvas, and what a row left in it harms nobody who comes after.
 
-    One token a step: most forwards of a block read the memory.
+    One token a step: most forwards of a block read it.
     """
     queue = [Request((PROMPTS + LONG)[i], number=i) for i in (0, 4, 7, 12, 9, 2, 13, 5)]
     options = dict(policy=policies.Fixed(), cache=Dual())
@@ -257,43 +326,15 @@ def test_slots_share_a_cache():
         assert_same(answers[number], by_itself(number, **options))
 
 
-def test_a_state_goes_on_on_a_wider_canvas_with_its_memory():
-    """In the middle of a block, where what is left to do reads the memory; misplaced by a column, it would show."""
-    prompts, origin = small.batch()
-    by, first, params = 8, prompts.shape[1], small.params()
-
-    def numbers(first):
-        size = dict(rows=4, first=first, generated=small.GEN, block=small.BLOCK)
-        return api._settings(small.MODEL, policies.Fixed(), EosStop(), Dual(), 0.0, None, False, False, **size)
-
-    @jax.jit
-    def once(state, numbers):
-        return loop.step(small.MODEL, params, numbers, state)
-
-    def to_the_end(state, numbers):
-        while bool(holes(small.MODEL, state).any()):
-            state = once(state, numbers)
-        return np.asarray(loop.finish(small.MODEL, numbers, state).tokens)
-
-    masks = jnp.full((4, small.GEN), small.MASK, jnp.int32)
-    canvas = jnp.concatenate([jnp.asarray(prompts), masks], axis=1)
-    state = loop.begin(small.MODEL, canvas, jnp.asarray(origin), small.keys(4), numbers(first))
-    for _ in range(3):
-        state = once(state, numbers(first))
-    narrow, wide = to_the_end(state, numbers(first)), slots.widened(small.MODEL, by, state)
-    np.testing.assert_array_equal(to_the_end(wide, numbers(first + by))[:, by:], narrow)
-    moved = dataclasses.replace(wide, memory=jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=3), wide.memory))
-    assert (to_the_end(moved, numbers(first + by))[:, by:] != narrow).any()
-
-
 def test_slots_of_a_model_that_attends_in_blocks():
     """Its blocks count from a row's first token, so that the last one overhangs what is generated."""
     model, params = small.SDAR, small.params(0, small.SDAR)
-    options = dict(gen_length=10, policy=policies.Threshold(0.02), cache=BlockCausal(), key=jax.random.key(0))
-    done = decode_stream(model, params, PROMPTS[:5], slots=2, **options)
-    for answer in done:
+    causal = small.decoder(policy=policies.Threshold(0.02), cache=BlockCausal(), block_length=None)
+    options = dict(gen_length=10, key=jax.random.key(0))
+    for answer in decode_stream(model, params, PROMPTS[:5], causal, slots=2, **options):
         prompts, origin = pad_prompts([PROMPTS[answer.request.number]], small.EOS, multiple=32)
-        assert_same(answer, decode(model, params, prompts, origin=origin, **options))
+        own = dict(options, key=jax.random.fold_in(options["key"], answer.request.number)[None])
+        assert_same(answer, decode(model, params, prompts, causal, origin=origin, **own))
 
 
 def test_slots_on_a_mesh():
