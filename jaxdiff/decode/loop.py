@@ -76,7 +76,7 @@ def step(model: Model, params: Params, layout: Layout, decoder: Decoder, state: 
 
     step_keys = fold(state.rows.keys, state.row_step)
     proposal, policy_state = policy.select(state.policy, score, fold(step_keys, 1))
-    proposal = speakable(proposal, score, model.config)
+    proposal = in_vocabulary(proposal, score, model.config)
     choice = resolve(policy, proposal, score)
     written, fill_state = decoder.fill.write(
         state.fill, score, proposal, choice.commit, dataclasses.replace(passes, kv=reading.kv), step_keys
@@ -149,14 +149,13 @@ class Choice:
     contest: Bool[Array, " B"]
 
 
-def speakable(proposal: Proposal, score: Score, config: Any) -> Proposal:
-    """The proposal without [MASK] and ids outside the vocabulary: the candidate stands in, and an edit to one is none.
-
-    A commit of [MASK] would be none, and the proof that a decode ends counts commits.
+def in_vocabulary(proposal: Proposal, score: Score, config: Any) -> Proposal:
+    """The proposal without [MASK] and ids outside the vocabulary: a commit takes the candidate in its place, an edit is
+    dropped. Otherwise a commit could leave a mask, and the bound on the steps would not hold.
     """
     token = proposal.token
-    said = (token >= 0) & (token < config.vocab_size) & (token != config.mask_token_id)
-    return dataclasses.replace(proposal, token=jnp.where(said, token, score.token), edit=proposal.edit & said)
+    known = (token >= 0) & (token < config.vocab_size) & (token != config.mask_token_id)
+    return dataclasses.replace(proposal, token=jnp.where(known, token, score.token), edit=proposal.edit & known)
 
 
 def resolve(policy: Policy, proposal: Proposal, score: Score) -> Choice:
@@ -208,7 +207,9 @@ def _changed(
 ) -> State:
     """The state with what this step wrote and took back."""
     start, window = place.start, score.masked.shape[1]
-    commit, edit, remask = written.commit & choice.commit, choice.edit, choice.remask
+    commit, edit, remask = choice.commit & written.commit, choice.edit, choice.remask
+    # A fill that writes nothing of a commit breaks its contract; the bound on the steps holds all the same.
+    commit = jnp.where(jnp.any(commit, axis=1, keepdims=True), commit, choice.commit)
 
     def replaced(old: Array, committed: Any, edited: Any, masked: Any) -> Array:
         new = jnp.where(commit, committed, jnp.where(edit, edited, take(old, start, window)))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from jaxdiff.decode import api, loop
 from jaxdiff.decode.state import holes, live
+from jaxdiff.fills import Parallel
 from jaxdiff.policies import RemdmCap, RemdmLoop
 from jaxdiff.policies.base import PolicyBase
 from jaxdiff.policies.order import uniform
@@ -59,12 +60,23 @@ class Unruly(PolicyBase):
         ), state
 
 
+@pytree
+class Idle(Parallel):
+    """A fill that writes nothing of what it is given."""
+
+    def write(self, state, score, proposal, commit, passes, key):
+        written, state = super().write(state, score, proposal, commit, passes, key)
+        return dataclasses.replace(written, commit=jnp.zeros_like(commit)), state
+
+
 def assert_in_the_vocabulary(tokens):
     answer = np.asarray(tokens)[:, -small.GEN :]
     assert ((answer >= 0) & (answer < small.VOCAB) & (answer != small.MASK)).all()
 
 
-@pytest.mark.parametrize("fill", [{}, {"fill": LeftToRight("group", 3)}], ids=["parallel", "group"])
+@pytest.mark.parametrize(
+    "fill", [{}, {"fill": LeftToRight("group", 3)}, {"fill": Idle()}], ids=["parallel", "group", "idle"]
+)
 @settings(max_examples=8)
 @given(chances=CHANCES, patience=st.integers(0, 9), seed=st.integers(0, 3))
 def test_it_ends_within_the_bound_and_leaves_no_mask(fill, chances, patience, seed):
