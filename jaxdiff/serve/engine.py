@@ -140,7 +140,8 @@ class _Engine:
     ) -> None:
         """`bounds`: `free` and `most` of `serve_step`."""
         self.plain_model, self.model, self.params, self.meter = model, api.guided(model, decoder), params, meter
-        self.decoder, self.laid = decoder, decoder if mesh is None else everywhere(decoder, mesh)
+        # What blank slots begin with lies on no device: a filter's own may be another than the mesh.
+        self.decoder, self.laid = jax.device_get(decoder), decoder if mesh is None else everywhere(decoder, mesh)
         self.gen_length, self.key, self.mesh = gen_length, key, mesh
         self.bounds = [jnp.asarray(bound, jnp.int32) for bound in bounds]
         self.room = model.config.max_sequence_length - gen_length
@@ -181,7 +182,7 @@ class _Engine:
         if isinstance(item, Refusal):
             return item
         try:
-            check_request(self.plain_model, item, self.gen_length, self.decoder)
+            check_request(self.plain_model, item, self.gen_length, self.decoder, self.key)
         except InputError as error:
             return Refusal(item.number, item.id, str(error))
         return item

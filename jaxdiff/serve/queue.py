@@ -34,7 +34,7 @@ class Request:
     id: Any = None
     number: int = -1
     is_canvas: bool = False
-    key: Key[Array, ""] | None = None
+    key: Any = None  # one, checked when its turn comes too
     max_tokens: int | None = None
     decoder: Decoder | None = None
     reference: Int[np.ndarray, " G"] | None = None
@@ -109,7 +109,9 @@ def numbered(requests: Iterable[Any]) -> Iterator[Request | Refusal]:
         yield dataclasses.replace(request, number=number, id=number if request.id is None else request.id)
 
 
-def check_request(model: Model, request: Request, gen_length: int, decoder: Decoder) -> None:
+def check_request(
+    model: Model, request: Request, gen_length: int, decoder: Decoder, key: Key[Array, ""] | None = None
+) -> None:
     """Raises the InputError that `decode` or `infill` would raise for this request, and that of a request whose own
     key, length or decoder cannot share the slots.
     """
@@ -132,16 +134,18 @@ def check_request(model: Model, request: Request, gen_length: int, decoder: Deco
     else:
         checks.check_lengths(model, length, gen_length, checks.block_of(model, block_length))
     checks.check_ids(model, ids, np.zeros(1, np.int32), masks_allowed=request.is_canvas)
-    _check_own(request, gen_length, decoder)
+    _check_own(request, gen_length, decoder, key)
 
 
-def _check_own(request: Request, gen_length: int, decoder: Decoder) -> None:
+def _check_own(request: Request, gen_length: int, decoder: Decoder, key: Key[Array, ""] | None) -> None:
     most = None if request.is_canvas else gen_length
     if request.max_tokens is not None and (most is None or not 1 <= request.max_tokens <= most):
         expected = "none for a canvas" if most is None else f"1 to {most}, what the slots generate"
         raise InputError(f"max_tokens: found {request.max_tokens}, expected {expected}")
-    if request.key is not None and checks.checked_keys(request.key, 1).size != 1:
-        raise InputError(f"key: found {request.key.size} of them, expected one")
+    if request.key is not None:
+        checks.checked_keys(request.key, 1)
+        if key is not None and request.key.dtype != key.dtype:
+            raise InputError(f"key: found one of {request.key.dtype}, expected {key.dtype}, as the run's")
     if request.decoder is not None:
         if jax.tree.structure(request.decoder) != jax.tree.structure(decoder):
             raise InputError("decoder: found another than that of the slots, expected the same one with other numbers")

@@ -273,7 +273,9 @@ def test_a_request_brings_its_own_key_length_and_numbers(cache):
     [
         ({"max_tokens": 0}, "max_tokens: found 0, expected 1 to 16, what the slots generate"),
         ({"max_tokens": 17}, "max_tokens: found 17, expected 1 to 16"),
-        ({"key": small.keys(2)}, "key: found"),
+        ({"key": small.keys(2)}, "key: found shape (2,), expected () or (1,)"),
+        ({"key": 7}, "key: found no typed key"),
+        ({"key": jax.random.key(0, impl="rbg")}, "key: found one of key<rbg>, expected key<fry>, as the run's"),
         ({"decoder": small.decoder(policy=policies.Threshold(0.5))}, "decoder: found another than that of the slots"),
         ({"decoder": decoder(temperature=[0.1, 0.2])}, "temperature: found a value for each row"),
     ],
