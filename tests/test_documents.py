@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from experiments import reference
 from jaxdiff.cli.main import app
 from jaxdiff.cli.options import Decoding
 
@@ -122,3 +123,7 @@ def test_systems():
     names = [re.sub(r" \(.*\)", "", row) for row in rows if row != "system"]
     assert names == [name.strip() for name in " ".join(SYSTEMS.split("\n")).split(",")]
     assert len(set(names)) == 38
+
+
+def test_the_reference_is_what_the_code_says():
+    assert reference.FILE.read_text(encoding="utf-8") == reference.reference(), "run python experiments/reference.py"
