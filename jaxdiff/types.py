@@ -44,9 +44,6 @@ def per_row(value: Leaf | Count) -> Shaped[Array, ...]:
     return value if value.ndim == 0 else value[:, None]
 
 
-# The model --------------------------------------------------------------------------------------------------------
-
-
 @pytree
 class Span:
     """Some tokens of a pass: `count` of them from each row's `start` on (counted among the tokens that are fed)."""
@@ -155,9 +152,6 @@ class Model(Protocol):
         ...
 
     def head(self, params: Params) -> Float[Any, "D V"]: ...
-
-
-# What a policy sees and answers -------------------------------------------------------------------------------------
 
 
 @pytree
@@ -270,9 +264,6 @@ class Policy(Protocol):
         ...
 
 
-# Fills --------------------------------------------------------------------------------------------------------------
-
-
 @pytree
 class Belief:
     """What the head says of some positions, [B, C] each; meanings in `Score`."""
@@ -356,9 +347,6 @@ class Fill(Protocol):
         ...
 
 
-# Caches -------------------------------------------------------------------------------------------------------------
-
-
 @pytree
 class Place:
     """Where each row stands at a step, in canvas columns; steps count from 0."""
@@ -397,9 +385,6 @@ class Cache(Protocol):
     def reach(self, place: Place) -> Int[Array, " B"]:
         """The first column of each row's window."""
         ...
-
-
-# Stoppers -----------------------------------------------------------------------------------------------------------
 
 
 @pytree
