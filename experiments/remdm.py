@@ -2,7 +2,7 @@
 
     python experiments/remdm.py
 
-Test problems, the model that ships, stop `eos`, greedy and at temperature 0.5. A remasking policy always takes all the
+Test problems, the model that ships, stop `eos`, greedy. A remasking policy always takes all the
 steps of a block, so that `fixed` with as many steps is its equal in forwards; with 32 it commits one token a step.
 The numbers of one policy (caps, say) are rows of one compiled program. Each policy, number of steps and temperature is
 kept in the JSON when it is done, and the same call made again goes on after them. Writes results/remdm.json and .md.
@@ -30,7 +30,7 @@ from jaxdiff.stoppers import Eos
 from jaxdiff.tasks import evaluate, gsm_symbolic
 
 N, ROWS, SEED = 100, 16, 0
-TEMPERATURES = (0.0, 0.5)
+TEMPERATURES = (0.0,)
 STEPS = (8, 16)  # of a block of 32
 RESULTS = Path(__file__).parent / "results"
 
@@ -50,8 +50,8 @@ WAYS = (
     Way("fixed", "", (0.0,), lambda steps, v: Fixed(steps=steps), steps=(*STEPS, BLOCK_LENGTH)),
     Way("threshold", "tau", (0.9,), lambda steps, v: Threshold(tau=v), steps=(0,)),  # 0: as many as it takes
     Way("remdm cap", "cap", (0.008, 0.05), lambda steps, v: RemdmCap(steps=steps, cap=v)),
-    Way("remdm rescale", "rescale", (0.015,), lambda steps, v: RemdmRescale(steps=steps, rescale=v)),
-    Way("remdm loop", "loop", (0.02,), lambda steps, v: RemdmLoop(steps=steps, loop=v)),
+    Way("remdm rescale", "rescale", (0.015,), lambda steps, v: RemdmRescale(steps=steps, rescale=v), steps=STEPS[:1]),
+    Way("remdm loop", "loop", (0.02,), lambda steps, v: RemdmLoop(steps=steps, loop=v), steps=STEPS[:1]),
 )
 
 
