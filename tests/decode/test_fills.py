@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxdiff.caches import BlockCausal, Dual, Frozen, NoCache, Prefix
+from jaxdiff.caches import BlockCausal, Dual, Frozen, Prefix
 from jaxdiff.decode import full
 from jaxdiff.parallel import compiling_for
 from jaxdiff.policies import Fixed, Threshold
@@ -23,7 +23,7 @@ class Plain:
     def __init__(self, tree, model, prompt, how, cfg, temperature):
         self.networks = [Network(tree, model.config) for _ in range(1 if cfg is None else 2)]
         self.model, self.first, self.how, self.cfg, self.temperature = model, len(prompt), how, cfg, temperature
-        self.fed = self.passes = 0
+        self.fed = self.passes = self.changed = 0
 
     def __call__(self, x):
         self.fed += len(x) * len(self.networks)
@@ -59,14 +59,14 @@ class Plain:
             if self.temperature:
                 table = table + self.temperature * reference.gumbel(key, 2 + index, *table.shape)
             now[at] = table[at].argmax()
+            self.changed += int(now[at] != candidates[at])
         return {at: now[at] for at in chosen}
 
 
 def assert_by_hand(how, model, cfg=None, temperature=0.0):
     fill = LeftToRight(how, WIDTH)
     result = small.decode(model=model, policy=Fixed(steps=2), fill=fill, cfg_scale=cfg, temperature=temperature)
-    parallel = small.decode(model=model, policy=Fixed(steps=2), cfg_scale=cfg, temperature=temperature)
-    assert not np.array_equal(result.tokens, parallel.tokens), "the case does not exercise the fill"
+    changed = 0
     assert not int(result.near_ties.sum()), "draw another seed: float rounding decides here"
     for row, prompt in enumerate(small.PROMPTS):
         plain = Plain(small.params(0, model), model, prompt, how, cfg, temperature)
@@ -87,6 +87,8 @@ def assert_by_hand(how, model, cfg=None, temperature=0.0):
         np.testing.assert_array_equal(np.asarray(result.commit_step[row]), trace)
         assert (int(result.nfe[row]), int(result.cheap[row])) == (nfe * len(plain.networks), plain.passes)
         np.testing.assert_allclose(result.work[row], plain.fed / (len(prompt) + small.GEN), rtol=1e-5)
+        changed += plain.changed
+    assert changed, "the case does not exercise the fill"
 
 
 def four_a_step(seen):
@@ -127,9 +129,6 @@ def test_with_one_layer_a_group_over_kept_keys_and_values_is_a_pass_over_the_can
     assert (np.asarray(group.work) < np.asarray(whole.work)).all()
 
 
-CACHES = {"none": NoCache, "dual": Dual, "frozen": Frozen}
-
-
 def assert_same_as_parallel(**parts):
     again, plain = (
         small.decode(policy=Threshold(0.5), temperature=0.7, **fill, **parts) for fill in ({"fill": Again()}, {})
@@ -141,21 +140,17 @@ def assert_same_as_parallel(**parts):
     np.testing.assert_array_equal(again.cheap, np.max(plain.commit_step, axis=1) + 1)
 
 
-@pytest.mark.parametrize("cache", CACHES)
-def test_a_group_of_the_whole_block_over_fresh_keys_and_values_believes_what_the_full_pass_does(cache):
-    assert_same_as_parallel(cache=CACHES[cache]())
-
-
 @pytest.mark.parametrize(
     "parts",
     [
+        dict(cache=Frozen()),
         dict(model=small.DREAM, cache=Dual()),
         dict(model=small.DREAM, cfg_scale=1.5),
         dict(model=small.SDAR, cache=BlockCausal()),
     ],
-    ids=["shifted", "guided", "block-causal"],
+    ids=["frozen", "shifted-dual", "shifted-guided", "block-causal"],
 )
-def test_on_other_models_too(parts):
+def test_a_group_of_the_whole_block_over_fresh_keys_and_values_believes_what_the_full_pass_does(parts):
     assert_same_as_parallel(**parts)
 
 
