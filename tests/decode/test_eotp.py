@@ -25,10 +25,10 @@ def run(stop, seed=0):
 
 def plain(tree, prompt, tau, way):
     """Learned-to-parallel-decode's loop with end-of-text prediction: the canvas is cut for real."""
-    x, nfe = np.array([*prompt, *[small.MASK] * GEN]), 0
+    x, nfe, fed = np.array([*prompt, *[small.MASK] * GEN]), 0, 0
     for start in range(len(prompt), len(prompt) + GEN, BLOCK):
         while (x[start : start + BLOCK] == small.MASK).any():
-            table = small.logits(tree, x)
+            table, fed = small.logits(tree, x), fed + len(x)
             table[:, small.MASK] = -np.inf
             conf, token = reference.softmax(table).max(-1), table.argmax(-1)
             masked = x == small.MASK
@@ -44,7 +44,7 @@ def plain(tree, prompt, tau, way):
             elif any_:
                 x = x[: max(any_, key=lambda i, conf=conf: conf[i]) + 1]
             nfe += 1
-    return x[len(prompt) :], nfe
+    return x[len(prompt) :], nfe, fed
 
 
 @pytest.mark.usefixtures("strict")
@@ -55,11 +55,12 @@ def test_the_published_ways_equal_a_plain_loop(way):
         result = run(WAYS[way](), seed)
         assert int(result.near_ties.sum()) == 0
         for row, prompt in enumerate(small.PROMPTS):
-            tokens, nfe = plain(small.params(seed), prompt, 0.6, way)
+            tokens, nfe, fed = plain(small.params(seed), prompt, 0.6, way)
             answer = np.asarray(result.tokens[row, -GEN:])
             np.testing.assert_array_equal(answer[: len(tokens)], tokens)
             np.testing.assert_array_equal(answer[len(tokens) :], small.EOS)
             assert result.nfe[row] == nfe
+            np.testing.assert_allclose(result.work[row], fed / (len(prompt) + GEN), rtol=1e-5)
             cut += len(tokens) < GEN
     assert cut > 4, "the case does not exercise the rule"
 

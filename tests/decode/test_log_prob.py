@@ -1,5 +1,7 @@
 """`Result.log_prob` and `Score.standing` against a log-softmax in float64 of the canvas as it stood."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -62,6 +64,41 @@ def test_it_is_that_of_tokens_that_a_reference_forces(model, sampling):
     np.testing.assert_array_equal(np.asarray(result.tokens)[:, -small.GEN :], draw)
     assert np.asarray(result.log_prob).min() < -10
     assert_by_hand(result, model)
+
+
+@pytree
+class Twice(PolicyBase):
+    """Commits the whole block in its first step, holds it, and in the second edits the first `edits` positions."""
+
+    edits: object = number(default=0, low=0, high=100, whole=True)
+
+    revises = True
+
+    def budget(self, rows, window):
+        return jnp.full((rows,), 2, jnp.int32)
+
+    def select(self, state, score, key):
+        proposal = Threshold(0.0).select((), score, key)[0]
+        position = jnp.arange(score.masked.shape[1], dtype=jnp.int32)[None]
+        edit = jnp.broadcast_to(position < self.edits, score.masked.shape)
+        return dataclasses.replace(proposal, edit=edit, hold=score.block_step < 1), state
+
+
+@pytest.mark.parametrize("model", [small.MODEL, small.DREAM], ids=["llada", "dream"])
+def test_an_edit_is_of_the_pass_that_made_it(model):
+    options = dict(model=model, temperature=0.7, block_length=small.GEN)
+    before, after = (small.decode(policy=Twice(edits), **options) for edits in (0, 11))
+    for result in (before, after):
+        assert result.nfe.tolist() == [2] * 4
+    assert (np.asarray(before.tokens) != np.asarray(after.tokens)).any()
+    np.testing.assert_array_equal(np.asarray(before.commit_step), 0)
+    np.testing.assert_array_equal(np.asarray(after.commit_step), [[1] * 11 + [0] * 5] * 4)
+    np.testing.assert_array_equal(np.asarray(before.tokens)[:, -5:], np.asarray(after.tokens)[:, -5:])
+    np.testing.assert_array_equal(np.asarray(before.log_prob)[:, -5:], np.asarray(after.log_prob)[:, -5:])
+    for row, prompt in enumerate(small.PROMPTS):
+        first, last = (np.asarray(result.tokens[row, -small.GEN :]) for result in (before, after))
+        expected = log_softmax(np.array([*prompt, *first]), len(prompt), model)[len(prompt) + np.arange(11), last[:11]]
+        np.testing.assert_allclose(after.log_prob[row, :11], expected, atol=2e-4)
 
 
 @pytree
