@@ -23,7 +23,7 @@ import numpy as np
 import jaxdiff
 from jaxdiff.bench.shapes import abstract_params
 from jaxdiff.decode import loop
-from jaxdiff.decode.layout import layout_of
+from jaxdiff.decode.layout import Setup, layout_of
 from jaxdiff.decode.state import Rows
 from jaxdiff.models import Llada, LladaConfig
 from jaxdiff.parallel import make_mesh, shardings
@@ -150,7 +150,7 @@ def compiled_text(
         keys=jax.random.split(jax.random.key(0), rows),
     )
     params = shardings(model.config, abstract_params(model), mesh)
-    return loop.run.trace(model, layout, params, decoder, given).lower().compile().as_text() or ""
+    return loop.run.trace(Setup(model, params, decoder, layout), given).lower().compile().as_text() or ""
 
 
 def count(config: Any, found: list[Collective]) -> dict[str, Any]:

@@ -155,23 +155,31 @@ class Model(Protocol):
 
 
 @pytree
-class Score:
-    """What every policy sees: the model's belief at each position of the block.
+class Belief:
+    """What the head says of some positions, [B, C] each and float32 unless said.
 
-    Fields are [B, W] and float32 unless said. `token` is the candidate (the argmax, or the Gumbel sample at
-    temperature > 0) and never [MASK]. `log_odds` = its logit minus the logsumexp of all others: RANK by it,
-    since float32 probabilities near 1 tie; compare `prob` with thresholds. A field that no policy reads is removed by
-    the compiler.
+    `token` is the candidate (the argmax, or the Gumbel sample at temperature > 0) and never [MASK]. `log_odds` = its
+    logit minus the logsumexp of all others: RANK by it, since float32 probabilities near 1 tie; compare `prob` with
+    thresholds. A field that nobody reads is removed by the compiler.
     """
 
-    token: Int[Array, "B W"]
-    prob: Float[Array, "B W"]  # softmax(logits)[token]
-    log_odds: Float[Array, "B W"]
-    runner_up: Float[Array, "B W"]  # probability of the best token other than `token`
-    entropy: Float[Array, "B W"]  # nats, of the whole distribution
-    gap: Float[Array, "B W"]  # logits between the candidate and the next best: a tie-break under 1e-5
-    log_prob: Float[Array, "B W"]  # log-softmax of `token` before temperature and cuts
-    standing: Float[Array, "B W"]  # the same of the token that stands there; NEVER where that is [MASK]
+    token: Int[Array, "B C"]
+    prob: Float[Array, "B C"]  # softmax(logits)[token]
+    log_odds: Float[Array, "B C"]
+    runner_up: Float[Array, "B C"]  # probability of the best token other than `token`
+    entropy: Float[Array, "B C"]  # nats, of the whole distribution
+    gap: Float[Array, "B C"]  # logits between the candidate and the next best: a tie-break under 1e-5
+    log_prob: Float[Array, "B C"]  # log-softmax of `token` before temperature and cuts
+    named: Float[Array, "B C n"]  # the same of tokens that were asked for by name
+
+
+@pytree
+class Score(Belief):
+    """What every policy sees: the model's belief at each position of the block, [B, W], and how the block stands.
+
+    `named` is of the token that stands there (NEVER where that is [MASK]) and, where there is one, of the reference's.
+    """
+
     hidden: Float[Array, "B W D"]  # the features that the head read, in the model's dtype
     masked: Bool[Array, "B W"]  # still [MASK]
     eligible: Bool[Array, "B W"]  # masked, in the row's block, before its end, in a live row: may be committed
@@ -182,7 +190,11 @@ class Score:
     block_step: Int[Array, " B"]  # forwards this block has had before this one
     row_step: Int[Array, " B"]  # forwards this row has had before this one
     reference: Int[Array, "B W"] | None = None  # the answer that a policy `needs`
-    reference_log_prob: Float[Array, "B W"] | None = None  # log-softmax of it, as `log_prob`
+
+    @property
+    def standing(self) -> Float[Array, "B W"]:
+        """`log_prob` of the token that stands there; NEVER where that is [MASK]."""
+        return self.named[..., 0]
 
     @property
     def margin(self) -> Float[Array, "B W"]:
@@ -208,9 +220,11 @@ class Score:
 
     def log_prob_of(self, token: Int[Array, "B W"]) -> Float[Array, "B W"]:
         """Log-softmax of a token that is the candidate or the reference's, before temperature and cuts."""
-        if self.reference_log_prob is None:
-            return self.log_prob
-        return jnp.where(token == self.token, self.log_prob, self.reference_log_prob)
+        return (
+            self.log_prob
+            if self.reference is None
+            else jnp.where(token == self.token, self.log_prob, self.named[..., 1])
+        )
 
 
 @pytree
@@ -262,20 +276,6 @@ class Policy(Protocol):
     def select(self, state: PartState, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, PartState]:
         """One decision. `key` is the row's own, fresh for this step."""
         ...
-
-
-@pytree
-class Belief:
-    """What the head says of some positions, [B, C] each; meanings in `Score`."""
-
-    token: Int[Array, "B C"]
-    prob: Float[Array, "B C"]
-    log_odds: Float[Array, "B C"]
-    runner_up: Float[Array, "B C"]
-    entropy: Float[Array, "B C"]
-    gap: Float[Array, "B C"]
-    log_prob: Float[Array, "B C"]
-    named: Float[Array, "B C n"]  # log-softmax of tokens that were asked for by name, as `log_prob`
 
 
 @runtime_checkable

@@ -2,6 +2,7 @@
 
 import os
 from importlib.metadata import version
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Programs are tiny and many: without optimisation, and without the slower of XLA's two ways to emit a fusion, they are
@@ -27,6 +28,15 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_memory_maps():
+    """Compiled programs hold memory maps, of which Linux allows a process 65,530; XLA's compiler aborts at the next."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 40_000:
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -43,19 +43,16 @@ class Steps:
         half = length // 2
         prompt = jax.random.randint(jax.random.key(0), (1, half), 10, model.config.vocab_size)
         call = prepare(model, params, prompt, jaxdiff.Decoder(cache=cache, block_length=BLOCK), gen_length=half)
-        layout, decoder = call.layout, call.decoder
-        self.params = params
+        self.setup = call.setup
         self.run = jax.jit(
-            lambda params, state, n: jax.lax.fori_loop(
-                0, n, lambda _, state: loop.step(model, params, layout, decoder, state), state
-            )
+            lambda setup, state, n: jax.lax.fori_loop(0, n, lambda _, state: loop.step(setup, state), state)
         )
-        self.state = self.run(params, loop.begin(model, layout, decoder, call.rows), 1)
+        self.state = self.run(self.setup, loop.begin(self.setup, call.rows), 1)
 
     def seconds(self) -> float:
         """Of one step."""
         since = time.perf_counter()
-        jax.block_until_ready(self.run(self.params, self.state, STEPS))
+        jax.block_until_ready(self.run(self.setup, self.state, STEPS))
         return (time.perf_counter() - since) / STEPS
 
 

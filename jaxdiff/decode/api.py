@@ -15,7 +15,7 @@ from jaxtyping import Array, Int, Key
 from jaxdiff.caches import NoCache
 from jaxdiff.decode import checks, loop
 from jaxdiff.decode.decoder import Decoder
-from jaxdiff.decode.layout import Layout, layout_of
+from jaxdiff.decode.layout import Layout, Setup, layout_of
 from jaxdiff.decode.program import Call, Program
 from jaxdiff.decode.result import Result
 from jaxdiff.decode.state import Rows
@@ -197,9 +197,9 @@ def _call(
         rows, decoder = everywhere((rows, decoder), layout.mesh)
     if REFERENCE in decoder.policy.needs:
         if reference is None:
-            plain = dataclasses.replace(layout, spans=())
-            reference = loop.run(model, plain, params, standard(decoder), rows).tokens
+            plain = Setup(model, params, standard(decoder), dataclasses.replace(layout, spans=()))
+            reference = loop.run(plain, rows).tokens
         reference = checks.checked_reference(model, reference, count, length, layout.overhang)
         rows = dataclasses.replace(rows, reference=reference)
         rows = rows if layout.mesh is None else everywhere(rows, layout.mesh)
-    return Call(model, layout, params, decoder, rows)
+    return Call(Setup(model, params, decoder, layout), rows)

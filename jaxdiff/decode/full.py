@@ -34,10 +34,9 @@ class Reading:
 
 
 @dataclasses.dataclass(frozen=True)
-class FullPass:
+class FullPass(StepPasses):
     """The full pass of a step; `open_`: positions that the step may commit."""
 
-    step: StepPasses
     open_: Bool[Array, "B L"]
 
     def run(self, live: Bool[Array, " B"]) -> tuple[Score, Reading]:
@@ -46,10 +45,10 @@ class FullPass:
         Where only some rows are due for a refresh, the others take their ordinary pass in the same step: one over the
         canvas for those, one over the window for these. Neither touches the other's rows, or one that is done.
         """
-        if self.step.decoder.cache.window == "canvas":
+        if self.setup.decoder.cache.window == "canvas":
             reading = self._over_canvas(live, self._nothing())
         else:
-            due = live & self.step.decoder.cache.due(self.step.place)
+            due = live & self.setup.decoder.cache.due(self.place)
             others = live & ~due
             reading = jax.lax.cond(jnp.any(due), lambda r: self._over_canvas(due, r), lambda r: r, self._nothing())
             reading = jax.lax.cond(jnp.any(others), lambda r: self._over_window(others, r), lambda r: r, reading)
@@ -57,26 +56,26 @@ class FullPass:
 
     def _over_canvas(self, rows: Bool[Array, " B"], before: Reading) -> Reading:
         """A pass over as much of the canvas as holds these rows' ends, and the blocks that these lie in."""
-        overhang, longest = self.step.layout.overhang, self.step.state.given.shape[1]
-        rungs = [rung + overhang for rung in self.step.layout.ladder if rung + overhang < longest]
+        overhang, longest = self.setup.layout.overhang, self.state.given.shape[1]
+        rungs = [rung + overhang for rung in self.setup.layout.ladder if rung + overhang < longest]
 
         def on(length: int) -> Callable[[], Reading]:
             fresh = jnp.broadcast_to(rows[:, None], (rows.shape[0], length))
             return lambda: self._pass(rows, before, None, fresh, columns=length, kept=True)
 
-        needed = jnp.max(jnp.where(rows, self.step.state.end, 0)) + overhang
+        needed = jnp.max(jnp.where(rows, self.state.end, 0)) + overhang
         reading = _shortest(on, (*rungs, longest), needed)
-        return self._charged(reading, rows, self.step.state.end - self.step.state.rows.origin)
+        return self._charged(reading, rows, self.state.end - self.state.rows.origin)
 
     def _over_window(self, rows: Bool[Array, " B"], before: Reading) -> Reading:
         """A pass over each row's window. A shifted model reads a window's first token from the column before it."""
-        cache, columns = self.step.decoder.cache, self.step.state.given.shape[1]
-        lead = int(self.step.model.shifted)
+        cache, columns = self.setup.decoder.cache, self.state.given.shape[1]
+        lead = int(self.setup.model.shifted)
         block = cache.window == "block"
-        reach = cache.reach(self.step.place)
-        stop = reach + self.step.layout.block_length if block else jnp.full_like(reach, columns)
+        reach = cache.reach(self.place)
+        stop = reach + self.setup.layout.block_length if block else jnp.full_like(reach, columns)
         # What nobody reads later is not written where a TPU would hold a second KV cache for it.
-        kept = block or cache.keeps or KV in self.step.decoder.fill.needs or platform() != "tpu"
+        kept = block or cache.keeps or KV in self.setup.decoder.fill.needs or platform() != "tpu"
 
         def on(span: int) -> Callable[[], Reading]:
             length = min(span + lead, columns)
@@ -85,9 +84,9 @@ class FullPass:
             fresh = rows[:, None] & (at >= reach[:, None] - lead) & (at < stop[:, None])
             return lambda: self._pass(rows, before, start, fresh, columns=columns, kept=kept)
 
-        reading = _shortest(on, self.step.layout.spans, jnp.max(jnp.where(rows, self.step.state.end - reach, 0)))
-        origin = self.step.state.rows.origin
-        return self._charged(reading, rows, jnp.minimum(stop, self.step.state.end) - jnp.maximum(reach - lead, origin))
+        reading = _shortest(on, self.setup.layout.spans, jnp.max(jnp.where(rows, self.state.end - reach, 0)))
+        origin = self.state.rows.origin
+        return self._charged(reading, rows, jnp.minimum(stop, self.state.end) - jnp.maximum(reach - lead, origin))
 
     def _pass(
         self,
@@ -100,74 +99,70 @@ class FullPass:
         kept: bool,
     ) -> Reading:
         """One pass over a window of the first `columns` columns; `before` stays in rows that are not these."""
-        length, stop = fresh.shape[1], self.step.decoder.stop
+        length, stop = fresh.shape[1], self.setup.decoder.stop
         at = None if start is None or length == columns else start
-        first = jnp.zeros_like(self.step.place.start) if at is None else at
-        tokens, given = self.step.state.rows.canvas[:, :columns], self.step.state.given[:, :columns]
+        first = jnp.zeros_like(self.place.start) if at is None else at
+        tokens, given = self.state.rows.canvas[:, :columns], self.state.given[:, :columns]
         if at is not None:
             tokens, given = take(tokens, at, length), take(given, at, length)
-        inputs = self.step.inputs(tokens, at, columns, fresh, given=given, store=kept)
-        block = self.step.block(first)
-        alone = length > self.step.layout.block_length + int(self.step.model.shifted) and not stop.wants_tail
-        features, kv = self.step.model.apply(self.step.params, inputs, before.kv, at, block if alone else None)
+        inputs = self.inputs(tokens, at, columns, fresh, given=given, store=kept)
+        block = self.block(first)
+        alone = length > self.setup.layout.block_length + int(self.setup.model.shifted) and not stop.wants_tail
+        features, kv = self.setup.model.apply(self.setup.params, inputs, before.kv, at, block if alone else None)
         hidden = features if alone else take(features, block.start, block.count)
         tail = self._tail(features, first) if stop.wants_tail else None
         new = Reading(hidden=hidden, tail=tail, work=before.work, kv=None)
-        if self.step.decoder.cache.window != "canvas":
+        if self.setup.decoder.cache.window != "canvas":
             new = keep(rows, new, dataclasses.replace(before, kv=None))
         return dataclasses.replace(new, kv=kv)
 
     def _score(self, hidden: Float[Array, "B W D"]) -> Score:
-        state, place, window = self.step.state, self.step.place, self.step.layout.block_length
-        canvas, mask = state.rows.canvas, self.step.model.config.mask_token_id
+        state, place, window = self.state, self.place, self.setup.layout.block_length
+        canvas, mask = state.rows.canvas, self.setup.model.config.mask_token_id
         standing = take(canvas, place.start, window)
         masked = standing == mask
         wanted = None if state.rows.reference is None else take(state.rows.reference, place.start, window)
         named = jnp.stack([standing] if wanted is None else [standing, wanted], axis=-1)
-        belief = self.step.believe(hidden, self.step.columns(), 0, named)
+        belief = self.believe(hidden, self.columns(), 0, named)
         # Past the reference's end, in an overhang, any candidate will do.
         reference = None if wanted is None else jnp.where(wanted == mask, belief.token, wanted)
         return Score(
-            **{
-                field.name: getattr(belief, field.name) for field in dataclasses.fields(belief) if field.name != "named"
-            },
-            standing=belief.named[..., 0],
+            **vars(belief),
             hidden=hidden,
             masked=masked,
             eligible=take(self.open_, place.start, window),
-            editable=~masked & ~take(state.given, place.start, window) & (self.step.columns() < state.end[:, None]),
+            editable=~masked & ~take(state.given, place.start, window) & (self.columns() < state.end[:, None]),
             canvas=canvas,
             start=place.start,
             origin=state.rows.origin,
             block_step=place.block_step,
             row_step=state.row_step,
             reference=reference,
-            reference_log_prob=None if wanted is None else belief.named[..., 1],
         )
 
     def _tail(self, features: Float[Array, "B T D"], start: Int[Array, " B"]) -> Tail:
         length = features.shape[1]
         columns = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
-        everywhere = self.step.believe(features, columns, 0)
-        ends = take(self.open_, start, length) & (everywhere.token == self.step.model.config.eos_token_id)
+        everywhere = self.believe(features, columns, 0)
+        ends = take(self.open_, start, length) & (everywhere.token == self.setup.model.config.eos_token_id)
         log_odds = jnp.where(ends, everywhere.log_odds, NEVER)
         nowhere = self._no_tail()
         return Tail(ends=put(nowhere.ends, ends, start), log_odds=put(nowhere.log_odds, log_odds, start))
 
     def _nothing(self) -> Reading:
         """What is known before any pass of the step."""
-        config, rows = self.step.model.config, self.step.place.start.shape[0]
-        hidden = jnp.zeros((rows, self.step.layout.block_length, config.d_model), jnp.dtype(config.dtype))
-        tail = self._no_tail() if self.step.decoder.stop.wants_tail else None
-        return Reading(hidden=hidden, tail=tail, work=jnp.zeros((rows,), jnp.float32), kv=self.step.kv)
+        config, rows = self.setup.model.config, self.place.start.shape[0]
+        hidden = jnp.zeros((rows, self.setup.layout.block_length, config.d_model), jnp.dtype(config.dtype))
+        tail = self._no_tail() if self.setup.decoder.stop.wants_tail else None
+        return Reading(hidden=hidden, tail=tail, work=jnp.zeros((rows,), jnp.float32), kv=self.kv)
 
     def _no_tail(self) -> Tail:
-        shape = self.step.state.given.shape
+        shape = self.state.given.shape
         return Tail(ends=jnp.zeros(shape, bool), log_odds=jnp.full(shape, NEVER, jnp.float32))
 
     def _charged(self, reading: Reading, rows: Bool[Array, " B"], tokens: Int[Array, " B"]) -> Reading:
         """The reading with the work of one more pass over so many tokens in these rows."""
-        return dataclasses.replace(reading, work=reading.work + jnp.where(rows, self.step.work(tokens), 0.0))
+        return dataclasses.replace(reading, work=reading.work + jnp.where(rows, self.work(tokens), 0.0))
 
 
 def _shortest(on: Callable[[int], Callable[[], Reading]], lengths: tuple[int, ...], needed: Int[Array, ""]) -> Reading:

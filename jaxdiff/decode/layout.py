@@ -1,8 +1,6 @@
-"""How canvases are laid out: what a program is compiled for beside the model and the decoder."""
+"""What stays as it is while rows are decoded: model, weights, decoder, and how canvases are laid out."""
 
 from __future__ import annotations
-
-import dataclasses
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -10,12 +8,13 @@ from jaxtyping import Array, Int
 
 from jaxdiff.decode.checks import overhang_of
 from jaxdiff.decode.decoder import Decoder
-from jaxdiff.types import Cache, Model
+from jaxdiff.pytree import pytree, static
+from jaxdiff.types import Cache, Model, Params
 
 
-@dataclasses.dataclass(frozen=True)
+@pytree
 class Layout:
-    """The columns of a canvas.
+    """The columns of a canvas, all compiled into the program.
 
     Attributes:
         first: canvas column where what is generated begins.
@@ -26,12 +25,12 @@ class Layout:
         mesh: the devices that rows and weights are spread over.
     """
 
-    first: int
-    block_length: int
-    overhang: int = 0
-    ladder: tuple[int, ...] = ()
-    spans: tuple[int, ...] = ()
-    mesh: Mesh | None = None
+    first: int = static()
+    block_length: int = static()
+    overhang: int = static(default=0)
+    ladder: tuple[int, ...] = static(default=())
+    spans: tuple[int, ...] = static(default=())
+    mesh: Mesh | None = static(default=None)
 
     def first_block(self, origin: Int[Array, " B"]) -> Int[Array, " B"]:
         """Canvas column where each row's blocks begin.
@@ -48,6 +47,16 @@ class Layout:
         if not self.overhang:
             return last
         return origin + -(-(last - origin) // self.block_length) * self.block_length
+
+
+@pytree
+class Setup:
+    """What stays as it is while rows are decoded; with the rows, all that a decode is given."""
+
+    model: Model = static()
+    params: Params
+    decoder: Decoder
+    layout: Layout
 
 
 def layout_of(

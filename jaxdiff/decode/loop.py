@@ -16,27 +16,26 @@ compiled loop gives.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.full import FullPass
-from jaxdiff.decode.layout import Layout
+from jaxdiff.decode.layout import Layout, Setup
 from jaxdiff.decode.passes import StepPasses, keeps_kv
 from jaxdiff.decode.result import Result, finish
 from jaxdiff.decode.state import Rows, State, fold, holes, keep, live
 from jaxdiff.parallel import over_rows
 from jaxdiff.pytree import numbers_of, pytree, with_numbers
-from jaxdiff.types import NEAR_TIE, NEVER, Model, Params, Place, Policy, Progress, Proposal, Score, Written
+from jaxdiff.types import NEAR_TIE, NEVER, Model, Place, Policy, Progress, Proposal, Score, Written
 from jaxdiff.windows import put, take
 
 
-def begin(model: Model, layout: Layout, decoder: Decoder, rows: Rows) -> State:
+def begin(setup: Setup, rows: Rows) -> State:
     """The state before the first step."""
+    model, layout, decoder = setup.model, setup.layout, setup.decoder
     count, length = rows.canvas.shape
     zero, column = jnp.zeros((count,), jnp.int32), jnp.arange(length, dtype=jnp.int32)[None]
     prompt = column < jnp.maximum(layout.first, rows.origin[:, None])
@@ -62,25 +61,24 @@ def begin(model: Model, layout: Layout, decoder: Decoder, rows: Rows) -> State:
     )
 
 
-def step(model: Model, params: Params, layout: Layout, decoder: Decoder, state: State) -> State:
+def step(setup: Setup, state: State) -> State:
     """One step of the whole batch: one full pass; rows that are done are left as they are."""
-    decoder = with_numbers(decoder, state.numbers)
+    decoder, model, layout = with_numbers(setup.decoder, state.numbers), setup.model, setup.layout
+    setup = dataclasses.replace(setup, decoder=decoder)
     policy, window = decoder.policy, layout.block_length
     takes_part, open_ = live(model, state), holes(model, state)
     place = next_place(layout, state, open_)
     decides = takes_part & ~decoder.cache.stores(place)
 
-    passes = StepPasses(model, params, layout, decoder, state, place, state.kv)
-    score, reading = FullPass(passes, open_ & decides[:, None]).run(takes_part)
+    score, reading = FullPass(setup, state, place, state.kv, open_ & decides[:, None]).run(takes_part)
     score = dataclasses.replace(score, editable=score.editable & decides[:, None])
 
     step_keys = fold(state.rows.keys, state.row_step)
     proposal, policy_state = policy.select(state.policy, score, fold(step_keys, 1))
     proposal = in_vocabulary(proposal, score, model.config)
     choice = resolve(policy, proposal, score)
-    written, fill_state = decoder.fill.write(
-        state.fill, score, proposal, choice.commit, dataclasses.replace(passes, kv=reading.kv), step_keys
-    )
+    passes = StepPasses(setup, state, place, reading.kv)
+    written, fill_state = decoder.fill.write(state.fill, score, proposal, choice.commit, passes, step_keys)
     state = _changed(state, place, score, proposal, choice, written, model.config.mask_token_id)
 
     holes_left = holes(model, state)
@@ -185,21 +183,19 @@ def resolve(policy: Policy, proposal: Proposal, score: Score) -> Choice:
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def run(model: Model, layout: Layout, params: Params, decoder: Decoder, rows: Rows) -> Result:
+@jax.jit
+def run(setup: Setup, rows: Rows) -> Result:
     """`begin`, `step` until no row is live, `finish`: one program; over a mesh, one loop for each shard of rows."""
 
-    def program(params: Params, decoder: Decoder, rows: Rows) -> Result:
+    def program(setup: Setup, rows: Rows) -> Result:
         state = jax.lax.while_loop(
-            lambda state: jnp.any(live(model, state)),
-            lambda state: step(model, params, layout, decoder, state),
-            begin(model, layout, decoder, rows),
+            lambda state: jnp.any(live(setup.model, state)), lambda state: step(setup, state), begin(setup, rows)
         )
-        return finish(model, layout, state)
+        return finish(setup, state)
 
-    if layout.mesh is None:
-        return program(params, decoder, rows)
-    return over_rows(program, layout.mesh, params, decoder, rows, dead=model.config.eos_token_id)
+    if setup.layout.mesh is None:
+        return program(setup, rows)
+    return over_rows(program, setup.layout.mesh, setup, rows, dead=setup.model.config.eos_token_id)
 
 
 def _changed(

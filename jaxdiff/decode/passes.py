@@ -8,20 +8,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.decode.decoder import Decoder
-from jaxdiff.decode.layout import Layout
+from jaxdiff.decode.layout import Setup
 from jaxdiff.decode.score import Draws, Vocabulary, believe
 from jaxdiff.decode.state import State
-from jaxdiff.types import KV, Belief, Inputs, KVCache, Model, Params, Place, Span
+from jaxdiff.types import KV, Belief, Inputs, KVCache, Place, Span
 
 
 @dataclasses.dataclass(frozen=True)
 class StepPasses:
     """One step's passes, where each row stands in its block; what a fill gets as `jaxdiff.types.Passes`."""
 
-    model: Model
-    params: Params
-    layout: Layout
-    decoder: Decoder
+    setup: Setup
     state: State
     place: Place
     kv: KVCache | None  # of the state; for a fill, that after the full pass
@@ -29,7 +26,8 @@ class StepPasses:
     def canvas(self, canvas: Int[Array, "B L"], draw: int | Int[Array, ""]) -> tuple[Belief, Float[Array, " B"]]:
         """As `Passes.canvas`."""
         inputs = self.inputs(canvas, None, canvas.shape[1], jnp.ones(canvas.shape, bool), given=self.state.given)
-        features, _ = self.model.apply(self.params, inputs, None, None, self.block(jnp.zeros_like(self.place.start)))
+        block = self.block(jnp.zeros_like(self.place.start))
+        features, _ = self.setup.model.apply(self.setup.params, inputs, read=block)
         return self.believe(features, self.columns(), draw), self.work(self.state.end - self.state.rows.origin)
 
     def window(self, tokens: Int[Array, "B W"], draw: int | Int[Array, ""]) -> tuple[Belief, Float[Array, " B"]]:
@@ -41,13 +39,13 @@ class StepPasses:
     ) -> tuple[Belief, Float[Array, " B"]]:
         """As `Passes.group`. A shifted model is fed the columns before these too, with the tokens that stand there."""
         fed, at, read = tokens, columns, None
-        if self.model.shifted:
+        if self.setup.model.shifted:
             fed, at, read = self._with_the_columns_before(tokens, columns)
         given = jnp.take_along_axis(self.state.given, at, axis=1)
         inputs = self.inputs(fed, at, self.state.given.shape[1], jnp.ones(fed.shape, bool), given=given, store=False)
-        features, _ = self.model.apply(self.params, inputs, self.kv, at, read)
+        features, _ = self.setup.model.apply(self.setup.params, inputs, self.kv, at, read)
         valid = (columns >= self.state.rows.origin[:, None]) & (columns < self.state.end[:, None])
-        cost = self.work((1 + int(self.model.shifted)) * jnp.sum(valid, axis=1, dtype=jnp.int32))
+        cost = self.work((1 + int(self.setup.model.shifted)) * jnp.sum(valid, axis=1, dtype=jnp.int32))
         return self.believe(features, columns, draw), cost
 
     def _with_the_columns_before(
@@ -76,7 +74,7 @@ class StepPasses:
         given: Bool[Array, "B T"],
         store: bool = True,
     ) -> Inputs:
-        origin, scale = self.state.rows.origin, self.decoder.sampling.cfg_scale
+        origin, scale = self.state.rows.origin, self.setup.decoder.sampling.cfg_scale
         fed = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         if at is not None:
             fed = at if at.ndim == 2 else at[:, None] + fed
@@ -87,7 +85,7 @@ class StepPasses:
             valid=(column >= origin[:, None]) & (column < self.state.end[:, None]),
             origin=origin,
             fresh=fresh,
-            prompt_length=jnp.maximum(self.layout.first - origin, 0),
+            prompt_length=jnp.maximum(self.setup.layout.first - origin, 0),
             given=None if scale is None else given,
             scale=None if scale is None else jnp.broadcast_to(jnp.asarray(scale), origin.shape),
             store=store,
@@ -100,25 +98,25 @@ class StepPasses:
         draw: int | Int[Array, ""],
         named: Int[Array, "B C n"] | None = None,
     ) -> Belief:
-        rows, sampling = self.state.rows, self.decoder.sampling
+        rows, sampling = self.state.rows, self.setup.decoder.sampling
         positions = jnp.maximum(columns - rows.origin[:, None], 0)
         draws = Draws(rows.keys, self.state.row_step, jnp.asarray(draw, jnp.int32), positions)
-        head, vocabulary = self.model.head(self.params), Vocabulary.of(self.model, sampling)
-        return believe(hidden, head, vocabulary, sampling, draws, named=named, mesh=self.layout.mesh)
+        head, vocabulary = self.setup.model.head(self.setup.params), Vocabulary.of(self.setup.model, sampling)
+        return believe(hidden, head, vocabulary, sampling, draws, named=named, mesh=self.setup.layout.mesh)
 
     def columns(self) -> Int[Array, "B W"]:
         """Those of the block."""
-        return self.place.start[:, None] + jnp.arange(self.layout.block_length, dtype=jnp.int32)[None]
+        return self.place.start[:, None] + jnp.arange(self.setup.layout.block_length, dtype=jnp.int32)[None]
 
     def block(self, first: Int[Array, " B"]) -> Span:
         """The block among tokens that are fed from column `first` on."""
-        return Span(self.place.start - first, self.layout.block_length)
+        return Span(self.place.start - first, self.setup.layout.block_length)
 
     def work(self, tokens: Int[Array, " B"]) -> Float[Array, " B"]:
         """Tokens fed to the whole stack, in forwards over the row's canvas (prompt to the end of the canvas)."""
         rows = self.state.rows
-        canvas = self.layout.whole_blocks(rows.origin, rows.last) - rows.origin
-        return self.model.copies * tokens.astype(jnp.float32) / jnp.maximum(canvas, 1).astype(jnp.float32)
+        canvas = self.setup.layout.whole_blocks(rows.origin, rows.last) - rows.origin
+        return self.setup.model.copies * tokens.astype(jnp.float32) / jnp.maximum(canvas, 1).astype(jnp.float32)
 
 
 def keeps_kv(decoder: Decoder) -> bool:

@@ -14,26 +14,22 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import SingleDeviceSharding
 
 from jaxdiff.decode import loop
-from jaxdiff.decode.decoder import Decoder
-from jaxdiff.decode.layout import Layout
+from jaxdiff.decode.layout import Setup
 from jaxdiff.decode.result import Result
 from jaxdiff.decode.state import Rows
 from jaxdiff.parallel import compiling_for
-from jaxdiff.types import InputError, Model, Params
+from jaxdiff.types import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
     """One decode, checked and laid out: what `loop.run` takes."""
 
-    model: Model
-    layout: Layout
-    params: Params
-    decoder: Decoder
+    setup: Setup
     rows: Rows
 
     def run(self) -> Result:
-        return loop.run(self.model, self.layout, self.params, self.decoder, self.rows)
+        return loop.run(self.setup, self.rows)
 
 
 class Program:
@@ -53,7 +49,7 @@ class Program:
 
         Raises InputError for a target that is too small.
         """
-        self.target, self._arguments = target, (call.params, call.decoder, call.rows)
+        self.target, self._arguments = target, (call.setup, call.rows)
         if target is not None:
             there = SingleDeviceSharding(target)
             self._arguments = jax.tree.map(
@@ -61,8 +57,7 @@ class Program:
             )
         since = time.perf_counter()
         with past_persistent_cache(), compiling_for(None if target is None else target.platform):
-            program = jax.jit(lambda *given: loop.run(call.model, call.layout, *given))
-            lowered = program.lower(*self._arguments)
+            lowered = jax.jit(lambda *given: loop.run(*given)).lower(*self._arguments)
             self.compiled = self._compile(lowered)
         self.compile_seconds = time.perf_counter() - since
         self.out_info: Any = lowered.out_info
@@ -113,19 +108,17 @@ class Timed:
 
     def run(self, call: Call) -> Result:
         """`call.run()`, timed: what `prepare` or `prepare_infill` made."""
-        return self.call(loop.run, (call.model, call.layout), call.params, call.decoder, call.rows)
+        return self.call(loop.run, call.setup, call.rows)
 
-    def call(
-        self, program: Callable[..., Any], static: tuple[Any, ...], *arguments: Any, donate: tuple[int, ...] = ()
-    ) -> Any:
-        """`program(*static, *arguments)`, compiled for the shapes of the arguments; `donate` numbers among these."""
+    def call(self, program: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()) -> Any:
+        """`program(*arguments)`, compiled for what of them is static and for their shapes; `donate`: by number."""
         leaves, structure = jax.tree.flatten(arguments)
-        shapes = (program, static, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        shapes = (program, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         since = time.perf_counter()
         if shapes not in self._programs:
             with self._around():
                 # A jit of its own: what an earlier call of `loop.run` left in memory would make compiling look free.
-                compiled = jax.jit(lambda *arguments: program(*static, *arguments), donate_argnums=donate)
+                compiled = jax.jit(lambda *arguments: program(*arguments), donate_argnums=donate)
                 self._programs[shapes] = compiled.lower(*arguments).compile()
         ready = time.perf_counter()
         result = jax.block_until_ready(self._programs[shapes](*arguments))

@@ -8,10 +8,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxdiff.decode.layout import Layout
+from jaxdiff.decode.layout import Setup
 from jaxdiff.decode.state import State
 from jaxdiff.pytree import pytree
-from jaxdiff.types import Model, first_end
+from jaxdiff.types import first_end
 
 
 class Reason(enum.IntEnum):
@@ -59,16 +59,17 @@ class Result:
     policy: Any
 
 
-def finish(model: Model, layout: Layout, state: State) -> Result:
+def finish(setup: Setup, state: State) -> Result:
     """The result of rows that are done; what overhangs is cut off."""
+    layout, config = setup.layout, setup.model.config
     length = state.given.shape[1] - layout.overhang
     column = jnp.arange(length, dtype=jnp.int32)[None]
     generated = ~state.given[:, :length]
     last = jnp.minimum(state.end, state.rows.last)
     past = generated & (column >= last[:, None])
-    tokens = jnp.where(past, model.config.eos_token_id, state.rows.canvas[:, :length])
+    tokens = jnp.where(past, config.eos_token_id, state.rows.canvas[:, :length])
     asked = generated & (column < state.rows.last[:, None])
-    stop = first_end(tokens, generated, model.config.eos_ids)
+    stop = first_end(tokens, generated, config.eos_ids)
     return Result(
         tokens=tokens,
         origin=state.rows.origin,

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff.parallel.rules import DATA, MODEL, RULES, specs
 from jaxdiff.pytree import numbers_marked, numbers_of, with_numbers
-from jaxdiff.types import InputError, Params
+from jaxdiff.types import InputError
 
 ROWS = PartitionSpec(RULES["batch"])
 KV_ROWS = PartitionSpec(None, RULES["batch"])  # keys and values [N B K M E]
@@ -67,8 +67,8 @@ def everywhere(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lay, tree)
 
 
-def over_rows(program: Callable[..., Any], mesh: Mesh, params: Params, decoder: Any, rows: Any, *, dead: int) -> Any:
-    """`program(params, decoder, rows)` on each data shard's rows; every leaf of `rows` and of its result leads with B.
+def over_rows(program: Callable[..., Any], mesh: Mesh, setup: Any, rows: Any, *, dead: int) -> Any:
+    """`program(setup, rows)` on each data shard's rows; every leaf of `rows` and of its result leads with B.
 
     Where the rows do not divide, rows whose canvas holds the id `dead` alone, with nothing to generate, fill up the
     last shard; they are not in the result.
@@ -79,10 +79,9 @@ def over_rows(program: Callable[..., Any], mesh: Mesh, params: Params, decoder: 
         rows = jax.tree.map(lambda leaf: leaf[at], rows)
         real = (np.arange(count + missing) < count)[:, None]
         rows = dataclasses.replace(rows, canvas=jnp.where(real, rows.canvas, jnp.int32(dead)))
-        numbers = [leaf[at] if leaf.ndim else leaf for leaf in numbers_of(decoder)]
-        decoder = with_numbers(decoder, numbers)
-    specs = (WHOLE, specs_of(decoder), jax.tree.map(lambda _: ROWS, rows))
-    result = over_data(program, mesh, specs, ROWS)(params, decoder, rows)
+        numbers = [leaf[at] if leaf.ndim else leaf for leaf in numbers_of(setup.decoder)]
+        setup = dataclasses.replace(setup, decoder=with_numbers(setup.decoder, numbers))
+    result = over_data(program, mesh, (specs_of(setup), ROWS), ROWS)(setup, rows)
     return jax.tree.map(lambda leaf: leaf[:count], result) if missing else result
 
 
@@ -119,11 +118,14 @@ def over_data(program: Callable[..., Any], mesh: Mesh, specs: Any, out: Any) -> 
     return jax.shard_map(program, mesh=mesh, axis_names={DATA}, in_specs=specs, out_specs=out, check_vma=False)
 
 
-def specs_of(tree: Any) -> Any:
-    """Of a decoder or a part of one: numbers for each row lead with rows, all other arrays are whole on each device."""
-    leaves, structure = jax.tree.flatten(tree)
-    each = [own and leaf.ndim > 0 for own, leaf in zip(numbers_marked(tree), leaves, strict=True)]
-    return jax.tree.unflatten(structure, [ROWS if leads else WHOLE for leads in each])
+def specs_of(setup: Any) -> Any:
+    """Of what a decode is given beside its rows: the decoder's numbers for each row lead with rows, all other arrays
+    are whole on each data shard.
+    """
+    leaves, structure = jax.tree.flatten(setup.decoder)
+    each = [own and leaf.ndim > 0 for own, leaf in zip(numbers_marked(setup.decoder), leaves, strict=True)]
+    decoder = jax.tree.unflatten(structure, [ROWS if leads else WHOLE for leads in each])
+    return dataclasses.replace(setup, params=WHOLE, decoder=decoder)
 
 
 def over_vocabulary(mesh: Mesh | None, program: Callable[..., Any], head: Any, *whole: Any) -> list[Any]:

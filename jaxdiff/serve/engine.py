@@ -22,12 +22,13 @@ from jaxtyping import Array, Int, Key
 from jaxdiff.decode import api, checks
 from jaxdiff.decode.batches import bucket
 from jaxdiff.decode.decoder import Decoder
-from jaxdiff.decode.layout import Layout, layout_of
+from jaxdiff.decode.layout import Setup, layout_of
+from jaxdiff.decode.loop import begin
 from jaxdiff.decode.state import Rows, State
 from jaxdiff.parallel import check_axes, everywhere, place
-from jaxdiff.pytree import numbers_of
+from jaxdiff.pytree import numbers_of, with_numbers
 from jaxdiff.serve.queue import Answer, Meter, Refusal, Request, check_request, numbered
-from jaxdiff.serve.slots import Incoming, blank, repad, serve_step
+from jaxdiff.serve.slots import Incoming, repad, serve_step
 from jaxdiff.types import REFERENCE, InputError, Model, Params
 
 UNBOUNDED = 2**30  # steps
@@ -99,7 +100,9 @@ def decode_stream(
             meter=meter.beside(),
         )
         requests = map(_with_reference, answers)  # type: ignore[assignment]
-    engine = _Engine(model, params, decoder, gen_length, key, mesh, (free, most), meter)
+    layout = layout_of(model, decoder, first=0, generated=gen_length, block=block, mesh=mesh)
+    laid = decoder if mesh is None else everywhere(decoder, mesh)
+    engine = _Engine(Setup(api.guided(model, decoder), params, laid, layout), gen_length, key, (free, most), meter)
     return engine.serve(numbered(requests), slots, devices)
 
 
@@ -128,27 +131,16 @@ class _Engine:
     """The slots on the host: who is in them since when, how wide the canvas is, and the state on the device."""
 
     def __init__(
-        self,
-        model: Model,
-        params: Params,
-        decoder: Decoder,
-        gen_length: int,
-        key: Key[Array, ""],
-        mesh: Mesh | None,
-        bounds: tuple[int, int],
-        meter: Meter,
+        self, setup: Setup, gen_length: int, key: Key[Array, ""], bounds: tuple[int, int], meter: Meter
     ) -> None:
-        """`bounds`: `free` and `most` of `serve_step`."""
-        self.plain_model, self.model, self.params, self.meter = model, api.guided(model, decoder), params, meter
-        # What blank slots begin with lies on no device: a filter's own may be another than the mesh.
-        self.decoder, self.laid = jax.device_get(decoder), decoder if mesh is None else everywhere(decoder, mesh)
-        self.gen_length, self.key, self.mesh = gen_length, key, mesh
+        """`setup`: its layout is replaced as requests come in; `bounds`: `free` and `most` of `serve_step`."""
+        self.setup, self.gen_length, self.key, self.meter = setup, gen_length, key, meter
+        self.numbers = [np.asarray(number) for number in numbers_of(setup.decoder)]
         self.bounds = [jnp.asarray(bound, jnp.int32) for bound in bounds]
-        self.room = model.config.max_sequence_length - gen_length
+        self.room = setup.model.config.max_sequence_length - gen_length
         self.slots: list[_Slot | None] = []
         self.fresh: set[int] = set()
         self.kind = _Kind(0, 0, 0)
-        self.first = 0  # where blocks begin, in `state`
         self.state: State | None = None
 
     def serve(self, queue: Iterator[Request | Refusal], slots: int, devices: int) -> Iterator[Answer | Refusal]:
@@ -182,16 +174,16 @@ class _Engine:
         if isinstance(item, Refusal):
             return item
         try:
-            check_request(self.plain_model, item, self.gen_length, self.decoder, self.key)
+            check_request(self.setup.model, item, self.gen_length, self.setup.decoder, self.key)
         except InputError as error:
             return Refusal(item.number, item.id, str(error))
         return item
 
     def _enter(self, request: Request) -> bool:
         """Into a free slot, unless those in the others are of another kind."""
-        length, model = len(request.ids), self.plain_model
+        length, model = len(request.ids), self.setup.model
         default = {"default": length} if request.is_canvas else {}
-        block = checks.block_of(model, self.decoder.block_length, **default)
+        block = checks.block_of(model, self.setup.decoder.block_length, **default)
         overhang = 0 if request.is_canvas else checks.overhang_of(model)
         kind = _Kind(length if request.is_canvas else self.gen_length, block, overhang)
         if kind != self.kind:
@@ -207,11 +199,9 @@ class _Engine:
         present = [(number, slot) for number, slot in enumerate(self.slots) if slot is not None]
         prompts = [slot.request for _, slot in present if not slot.request.is_canvas]
         first = max((bucket(len(request.ids), self.room) for request in prompts), default=0)
-        length = first + self.kind.generated + self.kind.overhang
-        self._fit(first, length)
-        incoming = self._incoming(first, length)
-        arguments = (self.params, self.laid, self.state, incoming, *self.bounds)
-        done = self.meter.call(serve_step, (self.model, self._layout(first)), *arguments, donate=(2,))
+        incoming = self._incoming(first)
+        self._fit(first, incoming)
+        done = self.meter.call(serve_step, self.setup, self.state, incoming, *self.bounds, donate=(1,))
         self.state = done.state
         self.fresh.clear()
         result, live, steps, busy = jax.device_get((done.result, done.live, done.steps, done.busy))
@@ -233,15 +223,14 @@ class _Engine:
                     seconds=self.meter.seconds - slot.since,
                 )
 
-    def _incoming(self, first: int, length: int) -> Incoming:
-        """The requests that are new in their slots, as arrays."""
-        rows, config = len(self.slots), self.model.config
-        canvas = np.full((rows, length), config.mask_token_id, np.int32)
-        reference = np.full((rows, length), config.mask_token_id, np.int32)
+    def _incoming(self, first: int) -> Incoming:
+        """The requests that are new in their slots, as arrays; the other rows generate nothing."""
+        rows, length = len(self.slots), first + self.kind.generated + self.kind.overhang
+        canvas = np.full((rows, length), self.setup.model.config.mask_token_id, np.int32)
+        reference = canvas.copy()
         origin, last, fresh = np.zeros(rows, np.int32), np.zeros(rows, np.int32), np.zeros(rows, bool)
         keys = np.array(np.broadcast_to(jax.random.key_data(self.key), (rows, *jax.random.key_data(self.key).shape)))
-        shared = [np.asarray(number) for number in numbers_of(self.decoder)]
-        numbers = [np.full(rows, number, number.dtype) for number in shared]
+        numbers = [np.full(rows, number, number.dtype) for number in self.numbers]
         for slot in self.fresh:
             request = self.slots[slot].request  # type: ignore[union-attr]
             end = first + (self.kind.generated if request.is_canvas else 0)
@@ -250,9 +239,8 @@ class _Engine:
             last[slot] = first + (request.max_tokens or self.kind.generated)
             own = jax.random.fold_in(self.key, request.number) if request.key is None else request.key
             keys[slot] = jax.random.key_data(own)
-            for column, number in zip(
-                numbers, shared if request.decoder is None else numbers_of(request.decoder), strict=True
-            ):
+            asked = self.numbers if request.decoder is None else numbers_of(request.decoder)
+            for column, number in zip(numbers, asked, strict=True):
                 column[slot] = number
             if request.reference is not None:
                 reference[slot, first : first + len(request.reference)] = request.reference
@@ -263,28 +251,28 @@ class _Engine:
                 origin=jnp.asarray(origin),
                 last=jnp.asarray(last),
                 keys=jax.random.wrap_key_data(jnp.asarray(keys), impl=jax.random.key_impl(self.key)),
-                reference=jnp.asarray(reference) if REFERENCE in self.decoder.policy.needs else None,
+                reference=jnp.asarray(reference) if REFERENCE in self.setup.decoder.policy.needs else None,
             ),
             numbers=tuple(map(jnp.asarray, numbers)),
         )
 
-    def _fit(self, first: int, length: int) -> None:
-        """A state of that width."""
-        if self.state is None:
-            static = (self.model, self._layout(first), len(self.slots), length)
-            self.state = self.meter.call(blank, static, self.decoder)
-        elif first != self.first:
-            self.state = self.meter.call(repad, (self.model, first - self.first), self.state)
-        self.first = first
-
-    def _layout(self, first: int) -> Layout:
-        kind = self.kind
-        return layout_of(
-            self.plain_model,
-            self.decoder,
+    def _fit(self, first: int, incoming: Incoming) -> None:
+        """The layout of prompts that end at column `first`, and a state of that width."""
+        kind, before = self.kind, self.setup.layout
+        layout = layout_of(
+            self.setup.model,
+            self.setup.decoder,
             first=first,
             generated=kind.generated,
             block=kind.block,
-            mesh=self.mesh,
+            mesh=before.mesh,
             overhang=kind.overhang,
         )
+        self.setup = dataclasses.replace(self.setup, layout=layout)
+        if self.state is None:
+            # Of host arrays alone: serve_step says where a state lies.
+            decoder = with_numbers(jax.device_get(self.setup.decoder), incoming.numbers)
+            setup = dataclasses.replace(self.setup, params=(), decoder=decoder)
+            self.state = self.meter.call(begin, setup, incoming.rows)
+        elif layout != before:
+            self.state = self.meter.call(repad, self.setup, before, self.state)

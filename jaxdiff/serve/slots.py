@@ -1,6 +1,6 @@
 """Slots: rows of a state that are given a new request as soon as the last one is done. Pure functions, all compiled.
 
-    blank -> State -> [ refill -> advance -> finish ] -> State -> [ ... ]      one `serve_step` is one compiled program
+    begin -> State -> [ refill -> advance -> finish ] -> State -> [ ... ]      one `serve_step` is one compiled program
                         |  rows that are free begin another request
                                   |  a `while_loop` over `step`, until rows are done or the bound on steps is reached
 
@@ -13,22 +13,20 @@ came in. `engine.py` is such an engine, for a queue that is read in order.
 from __future__ import annotations
 
 import dataclasses
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxdiff import kvcache
-from jaxdiff.decode.decoder import Decoder
-from jaxdiff.decode.layout import Layout
+from jaxdiff.decode.layout import Layout, Setup
 from jaxdiff.decode.loop import begin, step
 from jaxdiff.decode.result import Result, finish
 from jaxdiff.decode.state import Rows, State, keep, live
 from jaxdiff.kvcache import shift_columns
 from jaxdiff.parallel import KV_ROWS, ROWS, WHOLE, over_data, specs_of
-from jaxdiff.pytree import numbers_of, pytree, with_numbers
-from jaxdiff.types import REFERENCE, Model, Params
+from jaxdiff.pytree import pytree, with_numbers
 
 
 @pytree
@@ -60,111 +58,68 @@ class ServeStep:
     busy: Int[Array, ""]  # of their rows, those that a live request took part in
 
 
-def blank(model: Model, layout: Layout, rows: int, length: int, decoder: Decoder) -> State:
-    """A state of `rows` free slots with a canvas of `length`: nothing is to be generated yet.
-
-    The decoder's numbers are made one for each row.
-    """
-    canvas = jnp.full((rows, length), model.config.eos_token_id, jnp.int32)
-    zero = jnp.zeros((rows,), jnp.int32)
-    keys = jnp.broadcast_to(jax.random.key(0), (rows,))
-    reference = canvas if REFERENCE in decoder.policy.needs else None
-    spread = with_numbers(decoder, (jnp.broadcast_to(number, (rows,)) for number in numbers_of(decoder)))
-    return begin(model, layout, spread, Rows(canvas, zero, zero, keys, reference))
-
-
-def refill(model: Model, layout: Layout, decoder: Decoder, state: State, incoming: Incoming) -> State:
+def refill(setup: Setup, state: State, incoming: Incoming) -> State:
     """`state` with the fresh rows at the beginning of their requests; the others are as they were.
 
     Every leaf of the state, of a policy's and a stopper's too, leads with B. The KV cache alone does not, and stays: a
     row that begins reads of it only what it has rebuilt.
     """
-    begun = begin(model, layout, with_numbers(decoder, incoming.numbers), incoming.rows)
+    decoder = with_numbers(setup.decoder, incoming.numbers)
+    begun = begin(dataclasses.replace(setup, decoder=decoder), incoming.rows)
     kept = keep(incoming.fresh, *(dataclasses.replace(each, kv=None) for each in (begun, state)))
     return dataclasses.replace(kept, kv=state.kv)
 
 
-def advance(
-    model: Model,
-    params: Params,
-    layout: Layout,
-    decoder: Decoder,
-    state: State,
-    free: Int[Array, ""],
-    most: Int[Array, ""],
-) -> tuple[State, Int[Array, ""]]:
+def advance(setup: Setup, state: State, free: Int[Array, ""], most: Int[Array, ""]) -> tuple[State, Int[Array, ""]]:
     """Step until `free` of the rows that are live now are done, or all, or `most` steps were taken: (state, steps)."""
-    entered = live(model, state)
+    entered = live(setup.model, state)
 
     def goes_on(carry: tuple[State, Int[Array, ""]]) -> Bool[Array, ""]:
-        left = live(model, carry[0])
+        left = live(setup.model, carry[0])
         return jnp.any(left) & (jnp.sum(entered & ~left, dtype=jnp.int32) < free) & (carry[1] < most)
 
-    def once(carry: tuple[State, Int[Array, ""]]) -> tuple[State, Int[Array, ""]]:
-        return step(model, params, layout, decoder, carry[0]), carry[1] + 1
-
-    return jax.lax.while_loop(goes_on, once, (state, jnp.int32(0)))
+    return jax.lax.while_loop(goes_on, lambda carry: (step(setup, carry[0]), carry[1] + 1), (state, jnp.int32(0)))
 
 
-def serve_step(
-    model: Model,
-    layout: Layout,
-    params: Params,
-    decoder: Decoder,
-    state: State,
-    incoming: Incoming,
-    free: Int[Array, ""],
-    most: Int[Array, ""],
-) -> ServeStep:
+def serve_step(setup: Setup, state: State, incoming: Incoming, free: Int[Array, ""], most: Int[Array, ""]) -> ServeStep:
     """`refill`, `advance`, `finish`: one program, for the caller to compile. `state` may be donated.
 
     Args:
-        layout: its `first` and the canvas' length are those of the slots.
-        decoder: what all requests share; its numbers are not read, but those of the state.
+        setup: what all requests share; the decoder's numbers are not read, but those of the state.
+        state: of the step before; at first, `begin` of a decoder with numbers for each row and of rows that generate
+            nothing.
         free: leave the loop once so many rows are done. 1 wastes no forward on an empty slot; more saves round trips
             to the host, where those cost more than a forward. Over a mesh each shard of rows leaves its own loop so.
         most: leave the loop after so many steps, done or not: a server streams what is committed until then.
     """
-    arguments = (params, decoder, state, incoming, free, most)
-    program = functools.partial(_serve_step, model, layout)
-    if layout.mesh is not None:
+
+    def on_shard(setup: Setup, state: State, incoming: Incoming, free: Array, most: Array) -> tuple[Any, ...]:
+        begun = refill(setup, state, incoming)
+        after, steps = advance(setup, begun, free, most)
+        result = dataclasses.replace(finish(setup, after), policy=())
+        busy = jnp.sum(after.nfe - begun.nfe, dtype=jnp.int32, keepdims=True) // setup.model.copies
+        return after, result, live(setup.model, after), steps[None], busy
+
+    program, mesh = on_shard, setup.layout.mesh
+    if mesh is not None:
         rows = jax.tree.map_with_path(lambda path, _: KV_ROWS if path[0].name == "kv" else ROWS, state)
-        specs = (WHOLE, specs_of(decoder), rows, ROWS, WHOLE, WHOLE)
-        program = over_data(program, layout.mesh, specs, (rows, *[ROWS] * 4))
-    after, result, left, steps, busy = program(*arguments)
+        program = over_data(on_shard, mesh, (specs_of(setup), rows, ROWS, WHOLE, WHOLE), (rows, *[ROWS] * 4))
+    after, result, left, steps, busy = program(setup, state, incoming, free, most)
     return ServeStep(after, result, left, steps=jnp.max(steps), busy=jnp.sum(busy, dtype=jnp.int32))
 
 
-def _serve_step(
-    model: Model,
-    layout: Layout,
-    params: Params,
-    decoder: Decoder,
-    state: State,
-    incoming: Incoming,
-    free: Int[Array, ""],
-    most: Int[Array, ""],
-) -> tuple[State, Result, Bool[Array, " B"], Int[Array, " 1"], Int[Array, " 1"]]:
-    """What `ServeStep` holds, of one shard of rows."""
-    begun = refill(model, layout, decoder, state, incoming)
-    after, steps = advance(model, params, layout, decoder, begun, free, most)
-    result = dataclasses.replace(finish(model, layout, after), policy=())
-    busy = jnp.sum(after.nfe - begun.nfe, dtype=jnp.int32, keepdims=True) // model.copies
-    return after, result, live(model, after), steps[None], busy
-
-
-def repad(model: Model, by: int, state: State) -> State:
-    """`state` on a canvas with `by` more columns of padding on the left, or, negative, with fewer.
+def repad(setup: Setup, before: Layout, state: State) -> State:
+    """`state`, laid out as `before`, on the canvas of the setup: with more padding on the left, or with less.
 
     Rows keep their absolute positions, so that answers do not change. What is cut off must be padding in every live
     row. A policy's or stopper's state must not depend on the canvas' length.
     """
-    rows = state.rows
+    rows, by = state.rows, setup.layout.first - before.first
     return dataclasses.replace(
         state,
         rows=dataclasses.replace(
             rows,
-            canvas=shift_columns(rows.canvas, by, model.config.eos_token_id),
+            canvas=shift_columns(rows.canvas, by, setup.model.config.eos_token_id),
             reference=None if rows.reference is None else shift_columns(rows.reference, by, 0),
             origin=jnp.maximum(rows.origin + by, 0),
             last=rows.last + by,

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxdiff import Reason, decode
 from jaxdiff.caches import Dual, Frozen, Prefix
 from jaxdiff.decode import api, loop
-from jaxdiff.decode.layout import layout_of
+from jaxdiff.decode.layout import Setup, layout_of
 from jaxdiff.decode.score import TILE
 from jaxdiff.decode.state import Rows, live
 from jaxdiff.models import Llada
@@ -158,11 +158,11 @@ def test_rule_4_values_are_traced(policy, stop, cache, fill, data, temperature):
 @given(data=st.data())
 def test_rule_5_the_while_loop_is_a_python_loop(policy, stop, cache, fill, data):
     call = prepared(parts(draw(data, policy), stop, cache, fill, 0.7))
-    state = loop.begin(call.model, call.layout, call.decoder, call.rows)
-    once = jax.jit(lambda state: loop.step(call.model, call.params, call.layout, call.decoder, state))
-    while bool(live(call.model, state).any()):
+    state = loop.begin(call.setup, call.rows)
+    once = jax.jit(lambda state: loop.step(call.setup, state))
+    while bool(live(call.setup.model, state).any()):
         state = once(state)
-    by_hand = loop.finish(call.model, call.layout, state)
+    by_hand = loop.finish(call.setup, state)
     for left, right in zip(jax.tree.leaves(by_hand), jax.tree.leaves(call.run()), strict=True):
         np.testing.assert_array_equal(left, right)
 
@@ -181,7 +181,7 @@ def prepared(parts, model=small.MODEL, params=None, gen_length=small.GEN):
 
 def traced_program(parts, model=small.MODEL):
     call = prepared(parts, model, jax.eval_shape(model.init, jax.random.key(0)))
-    return loop.run.trace(call.model, call.layout, call.params, call.decoder, call.rows)
+    return loop.run.trace(call.setup, call.rows)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -196,7 +196,7 @@ def test_rule_4_what_is_remembered_belongs_to_the_row_and_not_to_the_canvas(poli
         layout = layout_of(small.MODEL, decoder, first=6, generated=length, block=small.BLOCK)
         zero, canvas = jnp.zeros(5, jnp.int32), jnp.zeros((5, 6 + length), jnp.int32)
         rows = Rows(canvas, zero, zero, small.keys(5))
-        state = jax.eval_shape(lambda: loop.begin(small.MODEL, layout, decoder, rows))
+        state = jax.eval_shape(lambda: loop.begin(Setup(small.MODEL, (), decoder, layout), rows))
         return jax.tree.leaves((state.policy, state.fill, state.stop))
 
     for stop, fill in itertools.zip_longest(STOPPERS, FILLS, fillvalue="parallel"):

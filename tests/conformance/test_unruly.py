@@ -103,9 +103,9 @@ def stepped(policy, seed):
         small.MODEL, small.params(), canvas, small.decoder(policy=policy), key=small.keys(4, seed)
     )
     if not _STEPS:  # numbers live in the state: one program for all
-        _STEPS["step"] = jax.jit(lambda state: loop.step(call.model, small.params(), call.layout, call.decoder, state))
-    state = loop.begin(call.model, call.layout, call.decoder, call.rows)
-    while bool(live(call.model, state).any()):
+        _STEPS["step"] = jax.jit(lambda state: loop.step(call.setup, state))
+    state = loop.begin(call.setup, call.rows)
+    while bool(live(call.setup.model, state).any()):
         after = _STEPS["step"](state)
         yield state, after
         state = after

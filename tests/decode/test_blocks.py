@@ -89,11 +89,11 @@ def test_padding_does_not_matter():
 def test_the_while_loop_is_a_python_loop():
     """Rule 5."""
     call = prepared(sampled, SafeEotp, 0.7)
-    state = loop.begin(MODEL, call.layout, call.decoder, call.rows)
-    once = jax.jit(lambda state: loop.step(MODEL, call.params, call.layout, call.decoder, state))
+    state = loop.begin(call.setup, call.rows)
+    once = jax.jit(lambda state: loop.step(call.setup, state))
     while bool(live(MODEL, state).any()):
         state = once(state)
-    by_hand = loop.finish(MODEL, call.layout, state)
+    by_hand = loop.finish(call.setup, state)
     for left, right in zip(jax.tree.leaves(by_hand), jax.tree.leaves(run(sampled, SafeEotp, 0.7)), strict=True):
         np.testing.assert_array_equal(left, right)
 

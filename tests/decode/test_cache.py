@@ -132,9 +132,9 @@ def test_a_row_that_waits_writes_no_keys_or_values():
     decoder = small.decoder(policy=Threshold(0.6), cache=Frozen())
     options = dict(origin=origin, gen_length=small.GEN, key=small.keys(4))
     call = api.prepare(small.MODEL, small.params(), prompts, decoder, **options)
-    state = loop.begin(small.MODEL, call.layout, decoder, call.rows)
+    state = loop.begin(call.setup, call.rows)
     state = dataclasses.replace(state, end=state.end.at[1].set(0))
-    step = jax.jit(lambda state: loop.step(small.MODEL, call.params, call.layout, decoder, state))
+    step = jax.jit(lambda state: loop.step(call.setup, state))
     first = step(state)
     assert all(not x[:, 1].any() and x[:, 0].any() and x[:, 2].any() for x in jax.tree.leaves(first.kv))
     state, wrote = dataclasses.replace(first, end=first.end.at[2].set(0)), False

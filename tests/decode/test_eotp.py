@@ -97,10 +97,11 @@ def foreseen(marks):
     canvas = jnp.asarray([[small.EOS if mark == "E" else small.MASK for mark in marks]], jnp.int32)
     nothing, zero = jnp.zeros((1, 1)), jnp.zeros((1,), jnp.int32)
     score = Score(
-        **dict.fromkeys(("prob", "log_odds", "runner_up", "entropy", "gap", "log_prob", "standing"), nothing),
+        **dict.fromkeys(("prob", "log_odds", "runner_up", "entropy", "gap", "log_prob"), nothing),
         **dict.fromkeys(("start", "origin", "block_step", "row_step"), zero),
         **dict.fromkeys(("masked", "eligible", "editable"), jnp.ones((1, 1), bool)),
         token=jnp.zeros((1, 1), jnp.int32),
+        named=jnp.zeros((1, 1, 1)),
         hidden=jnp.zeros((1, 1, 2)),
         canvas=canvas,
     )
@@ -156,7 +157,9 @@ def test_a_forward_is_compiled_for_each_rung_and_only_where_ends_are_foreseen():
     def lengths(stop):
         prompts, origin = small.batch()
         options = dict(origin=origin, gen_length=GEN)
-        return api.prepare(small.MODEL, small.params(), prompts, small.decoder(stop=stop), **options).layout.ladder
+        return api.prepare(
+            small.MODEL, small.params(), prompts, small.decoder(stop=stop), **options
+        ).setup.layout.ladder
 
     assert lengths(Eos()) == ()
     assert lengths(SafeEotp()) == (14, 22)

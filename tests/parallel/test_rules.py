@@ -16,7 +16,7 @@ from jaxdiff.models import Llada
 from jaxdiff.parallel import parse_mesh, place, shardings, specs_of
 from jaxdiff.policies import Fixed, Learned, Oracle, Threshold, any_of, cap
 from jaxdiff.policies.filters import BlockFilter, init_layers
-from jaxdiff.pytree import number, pytree
+from jaxdiff.pytree import pytree
 from jaxdiff.stoppers import SafeEotp
 from tests import small
 
@@ -112,7 +112,7 @@ def test_numbers_and_references_follow_the_rows_and_weights_do_not():
     prompts, origin = small.batch()
     options = dict(gen_length=small.GEN, origin=origin, reference=reference, mesh=make_mesh(4, 1))
     call = api.prepare(small.MODEL, small.params(), prompts, decoder, **options)
-    specs = {jax.tree_util.keystr(path): spec for path, spec in jax.tree.leaves_with_path(specs_of(call.decoder))}
+    specs = {jax.tree_util.keystr(path): spec for path, spec in jax.tree.leaves_with_path(specs_of(call.setup).decoder)}
     leads = {name.rsplit(".", 1)[1] for name, spec in specs.items() if spec == P("data")}
     assert leads == {"tau", "temperature", "cfg_scale"}
     assert sum(spec == P("data") for spec in specs.values()) == 4
@@ -123,10 +123,10 @@ def test_numbers_and_references_follow_the_rows_and_weights_do_not():
     assert {leaf.shape[0] for leaf in jax.tree.leaves(call.rows)} == {4}
 
     @pytree
-    class Own:
-        weights: Any
-        tau: Any = number(default=0.0, low=0.0, high=1.0)
+    class Own(Threshold):
+        weights: Any = None
 
-    weights = {"a": jnp.zeros((4, 3)), "b": jnp.zeros((4,))}
-    assert jax.tree.leaves(specs_of(Own(weights, [0.5] * 4))) == [P(), P(), P("data")]
-    assert jax.tree.leaves(specs_of(Threshold(0.5))) == [P()]
+    own = Own([0.5] * 4, {"a": jnp.zeros((4, 3)), "b": jnp.zeros((4,))})
+    for policy, leads in ((own, [P("data"), P(), P()]), (Threshold(0.5), [P()])):
+        setup = dataclasses.replace(call.setup, decoder=small.decoder(policy=policy))
+        assert jax.tree.leaves(specs_of(setup).decoder.policy) == leads

@@ -25,7 +25,7 @@ def score(rows):
         entropy=1.0 - wide,
         gap=numbers + 1.0,
         log_prob=jnp.log(wide),
-        standing=numbers,
+        named=numbers[..., None],
         hidden=numbers[..., None],
         masked=masked,
         eligible=masked,
