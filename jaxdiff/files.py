@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,13 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError where the file is missing, damaged or something else."""
+def read_object(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    """A JSON object; an empty one for a file that is `optional` and missing.
+
+    Raises InputError where the file is missing, damaged or something else.
+    """
+    if optional and not path.is_file():
+        return {}
     try:
         found = json.loads(path.read_text())
         if not isinstance(found, dict):
@@ -34,6 +39,13 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def write_object(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def copy_present(names: Iterable[str], source: Path, target: Path) -> None:
+    """Copy the files of these names that the folder `source` holds to the folder `target`."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copy(source / name, target / name)
 
 
 @contextlib.contextmanager
@@ -68,9 +80,7 @@ def replaced(folder: Path) -> Iterator[Path]:
 
 
 def clear_scratch() -> None:
-    """Remove what `replaced` and `replaced_file` have not finished: for a program that ends at once, while it may still
-    be writing.
-    """
+    """Remove what `replaced` and `replaced_file` have not finished, in a program that ends at once, maybe writing."""
     for path in list(_scratch):
         for _ in range(10):
             shutil.rmtree(path, ignore_errors=True)

@@ -40,8 +40,7 @@ def with_ids(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         family_of(config)  # before anything large is opened
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {str(error).removeprefix('config.json: ')}") from error
-    generation = read_object(folder / GENERATION) if (folder / GENERATION).is_file() else {}
-    words = _token_ids(folder)
+    generation, words = read_object(folder / GENERATION, optional=True), _token_ids(folder)
     ids = {}
     for name in ("mask_token", "eos_token", "pad_token"):
         key = f"{name}_id"
@@ -62,24 +61,18 @@ def _ids(file: Path, key: str, found: Any) -> list[int]:
 
 def _token_ids(folder: Path) -> dict[str, Any]:
     """The special tokens that tokenizer_config.json names, as ids: its own list tells them, or tokenizer.json's."""
-    if not (folder / TOKENIZER).is_file():
+    config = read_object(folder / TOKENIZER, optional=True)
+    if not config:
         return {}
-    config = read_object(folder / TOKENIZER)
     added = config.get("added_tokens_decoder")
+    listed = read_object(folder / "tokenizer.json", optional=True).get("added_tokens")
     known: dict[Any, Any] = {}
     if isinstance(added, dict):
         known = {t.get("content"): int(i) for i, t in added.items() if isinstance(t, dict) and i.isdecimal()}
-    if (folder / "tokenizer.json").is_file():
-        listed = read_object(folder / "tokenizer.json").get("added_tokens")
-        tokens = [t for t in listed if isinstance(t, dict)] if isinstance(listed, list) else []
-        known |= {t.get("content"): t.get("id") for t in tokens}
-    named: dict[str, Any] = {}
-    for name in ("mask_token", "eos_token", "pad_token"):
-        token = config.get(name)
-        content = token.get("content") if isinstance(token, dict) else token
-        if isinstance(content, str) and content in known:
-            named[name] = known[content]
-    return named
+    if isinstance(listed, list):
+        known |= {t.get("content"): t.get("id") for t in listed if isinstance(t, dict)}
+    words = {name: token.get("content") if isinstance(token, dict) else token for name, token in config.items()}
+    return {name: known[word] for name, word in words.items() if isinstance(word, str) and word in known}
 
 
 class Files:
@@ -93,8 +86,7 @@ class Files:
         self.specs: dict[str, Spec] = {}
         self._reads: dict[str, Read] = {}
         for name, opened in ((SAFETENSORS, _safetensors), (PICKLE, _pickle)):
-            index = folder / f"{name}.index.json"
-            if index.is_file():
+            if (index := folder / f"{name}.index.json").is_file():
                 self._open_shards(index, opened)
                 return
             if (folder / name).is_file():

@@ -65,7 +65,7 @@ def write(path: Path, leaves: Mapping[str, Pending]) -> None:
 
 def stored(path: Path, shapes: Any) -> dict[str, np.dtype]:
     """The dtype of each leaf of a folder's params. Raises InputError where their shapes are not `shapes`, a model's."""
-    with _readable(path), ocp.StandardCheckpointer() as checkpointer:
+    with readable(path), ocp.StandardCheckpointer() as checkpointer:
         metadata: Any = checkpointer.metadata(path.absolute())
         tree: Any = flatten_dict(metadata.item_metadata.tree, sep="/")
     flat: Any = flatten_dict(shapes, sep="/")
@@ -85,13 +85,14 @@ def read(path: Path, leaves: Iterable[str]) -> dict[str, np.ndarray]:
         restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
         partial_restore=True,
     )
-    with _readable(path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with readable(path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         tree: Any = flatten_dict(checkpointer.restore(path.absolute(), args=arguments), sep="/")
     return tree
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
+    """Raises what a reader says of the params at `path` as an InputError."""
     try:
         yield
     except Exception as error:
