@@ -16,7 +16,7 @@ from jaxdiff.cli.hosts import Hosts
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.requests import Job
 from jaxdiff.cli.share import share
-from jaxdiff.cli.show import note, stderr
+from jaxdiff.cli.show import note, stderr, tell
 from jaxdiff.cli.tally import Tally, decoded
 from jaxdiff.cli.watch import replay
 from jaxdiff.serve import Request
@@ -116,12 +116,9 @@ def _file(in_file: Path, out_file: Path, decoding: Decoding, job: Job, as_json: 
     requests.check_writable(out_file)
     checkpoint = decoding.load()
     rows = requests.read(in_file, checkpoint, decoding)
-    tally, done = Tally(), {}
-    for number, row in decoded(checkpoint, rows, decoding, in_file, job, tally):
-        done[number] = row
+    tally = Tally()
+    done = dict(decoded(checkpoint, rows, decoding, in_file, job, tally))
     requests.write(out_file, [done[row.number] for row in rows])
-    if as_json:
-        print(json.dumps({"rows": tally.rows, "refused": tally.refused, **tally.numbers(), "seed": job.seed}))
-    else:
-        note(f"{tally.rows} rows written to {out_file}, {tally.refused} refused · {tally.line()}")
+    numbers = {"rows": tally.rows, "refused": tally.refused, **tally.numbers(), "seed": job.seed}
+    tell(numbers, f"{tally.rows} rows written to {out_file}, {tally.refused} refused · {tally.line()}", as_json=as_json)
     return 1 if tally.refused else 0
