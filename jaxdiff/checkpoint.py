@@ -24,7 +24,7 @@ from jax.sharding import Mesh, Sharding
 
 from jaxdiff.convert import published, stream, text
 from jaxdiff.convert.engine import Sharded, assemble, params_from, plan_of
-from jaxdiff.files import copy_present, first_line, read_object, replaced, write_object
+from jaxdiff.files import copy_present, read_object, refusing, replaced, write_object
 from jaxdiff.models import family_name, in_dtype, leaf_dtype, model_of
 from jaxdiff.parallel import check_axes, place, shardings
 from jaxdiff.policies import Fixed, Learned, any_of
@@ -231,14 +231,13 @@ def load_filter(folder: Path) -> tuple[Learned, bool]:
 
     Raises InputError for a folder that is missing or damaged.
     """
-    try:
+    damage = (OSError, ValueError, KeyError, TypeError)
+    with refusing(f"{folder / FILTER}: missing or damaged", "fit it again", damage):
         config = json.loads((folder / FILTER).read_text())
         layers = jax.eval_shape(lambda key: init_layers(key, tuple(config["widths"])), jax.random.key(0))
         make = FILTER_KINDS[config["kind"]]
         fields = {f.name: config[f.name] for f in dataclasses.fields(make) if f.name != "layers"}
         tau, quota = float(config["tau"]), bool(config["quota"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / FILTER}: missing or damaged ({first_line(error)}); fit it again") from error
     return Learned(make(layers=_restore(folder / "params", layers), **fields), tau), quota
 
 
@@ -262,7 +261,7 @@ def _restore(path: Path, target: Any, laid: Any = None) -> Params:
             hook(report)
 
     sys.unraisablehook = silence_readers  # they may still report after an error has left this function, so it stays
-    with stream.readable(path), ocp.StandardCheckpointer() as checkpointer:
+    with refusing(f"{path}: cannot be read", stream.AGAIN), ocp.StandardCheckpointer() as checkpointer:
         if laid is None:
             params = checkpointer.restore(path.absolute(), target)
             _check_shapes(params, target)

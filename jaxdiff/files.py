@@ -21,6 +21,17 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
+@contextlib.contextmanager
+def refusing(what: str, mend: str = "", kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """Raises errors of these kinds as an InputError of one line: `what`, why, `mend`. InputErrors pass unchanged."""
+    try:
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        raise InputError(f"{what} ({first_line(error)}){mend and '; '}{mend}") from error
+
+
 def read_object(path: Path, *, optional: bool = False) -> dict[str, Any]:
     """A JSON object; an empty one for a file that is `optional` and missing.
 
@@ -28,12 +39,10 @@ def read_object(path: Path, *, optional: bool = False) -> dict[str, Any]:
     """
     if optional and not path.is_file():
         return {}
-    try:
+    with refusing(f"{path}: damaged", "restore the file", (OSError, ValueError, RecursionError)):
         found = json.loads(path.read_text())
         if not isinstance(found, dict):
             raise ValueError(f"found {type(found).__name__}, expected an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: damaged ({first_line(error)}); restore the file") from error
     return found
 
 

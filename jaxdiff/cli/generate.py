@@ -78,16 +78,15 @@ def generate(
     make_decoding = functools.partial(Decoding.of, locals())
     job = Job(seed=seed, slots=batch_size, log_prob=log_prob)
     hosts = Hosts(coordinator, processes, process_id)
-    if distributed and (in_file is None or out_file is None):
-        raise InputError("--distributed shares a file between hosts; give --in and --out")
     if not distributed and hosts != Hosts():
         raise InputError("--coordinator, --processes and --process-id say where hosts meet; give --distributed too")
-    if distributed and in_file is not None and out_file is not None:
+    if in_file is None or out_file is None:
+        if distributed:
+            raise InputError("--distributed shares a file between hosts; give --in and --out")
+        return _one(str(prompt), make_decoding(), job, watch, as_json)
+    if distributed:
         return share(hosts, in_file, out_file, make_decoding, job, as_json)
-    decoding = make_decoding()
-    if in_file is not None and out_file is not None:
-        return _file(in_file, out_file, decoding, job, as_json)
-    return _one(str(prompt), decoding, job, watch, as_json)
+    return _file(in_file, out_file, make_decoding(), job, as_json)
 
 
 def _one(prompt: str, decoding: Decoding, job: Job, watch: bool, as_json: bool) -> int:

@@ -51,7 +51,7 @@ def progress(
     """A bar that is told what is done, and maybe two numbers that it `says` something of (seconds: 1 if not given)."""
     with _bar(name, total, MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[rate]}")) as bar:
 
-        def update(done: int, made: float | None = None, seconds: float = 1.0) -> None:
+        def update(done: int, made: float | int | None = None, seconds: float | int = 1) -> None:
             bar(completed=done, rate="" if made is None else says(made, seconds))
 
         yield update

@@ -36,13 +36,8 @@ class Spec(NamedTuple):
 class Tensors(Protocol):
     """Published tensors, read one at a time."""
 
-    @property
-    def name(self) -> str:
-        """Where they lie, for messages."""
-        ...
-
-    @property
-    def specs(self) -> Mapping[str, Spec]: ...
+    name: str  # where they lie, for messages
+    specs: dict[str, Spec]
 
     def read(self, key: str, rows: slice) -> np.ndarray:
         """Rows of one tensor. Raises InputError where the file does not give them."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from safetensors.numpy import save_file
 from jaxdiff.convert import published, stream
 from jaxdiff.convert.engine import check, fill, plan_of, tensor
 from jaxdiff.convert.text import FILES, copy_tokenizer, open_tokenizer
-from jaxdiff.files import copy_present, first_line, read_object, replaced, write_object
+from jaxdiff.files import copy_present, read_object, refusing, replaced, write_object
 from jaxdiff.models import ARCHITECTURES, family_name, model_of
 from jaxdiff.types import InputError, Model
 
 ORIGINAL = "published"  # where one of our folders keeps the configs it was converted from
 CONFIGS = (published.CONFIG, published.GENERATION)
+WRITERS = (ValueError, SafetensorError)  # what orbax and safetensors raise on a full disk and the like
 SHARD_BYTES = 4_000_000_000
 Report = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -63,7 +63,7 @@ def convert(source: Path, target: Path, report: Report = _silent, *, ignore: Ite
     total = sum(leaf.nbytes for leaf in pending.values())
     family = family_name(model)
     fast = open_tokenizer(source, family)
-    with replaced(target) as new, _written(target):
+    with replaced(target) as new, refusing(f"{target}: cannot be written", kinds=WRITERS):
         write_object(new / published.CONFIG, dataclasses.asdict(model.config) | {"family": family})
         if fast is not None:
             copy_tokenizer(fast, source, new)
@@ -103,7 +103,7 @@ def export(
     }
     shards = _shards(sizes, shard_bytes)
     total, done, held = sum(sizes.values()), 0, {}
-    with replaced(target) as new, _written(target):
+    with replaced(target) as new, refusing(f"{target}: cannot be written", kinds=WRITERS):
         write_object(new / published.CONFIG, _described(model))
         copy_present(FILES, source, new)
         copy_present(CONFIGS, source / ORIGINAL, new)
@@ -127,17 +127,6 @@ def export(
 def _check_new(target: Path) -> None:
     if target.exists() or target.is_symlink():
         raise InputError(f"{target}: exists; name a new folder, or remove it")
-
-
-@contextlib.contextmanager
-def _written(target: Path) -> Iterator[None]:
-    """What the writers say of a full disk and the like, as one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (ValueError, SafetensorError) as error:
-        raise InputError(f"{target}: cannot be written ({first_line(error)})") from error
 
 
 def _described(model: Model) -> dict[str, Any]:

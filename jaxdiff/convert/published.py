@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.convert.engine import DTYPES, Spec
-from jaxdiff.files import first_line, read_object
+from jaxdiff.files import read_object, refusing
 from jaxdiff.models import family_of
 from jaxdiff.types import InputError
 
@@ -106,11 +106,8 @@ class Files:
         return "float32" if found == "float16" else found
 
     def read(self, key: str, rows: slice) -> np.ndarray:
-        try:
+        with refusing(f"{self.specs[key].file} {key}: cannot be read", "get the file again"):
             return self._reads[key](key, rows)
-        except Exception as error:  # whatever a reader says of a damaged file
-            file = self.specs[key].file
-            raise InputError(f"{file} {key}: cannot be read ({first_line(error)}); get the file again") from error
 
     def _add(self, specs: dict[str, Spec], read: Read) -> None:
         self.specs |= specs
@@ -145,15 +142,13 @@ class Files:
 def _safetensors(path: Path) -> tuple[dict[str, Spec], Read]:
     from safetensors import safe_open
 
-    try:
+    with refusing(f"{path}: damaged", "get the file again"):  # OSError, SafetensorError, and more for odd headers
         file = safe_open(path, framework="np")
         slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - no mapping
         specs = {
             key: Spec(tuple(one.get_shape()), _NAMES.get(one.get_dtype(), one.get_dtype()), str(path))
             for key, one in slices.items()
         }
-    except Exception as error:  # OSError, SafetensorError, and what its bindings raise for odd headers
-        raise InputError(f"{path}: damaged ({first_line(error)}); get the file again") from error
     return specs, lambda key, rows: slices[key][rows]
 
 
@@ -164,12 +159,8 @@ def _pickle(path: Path) -> tuple[dict[str, Spec], Read]:
         raise InputError(
             f"{path}: reading it needs PyTorch; pip install torch, or get the safetensors files"
         ) from error
-    try:
+    with refusing(f"{path}: refused, for it holds more than tensors or is damaged", "get the safetensors"):
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # an unpickler, a zip reader and more
-        raise InputError(
-            f"{path}: refused, for it holds more than tensors or is damaged ({first_line(error)}); get the safetensors"
-        ) from error
     if not isinstance(found, dict) or not all(isinstance(k, str) and torch.is_tensor(t) for k, t in found.items()):
         raise InputError(f"{path}: found no tensors by name, expected a state dict; get the safetensors")
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jaxdiff.files import copy_present, first_line, read_object
+from jaxdiff.files import copy_present, read_object, refusing
 from jaxdiff.types import InputError
 
 FILES = (
@@ -37,15 +37,10 @@ def open_tokenizer(folder: Path, family: str | None = None) -> Any:
     from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer  # slow to import, and not needed for ids
 
     kind: Any = PreTrainedTokenizerFast if whole else Qwen2Tokenizer
-    try:
+    with refusing(f"{folder / ('tokenizer.json' if whole else 'vocab.json')}: damaged", "restore the file"):
         fast = kind.from_pretrained(str(folder), trust_remote_code=False)
         if not whole:
             _check_ids(folder, fast)
-    except InputError:
-        raise
-    except Exception as error:
-        file = folder / ("tokenizer.json" if whole else "vocab.json")
-        raise InputError(f"{file}: damaged ({first_line(error)}); restore the file") from error
     if fast.chat_template is None and family is not None:
         fast.chat_template = fallback_template(family, fast)
     return fast
