@@ -8,11 +8,11 @@ jaxdiff.load("LLaDA-8B")    a folder as its authors publish it: config.json and 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
-import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh, Sharding
 
 from jaxdiff.convert import published, stream, text
-from jaxdiff.convert.engine import assemble, params_from, plan_of
-from jaxdiff.files import first_line, read_object, replaced, write_object
+from jaxdiff.convert.engine import Sharded, assemble, params_from, plan_of
+from jaxdiff.files import copy_present, read_object, refusing, replaced, write_object
 from jaxdiff.models import family_name, in_dtype, leaf_dtype, model_of
 from jaxdiff.parallel import check_axes, place, shardings
 from jaxdiff.policies import Fixed, Learned, any_of
@@ -36,7 +36,6 @@ SHIPPED = "gsm-1m"
 FILTERS, FILTER = "filters", "filter.json"  # <model>/filters/<name>/filter.json
 BEST_FILTER = "local"  # what bare `learned` means
 FILTER_KINDS: dict[str, Any] = {"block": BlockFilter, "local": LocalFilter}
-Sharded = Callable[[str], Sharding | None]  # a leaf's path -> where it is to live
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +114,8 @@ def load(
             they may change what the model computes; a key that the family knows cannot be ignored.
 
     Raises InputError for a folder that is missing, incomplete or damaged, for a config that the family's code does not
-    do in full, for a mesh that the model does not spread
-    over, and for weights that are not known or whose package is missing, in one line.
+    do in full, for a mesh that the model does not spread over, and for weights that are not known or whose package is
+    missing, in one line.
     """
     check_weights(weights)
     folder = model_folder(path)
@@ -125,53 +124,32 @@ def load(
         dtype = "float32"
     if mesh is not None:
         check_axes(mesh)
-    read = _published if published.is_published(folder, config) else _ours
-    model, params = read(folder, config, dtype, mesh, weights, ignore)
+    then = None if weights is None else quantised
+    if published.is_published(folder, config):
+        config, tensors = published.with_ids(config, folder), published.Files(folder)
+        model, shapes = model_of(config | {"dtype": dtype or tensors.dtype}, folder / "config.json", ignore=ignore)
+        plan = plan_of(model, shapes, most=len(tensors.specs))
+        params = params_from(plan, tensors, dtype=dtype, sharding=_sharding(model, shapes, mesh), then=then)
+    else:
+        config |= {} if dtype is None else {"dtype": dtype}
+        model, shapes = model_of(config, folder / "config.json", ignore=ignore)
+        target = in_dtype(shapes, model.config.dtype)
+        if then is None:
+            laid = None if mesh is None else shardings(model.config, target, mesh)
+            params = _restore(folder / "params", target, laid)
+        else:
+            leaves = stream.stored(folder / "params", target)
+            made = functools.partial(_read, folder / "params", model.config.dtype)
+            params = assemble(leaves, made, sharding=_sharding(model, target, mesh), then=then)
+    if mesh is not None:
+        params = place(model.config, params, mesh)
     fast, ends = text.open_tokenizer(folder, family_name(model)), model.config
     tokenizer = None if fast is None else Tokenizer(fast, ends.eos_token_id, getattr(ends, "eot_token_id", None))
     return Checkpoint(model, params, tokenizer, folder)
 
 
-def _ours(
-    folder: Path,
-    config: dict[str, Any],
-    dtype: str | None,
-    mesh: Mesh | None,
-    weights: str | None,
-    ignore: Iterable[str],
-) -> tuple[Model, Params]:
-    config = config | ({} if dtype is None else {"dtype": dtype})
-    model, shapes = model_of(config, folder / "config.json", ignore=ignore)
-    target = in_dtype(shapes, model.config.dtype)
-    if weights is None:
-        laid = None if mesh is None else shardings(model.config, target, mesh)
-        return model, _restore(folder / "params", target, laid)
-
-    def made(leaf: str) -> np.ndarray:
-        return stream.read(folder / "params", [leaf])[leaf].astype(jnp.dtype(leaf_dtype(leaf, model.config.dtype)))
-
-    leaves = stream.stored(folder / "params", target)
-    return model, _laid(model, assemble(leaves, made, sharding=_sharding(model, target, mesh), then=quantised), mesh)
-
-
-def _published(
-    folder: Path,
-    config: dict[str, Any],
-    dtype: str | None,
-    mesh: Mesh | None,
-    weights: str | None,
-    ignore: Iterable[str],
-) -> tuple[Model, Params]:
-    config, tensors = published.with_ids(config, folder), published.Files(folder)
-    model, shapes = model_of(config | {"dtype": dtype or tensors.dtype}, folder / "config.json", ignore=ignore)
-    plan = plan_of(model, shapes, most=len(tensors.specs))
-    then = None if weights is None else quantised
-    params = params_from(plan, tensors, dtype=dtype, sharding=_sharding(model, shapes, mesh), then=then)
-    return model, _laid(model, params, mesh)
-
-
-def _laid(model: Model, params: Params, mesh: Mesh | None) -> Params:
-    return params if mesh is None else place(model.config, params, mesh)
+def _read(params: Path, dtype: str, leaf: str) -> np.ndarray:
+    return stream.read(params, [leaf])[leaf].astype(jnp.dtype(leaf_dtype(leaf, dtype)))
 
 
 def _sharding(model: Model, shapes: Params, mesh: Mesh | None) -> Sharded:
@@ -179,9 +157,8 @@ def _sharding(model: Model, shapes: Params, mesh: Mesh | None) -> Sharded:
     laid: dict[str, Sharding] = {}
     if mesh is None:
         return laid.get
-    for (path, leaf), there in zip(
-        jax.tree.leaves_with_path(shapes), jax.tree.leaves(shardings(model.config, shapes, mesh)), strict=True
-    ):
+    targets = jax.tree.leaves(shardings(model.config, shapes, mesh))
+    for (path, leaf), there in zip(jax.tree.leaves_with_path(shapes), targets, strict=True):
         if there.shape == leaf.shape:  # a vocabulary is to be padded first
             laid[jax.tree_util.keystr(path, simple=True, separator="/")] = there.sharding
     return laid.get
@@ -207,9 +184,8 @@ def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | N
         params = plain(params)
         small = jax.tree.map(lambda x, s: np.asarray(x.astype(s.dtype)), params, in_dtype(params, "bfloat16"))
         _save(new / "params", small)
-        for name in text.FILES:
-            if tokenizer_from is not None and (tokenizer_from / name).is_file():
-                shutil.copy(tokenizer_from / name, new / name)
+        if tokenizer_from is not None:
+            copy_present(text.FILES, tokenizer_from, new)
 
 
 def save_filter(folder: Path, learned: Learned, *, quota: bool) -> None:
@@ -229,8 +205,7 @@ def save_filter(folder: Path, learned: Learned, *, quota: bool) -> None:
     with replaced(folder) as new:
         write_object(new / FILTER, config)
         _save(new / "params", judge.layers)
-        if (folder / "README.md").is_file():
-            shutil.copy(folder / "README.md", new / "README.md")
+        copy_present(["README.md"], folder, new)
 
 
 def learned_policy(model: str | Path, name: str | None = None, tau: float | None = None) -> Policy:
@@ -256,14 +231,13 @@ def load_filter(folder: Path) -> tuple[Learned, bool]:
 
     Raises InputError for a folder that is missing or damaged.
     """
-    try:
+    damage = (OSError, ValueError, KeyError, TypeError)
+    with refusing(f"{folder / FILTER}: missing or damaged", "fit it again", damage):
         config = json.loads((folder / FILTER).read_text())
         layers = jax.eval_shape(lambda key: init_layers(key, tuple(config["widths"])), jax.random.key(0))
         make = FILTER_KINDS[config["kind"]]
         fields = {f.name: config[f.name] for f in dataclasses.fields(make) if f.name != "layers"}
         tau, quota = float(config["tau"]), bool(config["quota"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / FILTER}: missing or damaged ({first_line(error)}); fit it again") from error
     return Learned(make(layers=_restore(folder / "params", layers), **fields), tau), quota
 
 
@@ -287,16 +261,13 @@ def _restore(path: Path, target: Any, laid: Any = None) -> Params:
             hook(report)
 
     sys.unraisablehook = silence_readers  # they may still report after an error has left this function, so it stays
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            if laid is None:
-                params = checkpointer.restore(path.absolute(), target)
-                _check_shapes(params, target)
-            else:
-                _check_shapes(checkpointer.metadata(path.absolute()).item_metadata.tree, target)
-                params = checkpointer.restore(path.absolute(), laid, strict=False)  # pads, and would cut as well
-    except Exception as error:
-        raise InputError(f"{path}: cannot be read ({first_line(error)}); restore or convert it again") from error
+    with refusing(f"{path}: cannot be read", stream.AGAIN), ocp.StandardCheckpointer() as checkpointer:
+        if laid is None:
+            params = checkpointer.restore(path.absolute(), target)
+            _check_shapes(params, target)
+        else:
+            _check_shapes(checkpointer.metadata(path.absolute()).item_metadata.tree, target)
+            params = checkpointer.restore(path.absolute(), laid, strict=False)  # pads, and would cut as well
     sys.unraisablehook = hook
     return jax.tree.map(jnp.asarray, params)  # on the device once, not at each call
 

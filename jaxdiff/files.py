@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,40 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError where the file is missing, damaged or something else."""
+@contextlib.contextmanager
+def refusing(what: str, mend: str = "", kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """Raises errors of these kinds as an InputError of one line: `what`, why, `mend`. InputErrors pass unchanged."""
     try:
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        raise InputError(f"{what} ({first_line(error)}){mend and '; '}{mend}") from error
+
+
+def read_object(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    """A JSON object; an empty one for a file that is `optional` and missing.
+
+    Raises InputError where the file is missing, damaged or something else.
+    """
+    if optional and not path.is_file():
+        return {}
+    with refusing(f"{path}: damaged", "restore the file", (OSError, ValueError, RecursionError)):
         found = json.loads(path.read_text())
         if not isinstance(found, dict):
             raise ValueError(f"found {type(found).__name__}, expected an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: damaged ({first_line(error)}); restore the file") from error
     return found
 
 
 def write_object(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def copy_present(names: Iterable[str], source: Path, target: Path) -> None:
+    """Copy the files of these names that the folder `source` holds to the folder `target`."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copy(source / name, target / name)
 
 
 @contextlib.contextmanager
@@ -68,9 +89,7 @@ def replaced(folder: Path) -> Iterator[Path]:
 
 
 def clear_scratch() -> None:
-    """Remove what `replaced` and `replaced_file` have not finished: for a program that ends at once, while it may still
-    be writing.
-    """
+    """Remove what `replaced` and `replaced_file` have not finished, in a program that ends at once, maybe writing."""
     for path in list(_scratch):
         for _ in range(10):
             shutil.rmtree(path, ignore_errors=True)

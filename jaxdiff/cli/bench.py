@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from typing import Annotated, Any
 
 import jax
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from jaxdiff.bench import measure
@@ -20,7 +18,7 @@ from jaxdiff.caches import CACHES, NoCache
 from jaxdiff.checkpoint import SHIPPED, Checkpoint, load
 from jaxdiff.cli import options
 from jaxdiff.cli.options import Decoding
-from jaxdiff.cli.show import note, progress
+from jaxdiff.cli.show import note, progress, tell
 from jaxdiff.decode import Program
 from jaxdiff.decode.batches import pad_to_bucket
 from jaxdiff.decode.checks import block_of
@@ -94,8 +92,9 @@ def bench(
         rounds=rounds,
         target=chip,
     )
+    note("compiling")
     if compile_only:
-        found = _compiled(work, decoder.cache)
+        found = _facts(work.program(cache=decoder.cache).program)
     else:
         found = _measured(work, whole, pytorch=pytorch and shape is None, roofline=roofline)
     setting = {
@@ -112,19 +111,11 @@ def bench(
         "rounds": rounds,
         "jax": jax.__version__,
     }
-    if as_json:
-        print(json.dumps(found | {"setting": setting}))
-    else:
-        Console().print(_table(found, setting))
-
-
-def _compiled(work: measure.Work, cache: Any) -> dict[str, Any]:
-    """Of the program, before it runs."""
-    note("compiling")
-    return _facts(work.program(cache=cache).program)
+    tell(found | {"setting": setting}, _table(found, setting), as_json=as_json)
 
 
 def _facts(program: Program) -> dict[str, Any]:
+    """Of the program, before it runs."""
     return {
         "compile_seconds": program.compile_seconds,
         "argument_bytes": program.argument_bytes,
@@ -137,27 +128,25 @@ def _measured(work: measure.Work, whole: Params | None, *, pytorch: bool, roofli
 
     `whole`: the plain params, where the work's are to be compared with them.
     """
-    note("compiling")
     program = work.program()
     found = _facts(program.program)
     details: dict[str, Any] = {}
-    with progress("step over forward", work.rounds, lambda *_: "") as update:
-        details["step_over_forward"] = measure.step_over_forward(work, program, lambda done: update(done, 0, 1))
+    with progress("step over forward", work.rounds) as update:
+        details["step_over_forward"] = measure.step_over_forward(work, program, update)
     names = ("prefix", "dual", "frozen") if work.model.attention_block is None else ("block",)
-    with progress("caches", work.rounds, lambda *_: "") as update:
+    with progress("caches", work.rounds) as update:
         caches = {name: CACHES.parse(name) for name in names}
-        details["cache_speedup"] = measure.cache_speedups(work, program, caches, lambda done: update(done, 0, 1))
+        details["cache_speedup"] = measure.cache_speedups(work, program, caches, update)
     found["cache_speedup"] = {name: each["ratio"]["median"] for name, each in details["cache_speedup"].items()}
     if whole is not None:
-        with progress("int8", work.rounds, lambda *_: "") as update:
-            each = details["int8"] = measure.against_plain(work, program, whole, lambda done: update(done, 0, 1))
+        with progress("int8", work.rounds) as update:
+            each = details["int8"] = measure.against_plain(work, program, whole, update)
         found["int8"] = {"speedup": each["ratio"]["median"], "logit_error": each["logit_error"]}
     if pytorch:
-        with progress("pytorch", work.rounds, lambda *_: "") as update:
-            details["pytorch_ratio"] = measure.against_pytorch(work, lambda done: update(done, 0, 1))
-    for name in ("step_over_forward", "pytorch_ratio"):
-        if name in details:
-            found[name] = details[name]["ratio"]["median"]
+        with progress("pytorch", work.rounds) as update:
+            details["pytorch_ratio"] = measure.against_pytorch(work, update)
+        found["pytorch_ratio"] = details["pytorch_ratio"]["ratio"]["median"]
+    found["step_over_forward"] = details["step_over_forward"]["ratio"]["median"]
     if roofline:
         details["roofline"] = measure.roofline(work)
     return found | {"details": details}
@@ -190,28 +179,23 @@ def _table(found: dict[str, Any], setting: dict[str, Any]) -> Table:
         title_justify="left",
     )
     details = found.get("details", {})
-    for name, says in (
-        ("step_over_forward", "a decoding step / a bare forward with its head"),
-        ("pytorch_ratio", "eager PyTorch loop / jaxdiff, standard decoding"),
-    ):
-        if name in details:
-            at = details[name]["ratio"]
-            table.add_row(says, f"{at['median']:.3f}x", f"{at['low']:.3f} to {at['high']:.3f}")
+
+    def row(says: str, of: dict[str, Any], *, same: bool = False) -> None:
+        at, tokens = of["ratio"], f", {of['same_tokens']:.0%} of the tokens the same" if same else ""
+        table.add_row(says + tokens, f"{at['median']:.3f}x", f"{at['low']:.3f} to {at['high']:.3f}")
+
+    if "step_over_forward" in details:
+        row("a decoding step / a bare forward with its head", details["step_over_forward"])
     if "pytorch_ratio" in details:
-        each = details["pytorch_ratio"]["dual"]
-        at, says = each["ratio"], f"eager PyTorch loop, standard / jaxdiff, {setting['policy']}, cache dual"
-        says += f", {each['same_tokens']:.0%} of the tokens the same"
-        table.add_row(says, f"{at['median']:.3f}x", f"{at['low']:.3f} to {at['high']:.3f}")
+        row("eager PyTorch loop / jaxdiff, standard decoding", details["pytorch_ratio"])
+        says = f"eager PyTorch loop, standard / jaxdiff, {setting['policy']}, cache dual"
+        row(says, details["pytorch_ratio"]["dual"], same=True)
     for name, each in details.get("cache_speedup", {}).items():
-        at, same = each["ratio"], f"{each['same_tokens']:.0%} of the tokens the same"
-        table.add_row(
-            f"no cache / cache {name}, {same}", f"{at['median']:.3f}x", f"{at['low']:.3f} to {at['high']:.3f}"
-        )
+        row(f"no cache / cache {name}", each, same=True)
     if "int8" in details:
-        each, at = details["int8"], details["int8"]["ratio"]
-        table.add_row("plain weights / int8", f"{at['median']:.3f}x", f"{at['low']:.3f} to {at['high']:.3f}")
-        same = f"{each['same_argmax']:.1%} of the first block's argmax the same"
-        table.add_row("error of the logits", f"{each['logit_error']:.2%}", same)
+        row("plain weights / int8", details["int8"])
+        same = f"{details['int8']['same_argmax']:.1%} of the first block's argmax the same"
+        table.add_row("error of the logits", f"{details['int8']['logit_error']:.2%}", same)
     if "roofline" in details:
         at = details["roofline"]
         table.add_row("forward / measured matmul ceiling", f"{at['share_of_matmul']:.0%}", "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import jax
@@ -17,7 +17,7 @@ from jaxdiff.checkpoint import SHIPPED, model_folder
 from jaxdiff.cli import options
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import note
-from jaxdiff.decode import Result, Timed, pad_prompts
+from jaxdiff.decode import Timed, pad_prompts
 from jaxdiff.decode.api import prepare
 from jaxdiff.files import read_object
 from jaxdiff.tasks import Problem, task
@@ -49,19 +49,17 @@ def demo(
     tokenizer, source = checkpoint.tokenizer_for(TASK), task(TASK)
     prompts, origin = pad_prompts([tokenizer.prompt(problem.question)], fill=tokenizer.eos_id)
     timed = Timed()
-    results: dict[str, Result] = {}
+    calls, results = {}, {}
+    for name, decoding in decodings.items():
+        decoder = decoding.decoder(checkpoint.model, gen_length)
+        given = checkpoint.model, checkpoint.params, prompts, decoder
+        calls[name] = prepare(*given, gen_length=gen_length, origin=origin)
 
-    def way(name: str) -> Callable[[], None]:
-        decoder = decodings[name].decoder(checkpoint.model, gen_length)
-        call = prepare(checkpoint.model, checkpoint.params, prompts, decoder, gen_length=gen_length, origin=origin)
-
-        def run() -> None:
-            results[name] = timed.run(call)
-
-        return run
+    def run(name: str) -> None:
+        results[name] = timed.run(calls[name])
 
     note("compiling")
-    seconds = in_turn({name: way(name) for name in decodings}, ROUNDS)
+    seconds = in_turn({name: partial(run, name) for name in calls}, ROUNDS)
     rows = []
     for name, result in results.items():
         text = tokenizer.decode(np.asarray(result.tokens)[0, prompts.shape[1] :])

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from jaxdiff.checkpoint import SHIPPED
 from jaxdiff.cli import options
 from jaxdiff.cli.options import Decoding
-from jaxdiff.cli.show import progress
+from jaxdiff.cli.show import progress, tell
 from jaxdiff.parallel import parse_mesh
 from jaxdiff.tasks import TASKS, task
 from jaxdiff.tasks.evaluate import evaluate as evaluate_task
@@ -77,9 +75,6 @@ def evaluate(
         "block_length": decoder.block_length,
         "near_ties": int(report.near_ties.sum()),
     }
-    if as_json:
-        print(json.dumps(numbers | setting))
-        return
     table = Table(title=f"{task_name}/{split}, n {n}, seed {seed}", box=None, show_header=False, title_justify="left")
     table.add_row("model", f"{model}, {weights} weights" if weights else model)
     table.add_row("policy", f"{policy}, stop {stop}, cache {cache}, length {gen_length}, block {decoder.block_length}")
@@ -88,4 +83,4 @@ def evaluate(
     table.add_row("NFE", f"{numbers['nfe']:.1f} on average")
     table.add_row("TPF", f"{numbers['tpf']:.2f} tokens per forward")
     table.add_row("seconds", f"{numbers['seconds']:.2f}, and {numbers['compile_seconds']:.2f} of compiling")
-    Console().print(table)
+    tell(numbers | setting, table, as_json=as_json)

@@ -16,7 +16,7 @@ from jaxdiff.cli.hosts import Hosts
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.requests import Job
 from jaxdiff.cli.share import share
-from jaxdiff.cli.show import note, stderr
+from jaxdiff.cli.show import note, stderr, tell
 from jaxdiff.cli.tally import Tally, decoded
 from jaxdiff.cli.watch import replay
 from jaxdiff.serve import Request
@@ -78,16 +78,15 @@ def generate(
     make_decoding = functools.partial(Decoding.of, locals())
     job = Job(seed=seed, slots=batch_size, log_prob=log_prob)
     hosts = Hosts(coordinator, processes, process_id)
-    if distributed and (in_file is None or out_file is None):
-        raise InputError("--distributed shares a file between hosts; give --in and --out")
     if not distributed and hosts != Hosts():
         raise InputError("--coordinator, --processes and --process-id say where hosts meet; give --distributed too")
-    if distributed and in_file is not None and out_file is not None:
+    if in_file is None or out_file is None:
+        if distributed:
+            raise InputError("--distributed shares a file between hosts; give --in and --out")
+        return _one(str(prompt), make_decoding(), job, watch, as_json)
+    if distributed:
         return share(hosts, in_file, out_file, make_decoding, job, as_json)
-    decoding = make_decoding()
-    if in_file is not None and out_file is not None:
-        return _file(in_file, out_file, decoding, job, as_json)
-    return _one(str(prompt), decoding, job, watch, as_json)
+    return _file(in_file, out_file, make_decoding(), job, as_json)
 
 
 def _one(prompt: str, decoding: Decoding, job: Job, watch: bool, as_json: bool) -> int:
@@ -116,12 +115,9 @@ def _file(in_file: Path, out_file: Path, decoding: Decoding, job: Job, as_json: 
     requests.check_writable(out_file)
     checkpoint = decoding.load()
     rows = requests.read(in_file, checkpoint, decoding)
-    tally, done = Tally(), {}
-    for number, row in decoded(checkpoint, rows, decoding, in_file, job, tally):
-        done[number] = row
+    tally = Tally()
+    done = dict(decoded(checkpoint, rows, decoding, in_file, job, tally))
     requests.write(out_file, [done[row.number] for row in rows])
-    if as_json:
-        print(json.dumps({"rows": tally.rows, "refused": tally.refused, **tally.numbers(), "seed": job.seed}))
-    else:
-        note(f"{tally.rows} rows written to {out_file}, {tally.refused} refused · {tally.line()}")
+    numbers = {"rows": tally.rows, "refused": tally.refused, **tally.numbers(), "seed": job.seed}
+    tell(numbers, f"{tally.rows} rows written to {out_file}, {tally.refused} refused · {tally.line()}", as_json=as_json)
     return 1 if tally.refused else 0

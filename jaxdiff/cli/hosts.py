@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import UInt32
 
+from jaxdiff.files import first_line
 from jaxdiff.types import InputError
 
 _T = TypeVar("_T")
@@ -37,10 +38,9 @@ class Hosts:
         try:
             jax.distributed.initialize(self.coordinator, self.processes, self.process_id)
         except (ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise InputError(
-                f"distributed: the processes cannot meet ({reason}); where the cluster does not say where, give "
-                "--coordinator, --processes and --process-id"
+                f"distributed: the processes cannot meet ({first_line(error)}); where the cluster does not say where, "
+                "give --coordinator, --processes and --process-id"
             ) from error
         return jax.process_index(), jax.process_count()
 
@@ -71,11 +71,6 @@ def agree(prints: Mapping[str, str]) -> None:
             raise InputError(
                 f"distributed: process {process} has another {which} than process 0; give all hosts the same"
             )
-
-
-def leave() -> None:
-    """The end of the meeting: from here on no process depends on another, nor dies with it."""
-    jax.distributed.shutdown()
 
 
 def _gather(words: UInt32[np.ndarray, " n"]) -> UInt32[np.ndarray, "processes n"]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,7 @@ import typer
 
 from jaxdiff.checkpoint import FILTERS, SHIPPED, learned_policy, load, model_folder, save_filter
 from jaxdiff.cli import options
-from jaxdiff.cli.show import note, progress
+from jaxdiff.cli.show import progress, tell
 from jaxdiff.policies import Learned, parse
 from jaxdiff.stoppers import STOPPERS
 from jaxdiff.tasks import TASKS, task
@@ -77,10 +76,7 @@ def collect(
             progress=update,
         )
     numbers = {"prompts": len(prompts), "rows": int(traces.prompt.size), "seed": seed}
-    if as_json:
-        print(json.dumps(numbers))
-    else:
-        note(f"{numbers['rows']} rows of {numbers['prompts']} prompts in {out}")
+    tell(numbers, f"{numbers['rows']} rows of {numbers['prompts']} prompts in {out}", as_json=as_json)
 
 
 def fit(
@@ -109,7 +105,7 @@ def fit(
     recipe = FilterRecipe(kind=kind, layers=layers, hidden=hidden, wrong=wrong, steps=steps, seed=seed)
     folder, rows = model_folder(model) / FILTERS / name, [load_traces(path) for path in traces]
     with progress("steps", steps, lambda loss, _: f"validation loss {loss:.4f}") as update:
-        fitted = fit_filter(rows, recipe, lambda done, loss: update(done, loss, 1.0))
+        fitted = fit_filter(rows, recipe, update)
     save_filter(folder, Learned(fitted.filter, tau), quota=quota)
     numbers = {
         "filter": str(folder),
@@ -118,7 +114,5 @@ def fit(
         "prompts": fitted.prompts,
         **dataclasses.asdict(recipe),
     }
-    if as_json:
-        print(json.dumps(numbers))
-    else:
-        note(f"{folder}: validation loss {fitted.best:.4f} nats, {fitted.rows} rows of {fitted.prompts} prompts")
+    line = f"{folder}: validation loss {fitted.best:.4f} nats, {fitted.rows} rows of {fitted.prompts} prompts"
+    tell(numbers, line, as_json=as_json)

@@ -26,15 +26,8 @@ from jaxdiff.files import clear_scratch
 from jaxdiff.types import InputError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-app.command("demo")(demo)
-app.command("generate")(generate)
-app.command("eval")(evaluate)
-app.command("train")(train)
-app.command("collect")(collect)
-app.command("fit")(fit)
-app.command("convert")(convert)
-app.command("export")(export)
-app.command("bench")(bench)
+for command in (demo, generate, evaluate, train, collect, fit, convert, export, bench):
+    app.command("eval" if command is evaluate else command.__name__)(command)
 
 
 def _show_version(asked: bool) -> bool:

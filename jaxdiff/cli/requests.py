@@ -51,11 +51,6 @@ def prompt_ids(checkpoint: Checkpoint, text: str) -> list[int]:
     return checkpoint.tokenizer.prompt(text)
 
 
-def text_of(checkpoint: Checkpoint, answer: Answer) -> str | None:
-    """The answer's text up to its first end-of-text; None where the folder has no tokenizer."""
-    return None if checkpoint.tokenizer is None else checkpoint.tokenizer.decode(answer.tokens)
-
-
 def check(checkpoint: Checkpoint, request: Request, decoding: Decoding) -> None:
     """Raises the InputError that this request is refused with."""
     asked = Decoder(block_length=decoding.block_length)  # the policy's steps hang on the length, which is checked here
@@ -76,7 +71,13 @@ def read(path: Path, checkpoint: Checkpoint, decoding: Decoding) -> list[Row]:
     rows = [_parse(number, line, checkpoint) for number, line in enumerate(lines) if line.strip()]
     if any(isinstance(row, Request) and not row.is_canvas for row in rows):
         decoding.decoder(checkpoint.model, decoding.gen_length)
-    return [_checked(row, checkpoint, decoding) for row in rows]
+    for place, row in enumerate(rows):
+        if isinstance(row, Request):
+            try:
+                check(checkpoint, row, decoding)
+            except InputError as error:
+                rows[place] = Refusal(row.number, row.id, str(error))
+    return rows
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:
@@ -84,13 +85,7 @@ def in_order(rows: Sequence[Row]) -> list[Row]:
 
     Rows that are alike share the slots, and the longest prompt shows at once whether memory holds it.
     """
-
-    def place(row: Row) -> tuple[int, int]:
-        if isinstance(row, Refusal):
-            return -1, 0
-        return _canvas_length(row), -len(row.ids)
-
-    return sorted(rows, key=place)
+    return sorted(rows, key=lambda row: (-1, 0) if isinstance(row, Refusal) else (_canvas_length(row), -len(row.ids)))
 
 
 def answers(
@@ -121,7 +116,7 @@ def row_of(checkpoint: Checkpoint, done: Answer | Refusal, *, log_prob: bool = F
         return {"id": done.id, "error": done.error}
     row = {
         "id": done.request.id,
-        "text": text_of(checkpoint, done),
+        "text": None if checkpoint.tokenizer is None else checkpoint.tokenizer.decode(done.tokens),
         "token_ids": done.tokens.tolist(),
         "nfe": done.nfe,
         "work": done.work,
@@ -169,13 +164,3 @@ def _parse(number: int, line: bytes, checkpoint: Checkpoint) -> Row:
         return Request(value, name, number, is_canvas=kind == "canvas_ids")
     except InputError as error:
         return Refusal(number, name, str(error))
-
-
-def _checked(row: Row, checkpoint: Checkpoint, decoding: Decoding) -> Row:
-    if isinstance(row, Refusal):
-        return row
-    try:
-        check(checkpoint, row, decoding)
-    except InputError as error:
-        return Refusal(row.number, row.id, str(error))
-    return row

@@ -21,9 +21,9 @@ import jax
 import jaxdiff
 from jaxdiff.checkpoint import Checkpoint, load
 from jaxdiff.cli import parts, requests
-from jaxdiff.cli.hosts import Hosts, agree, leave, together
+from jaxdiff.cli.hosts import Hosts, agree, together
 from jaxdiff.cli.options import Decoding
-from jaxdiff.cli.show import note
+from jaxdiff.cli.show import tell
 from jaxdiff.cli.tally import Tally, decoded
 from jaxdiff.serve import Refusal
 from jaxdiff.types import InputError
@@ -56,7 +56,7 @@ def share(
     agree(run)
     part = together(lambda: parts.Part(out, process, run))
     together(lambda: _see_all(out, processes))
-    leave()
+    jax.distributed.shutdown()  # from here on no process depends on another, nor dies with it
 
     numbers = [row.number for row in rows]
     before, tally = parts.written(out, run), Tally()
@@ -68,16 +68,13 @@ def share(
     whole = parts.merged(out, run, numbers)
     if whole is not None and not out.exists():
         requests.write(out, whole)
-    if as_json:
-        counts = {"rows": tally.rows, "refused": tally.refused, "process": process, "whole": whole is not None}
-        print(json.dumps(counts | tally.numbers() | {"seed": job.seed}))
-    else:
-        end = f"{out} is whole" if whole is not None else f"{out} is written by the process that ends last"
-        found = sum(number in before for number in numbers)
-        note(
-            f"process {process} of {processes}: {tally.rows} rows written to {part.path}, {tally.refused} refused, "
-            f"{found} were there before · {tally.line()} · {end}"
-        )
+    counts = {"rows": tally.rows, "refused": tally.refused, "process": process, "whole": whole is not None}
+    end = f"{out} is whole" if whole is not None else f"{out} is written by the process that ends last"
+    line = (
+        f"process {process} of {processes}: {tally.rows} rows written to {part.path}, {tally.refused} refused, "
+        f"{sum(number in before for number in numbers)} were there before · {tally.line()} · {end}"
+    )
+    tell(counts | tally.numbers() | {"seed": job.seed}, line, as_json=as_json)
     return 1 if any(isinstance(row, Refusal) for row in mine) else 0
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -11,10 +14,12 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Table
 
 
 def stderr() -> Console:
@@ -27,35 +32,41 @@ def note(text: str, style: str = "dim") -> None:
     stderr().print(text, style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
+def tell(numbers: dict[str, Any], shown: str | Table, *, as_json: bool) -> None:
+    """A command's result: its numbers as JSON, or a table, on stdout; a line beside what it wrote on stderr."""
+    if as_json:
+        print(json.dumps(numbers))
+    elif isinstance(shown, str):
+        note(shown)
+    else:
+        Console().print(shown)
+
+
 @contextlib.contextmanager
 def progress(
     name: str,
     total: int,
     says: Callable[[float, float], str] = lambda tokens, seconds: f"{tokens / seconds:,.0f} tokens/s",
-) -> Iterator[Callable[[int, float, float], None]]:
-    """A bar that is told what is done, and two numbers that it `says` something of; none if stderr is no terminal."""
-    console = stderr()
-    columns = (
-        TextColumn(name),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(name, total=total, rate="")
+) -> Iterator[Callable[..., None]]:
+    """A bar that is told what is done, and maybe two numbers that it `says` something of (seconds: 1 if not given)."""
+    with _bar(name, total, MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[rate]}")) as bar:
 
-        def update(done: int, made: float | int, seconds: float | int) -> None:
-            bar.update(task, completed=done, rate=says(made, seconds))
+        def update(done: int, made: float | int | None = None, seconds: float | int = 1) -> None:
+            bar(completed=done, rate="" if made is None else says(made, seconds))
 
         yield update
 
 
 @contextlib.contextmanager
 def copying(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that is told the bytes that are done, and all; none if stderr is no terminal."""
-    console = stderr()
-    columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    """A bar that is told the bytes that are done, and all."""
+    with _bar(name, None, BarColumn(), DownloadColumn(), TransferSpeedColumn()) as bar:
+        yield lambda done, total: bar(completed=done, total=total)
+
+
+@contextlib.contextmanager
+def _bar(name: str, total: int | None, *columns: ProgressColumn) -> Iterator[Callable[..., None]]:
+    """The `update` of a bar with these columns between its name and the time left; none if stderr is no terminal."""
+    console, shown = stderr(), (TextColumn(name), *columns, TimeRemainingColumn())
+    with Progress(*shown, console=console, disable=not console.is_terminal) as bar:
+        yield functools.partial(bar.update, bar.add_task(name, total=total, rate=""))

@@ -28,7 +28,10 @@ def replay(
     """Play one row's decode on a terminal and wipe it away; anywhere else do nothing."""
     if not console.is_terminal:
         return
-    pieces = [_piece(int(token), tokenizer) for token in tokens]
+    if tokenizer is None:
+        pieces = [f"{token} " for token in tokens]
+    else:
+        pieces = [tokenizer.fast.decode([token], skip_special_tokens=True) for token in tokens.tolist()]
     forwards = int(commit_step.max()) + 1
     stride = -(-forwards // MOST_FRAMES)
     with Live(console=console, transient=True, auto_refresh=False) as live:
@@ -46,7 +49,3 @@ def frame(pieces: Sequence[str], commit_step: Int[np.ndarray, " G"], since: int,
         else:
             text.append(piece, FRESH if step >= since else "")
     return text
-
-
-def _piece(token: int, tokenizer: Tokenizer | None) -> str:
-    return f"{token} " if tokenizer is None else tokenizer.fast.decode([token], skip_special_tokens=True)

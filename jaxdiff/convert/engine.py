@@ -20,6 +20,8 @@ from jaxdiff.weights import plain
 
 DTYPES = {kind.name: kind for kind in map(np.dtype, (np.float32, ml_dtypes.bfloat16, np.float16))}  # kept, to the bit
 ROWS = 4096  # of two tensors that are compared
+Sharded = Callable[[str], Sharding | None]  # a leaf's path -> where it is to live
+Then = Callable[[Params], Params]  # a leaf by its path -> what stays in its place
 
 
 class Spec(NamedTuple):
@@ -34,13 +36,8 @@ class Spec(NamedTuple):
 class Tensors(Protocol):
     """Published tensors, read one at a time."""
 
-    @property
-    def name(self) -> str:
-        """Where they lie, for messages."""
-        ...
-
-    @property
-    def specs(self) -> Mapping[str, Spec]: ...
+    name: str  # where they lie, for messages
+    specs: dict[str, Spec]
 
     def read(self, key: str, rows: slice) -> np.ndarray:
         """Rows of one tensor. Raises InputError where the file does not give them."""
@@ -145,12 +142,7 @@ def tensor(plan: Plan, key: str, leaves: Mapping[str, np.ndarray]) -> np.ndarray
 
 
 def params_from(
-    plan: Plan,
-    tensors: Tensors,
-    *,
-    dtype: str | None = None,
-    sharding: Callable[[str], Sharding | None] | None = None,
-    then: Callable[[Params], Params] | None = None,
+    plan: Plan, tensors: Tensors, *, dtype: str | None = None, sharding: Sharded | None = None, then: Then | None = None
 ) -> Params:
     """A plan's params as `assemble` makes them.
 
@@ -165,16 +157,9 @@ def params_from(
 
 
 def assemble(
-    leaves: Iterable[str],
-    made: Callable[[str], np.ndarray],
-    *,
-    sharding: Callable[[str], Sharding | None] | None = None,
-    then: Callable[[Params], Params] | None = None,
+    leaves: Iterable[str], made: Callable[[str], np.ndarray], *, sharding: Sharded | None, then: Then | None
 ) -> Params:
-    """Params leaf by leaf: made on the host, put where it is to live, the host's copy let go.
-
-    `then` is called with each leaf there, by its path, and what it makes of it stays in its place.
-    """
+    """Params leaf by leaf: made on the host, put where it is to live, given to `then` there, the host's copy let go."""
     params = {}
     for leaf in leaves:
         there = {leaf: jax.device_put(made(leaf), None if sharding is None else sharding(leaf))}
@@ -188,7 +173,7 @@ def from_tensors(
     tensors: Mapping[str, np.ndarray],
     *,
     dtype: str | None = None,
-    sharding: Callable[[str], Sharding | None] | None = None,
+    sharding: Sharded | None = None,
     ignore: Iterable[str] = (),
 ) -> tuple[Model, Params]:
     """A model and its params from what a family publishes: config.json's contents and the named tensors.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from safetensors.numpy import save_file
 
 from jaxdiff.convert import published, stream
 from jaxdiff.convert.engine import check, fill, plan_of, tensor
-from jaxdiff.convert.table import Plan
 from jaxdiff.convert.text import FILES, copy_tokenizer, open_tokenizer
-from jaxdiff.files import first_line, read_object, replaced, write_object
+from jaxdiff.files import copy_present, read_object, refusing, replaced, write_object
 from jaxdiff.models import ARCHITECTURES, family_name, model_of
 from jaxdiff.types import InputError, Model
 
 ORIGINAL = "published"  # where one of our folders keeps the configs it was converted from
+CONFIGS = (published.CONFIG, published.GENERATION)
+WRITERS = (ValueError, SafetensorError)  # what orbax and safetensors raise on a full disk and the like
 SHARD_BYTES = 4_000_000_000
 Report = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -49,7 +50,7 @@ def convert(source: Path, target: Path, report: Report = _silent, *, ignore: Ite
     model, shapes = model_of(config | {"dtype": tensors.dtype}, source / published.CONFIG, ignore=ignore)
     plan = plan_of(model, shapes, most=len(tensors.specs))
     dtypes = check(plan, tensors)
-    total, done = sum(_bytes(plan, leaf, dtype) for leaf, dtype in dtypes.items()), 0
+    done = 0
 
     def made(leaf: str) -> np.ndarray:
         nonlocal done
@@ -58,22 +59,17 @@ def convert(source: Path, target: Path, report: Report = _silent, *, ignore: Ite
         report(done, total)
         return array
 
+    pending = {leaf: stream.Pending(shape, dtypes[leaf], partial(made, leaf)) for leaf, shape in plan.leaves.items()}
+    total = sum(leaf.nbytes for leaf in pending.values())
     family = family_name(model)
     fast = open_tokenizer(source, family)
-    with replaced(target) as new:
+    with replaced(target) as new, refusing(f"{target}: cannot be written", kinds=WRITERS):
         write_object(new / published.CONFIG, dataclasses.asdict(model.config) | {"family": family})
         if fast is not None:
             copy_tokenizer(fast, source, new)
         (new / ORIGINAL).mkdir()
-        for name in (published.CONFIG, published.GENERATION):
-            if (source / name).is_file():
-                shutil.copy(source / name, new / ORIGINAL / name)
-        pending = {
-            leaf: stream.Pending(shape, dtypes[leaf], lambda leaf=leaf: made(leaf))
-            for leaf, shape in plan.leaves.items()
-        }
-        with _written(target):
-            stream.write(new / "params", pending)
+        copy_present(CONFIGS, source, new / ORIGINAL)
+        stream.write(new / "params", pending)
 
 
 def export(
@@ -102,14 +98,15 @@ def export(
     model, shapes = model_of(config, source / published.CONFIG, ignore=ignore)
     dtypes = stream.stored(source / "params", shapes)
     plan = plan_of(model, shapes)
-    shards = _shards(plan, dtypes, shard_bytes)
-    total, done, held = sum(_bytes(plan, leaf, dtype) for leaf, dtype in dtypes.items()), 0, {}
-    with replaced(target) as new:
+    sizes = {
+        key: math.prod(shape) * dtypes[plan.by_tensor[key][0].leaf].itemsize for key, shape in plan.tensors.items()
+    }
+    shards = _shards(sizes, shard_bytes)
+    total, done, held = sum(sizes.values()), 0, {}
+    with replaced(target) as new, refusing(f"{target}: cannot be written", kinds=WRITERS):
         write_object(new / published.CONFIG, _described(model))
-        kept = (source / ORIGINAL / name for name in (published.CONFIG, published.GENERATION))
-        for file in (*(source / name for name in FILES), *kept):
-            if file.is_file():
-                shutil.copy(file, new / file.name)
+        copy_present(FILES, source, new)
+        copy_present(CONFIGS, source / ORIGINAL, new)
         for name, keys in shards.items():
             tensors = {}
             for key in keys:
@@ -119,8 +116,7 @@ def export(
                     held = stream.read(source / "params", wanted)
                 tensors[key] = tensor(plan, key, held)
                 done += tensors[key].nbytes
-            with _written(target):
-                save_file(tensors, new / name, metadata={"format": "pt"})
+            save_file(tensors, new / name, metadata={"format": "pt"})
             report(done, total)
         if len(shards) > 1:
             where = {key: name for name, keys in shards.items() for key in keys}
@@ -133,21 +129,6 @@ def _check_new(target: Path) -> None:
         raise InputError(f"{target}: exists; name a new folder, or remove it")
 
 
-@contextlib.contextmanager
-def _written(target: Path) -> Iterator[None]:
-    """What the writers say of a full disk and the like, as one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (ValueError, SafetensorError) as error:
-        raise InputError(f"{target}: cannot be written ({first_line(error)})") from error
-
-
-def _bytes(plan: Plan, leaf: str, dtype: np.dtype) -> int:
-    return int(np.prod(plan.leaves[leaf], dtype=np.int64)) * dtype.itemsize
-
-
 def _described(model: Model) -> dict[str, Any]:
     """A config.json in the family's own names, for a model that was trained here and has none from elsewhere."""
     family = family_name(model)
@@ -157,11 +138,10 @@ def _described(model: Model) -> dict[str, Any]:
     return {"architectures": [architecture]} | values
 
 
-def _shards(plan: Plan, dtypes: dict[str, np.dtype], most: int) -> dict[str, list[str]]:
+def _shards(sizes: dict[str, int], most: int) -> dict[str, list[str]]:
     """Which file holds which tensors: in the table's order, a new file where one would grow beyond `most` bytes."""
     files, size = [[]], 0
-    for key, shape in plan.tensors.items():
-        one = int(np.prod(shape, dtype=np.int64)) * dtypes[plan.by_tensor[key][0].leaf].itemsize
+    for key, one in sizes.items():
         if files[-1] and size + one > most:
             files, size = [*files, []], 0
         files[-1].append(key)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.convert.engine import DTYPES, Spec
-from jaxdiff.files import first_line, read_object
+from jaxdiff.files import read_object, refusing
 from jaxdiff.models import family_of
 from jaxdiff.types import InputError
 
@@ -40,8 +40,7 @@ def with_ids(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         family_of(config)  # before anything large is opened
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {str(error).removeprefix('config.json: ')}") from error
-    generation = read_object(folder / GENERATION) if (folder / GENERATION).is_file() else {}
-    words = _token_ids(folder)
+    generation, words = read_object(folder / GENERATION, optional=True), _token_ids(folder)
     ids = {}
     for name in ("mask_token", "eos_token", "pad_token"):
         key = f"{name}_id"
@@ -62,24 +61,18 @@ def _ids(file: Path, key: str, found: Any) -> list[int]:
 
 def _token_ids(folder: Path) -> dict[str, Any]:
     """The special tokens that tokenizer_config.json names, as ids: its own list tells them, or tokenizer.json's."""
-    if not (folder / TOKENIZER).is_file():
+    config = read_object(folder / TOKENIZER, optional=True)
+    if not config:
         return {}
-    config = read_object(folder / TOKENIZER)
     added = config.get("added_tokens_decoder")
+    listed = read_object(folder / "tokenizer.json", optional=True).get("added_tokens")
     known: dict[Any, Any] = {}
     if isinstance(added, dict):
         known = {t.get("content"): int(i) for i, t in added.items() if isinstance(t, dict) and i.isdecimal()}
-    if (folder / "tokenizer.json").is_file():
-        listed = read_object(folder / "tokenizer.json").get("added_tokens")
-        tokens = [t for t in listed if isinstance(t, dict)] if isinstance(listed, list) else []
-        known |= {t.get("content"): t.get("id") for t in tokens}
-    named: dict[str, Any] = {}
-    for name in ("mask_token", "eos_token", "pad_token"):
-        token = config.get(name)
-        content = token.get("content") if isinstance(token, dict) else token
-        if isinstance(content, str) and content in known:
-            named[name] = known[content]
-    return named
+    if isinstance(listed, list):
+        known |= {t.get("content"): t.get("id") for t in listed if isinstance(t, dict)}
+    words = {name: token.get("content") if isinstance(token, dict) else token for name, token in config.items()}
+    return {name: known[word] for name, word in words.items() if isinstance(word, str) and word in known}
 
 
 class Files:
@@ -93,8 +86,7 @@ class Files:
         self.specs: dict[str, Spec] = {}
         self._reads: dict[str, Read] = {}
         for name, opened in ((SAFETENSORS, _safetensors), (PICKLE, _pickle)):
-            index = folder / f"{name}.index.json"
-            if index.is_file():
+            if (index := folder / f"{name}.index.json").is_file():
                 self._open_shards(index, opened)
                 return
             if (folder / name).is_file():
@@ -114,11 +106,8 @@ class Files:
         return "float32" if found == "float16" else found
 
     def read(self, key: str, rows: slice) -> np.ndarray:
-        try:
+        with refusing(f"{self.specs[key].file} {key}: cannot be read", "get the file again"):
             return self._reads[key](key, rows)
-        except Exception as error:  # whatever a reader says of a damaged file
-            file = self.specs[key].file
-            raise InputError(f"{file} {key}: cannot be read ({first_line(error)}); get the file again") from error
 
     def _add(self, specs: dict[str, Spec], read: Read) -> None:
         self.specs |= specs
@@ -153,15 +142,13 @@ class Files:
 def _safetensors(path: Path) -> tuple[dict[str, Spec], Read]:
     from safetensors import safe_open
 
-    try:
+    with refusing(f"{path}: damaged", "get the file again"):  # OSError, SafetensorError, and more for odd headers
         file = safe_open(path, framework="np")
         slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - no mapping
         specs = {
             key: Spec(tuple(one.get_shape()), _NAMES.get(one.get_dtype(), one.get_dtype()), str(path))
             for key, one in slices.items()
         }
-    except Exception as error:  # OSError, SafetensorError, and what its bindings raise for odd headers
-        raise InputError(f"{path}: damaged ({first_line(error)}); get the file again") from error
     return specs, lambda key, rows: slices[key][rows]
 
 
@@ -172,12 +159,8 @@ def _pickle(path: Path) -> tuple[dict[str, Spec], Read]:
         raise InputError(
             f"{path}: reading it needs PyTorch; pip install torch, or get the safetensors files"
         ) from error
-    try:
+    with refusing(f"{path}: refused, for it holds more than tensors or is damaged", "get the safetensors"):
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # an unpickler, a zip reader and more
-        raise InputError(
-            f"{path}: refused, for it holds more than tensors or is damaged ({first_line(error)}); get the safetensors"
-        ) from error
     if not isinstance(found, dict) or not all(isinstance(k, str) and torch.is_tensor(t) for k, t in found.items()):
         raise InputError(f"{path}: found no tensors by name, expected a state dict; get the safetensors")
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import type_handlers
 
 from jaxdiff.convert.table import Shape
-from jaxdiff.files import first_line
+from jaxdiff.files import refusing
 from jaxdiff.types import InputError
 
 # What the writer buffers beside a leaf: the chunks it is compressing, and data files until they have this size.
 CHUNK_BYTES, DATA_FILE_BYTES = 64 << 20, 256 << 20
+AGAIN = "restore or convert it again"  # what helps where params cannot be read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def write(path: Path, leaves: Mapping[str, Pending]) -> None:
 
 def stored(path: Path, shapes: Any) -> dict[str, np.dtype]:
     """The dtype of each leaf of a folder's params. Raises InputError where their shapes are not `shapes`, a model's."""
-    with _readable(path), ocp.StandardCheckpointer() as checkpointer:
+    with refusing(f"{path}: cannot be read", AGAIN), ocp.StandardCheckpointer() as checkpointer:
         metadata: Any = checkpointer.metadata(path.absolute())
         tree: Any = flatten_dict(metadata.item_metadata.tree, sep="/")
     flat: Any = flatten_dict(shapes, sep="/")
@@ -85,14 +85,6 @@ def read(path: Path, leaves: Iterable[str]) -> dict[str, np.ndarray]:
         restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
         partial_restore=True,
     )
-    with _readable(path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with refusing(f"{path}: cannot be read", AGAIN), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         tree: Any = flatten_dict(checkpointer.restore(path.absolute(), args=arguments), sep="/")
     return tree
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise InputError(f"{path}: cannot be read ({first_line(error)}); restore or convert it again") from error

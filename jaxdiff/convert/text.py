@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
-from jaxdiff.files import first_line, read_object
+from jaxdiff.files import copy_present, read_object, refusing
 from jaxdiff.types import InputError
 
 FILES = (
@@ -38,15 +37,10 @@ def open_tokenizer(folder: Path, family: str | None = None) -> Any:
     from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer  # slow to import, and not needed for ids
 
     kind: Any = PreTrainedTokenizerFast if whole else Qwen2Tokenizer
-    try:
+    with refusing(f"{folder / ('tokenizer.json' if whole else 'vocab.json')}: damaged", "restore the file"):
         fast = kind.from_pretrained(str(folder), trust_remote_code=False)
         if not whole:
             _check_ids(folder, fast)
-    except InputError:
-        raise
-    except Exception as error:
-        file = folder / ("tokenizer.json" if whole else "vocab.json")
-        raise InputError(f"{file}: damaged ({first_line(error)}); restore the file") from error
     if fast.chat_template is None and family is not None:
         fast.chat_template = fallback_template(family, fast)
     return fast
@@ -55,8 +49,7 @@ def open_tokenizer(folder: Path, family: str | None = None) -> Any:
 def _check_ids(folder: Path, fast: Any) -> None:
     """A tokenizer made of vocab and merges numbers its added tokens anew: they must come out as they were published."""
     file = folder / "tokenizer_config.json"
-    added = read_object(file).get("added_tokens_decoder", {}) if file.is_file() else {}
-    for number, token in added.items():
+    for number, token in read_object(file, optional=True).get("added_tokens_decoder", {}).items():
         content = token.get("content")
         if (found := fast.get_vocab().get(content)) != int(number):
             raise InputError(f"{file} {content}: found id {found} after {folder / 'vocab.json'}, expected {number}")
@@ -66,15 +59,12 @@ def fallback_template(family: str, fast: Any) -> str | None:
     """The family's chat template, unless the tokenizer lacks one of its special tokens (a base model's does)."""
     file = _TEMPLATES / f"{family}.jinja"
     template = file.read_text() if file.is_file() else ""
-    known = fast.get_vocab()
-    return template if template and all(t in known for t in re.findall(r"<\|\w+\|>", template)) else None
+    return template if template and fast.get_vocab().keys() >= set(re.findall(r"<\|\w+\|>", template)) else None
 
 
 def copy_tokenizer(fast: Any, source: Path, target: Path) -> None:
     """Copy the files of a tokenizer that `source` was opened as; what they lack is written beside them."""
-    for name in FILES:
-        if (source / name).is_file():
-            shutil.copy(source / name, target / name)
+    copy_present(FILES, source, target)
     if not (target / "tokenizer.json").is_file():
         fast.backend_tokenizer.save(str(target / "tokenizer.json"))
     if isinstance(fast.chat_template, str) and not (target / "chat_template.jinja").is_file():
