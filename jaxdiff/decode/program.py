@@ -18,7 +18,7 @@ from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.layout import Layout
 from jaxdiff.decode.result import Result
 from jaxdiff.decode.state import Rows
-from jaxdiff.parallel import compiling_for
+from jaxdiff.parallel.mesh import compiling_for
 from jaxdiff.types import InputError, Model, Params
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdiff.models.layers import SwiGLU
-from jaxdiff.parallel import over_experts
+from jaxdiff.parallel.mesh import over_experts
 from jaxdiff.weights import full
 
 ROUTER = "router"

@@ -24,7 +24,8 @@ from jaxdiff.decode.batches import bucket
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.layout import Layout, layout_of
 from jaxdiff.decode.state import Rows, State
-from jaxdiff.parallel import check_axes, everywhere, place
+from jaxdiff.parallel.mesh import check_axes, everywhere
+from jaxdiff.parallel.rules import place
 from jaxdiff.pytree import numbers_of
 from jaxdiff.serve.queue import Answer, Meter, Refusal, Request, check_request, numbered
 from jaxdiff.serve.slots import Incoming, blank, repad, serve_step
