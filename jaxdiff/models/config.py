@@ -105,7 +105,9 @@ class Config:
     harmless: ClassVar[frozenset[str]] = frozenset()
     # Special ids that published files lack: used where the vocabulary is of the published size.
     published: ClassVar[tuple[int, Mapping[str, int]]] = (0, {})
-    tied: ClassVar[bool] = False
+    tied: ClassVar[bool] = False  # the head is the embedding, transposed
+    qkv_bias: ClassVar[bool] = False  # the projections of queries, keys and values have biases
+    qk_norm: ClassVar[bool] = False  # queries and keys are normalised head by head
 
     def __post_init__(self) -> None:
         """Raises InputError for numbers that make no model."""
@@ -135,14 +137,19 @@ class Config:
         return (self.eos_token_id,) if self.eot_token_id is None else (self.eos_token_id, self.eot_token_id)
 
     @property
-    def qkv_bias(self) -> bool:
-        """Whether the projections of queries, keys and values have biases."""
-        return False
+    def rope_dtype(self) -> str:
+        """Of the cosines and sines of rotary positions."""
+        return self.dtype
 
     @property
-    def qk_norm(self) -> bool:
-        """Whether queries and keys are normalised head by head."""
-        return False
+    def attention_block(self) -> int | None:
+        """As `jaxdiff.types.Model.attention_block`."""
+        return None
+
+    @property
+    def output_scale(self) -> float:
+        """Of the initial kernels that write to the residual stream: there are two of them in each layer."""
+        return 1.0 / (2 * self.n_layers)
 
     @classmethod
     def kind_of(cls, key: str) -> str | None:
@@ -233,7 +240,7 @@ class Config:
 class HfConfig(Config):
     """A config whose published file speaks transformers' names."""
 
-    tie_word_embeddings: bool = False  # the head is the embedding, transposed
+    tie_word_embeddings: bool = False
 
     required: ClassVar[Mapping[str, Any]] = {
         "hidden_act": "silu",
