@@ -14,15 +14,6 @@ from typing import Any, ClassVar
 
 from jaxdiff.types import InputError
 
-# transformers' names -> ours
-_RENAMED = {
-    "hidden_size": "d_model",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "num_key_value_heads": "n_kv_heads",
-    "intermediate_size": "mlp_hidden_size",
-    "max_position_embeddings": "max_sequence_length",
-}
 _ROPE = ("rope_scaling", "rope_parameters")  # read by `_without_rope`
 _NAMING = ("family", "architectures")  # read by `family_of`
 
@@ -98,7 +89,7 @@ class Config:
 
     # What a family's code does whatever config.json says: another value is refused. A switch that is off may be null.
     required: ClassVar[Mapping[str, Any]] = {}
-    renamed: ClassVar[Mapping[str, str]] = {}
+    renamed: ClassVar[Mapping[str, str]] = {}  # published names -> ours
     # Published keys that repeat an attribute or property of the config: another value is refused.
     repeated: ClassVar[Mapping[str, str]] = {}
     # Beside `_HARMLESS`: keys of this family alone that change neither a forward's numbers nor an answer's end.
@@ -249,7 +240,14 @@ class HfConfig(Config):
         "partial_rotary_factor": 1.0,
         "use_sliding_window": False,
     }
-    renamed: ClassVar[Mapping[str, str]] = _RENAMED
+    renamed: ClassVar[Mapping[str, str]] = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "num_key_value_heads": "n_kv_heads",
+        "intermediate_size": "mlp_hidden_size",
+        "max_position_embeddings": "max_sequence_length",
+    }
 
     @property
     def tied(self) -> bool:  # type: ignore[override]

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff.parallel.rules import DATA, MODEL, RULES, specs
-from jaxdiff.pytree import numbers_marked, numbers_of, with_numbers
+from jaxdiff.pytree import number_names, numbers_of, with_numbers
 from jaxdiff.types import InputError, Params
 
 ROWS = PartitionSpec(RULES["batch"])
@@ -122,8 +122,8 @@ def over_data(program: Callable[..., Any], mesh: Mesh, specs: Any, out: Any) -> 
 def specs_of(tree: Any) -> Any:
     """Of a decoder or a part of one: numbers for each row lead with rows, all other arrays are whole on each device."""
     leaves, structure = jax.tree.flatten(tree)
-    each = [own and leaf.ndim > 0 for own, leaf in zip(numbers_marked(tree), leaves, strict=True)]
-    return jax.tree.unflatten(structure, [ROWS if leads else WHOLE for leads in each])
+    pairs = zip(number_names(tree), leaves, strict=True)
+    return jax.tree.unflatten(structure, [ROWS if name and leaf.ndim else WHOLE for name, leaf in pairs])
 
 
 def over_vocabulary(mesh: Mesh | None, program: Callable[..., Any], head: Any, *whole: Any) -> list[Any]:
