@@ -26,7 +26,8 @@ from jaxdiff.decode import loop
 from jaxdiff.decode.layout import Setup, layout_of
 from jaxdiff.decode.state import Rows
 from jaxdiff.models import Llada, LladaConfig
-from jaxdiff.parallel import make_mesh, shardings
+from jaxdiff.parallel.mesh import make_mesh
+from jaxdiff.parallel.rules import shardings
 from jaxdiff.policies import Threshold
 
 ROWS, PROMPT, GEN_LENGTH, BLOCK_LENGTH = 4, 64, 64, 32

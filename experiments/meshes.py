@@ -30,7 +30,7 @@ import typer
 import jaxdiff
 from jaxdiff.checkpoint import SHIPPED, learned_policy
 from jaxdiff.decode.batches import pad_to_bucket, request_keys
-from jaxdiff.parallel import parse_mesh
+from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.policies import parse
 from jaxdiff.tasks import task
 

@@ -10,7 +10,7 @@ from jaxdiff import caches, convert, fills, models, policies, stoppers
 from jaxdiff.checkpoint import Checkpoint, Tokenizer, learned_policy, load, save
 from jaxdiff.decode import Decoder, Reason, Result, Sampling, decode, infill, lower, pad_prompts
 from jaxdiff.models import build
-from jaxdiff.parallel import make_mesh
+from jaxdiff.parallel.mesh import make_mesh
 from jaxdiff.serve import Answer, Meter, Refusal, Request, decode_stream
 from jaxdiff.types import (
     Cache,

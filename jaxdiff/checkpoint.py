@@ -26,7 +26,8 @@ from jaxdiff.convert import published, stream, text
 from jaxdiff.convert.engine import Sharded, assemble, params_from, plan_of
 from jaxdiff.files import copy_present, read_object, refusing, replaced, write_object
 from jaxdiff.models import family_name, in_dtype, leaf_dtype, model_of
-from jaxdiff.parallel import check_axes, place, shardings
+from jaxdiff.parallel.mesh import check_axes
+from jaxdiff.parallel.rules import place, shardings
 from jaxdiff.policies import Fixed, Learned, any_of
 from jaxdiff.policies.filters import BlockFilter, LocalFilter, init_layers
 from jaxdiff.types import InputError, Model, Params, Policy

@@ -27,6 +27,8 @@ WRITES = jax.lax.ScatterDimensionNumbers(
 IN_BOUNDS: dict[str, Any] = {"indices_are_sorted": True, "unique_indices": True, "mode": "promise_in_bounds"}
 
 Pair = tuple[Float[Array, "N B K M E"], Float[Array, "N B K M E"]]  # keys and values of a group of layers
+# What one layer sees of its keys or its values (the columns of the pass, or all of them), and the whole group's.
+LayerKV = tuple[Float[Array, "B K _ E"], Float[Array, "N B K M E"]]
 
 
 def empty(layers: int, rows: int, kv_heads: int, columns: int, head_dim: int, dtype: str) -> Pair:
@@ -80,12 +82,11 @@ class LayerAccess:
         )
         return keys, values, (all_keys, all_values)
 
-    def _update(
-        self, new: Float[Array, "B K T E"], kept: Float[Array, "N B K M E"]
-    ) -> tuple[Float[Array, "B K L E"], Float[Array, "N B K M E"]]:
+    def _update(self, new: Float[Array, "B K T E"], kept: Float[Array, "N B K M E"]) -> LayerKV:
         if self.at is None:
-            return self._whole(new, kept)
-        if self.at.ndim == 2:
+            old = self._own(kept)[:, :, : self.columns]
+            own, kept = self._put_back(jnp.where(self.fresh[:, None, :, None], new, old), kept)
+        elif self.at.ndim == 2:
             own, kept = self._indices(new, kept)
         elif not self.store:
             own, kept = self._by_layer(new, kept, self.at)
@@ -94,18 +95,9 @@ class LayerAccess:
             own, kept = jax.lax.platform_dependent(new, kept, self.at, tpu=self._by_layer, default=self._by_window)
         return own[:, :, : self.columns], kept
 
-    def _whole(
-        self, new: Float[Array, "B K T E"], kept: Float[Array, "N B K M E"]
-    ) -> tuple[Float[Array, "B K L E"], Float[Array, "N B K M E"]]:
-        own = jnp.where(self.fresh[:, None, :, None], new, self._own(kept)[:, :, : self.columns])
-        if not self.store:
-            return own, kept
-        kept = jax.lax.dynamic_update_slice(kept, own[None], (self.layer, 0, 0, 0, 0))
-        return self._own(kept)[:, :, : self.columns], kept
-
     def _by_window(
         self, new: Float[Array, "B K T E"], kept: Float[Array, "N B K M E"], start: Int[Array, " B"]
-    ) -> tuple[Float[Array, "B K M E"], Float[Array, "N B K M E"]]:
+    ) -> LayerKV:
         """Each row's window is written into the cache, and the layer read."""
         rows = jnp.arange(new.shape[0], dtype=jnp.int32)
         at = jnp.stack([jnp.full_like(rows, self.layer), rows, start], axis=1)
@@ -116,24 +108,21 @@ class LayerAccess:
 
     def _by_layer(
         self, new: Float[Array, "B K T E"], kept: Float[Array, "N B K M E"], start: Int[Array, " B"]
-    ) -> tuple[Float[Array, "B K M E"], Float[Array, "N B K M E"]]:
+    ) -> LayerKV:
         """The layer is read, its windows written, and it goes back as a whole where the pass stores."""
         own = self._own(kept)
         old = take(own, start, new.shape[2], axis=2)
         return self._put_back(put(own, jnp.where(self.fresh[:, None, :, None], new, old), start, axis=2), kept)
 
-    def _indices(
-        self, new: Float[Array, "B K T E"], kept: Float[Array, "N B K M E"]
-    ) -> tuple[Float[Array, "B K M E"], Float[Array, "N B K M E"]]:
+    def _indices(self, new: Float[Array, "B K T E"], kept: Float[Array, "N B K M E"]) -> LayerKV:
         """As `_by_layer`, at any columns."""
         own, at = self._own(kept), self.at
         old = jax.vmap(lambda row, at: row[:, at])(own, at)
         new = jnp.where(self.fresh[:, None, :, None], new, old)
         return self._put_back(jax.vmap(lambda row, at, new: row.at[:, at].set(new))(own, at, new), kept)
 
-    def _put_back(
-        self, own: Float[Array, "B K M E"], kept: Float[Array, "N B K M E"]
-    ) -> tuple[Float[Array, "B K M E"], Float[Array, "N B K M E"]]:
+    def _put_back(self, own: Float[Array, "B K m E"], kept: Float[Array, "N B K M E"]) -> LayerKV:
+        """The layer's first m columns are written where the pass stores."""
         if not self.store:
             return own, kept
         kept = jax.lax.dynamic_update_slice(kept, own[None], (self.layer, 0, 0, 0, 0))

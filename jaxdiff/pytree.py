@@ -84,45 +84,35 @@ def is_number(field: dataclasses.Field) -> bool:
     return "low" in field.metadata
 
 
-def numbers_marked(tree: Any, marked: bool = False) -> Iterator[bool]:
-    """Of each leaf of a tree of frozen pytrees, in JAX's order: whether it is a `number()`; all others are weights."""
+def number_names(tree: Any, name: str | None = None) -> Iterator[str | None]:
+    """Of each leaf of a tree of frozen pytrees, in JAX's order: the `number()` field that it is; None for a weight."""
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         for field in dataclasses.fields(tree):
             if not field.metadata.get("static"):
-                yield from numbers_marked(getattr(tree, field.name), is_number(field))
+                yield from number_names(getattr(tree, field.name), field.name if is_number(field) else None)
     elif isinstance(tree, tuple | list):
         for part in tree:
-            yield from numbers_marked(part, marked)
+            yield from number_names(part, name)
     else:
-        yield from (marked for _ in jax.tree.leaves(tree))
+        yield from (name for _ in jax.tree.leaves(tree))
+
+
+def named_numbers(tree: Any) -> Iterator[tuple[str, Any]]:
+    """The `number()` leaves of a tree by their field's name, those that are off left out."""
+    return ((name, leaf) for name, leaf in zip(number_names(tree), jax.tree.leaves(tree), strict=True) if name)
 
 
 def numbers_of(tree: Any) -> tuple[Any, ...]:
     """The `number()` leaves of a tree, in JAX's order: what may differ from row to row."""
-    return tuple(leaf for leaf, own in zip(jax.tree.leaves(tree), numbers_marked(tree), strict=True) if own)
+    return tuple(leaf for _, leaf in named_numbers(tree))
 
 
 def with_numbers(tree: Any, numbers: Iterable[Any]) -> Any:
     """`tree` with other numbers, as many as `numbers_of` gives."""
     leaves, structure = jax.tree.flatten(tree)
     new = iter(numbers)
-    return jax.tree.unflatten(
-        structure, [next(new) if own else leaf for leaf, own in zip(leaves, numbers_marked(tree), strict=True)]
-    )
-
-
-def named_numbers(tree: Any) -> Iterator[tuple[str, Any]]:
-    """The numbers of a tree of frozen pytrees by their field's name, those that are off left out."""
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        for field in dataclasses.fields(tree):
-            value = getattr(tree, field.name)
-            if not is_number(field):
-                yield from named_numbers(value)
-            elif value is not None:
-                yield field.name, value
-    elif isinstance(tree, tuple | list):
-        for part in tree:
-            yield from named_numbers(part)
+    pairs = zip(leaves, number_names(tree), strict=True)
+    return jax.tree.unflatten(structure, [next(new) if name else leaf for leaf, name in pairs])
 
 
 def _leaf(name: str, value: Any, *, low: float | int, high: float | int, whole: bool) -> Any:

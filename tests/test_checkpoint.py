@@ -10,7 +10,7 @@ import pytest
 
 import jaxdiff
 from jaxdiff import InputError
-from jaxdiff.parallel import place
+from jaxdiff.parallel.rules import place
 from jaxdiff.train.tokenizer import train_tokenizer
 from tests import small
 

@@ -9,8 +9,7 @@ from jaxdiff import InputError, build, make_mesh
 from jaxdiff.bench.ceilings import forward_cost
 from jaxdiff.leaves import LEAVES, QUANTISED, kind_of, leaf_name
 from jaxdiff.models import FAMILIES, in_dtype
-from jaxdiff.parallel import shardings
-from jaxdiff.parallel.rules import RULES
+from jaxdiff.parallel.rules import RULES, shardings
 from jaxdiff.train import Recipe
 from jaxdiff.train.loop import make_optimizer
 from jaxdiff.weights import quantised

@@ -12,7 +12,7 @@ import jaxdiff
 from jaxdiff import InputError, Inputs, build, caches, decode, make_mesh
 from jaxdiff.bench.shapes import abstract_params, random_params, shaped
 from jaxdiff.convert.engine import from_tensors, to_tensors
-from jaxdiff.parallel import place, shardings
+from jaxdiff.parallel.rules import place, shardings
 from jaxdiff.policies import Threshold
 from jaxdiff.weights import full, plain, quantised
 from tests import small

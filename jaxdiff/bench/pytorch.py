@@ -8,13 +8,13 @@ confident masks.
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
+from jaxdiff.bench.ceilings import best_seconds
 from jaxdiff.models import Llada
 from jaxdiff.types import InputError, Model, Params
 from jaxdiff.weights import plain
@@ -93,13 +93,6 @@ class Eager:
         return norm(x, self.weights["ln_f"]["weight"]) @ self.weights["head"]
 
     def matmul_flops(self, size: int) -> float:
-        """FLOP/s of one square product of this size in the model's dtype, best of five."""
-        torch = self.torch
-        a = torch.ones(size, size, dtype=getattr(torch, self.config.dtype))
-        a @ a
-        best = float("inf")
-        for _ in range(5):
-            since = time.perf_counter()
-            a @ a
-            best = min(best, time.perf_counter() - since)
-        return 2 * size**3 / best
+        """FLOP/s of one square product of this size in the model's dtype."""
+        a = self.torch.ones(size, size, dtype=getattr(self.torch, self.config.dtype))
+        return 2 * size**3 / best_seconds(lambda: a @ a)

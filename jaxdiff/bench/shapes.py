@@ -12,7 +12,8 @@ from jaxdiff.models import build, in_dtype
 from jaxdiff.types import InputError, Model, Params
 from jaxdiff.weights import quantised
 
-# The shapes of the published config.json files: GSAI-ML/LLaDA-8B, Dream-org/Dream-v0-7B, inclusionAI/LLaDA2.0-mini.
+# The shapes of the published config.json files: GSAI-ML/LLaDA-8B, Dream-org/Dream-v0-7B, inclusionAI/LLaDA2.0-mini;
+# without what is a family's default, and without the special ids, which follow from the size of the vocabulary.
 SHAPES: dict[str, dict[str, Any]] = {
     "llada-8b": {
         "family": "llada",
@@ -20,11 +21,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "d_model": 4096,
         "n_layers": 32,
         "n_heads": 32,
-        "n_kv_heads": 32,
         "mlp_hidden_size": 12288,
-        "rope_theta": 500000.0,
-        "mask_token_id": 126336,
-        "eos_token_id": 126081,
     },
     "dream-7b": {
         "family": "dream",
@@ -34,9 +31,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "n_heads": 28,
         "n_kv_heads": 4,
         "mlp_hidden_size": 18944,
-        "rope_theta": 1e6,
-        "mask_token_id": 151666,
-        "eos_token_id": 151643,
     },
     "llada2-mini": {
         "family": "llada2",
@@ -45,7 +39,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "n_layers": 20,
         "n_heads": 16,
         "n_kv_heads": 4,
-        "head_dim": 128,
         "mlp_hidden_size": 5120,
         "num_experts": 256,
         "num_experts_per_tok": 8,
@@ -53,8 +46,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 512,
         "first_k_dense_replace": 1,
         "rope_theta": 600000.0,
-        "mask_token_id": 156895,
-        "eos_token_id": 156892,
     },
 }
 

@@ -11,7 +11,7 @@ from jaxdiff.checkpoint import SHIPPED
 from jaxdiff.cli import options
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import progress, tell
-from jaxdiff.parallel import parse_mesh
+from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.tasks import TASKS, task
 from jaxdiff.tasks.evaluate import evaluate as evaluate_task
 

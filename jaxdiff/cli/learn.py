@@ -13,6 +13,7 @@ import typer
 from jaxdiff.checkpoint import FILTERS, SHIPPED, learned_policy, load, model_folder, save_filter
 from jaxdiff.cli import options
 from jaxdiff.cli.show import progress, tell
+from jaxdiff.decode import Decoder
 from jaxdiff.policies import Learned, parse
 from jaxdiff.stoppers import STOPPERS
 from jaxdiff.tasks import TASKS, task
@@ -66,13 +67,11 @@ def collect(
             prompts,
             list(range(len(prompts))),
             out,
+            Decoder(policy=policy, stop=stopper, block_length=block_length),
             gen_length=gen_length,
-            block_length=block_length,
-            stop=stopper,
             batch_size=batch_size,
             features=features,
             taus=tau,
-            answer=policy,
             progress=update,
         )
     numbers = {"prompts": len(prompts), "rows": int(traces.prompt.size), "seed": seed}

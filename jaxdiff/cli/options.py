@@ -15,7 +15,7 @@ from jaxdiff.checkpoint import learned_policy
 from jaxdiff.decode.checks import block_of, check_blocks, check_cache
 from jaxdiff.decode.decoder import BLOCK_LENGTH
 from jaxdiff.fills import FILLS
-from jaxdiff.parallel import parse_mesh
+from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.policies import parse
 from jaxdiff.stoppers import STOPPERS
 from jaxdiff.types import InputError

@@ -16,7 +16,7 @@ from jaxdiff.checkpoint import Checkpoint
 from jaxdiff.cli.options import Decoding
 from jaxdiff.decode import Decoder
 from jaxdiff.files import replaced_file
-from jaxdiff.parallel import parse_mesh
+from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.serve import Answer, Meter, Refusal, Request, check_request, decode_stream
 from jaxdiff.types import InputError
 

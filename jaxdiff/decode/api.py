@@ -20,7 +20,8 @@ from jaxdiff.decode.program import Call, Program
 from jaxdiff.decode.result import Result
 from jaxdiff.decode.state import Rows
 from jaxdiff.models.guided import Guided
-from jaxdiff.parallel import check_axes, everywhere, place
+from jaxdiff.parallel.mesh import check_axes, everywhere
+from jaxdiff.parallel.rules import place
 from jaxdiff.policies import Fixed
 from jaxdiff.types import REFERENCE, InputError, Model, Params
 

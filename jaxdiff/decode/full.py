@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.decode.passes import StepPasses
 from jaxdiff.decode.state import keep
-from jaxdiff.parallel import platform
+from jaxdiff.parallel.mesh import platform
 from jaxdiff.pytree import pytree
 from jaxdiff.types import KV, NEVER, KVCache, Score, Tail
 from jaxdiff.windows import put, take

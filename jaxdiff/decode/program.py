@@ -17,7 +17,7 @@ from jaxdiff.decode import loop
 from jaxdiff.decode.layout import Setup
 from jaxdiff.decode.result import Result
 from jaxdiff.decode.state import Rows
-from jaxdiff.parallel import compiling_for
+from jaxdiff.parallel.mesh import compiling_for
 from jaxdiff.types import InputError
 
 

@@ -24,7 +24,8 @@ from jaxdiff.decode.decoder import Sampling
 from jaxdiff.decode.nucleus import lowest_kept, sortable
 from jaxdiff.decode.running import Running, finish, merge, summarise
 from jaxdiff.decode.state import fold
-from jaxdiff.parallel import LANE, over_vocabulary
+from jaxdiff.parallel.mesh import over_vocabulary
+from jaxdiff.parallel.rules import LANE
 from jaxdiff.pytree import pytree
 from jaxdiff.types import NEVER, Belief, Model
 from jaxdiff.weights import full

@@ -91,27 +91,3 @@ def in_dtype(params: Any, dtype: str) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf_dtype(leaf_name(path), dtype)))
 
     return jax.tree_util.tree_map_with_path(one, params)
-
-
-__all__ = [
-    "ARCHITECTURES",
-    "FAMILIES",
-    "Dream",
-    "DreamConfig",
-    "Illada",
-    "IlladaConfig",
-    "Llada",
-    "Llada2",
-    "Llada2Config",
-    "LladaConfig",
-    "LladaMoe",
-    "LladaMoeConfig",
-    "Sdar",
-    "SdarConfig",
-    "build",
-    "family_name",
-    "family_of",
-    "in_dtype",
-    "leaf_dtype",
-    "model_of",
-]

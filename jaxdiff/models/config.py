@@ -14,15 +14,6 @@ from typing import Any, ClassVar
 
 from jaxdiff.types import InputError
 
-# transformers' names -> ours
-_RENAMED = {
-    "hidden_size": "d_model",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "num_key_value_heads": "n_kv_heads",
-    "intermediate_size": "mlp_hidden_size",
-    "max_position_embeddings": "max_sequence_length",
-}
 _ROPE = ("rope_scaling", "rope_parameters")  # read by `_without_rope`
 _NAMING = ("family", "architectures")  # read by `family_of`
 
@@ -98,14 +89,16 @@ class Config:
 
     # What a family's code does whatever config.json says: another value is refused. A switch that is off may be null.
     required: ClassVar[Mapping[str, Any]] = {}
-    renamed: ClassVar[Mapping[str, str]] = {}
+    renamed: ClassVar[Mapping[str, str]] = {}  # published names -> ours
     # Published keys that repeat an attribute or property of the config: another value is refused.
     repeated: ClassVar[Mapping[str, str]] = {}
     # Beside `_HARMLESS`: keys of this family alone that change neither a forward's numbers nor an answer's end.
     harmless: ClassVar[frozenset[str]] = frozenset()
     # Special ids that published files lack: used where the vocabulary is of the published size.
     published: ClassVar[tuple[int, Mapping[str, int]]] = (0, {})
-    tied: ClassVar[bool] = False
+    tied: ClassVar[bool] = False  # the head is the embedding, transposed
+    qkv_bias: ClassVar[bool] = False  # the projections of queries, keys and values have biases
+    qk_norm: ClassVar[bool] = False  # queries and keys are normalised head by head
 
     def __post_init__(self) -> None:
         """Raises InputError for numbers that make no model."""
@@ -135,14 +128,19 @@ class Config:
         return (self.eos_token_id,) if self.eot_token_id is None else (self.eos_token_id, self.eot_token_id)
 
     @property
-    def qkv_bias(self) -> bool:
-        """Whether the projections of queries, keys and values have biases."""
-        return False
+    def rope_dtype(self) -> str:
+        """Of the cosines and sines of rotary positions."""
+        return self.dtype
 
     @property
-    def qk_norm(self) -> bool:
-        """Whether queries and keys are normalised head by head."""
-        return False
+    def attention_block(self) -> int | None:
+        """As `jaxdiff.types.Model.attention_block`."""
+        return None
+
+    @property
+    def output_scale(self) -> float:
+        """Of the initial kernels that write to the residual stream: there are two of them in each layer."""
+        return 1.0 / (2 * self.n_layers)
 
     @classmethod
     def kind_of(cls, key: str) -> str | None:
@@ -233,7 +231,7 @@ class Config:
 class HfConfig(Config):
     """A config whose published file speaks transformers' names."""
 
-    tie_word_embeddings: bool = False  # the head is the embedding, transposed
+    tie_word_embeddings: bool = False
 
     required: ClassVar[Mapping[str, Any]] = {
         "hidden_act": "silu",
@@ -242,7 +240,14 @@ class HfConfig(Config):
         "partial_rotary_factor": 1.0,
         "use_sliding_window": False,
     }
-    renamed: ClassVar[Mapping[str, str]] = _RENAMED
+    renamed: ClassVar[Mapping[str, str]] = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "num_key_value_heads": "n_kv_heads",
+        "intermediate_size": "mlp_hidden_size",
+        "max_position_embeddings": "max_sequence_length",
+    }
 
     @property
     def tied(self) -> bool:  # type: ignore[override]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.models.config import SLIDING_WINDOW, HfConfig
-from jaxdiff.models.dense import DenseTransformer
+from jaxdiff.models.stack import Transformer
 from jaxdiff.types import Inputs, KVCache, Params, Span
 from jaxdiff.windows import take
 
@@ -32,14 +32,11 @@ class DreamConfig(HfConfig):
         152064,
         {"mask_token_id": 151666, "eos_token_id": 151643, "eot_token_id": 151645},
     )
-
-    @property
-    def qkv_bias(self) -> bool:
-        return True
+    qkv_bias: ClassVar[bool] = True
 
 
 @dataclasses.dataclass(frozen=True)
-class Dream(DenseTransformer):
+class Dream(Transformer):
     """Dream-7B, Dream-Coder."""
 
     config: DreamConfig

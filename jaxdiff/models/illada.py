@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from jaxdiff.models.config import HfConfig
-from jaxdiff.models.dense import DenseTransformer
+from jaxdiff.models.stack import Transformer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class IlladaConfig(HfConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class Illada(DenseTransformer):
+class Illada(Transformer):
     """iLLaDA-8B, Base and Instruct."""
 
     config: IlladaConfig

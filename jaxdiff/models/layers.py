@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.kvcache import LayerAccess, Pair
-from jaxdiff.parallel import platform, weights_are_spread
+from jaxdiff.models.config import Config
+from jaxdiff.parallel.mesh import platform, weights_are_spread
 from jaxdiff.types import Inputs, Span
 from jaxdiff.weights import full
 from jaxdiff.windows import take
@@ -163,12 +164,7 @@ class Attention(nn.Module):
     column's position never changes, so they are bit for bit what rotating them at each use would give.
     """
 
-    heads: int
-    kv_heads: int
-    head_dim: int
-    bias: bool = False  # of q, k and v
-    norm_eps: float | None = None  # RMS norms over each head of q and k, before the rotation
-    scale: float = 1.0  # of the initial output kernel
+    config: Config
 
     @nn.compact
     def __call__(
@@ -184,7 +180,7 @@ class Attention(nn.Module):
 
         With `read` those tokens alone are queries, over the keys of all. `decoding`: not a pass of training.
         """
-        rows, length = rope[0].shape[:2]
+        c, (rows, length) = self.config, rope[0].shape[:2]
         queries, query_rope = flat, rope
         if read is not None:
             queries = take(flat.reshape(rows, length, -1), read.start, read.count).reshape(-1, flat.shape[-1])
@@ -192,23 +188,23 @@ class Attention(nn.Module):
             mask = mask if mask.shape[1] == 1 else take(mask, read.start, read.count)
 
         def project(of: Float[Array, "Br D"], name: str, count: int) -> Float[Array, "B r n E"]:
-            wide = Projection(count * self.head_dim, bias=self.bias, name=name)(of)
+            wide = Projection(count * c.head_dim, bias=c.qkv_bias, name=name)(of)
             # In a decode; else XLA for TPUs lets the layout of heads reach the weights, and holds all of them twice.
             if decoding:
                 wide = jax.lax.platform_dependent(wide, tpu=jax.lax.optimization_barrier, default=lambda x: x)
-            return wide.reshape(rows, -1, count, self.head_dim)
+            return wide.reshape(rows, -1, count, c.head_dim)
 
-        q, k = project(queries, "q_proj", self.heads), project(flat, "k_proj", self.kv_heads)
-        v = project(flat, "v_proj", self.kv_heads)
-        if self.norm_eps is not None:
-            q, k = RMSNorm(self.norm_eps, name="q_norm")(q), RMSNorm(self.norm_eps, name="k_norm")(k)
+        q, k = project(queries, "q_proj", c.n_heads), project(flat, "k_proj", c.n_kv_heads)
+        v = project(flat, "v_proj", c.n_kv_heads)
+        if c.qk_norm:
+            q, k = RMSNorm(c.rms_norm_eps, name="q_norm")(q), RMSNorm(c.rms_norm_eps, name="k_norm")(k)
         q, k = rotate(q, query_rope), rotate(k, rope)
         if access is None:
             k, v, pair = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2), None
         else:
             k, v, pair = access.update(k, v)
         attended = attend(q, k, v, mask).reshape(queries.shape[0], -1)
-        return Projection(flat.shape[-1], scale=self.scale, name="attn_out")(attended), pair
+        return Projection(flat.shape[-1], scale=c.output_scale, name="attn_out")(attended), pair
 
 
 class SwiGLU(nn.Module):

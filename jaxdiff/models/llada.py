@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from jaxdiff.models.config import Config
-from jaxdiff.models.dense import DenseTransformer
+from jaxdiff.models.stack import Transformer
 from jaxdiff.types import InputError
 
 
@@ -65,8 +65,12 @@ class LladaConfig(Config):
     )
 
     @property
-    def qkv_bias(self) -> bool:
+    def qkv_bias(self) -> bool:  # type: ignore[override]
         return self.include_qkv_bias
+
+    @property
+    def rope_dtype(self) -> str:
+        return "float32"
 
     def __post_init__(self) -> None:
         if self.d_model % self.n_heads or self.head_dim not in (0, self.d_model // self.n_heads):
@@ -75,11 +79,7 @@ class LladaConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True)
-class Llada(DenseTransformer):
+class Llada(Transformer):
     """LLaDA-8B, LLaDA-1.5, and the model that ships."""
 
     config: LladaConfig
-
-    @property
-    def rope_dtype(self) -> str:
-        return "float32"

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdiff.models.config import SLIDING_WINDOW, HfConfig
-from jaxdiff.models.dense import attention, output_scale, swiglu
+from jaxdiff.models.layers import SwiGLU
 from jaxdiff.models.moe import Mixture, Routes
 from jaxdiff.models.stack import Group, Transformer
 from jaxdiff.types import InputError
@@ -61,6 +61,7 @@ class Llada2Config(HfConfig):
     repeated: ClassVar[Mapping[str, str]] = {"rotary_dim": "rotary_dim"}
     harmless: ClassVar[frozenset[str]] = SLIDING_WINDOW
     published: ClassVar[tuple[int, Mapping[str, int]]] = (157184, {"mask_token_id": 156895, "eos_token_id": 156892})
+    qk_norm: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,12 +75,8 @@ class Llada2Config(HfConfig):
             )
 
     @property
-    def qkv_bias(self) -> bool:
+    def qkv_bias(self) -> bool:  # type: ignore[override]
         return self.use_qkv_bias
-
-    @property
-    def qk_norm(self) -> bool:
-        return True
 
     @property
     def rotary_dim(self) -> int:
@@ -93,10 +90,6 @@ class Llada2(Transformer):
     config: Llada2Config
 
     tempered = True
-
-    @property
-    def attention_block(self) -> int:
-        return self.config.attention_block
 
     def groups(self) -> tuple[Group, ...]:
         c = self.config
@@ -114,10 +107,11 @@ class Llada2(Transformer):
             choose,
             bias=True,
             shared=c.num_shared_experts * c.moe_intermediate_size,
-            scale=output_scale(c),
+            scale=c.output_scale,
         )
-        dense = Group("dense", c.first_k_dense_replace, attention(c), swiglu(c))
-        routed = Group("layers", c.n_layers - c.first_k_dense_replace, attention(c), mixture)
+        mlp = functools.partial(SwiGLU, c.mlp_hidden_size, scale=c.output_scale)
+        dense = Group("dense", c.first_k_dense_replace, mlp)
+        routed = Group("layers", c.n_layers - c.first_k_dense_replace, mixture)
         return (dense, routed) if dense.depth else (routed,)
 
 

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdiff.models.config import Each, HfConfig
-from jaxdiff.models.dense import attention, output_scale
 from jaxdiff.models.moe import Mixture, Routes
 from jaxdiff.models.stack import Group, Transformer
 
@@ -58,10 +57,7 @@ class LladaMoeConfig(HfConfig):
         "moe_router_enable_expert_bias": "expert_bias",
     }
     published: ClassVar[tuple[int, Mapping[str, int]]] = (157184, {"mask_token_id": 156895, "eos_token_id": 156892})
-
-    @property
-    def qk_norm(self) -> bool:
-        return True
+    qk_norm: ClassVar[bool] = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +69,9 @@ class LladaMoe(Transformer):
     def groups(self) -> tuple[Group, ...]:
         c = self.config
         choose = functools.partial(most_likely, k=c.num_experts_per_tok)
-        mixture = (c.num_experts, c.mlp_hidden_size, choose)
-        mlp = functools.partial(Mixture, *mixture, bias=c.expert_bias, scale=output_scale(c))
-        return (Group("layers", c.n_layers, attention(c), mlp),)
+        sizes = (c.num_experts, c.mlp_hidden_size)
+        mlp = functools.partial(Mixture, *sizes, choose, bias=c.expert_bias, scale=c.output_scale)
+        return (Group("layers", c.n_layers, mlp),)
 
 
 def most_likely(logits: Float[Array, "n X"], bias: Float[Array, " X"] | None, *, k: int) -> Routes:

@@ -17,10 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdiff.models.layers import SwiGLU
-from jaxdiff.parallel import over_experts
+from jaxdiff.parallel.mesh import over_experts
 from jaxdiff.weights import full
 
-ROUTER = "router"
 Routes = tuple[Float[Array, "n k"], Int[Array, "n k"]]  # weights, experts
 Choose = Callable[[Float[Array, "n X"], Float[Array, " X"] | None], Routes]  # of float32 logits and the expert bias
 
@@ -102,6 +101,6 @@ class Mixture(nn.Module):
 
     @nn.compact
     def __call__(self, flat: Float[Array, "n D"]) -> Float[Array, "n D"]:
-        routes = Router(self.experts, self.choose, self.bias, name=ROUTER)(flat)
+        routes = Router(self.experts, self.choose, self.bias, name="router")(flat)
         mixed = Experts(self.experts, self.width, self.scale, name="experts")(flat, *routes)
         return mixed + SwiGLU(self.shared, self.scale, name="shared")(flat) if self.shared else mixed

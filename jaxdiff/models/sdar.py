@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from jaxdiff.models.config import SLIDING_WINDOW, HfConfig
-from jaxdiff.models.dense import DenseTransformer
+from jaxdiff.models.stack import Transformer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,20 +42,13 @@ class SdarConfig(HfConfig):
         151936,
         {"mask_token_id": 151669, "eos_token_id": 151643, "eot_token_id": 151645},
     )
-
-    @property
-    def qk_norm(self) -> bool:
-        return True
+    qk_norm: ClassVar[bool] = True
 
 
 @dataclasses.dataclass(frozen=True)
-class Sdar(DenseTransformer):
+class Sdar(Transformer):
     """SDAR-1.7B, SDAR-4B, SDAR-8B (the dense sizes)."""
 
     config: SdarConfig
 
     tempered = True
-
-    @property
-    def attention_block(self) -> int:
-        return self.config.attention_block

@@ -2,12 +2,13 @@
 
     tokens [B T] -> wte -> groups of blocks, scanned -> ln_f -> features [B r D] -> head [D V]
 
-A family is a config and a composition: which `Attention`, which MLP, how many layers of each.
+A family is a config and a composition: which MLP, and how many layers of each.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxdiff import kvcache
 from jaxdiff.kvcache import LayerAccess, Pair
 from jaxdiff.models.config import Config
-from jaxdiff.models.layers import Attention, RMSNorm, Rope, rope_table, visible
+from jaxdiff.models.layers import Attention, RMSNorm, Rope, SwiGLU, rope_table, visible
 from jaxdiff.types import Inputs, KVCache, Params, Span
 from jaxdiff.weights import full
 from jaxdiff.windows import take
@@ -29,13 +30,12 @@ from jaxdiff.windows import take
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); carries x through a scan."""
 
-    attention: Callable[[], Attention]
+    config: Config
     mlp: Callable[[], nn.Module]
-    eps: float
 
     def setup(self) -> None:
-        self.attn_norm, self.ff_norm = RMSNorm(self.eps), RMSNorm(self.eps)
-        self.attend, self.mix = self.attention(), self.mlp()
+        self.attn_norm, self.ff_norm = RMSNorm(self.config.rms_norm_eps), RMSNorm(self.config.rms_norm_eps)
+        self.attend, self.mix = Attention(self.config), self.mlp()
         nn.share_scope(self, self.attend)
         nn.share_scope(self, self.mix)
 
@@ -63,24 +63,14 @@ class Group:
 
     name: str
     depth: int
-    attention: Callable[[], Attention]
     mlp: Callable[[], nn.Module]
 
 
 class Stack(nn.Module):
     """Layers are scanned, so that compile time does not grow with depth."""
 
-    vocab_size: int
-    d_model: int
+    config: Config
     groups: tuple[Group, ...]
-    eps: float
-    dtype: str
-    rotary_dim: int  # dimensions of a head that rotary positions rotate
-    theta: float
-    rope_dtype: str
-    attention_block: int | None = None
-    prefix_lm: bool = False
-    tied: bool = False  # the head is the embedding, transposed
 
     @nn.compact
     def __call__(
@@ -91,14 +81,14 @@ class Stack(nn.Module):
         read: Span | None = None,
     ) -> tuple[Float[Array, "B r D"], KVCache | None]:
         """As `jaxdiff.types.Model.apply`, before a family's shift is undone."""
-        embedding_init = nn.initializers.normal(1.0 / math.sqrt(self.d_model))
-        embedding = self.param("wte", embedding_init, (self.vocab_size, self.d_model))
-        if not self.tied:
+        c = self.config
+        embedding = self.param("wte", nn.initializers.normal(1.0 / math.sqrt(c.d_model)), (c.vocab_size, c.d_model))
+        if not c.tied:
             head_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-            self.param("head", head_init, (self.d_model, self.vocab_size))
-        x = full(embedding[inputs.tokens], jnp.dtype(self.dtype))
-        rope = rope_table(inputs.positions, self.rotary_dim, self.theta, jnp.dtype(self.rope_dtype))
-        mask = visible(inputs, self.attention_block, self.prefix_lm)
+            self.param("head", head_init, (c.d_model, c.vocab_size))
+        x = full(embedding[inputs.tokens], jnp.dtype(c.dtype))
+        rope = rope_table(inputs.positions, c.rotary_dim, c.rope_theta, jnp.dtype(c.rope_dtype))
+        mask = visible(inputs, c.attention_block, c.prefix_lm)
         kept = {}
         for group in self.groups:
             asked = read if group is self.groups[-1] else None
@@ -110,10 +100,10 @@ class Stack(nn.Module):
                     in_axes=(nn.broadcast, nn.broadcast),
                     length=group.depth,
                 )
-                x, _ = layers(group.attention, group.mlp, self.eps, name=group.name)(x, rope, mask)
+                x, _ = layers(c, group.mlp, name=group.name)(x, rope, mask)
                 continue
             leaves = self.variables["params"][group.name]
-            block = Block(group.attention, group.mlp, self.eps, parent=None)
+            block = Block(c, group.mlp, parent=None)
 
             def layer(
                 carry: tuple[Array, Pair | None],
@@ -133,12 +123,12 @@ class Stack(nn.Module):
             carry, _ = jax.lax.scan(layer, (x, None if kv is None else kv[group.name]), jnp.arange(count))
             x, pair = carry if asked is None else layer(carry, count, asked)[0]
             kept[group.name] = pair
-        return RMSNorm(self.eps, name="ln_f")(x), None if kv is None else kept
+        return RMSNorm(c.rms_norm_eps, name="ln_f")(x), None if kv is None else kept
 
 
 @dataclasses.dataclass(frozen=True)
 class Transformer:
-    """A family as a static definition; implements `jaxdiff.types.Model`. A subclass says its `groups`."""
+    """A family as a static definition; implements `jaxdiff.types.Model`. One that is not dense says its `groups`."""
 
     config: Config
 
@@ -147,37 +137,16 @@ class Transformer:
 
     @property
     def attention_block(self) -> int | None:
-        return None
-
-    @property
-    def rope_dtype(self) -> str:
-        """Of the cosines and sines of rotary positions."""
-        return self.config.dtype
+        return self.config.attention_block
 
     def groups(self) -> tuple[Group, ...]:
-        """The layers, first to last."""
-        raise NotImplementedError
-
-    def stack(self) -> Stack:
-        """The whole network."""
-        c = self.config
-        return Stack(
-            vocab_size=c.vocab_size,
-            d_model=c.d_model,
-            groups=self.groups(),
-            eps=c.rms_norm_eps,
-            dtype=c.dtype,
-            rotary_dim=c.rotary_dim,
-            theta=c.rope_theta,
-            rope_dtype=self.rope_dtype,
-            attention_block=self.attention_block,
-            prefix_lm=c.prefix_lm,
-            tied=c.tied,
-        )
+        """The layers, first to last: here all alike and without experts."""
+        mlp = functools.partial(SwiGLU, self.config.mlp_hidden_size, scale=self.config.output_scale)
+        return (Group("layers", self.config.n_layers, mlp),)
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh float32 parameters; a group's leaves are stacked [N, ...]."""
-        return self.stack().init(key, Inputs.whole(jnp.zeros((1, 1), jnp.int32)))["params"]
+        return Stack(self.config, self.groups()).init(key, Inputs.whole(jnp.zeros((1, 1), jnp.int32)))["params"]
 
     def apply(
         self,
@@ -191,18 +160,15 @@ class Transformer:
 
         With `read` the rest of the last layer's queries and MLP is not computed.
         """
-        stack = self.stack().clone(vocab_size=params["wte"].shape[0])  # over a mesh it is padded
-        out: Any = stack.apply({"params": params}, inputs, kv, at, read)
+        config = dataclasses.replace(self.config, vocab_size=params["wte"].shape[0])  # over a mesh it is padded
+        out: Any = Stack(config, self.groups()).apply({"params": params}, inputs, kv, at, read)
         return out
 
     def empty_kv(self, rows: int, columns: int) -> KVCache:
         """Zeros in the config's dtype, [N B K M E] for each group of layers."""
-
-        def room(group: Group) -> Pair:
-            heads = group.attention()
-            return kvcache.empty(group.depth, rows, heads.kv_heads, columns, heads.head_dim, self.config.dtype)
-
-        return {group.name: room(group) for group in self.stack().groups}
+        c = self.config
+        shape = (rows, c.n_kv_heads, columns, c.head_dim)
+        return {group.name: kvcache.empty(group.depth, *shape, c.dtype) for group in self.groups()}
 
     def head(self, params: Params) -> Float[Any, "D V"]:
         """The unembedding matrix, quantised where the params are."""

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff.parallel.rules import DATA, MODEL, RULES, specs
-from jaxdiff.pytree import numbers_marked, numbers_of, with_numbers
+from jaxdiff.pytree import number_names, numbers_of, with_numbers
 from jaxdiff.types import InputError
 
 ROWS = PartitionSpec(RULES["batch"])
@@ -123,8 +123,8 @@ def specs_of(setup: Any) -> Any:
     are whole on each data shard.
     """
     leaves, structure = jax.tree.flatten(setup.decoder)
-    each = [own and leaf.ndim > 0 for own, leaf in zip(numbers_marked(setup.decoder), leaves, strict=True)]
-    decoder = jax.tree.unflatten(structure, [ROWS if leads else WHOLE for leads in each])
+    pairs = zip(number_names(setup.decoder), leaves, strict=True)
+    decoder = jax.tree.unflatten(structure, [ROWS if name and leaf.ndim else WHOLE for name, leaf in pairs])
     return dataclasses.replace(setup, params=WHOLE, decoder=decoder)
 
 

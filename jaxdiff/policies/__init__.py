@@ -7,7 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxdiff.policies.above_mean import AboveMean
-from jaxdiff.policies.combine import AllOf, AnyOf, Cap, all_of, any_of, cap
+from jaxdiff.policies.combine import AllOf as AllOf
+from jaxdiff.policies.combine import AnyOf as AnyOf
+from jaxdiff.policies.combine import Cap as Cap
+from jaxdiff.policies.combine import all_of, any_of, cap
 from jaxdiff.policies.entropy import Entropy
 from jaxdiff.policies.entropy_bounded import EntropyBounded
 from jaxdiff.policies.factor import Factor
@@ -16,7 +19,7 @@ from jaxdiff.policies.learned import Learned
 from jaxdiff.policies.margin import Margin
 from jaxdiff.policies.oracle import Oracle
 from jaxdiff.policies.remdm import RemdmCap, RemdmLoop, RemdmRescale
-from jaxdiff.policies.replay import Replay
+from jaxdiff.policies.replay import Replay as Replay
 from jaxdiff.policies.threshold import Threshold
 from jaxdiff.pytree import InputError
 from jaxdiff.registry import Keyed, Modes, Registry, parse_arguments, parse_number
@@ -82,29 +85,3 @@ def _split(text: str) -> list[str]:
         else:
             parts[-1] += char
     return parts
-
-
-__all__ = [
-    "POLICIES",
-    "AboveMean",
-    "AllOf",
-    "AnyOf",
-    "Cap",
-    "Entropy",
-    "EntropyBounded",
-    "Factor",
-    "Fixed",
-    "FixedDream",
-    "Learned",
-    "Margin",
-    "Oracle",
-    "RemdmCap",
-    "RemdmLoop",
-    "RemdmRescale",
-    "Replay",
-    "Threshold",
-    "all_of",
-    "any_of",
-    "cap",
-    "parse",
-]

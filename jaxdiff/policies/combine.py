@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +21,14 @@ from jaxdiff.pytree import InputError, number, pytree
 from jaxdiff.types import Count, PartState, Policy, Proposal, Score, per_row
 
 
-@pytree
-class _Joined:
-    """Several policies decide on the same score; part i draws from the row's key folded with i."""
+class _Combined:
+    """What a policy takes over from its parts."""
 
     parts: tuple[Policy, ...]
 
-    def __post_init__(self) -> None:
-        if not self.parts:
-            raise InputError("policy: found a combination of nothing, expected at least one policy")
-        if any(part.revises for part in self.parts[1:]):
-            raise InputError("policy: found a part that takes commits back behind the first; put it first")
+    @property
+    def waits(self) -> bool:
+        return all(part.waits for part in self.parts)
 
     @property
     def revises(self) -> bool:
@@ -47,84 +45,71 @@ class _Joined:
     def init(self, rows: int, window: int) -> tuple[PartState, ...]:
         return tuple(part.init(rows, window) for part in self.parts)
 
-    def join(
-        self, state: tuple[PartState, ...], score: Score, key: Key[Array, " B"], how: Callable
-    ) -> tuple[Proposal, tuple[PartState, ...]]:
-        """Every part's own decision, their commits and what they accept joined by `how` (or, and)."""
+
+@pytree
+class _Joined(_Combined):
+    """Several policies decide on the same score; part i draws from the row's key folded with i."""
+
+    parts: tuple[Policy, ...]  # type: ignore[override]
+
+    how: ClassVar[Callable]  # joins the parts' commits and what they accept: or, and
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise InputError("policy: found a combination of nothing, expected at least one policy")
+        if any(part.revises for part in self.parts[1:]):
+            raise InputError("policy: found a part that takes commits back behind the first; put it first")
+
+    def select(self, state: PartState, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, PartState]:
         decided = [
             part.select(own, score, jax.vmap(jax.random.fold_in, (0, None))(key, i))
             for i, (part, own) in enumerate(zip(self.parts, state, strict=True))
         ]
-        proposals = [proposal for proposal, _ in decided]
+        proposals, states = zip(*decided, strict=True)
 
         def joined(by: Callable, name: str) -> Bool[Array, "B W"]:
             return functools.reduce(by, [getattr(proposal, name) for proposal in proposals])
 
         joint = dataclasses.replace(
             proposals[0],
-            commit=joined(how, "commit"),
-            accepted=joined(how, "accepted"),
+            commit=joined(self.how, "commit"),
+            accepted=joined(self.how, "accepted"),
             close=joined(operator.or_, "close"),
         )
-        return joint, tuple(after for _, after in decided)
+        return joint, states
 
 
 @pytree
 class AnyOf(_Joined):
     """Commit what any part commits. Learn2PD's official decode is `any_of(filter, fixed)`."""
 
-    @property
-    def waits(self) -> bool:
-        return all(part.waits for part in self.parts)
-
-    def select(
-        self, state: tuple[PartState, ...], score: Score, key: Key[Array, " B"]
-    ) -> tuple[Proposal, tuple[PartState, ...]]:
-        return self.join(state, score, key, operator.or_)
+    how: ClassVar[Callable] = operator.or_
 
 
 @pytree
 class AllOf(_Joined):
     """Commit what every part commits; where they share nothing, the loop forces the first part's best."""
 
+    how: ClassVar[Callable] = operator.and_
     waits = False
-
-    def select(
-        self, state: tuple[PartState, ...], score: Score, key: Key[Array, " B"]
-    ) -> tuple[Proposal, tuple[PartState, ...]]:
-        return self.join(state, score, key, operator.and_)
 
 
 @pytree
-class Cap:
+class Cap(_Combined):
     """Commit at most the `k` of highest priority among what the policy commits."""
 
     policy: Policy
     k: Count = number(low=1, high=2**20, whole=True)
 
     @property
-    def waits(self) -> bool:
-        return self.policy.waits
-
-    @property
-    def revises(self) -> bool:
-        return self.policy.revises
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.policy.needs
-
-    def budget(self, rows: int, window: int) -> Int[Array, " B"]:
-        return self.policy.budget(rows, window)
-
-    def init(self, rows: int, window: int) -> PartState:
-        return self.policy.init(rows, window)
+    def parts(self) -> tuple[Policy, ...]:  # type: ignore[override]
+        return (self.policy,)
 
     def select(self, state: PartState, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, PartState]:
-        proposal, state = self.policy.select(state, score, key)
+        proposal, own = self.policy.select(state[0], score, key)
         among = proposal.commit & score.eligible
         kept = (ranks(proposal.priority, among) < per_row(self.k)) & among
-        return dataclasses.replace(proposal, commit=kept, accepted=kept & proposal.accepted), state
+        return dataclasses.replace(proposal, commit=kept, accepted=kept & proposal.accepted), (own,)
 
 
 def any_of(*parts: Policy) -> AnyOf:

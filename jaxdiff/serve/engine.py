@@ -25,7 +25,8 @@ from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.layout import Setup, layout_of
 from jaxdiff.decode.loop import begin
 from jaxdiff.decode.state import Rows, State
-from jaxdiff.parallel import check_axes, everywhere, place
+from jaxdiff.parallel.mesh import check_axes, everywhere
+from jaxdiff.parallel.rules import place
 from jaxdiff.pytree import numbers_of, with_numbers
 from jaxdiff.serve.queue import Answer, Meter, Refusal, Request, check_request, numbered
 from jaxdiff.serve.slots import Incoming, repad, serve_step

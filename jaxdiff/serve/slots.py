@@ -25,7 +25,7 @@ from jaxdiff.decode.loop import begin, step
 from jaxdiff.decode.result import Result, finish
 from jaxdiff.decode.state import Rows, State, keep, live
 from jaxdiff.kvcache import shift_columns
-from jaxdiff.parallel import KV_ROWS, ROWS, WHOLE, over_data, specs_of
+from jaxdiff.parallel.mesh import KV_ROWS, ROWS, WHOLE, over_data, specs_of
 from jaxdiff.pytree import pytree, with_numbers
 
 

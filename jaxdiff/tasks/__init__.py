@@ -3,7 +3,7 @@
 from types import ModuleType
 
 from jaxdiff.tasks import drills, gsm_symbolic, steps
-from jaxdiff.tasks.base import Problem, Split, Task
+from jaxdiff.tasks.base import Problem as Problem
 from jaxdiff.types import InputError
 
 TASKS: dict[str, ModuleType] = {module.NAME: module for module in (gsm_symbolic, drills, steps)}
@@ -14,6 +14,3 @@ def task(name: str) -> ModuleType:
     if name not in TASKS:
         raise InputError(f"task: found {name!r}, expected one of {', '.join(TASKS)}")
     return TASKS[name]
-
-
-__all__ = ["TASKS", "Problem", "Split", "Task", "task"]

@@ -1,10 +1,11 @@
-"""What a task is: a stream of problems for each split, and a verifier."""
+"""What the tasks share: problems, and the splits that they come in."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Literal, Protocol
+from typing import Literal
+
+from jaxdiff.types import InputError
 
 Split = Literal["train", "validation", "test"]
 
@@ -18,11 +19,7 @@ class Problem:
     continues: bool = False  # the question is a text to go on with, not a turn of a chat
 
 
-class Task(Protocol):
-    """A module of this folder."""
-
-    NAME: str
-
-    def problems(self, split: Split, seed: int) -> Iterator[Problem]: ...
-
-    def verify(self, answer: str, problem: Problem) -> bool: ...
+def check_training(name: str, split: Split) -> None:
+    """Raises InputError for a held-out split of a task that has too few different problems to hold any out."""
+    if split != "train":
+        raise InputError(f"split: found {split!r}, but all {name} are for training; score another task")

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from jaxdiff.tasks.base import Problem, Split
-from jaxdiff.types import InputError
+from jaxdiff.tasks.base import Problem, Split, check_training
 
 NAME = "drills"
 LARGEST = 60
@@ -21,20 +20,15 @@ def problems(split: Split, seed: int) -> Iterator[Problem]:
 
     Raises InputError for a held-out split: there are too few different drills to hold any out.
     """
-    if split != "train":
-        raise InputError(f"split: found {split!r}, but all {NAME} are for training; score another task")
+    check_training(NAME, split)
     rng = Random(f"{NAME}/{seed}")
     while True:
-        yield _drill(rng)
+        question, answer = expression(rng)
+        yield Problem(question=question, worked=answer, answer=answer, continues=True)
 
 
 def verify(answer: str, problem: Problem) -> bool:
     return answer.strip() == problem.answer
-
-
-def _drill(rng: Random) -> Problem:
-    question, answer = expression(rng)
-    return Problem(question=question, worked=answer, answer=answer, continues=True)
 
 
 def expression(rng: Random) -> tuple[str, str]:

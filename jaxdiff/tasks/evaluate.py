@@ -105,9 +105,9 @@ def sweep(
     prompts, origin = pad_to_bucket(questions, fill=config.eos_token_id, room=config.max_sequence_length - gen_length)
     by_length = np.argsort([len(problem.worked) for problem in problems], kind="stable")
 
-    run, work = Timed(persistent_cache=False), np.zeros((len(values), n))
-    texts = np.empty((len(values), n), object)
-    nfe, lengths, near_ties = (np.zeros((len(values), n), np.int32) for _ in range(3))
+    run, texts = Timed(persistent_cache=False), np.empty((len(values), n), object)
+    kinds = {"nfe": np.int32, "work": float, "lengths": np.int32, "near_ties": np.int32}
+    counted = {name: np.zeros(texts.shape, kind) for name, kind in kinds.items()}
     seconds, done = np.zeros(len(values)), 0
     for rows in batches(len(values) * n, batch_size):
         which, at = rows // n, by_length[rows % n]
@@ -120,14 +120,14 @@ def sweep(
             mesh=mesh,
         )
         result = run.run(call)
-        work[which, at] = result.work
-        nfe[which, at], lengths[which, at], near_ties[which, at] = result.nfe, result.lengths, result.near_ties
+        for name, column in counted.items():
+            column[which, at] = getattr(result, name)
         for generated, *place in zip(np.asarray(result.tokens)[:, prompts.shape[1] :], which, at, strict=True):
             texts[tuple(place)] = tokenizer.decode(generated)
         np.add.at(seconds, which, (run.seconds - before) / len(rows))
         done += len(np.unique(rows))
         if progress is not None:
-            progress(done, int(lengths.sum()), run.seconds)
+            progress(done, int(counted["lengths"].sum()), run.seconds)
     return tuple(
         Report(
             task=task_name,
@@ -136,10 +136,7 @@ def sweep(
             problems=problems,
             texts=tuple(texts[i]),
             correct=np.asarray([module.verify(text, p) for text, p in zip(texts[i], problems, strict=True)]),
-            nfe=nfe[i],
-            work=work[i],
-            lengths=lengths[i],
-            near_ties=near_ties[i],
+            **{name: column[i] for name, column in counted.items()},
             seconds=float(seconds[i]),
             compile_seconds=run.compile_seconds,
         )

@@ -10,8 +10,7 @@ import re
 from collections.abc import Iterator
 
 from jaxdiff.tasks import gsm_symbolic
-from jaxdiff.tasks.base import Problem, Split
-from jaxdiff.types import InputError
+from jaxdiff.tasks.base import Problem, Split, check_training
 
 NAME = "steps"
 _STEP = re.compile(r"^(?P<left>[^=]*= ?[^\w\s]?)(?P<result>\d+)", re.MULTILINE)
@@ -22,17 +21,11 @@ def problems(split: Split, seed: int) -> Iterator[Problem]:
 
     Raises InputError for a held-out split (few steps are different), and when `reasoning-gym` is not installed.
     """
-    if split != "train":
-        raise InputError(f"split: found {split!r}, but all {NAME} are for training; score another task")
+    check_training(NAME, split)
     for whole in gsm_symbolic.problems(split, seed):
         for step in _STEP.finditer(whole.worked):
-            yield Problem(
-                question=step["left"],
-                worked=step["result"],
-                answer=step["result"],
-                template=whole.template,
-                continues=True,
-            )
+            result = step["result"]
+            yield Problem(question=step["left"], worked=result, answer=result, template=whole.template, continues=True)
 
 
 def verify(answer: str, problem: Problem) -> bool:

@@ -95,16 +95,20 @@ def fit_filter(
     features = min(part.hidden.shape[-1] for part in parts) if recipe.kind == "hidden" else 0
     if recipe.kind == "hidden" and not features:
         raise InputError("traces: hold no hidden features, which kind hidden reads; collect them with --features")
-    widths = _widths(recipe, windows[0], features)
+    hidden = windows[0] if recipe.hidden is None else recipe.hidden
+    ends = (windows[0], windows[0]) if recipe.kind == "block" else (local_width(recipe.reach, features), 1)
     rows, checked = (
-        _prepare([part.take(kept_apart(part.prompt) == apart) for part in parts], recipe, features)
+        jax.tree.map(
+            lambda *columns: jnp.concatenate(columns),
+            *[_rows_of(part.take(kept_apart(part.prompt) == apart), recipe, features) for part in parts],
+        )
         for apart in (False, True)
     )
     size = max(1, recipe.positions // windows[0]) if recipe.kind == "block" else recipe.positions
     optimizer = optax.adamw(
         optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps), weight_decay=recipe.weight_decay
     )
-    layers = init_layers(jax.random.key(recipe.seed), widths)
+    layers = init_layers(jax.random.key(recipe.seed), (ends[0], *[hidden] * (recipe.layers - 1), ends[1]))
     state: Any = (layers, optimizer.init(layers))  # type: ignore[arg-type]
 
     def loss(layers: Any, batch: _Rows) -> Float[Array, ""]:
@@ -144,17 +148,6 @@ def fit_filter(
 def kept_apart(prompts: Int[np.ndarray, " R"]) -> Bool[np.ndarray, " R"]:
     """A tenth of the prompts, spread evenly over their ids and the same in every fit: they validate it."""
     return (prompts.astype(np.uint64) * np.uint64(2654435761) >> np.uint64(7)) % np.uint64(10) == 0
-
-
-def _widths(recipe: FilterRecipe, window: int, features: int) -> tuple[int, ...]:
-    hidden = window if recipe.hidden is None else recipe.hidden
-    ends = (window, window) if recipe.kind == "block" else (local_width(recipe.reach, features), 1)
-    return (ends[0], *[hidden] * (recipe.layers - 1), ends[1])
-
-
-def _prepare(parts: Sequence[Traces], recipe: FilterRecipe, features: int) -> _Rows:
-    made = [_rows_of(part, recipe, features) for part in parts]
-    return jax.tree.map(lambda *columns: jnp.concatenate(columns), *made)
 
 
 def _rows_of(traces: Traces, recipe: FilterRecipe, features: int) -> _Rows:

@@ -6,13 +6,15 @@ a run that was killed and started again ends with the bits of one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import shutil
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +49,11 @@ def train(recipe: Recipe, folder: Path) -> Path | None:
 
     Raises InputError where the folder belongs to another recipe.
     """
-    with _Stop() as stop:
-        return _run(recipe, folder, stop)
+    with _sigterm() as asked:
+        return _run(recipe, folder, asked)
 
 
-def _run(recipe: Recipe, folder: Path, stop: _Stop) -> Path | None:
+def _run(recipe: Recipe, folder: Path, asked: threading.Event) -> Path | None:
     fresh = _is_fresh(folder, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     if recipe.init is not None:
@@ -86,9 +88,9 @@ def _run(recipe: Recipe, folder: Path, stop: _Stop) -> Path | None:
                 state, value = step_fn(state, jnp.int32(step), *dataclasses.astuple(batch))
                 log(step, value, batch)
                 last = step + 1 == recipe.steps
-                if stop.asked or last or (step + 1) % recipe.save_every == 0:
+                if asked.is_set() or last or (step + 1) % recipe.save_every == 0:
                     manager.save(step + 1, args=ocp.args.StandardSave(state), force=True)
-                if stop.asked:
+                if asked.is_set():
                     manager.wait_until_finished()
                     log.note(f"stopped by a signal after step {step + 1}; run the same command to go on")
                     return None
@@ -112,19 +114,16 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     )
     matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
 
-    def numbers(params: Params) -> Any:
-        def one(path: Any, _: Any) -> optax.contrib.MuonDimensionNumbers | None:
-            muon = kind_of(leaf_name(path)).optimizer == "muon"
-            return matrix if muon and path[0].key == "layers" else None
-
-        return jax.tree.map_with_path(one, params)
+    def numbers(path: Any, _: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        muon = kind_of(leaf_name(path)).optimizer == "muon"
+        return matrix if muon and path[0].key == "layers" else None
 
     muon = optax.contrib.muon(
         schedule,
         weight_decay=recipe.weight_decay,
         consistent_rms=0.2,  # updates of Adam's size, so that one learning rate serves both
         adam_b2=0.98,
-        muon_weight_dimension_numbers=numbers,
+        muon_weight_dimension_numbers=functools.partial(jax.tree.map_with_path, numbers),
     )
     return optax.chain(optax.clip_by_global_norm(recipe.clip), muon)
 
@@ -150,11 +149,8 @@ def make_step(model: Model, optimizer: optax.GradientTransformation, recipe: Rec
     ) -> tuple[dict[str, Any], Float[Array, ""]]:
         key = jax.random.fold_in(jax.random.key(recipe.seed), step)
         noisy, weight = corruption(key, tokens, answers, prompt_lengths, answer_lengths)
-
-        def of(params: Params) -> Float[Array, ""]:
-            return loss(model, params, noisy, tokens, weight, prompt_lengths)
-
-        value, gradients = jax.value_and_grad(of)(state["params"])
+        gradient = jax.value_and_grad(loss, argnums=1)
+        value, gradients = gradient(model, state["params"], noisy, tokens, weight, prompt_lengths)
         updates, optimizer_state = optimizer.update(gradients, state["optimizer"], state["params"])
         return {"params": optax.apply_updates(state["params"], updates), "optimizer": optimizer_state}, value
 
@@ -200,20 +196,15 @@ def _is_fresh(folder: Path, recipe: Recipe) -> bool:
     return False
 
 
-class _Stop:
+@contextlib.contextmanager
+def _sigterm() -> Iterator[threading.Event]:
     """Turns SIGTERM into a flag that the loop reads between steps."""
-
-    asked = False
-
-    def __enter__(self) -> _Stop:
-        self._previous = signal.signal(signal.SIGTERM, self._ask)
-        return self
-
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
-
-    def __exit__(self, *_: Any) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
+    asked = threading.Event()
+    previous = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class _Log:

@@ -27,11 +27,9 @@ from jaxdiff.decode.checks import block_of
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.program import Timed
 from jaxdiff.files import replaced_file
-from jaxdiff.policies import Fixed
 from jaxdiff.policies.filters import Evidence
 from jaxdiff.policies.replay import Recording, Replay
-from jaxdiff.stoppers import NoStop
-from jaxdiff.types import InputError, Model, Params, Policy, Stopper
+from jaxdiff.types import InputError, Model, Params
 
 SETTING = "setting.json"
 
@@ -54,18 +52,12 @@ class Traces:
     @property
     def evidence(self) -> Evidence:
         """The rows as a filter sees them when it decodes."""
-        return Evidence(
-            jnp.asarray(self.log_odds),
-            jnp.asarray(self.runner_up),
-            jnp.asarray(self.entropy),
-            jnp.asarray(self.masked),
-            jnp.asarray(self.step, jnp.int32),
-            jnp.asarray(self.hidden),
-        )
+        columns = (self.log_odds, self.runner_up, self.entropy, self.masked, self.step.astype(np.int32), self.hidden)
+        return Evidence(*map(jnp.asarray, columns))
 
     def take(self, rows: Any) -> Traces:
         """Some of the rows, by index or by mask."""
-        return Traces(*(column[rows] for column in _columns(self)))
+        return Traces(**{name: column[rows] for name, column in vars(self).items()})
 
     def check(self) -> None:
         """Raises InputError for traces that are empty or hold a NaN, with the prompt's id."""
@@ -83,14 +75,12 @@ def collect(
     prompts: Sequence[Sequence[int]],
     ids: Sequence[int],
     folder: Path,
+    decoder: Decoder | None = None,
     *,
     gen_length: int = 256,
-    block_length: int | None = None,
-    stop: Stopper | None = None,
     batch_size: int = 16,
     features: bool = False,
     taus: Sequence[float] = (0.0,),
-    answer: Policy | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Traces:
     """Decode each prompt, replay its answer, and keep what the replay saw.
@@ -98,31 +88,30 @@ def collect(
     Args:
         ids: one for each prompt; rows of one prompt must not be split between fitting and validation.
         folder: of the parts; parts that it holds from the same call are not made again.
-        stop: `Eos` leaves out what follows the end of the text; the published collection has all of it.
+        decoder: whose decode is replayed; default one token a step to the end of the canvas, as published. A careful
+            threshold gives answers as good in a fifteenth of the forwards, and `Eos` leaves out what follows the end of
+            the text.
         features: keep the model's hidden features too, 2 D bytes for each position that a row sees.
         taus: a replay for each, which commits what is final and at least as sure; 0 is the published one, and the
             others show what a more careful decode sees on its way.
-        answer: whose decode is replayed; default one token a step, as published. A careful threshold gives answers as
-            good in a fifteenth of the forwards.
         progress: called after each batch with the prompts, the rows and the seconds so far.
 
     Raises InputError for no taus or one outside 0 to 1, where the folder belongs to other prompts, weights or lengths,
     and what `decode` raises.
     """
-    block_length = block_of(model, block_length)
+    decoder = decoder or Decoder()
+    block_length = block_of(model, decoder.block_length)
+    decoder = dataclasses.replace(decoder, block_length=block_length)
     if not taus or not all(0.0 <= tau <= 1.0 for tau in taus):
         raise InputError(
             f"collect taus: found {list(taus)}, expected one from 0 to 1 for each replay; 0 is the published"
         )
     if not prompts or len(prompts) != len(ids):
         raise InputError(f"collect: found {len(prompts)} prompts and {len(ids)} ids, expected as many, at least one")
-    _claim(
-        folder, model, params, prompts, ids, gen_length, block_length, stop, batch_size, features, tuple(taus), answer
-    )
+    _claim(folder, model, params, prompts, ids, gen_length, batch_size, features, tuple(taus), decoder)
     config, run = model.config, Timed()
     blocks = -(-gen_length // block_length) + (model.attention_block is not None)  # a prompt's rest may share one
     replay = functools.partial(Replay, blocks=blocks, features=config.d_model if features else 0)
-    decoder = Decoder(policy=answer or Fixed(), stop=stop or NoStop(), block_length=block_length)
     padded, origin = pad_to_bucket(prompts, fill=config.eos_token_id, room=config.max_sequence_length - gen_length)
     parts: list[Traces] = []
     done = 0
@@ -140,7 +129,8 @@ def collect(
                 towards = dataclasses.replace(decoder, policy=replay(tau=tau))
                 recording = run.run(decode(towards, reference=reference)).policy
                 replays.append(_rows_of(jax.device_get(recording), np.asarray(ids)[rows], fresh, tau))
-            _write(path, join(replays))
+            with replaced_file(path) as new:  # as a whole or not at all
+                np.savez_compressed(new, **vars(join(replays)))
         parts.append(_read(path))
         done += fresh
         if progress is not None:
@@ -161,11 +151,7 @@ def load_traces(folder: Path) -> Traces:
 
 
 def join(parts: Sequence[Traces]) -> Traces:
-    return Traces(*(np.concatenate(columns) for columns in zip(*map(_columns, parts), strict=True)))
-
-
-def _columns(traces: Traces) -> tuple[np.ndarray, ...]:
-    return tuple(getattr(traces, field.name) for field in dataclasses.fields(traces))
+    return Traces(**{name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(parts[0])})
 
 
 def _rows_of(recording: Recording, ids: Int[np.ndarray, " B"], rows: int, tau: float) -> Traces:
@@ -198,12 +184,6 @@ def _claim(
         raise InputError(f"{folder}: holds traces of other prompts, weights or lengths; name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     saved.write_text(setting)
-
-
-def _write(path: Path, traces: Traces) -> None:
-    """As a whole or not at all."""
-    with replaced_file(path) as new:
-        np.savez_compressed(new, **{f.name: getattr(traces, f.name) for f in dataclasses.fields(traces)})
 
 
 def _read(path: Path) -> Traces:

@@ -14,7 +14,7 @@ from jaxdiff.bench.targets import tpu
 from jaxdiff.caches import Dual
 from jaxdiff.decode import Decoder
 from jaxdiff.models.layers import attend
-from jaxdiff.parallel import compiling_for, platform
+from jaxdiff.parallel.mesh import compiling_for, platform
 from jaxdiff.policies import Threshold
 
 SHAPE = {"vocab_size": 1024, "mask_token_id": 0, "eos_token_id": 1, "d_model": 256, "n_heads": 2, "n_kv_heads": 2}

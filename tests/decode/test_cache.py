@@ -13,7 +13,7 @@ from jaxdiff.decode import api, loop
 from jaxdiff.decode.state import live
 from jaxdiff.kvcache import LayerAccess
 from jaxdiff.models import Llada
-from jaxdiff.parallel import compiling_for
+from jaxdiff.parallel.mesh import compiling_for
 from jaxdiff.policies import Fixed, Threshold
 from jaxdiff.stoppers import SafeEotp
 from tests import reference, small

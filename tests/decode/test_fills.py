@@ -7,7 +7,7 @@ import pytest
 
 from jaxdiff.caches import BlockCausal, Dual, Frozen, Prefix
 from jaxdiff.decode import full
-from jaxdiff.parallel import compiling_for
+from jaxdiff.parallel.mesh import compiling_for
 from jaxdiff.policies import Fixed, Threshold
 from tests import reference, small
 from tests.cached import Network

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxdiff import Span, build
-from jaxdiff.models import Llada
+from jaxdiff.models import Llada, LladaConfig
 from jaxdiff.models.guided import Guided
 from jaxdiff.windows import take
 from tests import small
@@ -78,11 +78,11 @@ def test_tokens_fed_by_themselves_get_what_the_whole_canvas_gives_them(name):
 def attending(prompt, block):
     """A model whose tokens attend in that way, for the numpy forward of `test_llada`."""
 
-    @dataclasses.dataclass(frozen=True)
-    class Blocks(Llada):
-        attention_block = block
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Blocks(LladaConfig):
+        attention_block: int | None = block
 
-    return Blocks(dataclasses.replace(small.CONFIG, prefix_lm=prompt))
+    return Llada(Blocks(**dataclasses.asdict(small.CONFIG) | {"prefix_lm": prompt}))
 
 
 @pytest.mark.usefixtures("strict")

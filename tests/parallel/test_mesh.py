@@ -15,7 +15,7 @@ from jaxdiff.caches import Dual
 from jaxdiff.decode.score import TILE, Draws, Vocabulary, believe
 from jaxdiff.models import Llada, Llada2, Llada2Config, LladaConfig, LladaMoe, LladaMoeConfig, layers
 from jaxdiff.models.config import Config
-from jaxdiff.parallel import over_rows
+from jaxdiff.parallel.mesh import over_rows
 from jaxdiff.policies import Fixed, Learned, Threshold, any_of
 from jaxdiff.pytree import pytree
 from jaxdiff.stoppers import Eos, SafeEotp

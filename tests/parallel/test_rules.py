@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 from jaxdiff import InputError, decode, make_mesh
 from jaxdiff.decode import api
 from jaxdiff.models import Llada
-from jaxdiff.parallel import parse_mesh, place, shardings, specs_of
+from jaxdiff.parallel.mesh import parse_mesh, specs_of
+from jaxdiff.parallel.rules import place, shardings
 from jaxdiff.policies import Fixed, Learned, Oracle, Threshold, any_of, cap
 from jaxdiff.policies.filters import BlockFilter, init_layers
 from jaxdiff.pytree import pytree

@@ -38,12 +38,12 @@ def inputs():
 
 def streams(model, params, inputs):
     """What every layer puts out, one layer after another: the stack's parts without its scan."""
-    stack = model.stack()
-    rope = rope_table(inputs.positions, stack.rotary_dim, stack.theta, jnp.dtype(stack.rope_dtype))
-    mask = visible(inputs, stack.attention_block, stack.prefix_lm)
+    c = model.config
+    rope = rope_table(inputs.positions, c.rotary_dim, c.rope_theta, jnp.dtype(c.rope_dtype))
+    mask = visible(inputs, c.attention_block, c.prefix_lm)
     x, found = params["wte"][inputs.tokens], []
-    for group in stack.groups:
-        block = Block(group.attention, group.mlp, stack.eps)
+    for group in model.groups():
+        block = Block(c, group.mlp)
         for i in range(group.depth):
             layer = jax.tree.map(lambda leaf, i=i: leaf[i], params[group.name])
             x, _ = block.apply({"params": layer}, x, rope, mask)

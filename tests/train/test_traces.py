@@ -16,9 +16,10 @@ IDS = [10, 11, 12, 13]
 BLOCKS = small.GEN // small.BLOCK
 
 
-def gather(folder, seed=0, stop=None, **changes):
-    options = dict(gen_length=small.GEN, block_length=small.BLOCK, batch_size=3, stop=stop) | changes
-    return collect(small.MODEL, small.params(seed), small.PROMPTS, IDS, folder, **options)
+def gather(folder, seed=0, policy=None, **changes):
+    decoder = small.decoder(policy=policy or Fixed())
+    options = dict(gen_length=small.GEN, batch_size=3) | changes
+    return collect(small.MODEL, small.params(seed), small.PROMPTS, IDS, folder, decoder, **options)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -76,7 +77,7 @@ def test_it_equals_a_plain_loop(tmp_path, seed):
 
 def test_any_policy_may_give_the_answer(tmp_path):
     """One token a step in another order answers otherwise, and what is final is judged by that."""
-    sure, margin = (gather(tmp_path / name, answer=Fixed(order=name)) for name in ("confidence", "margin"))
+    sure, margin = (gather(tmp_path / name, policy=Fixed(order=name)) for name in ("confidence", "margin"))
     assert not np.array_equal(sure.final, margin.final)
     np.testing.assert_array_equal(sure.final, gather(tmp_path / "default").final)
     with pytest.raises(InputError, match="holds traces of other prompts, weights or lengths"):
