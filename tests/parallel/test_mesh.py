@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from experiments.collectives import Collective, collectives, compiled_text
-from jaxdiff import Sampling, decode, make_mesh
+from jaxdiff import Decoder, Sampling, decode, make_mesh
 from jaxdiff.caches import Dual
+from jaxdiff.decode.layout import Layout, Setup
 from jaxdiff.decode.score import TILE, Draws, Vocabulary, believe
 from jaxdiff.models import Llada, Llada2, Llada2Config, LladaConfig, LladaMoe, LladaMoeConfig, layers
 from jaxdiff.models.config import Config
@@ -129,7 +130,12 @@ def test_a_sharded_vocabulary_is_scored_as_a_whole_one():
     @jax.jit
     def spread(head, sampling, asked):
         mesh = make_mesh(1, 8)
-        return over_rows(lambda *given: score(*given, mesh=mesh), mesh, head, sampling, asked, dead=0)
+        setup = Setup(small.MODEL, head, Decoder(sampling=sampling), Layout(first=0, block_length=3))
+
+        def program(setup, asked):
+            return score(setup.params, setup.decoder.sampling, asked, mesh)
+
+        return over_rows(program, mesh, setup, asked, dead=0)
 
     asked = Asked(positions, jax.random.split(jax.random.key(1), rows), features)
     for temperature, top_p in ((0.7, 0.9), (0.7, None), (0.0, None)):
