@@ -50,17 +50,22 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         return self.fast.encode(text, add_special_tokens=False)
 
-    def prompt(self, text: str) -> list[int]:
+    def prompt(self, text: str, special: bool = False) -> list[int]:
         """One user turn through the folder's chat template; plain text where it has none."""
         if self.fast.chat_template is None:
             return self.fast.encode(text)
         message = [{"role": "user", "content": text}]
         return self.fast.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
 
-    def decode(self, ids: Any) -> str:
-        """The text up to the first end-of-text or end of turn; special tokens left out."""
-        ids = list(itertools.takewhile(lambda i: i not in (self.eos_id, self.eot_id), map(int, ids)))
-        return self.fast.decode(ids, skip_special_tokens=True)
+    def decode(self, ids: Any, generated: Any = None) -> str:
+        """The text up to the first end-of-text or end of turn; special tokens left out.
+
+        `generated`: which of the ids were generated, a bool for each; None for all. Another end does not cut the text.
+        """
+        ids, ends = list(map(int, ids)), (self.eos_id, self.eot_id)
+        cuts = itertools.repeat(True) if generated is None else generated
+        end = next((place for place, (i, cut) in enumerate(zip(ids, cuts)) if cut and i in ends), len(ids))  # noqa: B905
+        return self.fast.decode([i for i in ids[:end] if i not in ends], skip_special_tokens=True)
 
 
 @dataclasses.dataclass(frozen=True)
