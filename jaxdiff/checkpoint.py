@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +23,7 @@ from jax.sharding import Mesh, Sharding
 
 from jaxdiff.convert import published, stream, text
 from jaxdiff.convert.engine import Sharded, assemble, params_from, plan_of
-from jaxdiff.files import copy_present, read_object, refusing, replaced, write_object
+from jaxdiff.files import copy_present, parse_json, read_object, refusing, replaced, write_object
 from jaxdiff.models import family_name, in_dtype, leaf_dtype, model_of
 from jaxdiff.parallel.mesh import check_axes
 from jaxdiff.parallel.rules import place, shardings
@@ -239,7 +238,7 @@ def load_filter(folder: Path) -> tuple[Learned, bool]:
     """
     damage = (OSError, ValueError, KeyError, TypeError)
     with refusing(f"{folder / FILTER}: missing or damaged", "fit it again", damage):
-        config = json.loads((folder / FILTER).read_text())
+        config = parse_json((folder / FILTER).read_text(encoding="utf-8-sig"))
         layers = jax.eval_shape(lambda key: init_layers(key, tuple(config["widths"])), jax.random.key(0))
         make = FILTER_KINDS[config["kind"]]
         fields = {f.name: config[f.name] for f in dataclasses.fields(make) if f.name != "layers"}
@@ -252,7 +251,7 @@ def _save(path: Path, params: Any) -> None:
         checkpointer.save(path.absolute(), params)
     mark = path / "commit_success.txt"
     if mark.is_file():  # on some file systems; it names a folder of this machine that is gone a moment later
-        mark.write_text("The checkpoint was written whole.\n")
+        mark.write_text("The checkpoint was written whole.\n", encoding="utf-8")
 
 
 def _restore(path: Path, target: Any, laid: Any = None) -> Params:

@@ -181,11 +181,11 @@ class Lines:
         except OSError:
             pass  # a file system without locks
 
-    def clear(self) -> None:
-        """Take all lines off."""
+    def keep(self, count: int) -> None:
+        """Take all lines off but the first ones."""
+        self._size = sum(len(line) + 1 for line in whole_lines(self.path)[:count])
         with writing(self.path, self.MEND):
-            self._file.truncate(0)
-        self._size = 0
+            self._file.truncate(self._size)
 
     def write(self, value: Any) -> None:
         line = json_line(value).encode() + b"\n"

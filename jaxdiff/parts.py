@@ -144,7 +144,7 @@ class Part(Lines):
             path.parent.mkdir(exist_ok=True)
         super().__init__(path)
         if len(whole_lines(path)) < 2:
-            self.clear()
+            self.keep(0)
             try:
                 self.write({"run": dict(run)})
             except InputError:  # no room for one line: leave nothing behind

@@ -119,7 +119,7 @@ def _canvas_length(row: Row) -> int:
 
 def line_of(checkpoint: Checkpoint, done: Answer, *, log_prob: bool = False) -> dict[str, Any]:
     """An answer as a line of a part: its number, its row of the output file, and what only the summary counts."""
-    row = {
+    row: dict[str, Any] = {
         "id": done.request.id,
         "text": None,
         "token_ids": done.tokens.tolist(),
