@@ -23,7 +23,7 @@ from jax.sharding import Mesh, Sharding
 
 from jaxdiff.convert import published, stream, text
 from jaxdiff.convert.engine import Sharded, assemble, params_from, plan_of
-from jaxdiff.files import copy_present, parse_json, read_object, refusing, replaced, write_object
+from jaxdiff.files import copy_present, parse_json, read_object, refusing, replaced, saving, write_object
 from jaxdiff.models import family_name, in_dtype, leaf_dtype, model_of
 from jaxdiff.parallel.mesh import check_axes
 from jaxdiff.parallel.rules import place, shardings
@@ -188,7 +188,8 @@ def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | N
         write_object(new / "config.json", config)
         params = plain(params)
         small = jax.tree.map(lambda x, s: np.asarray(x.astype(s.dtype)), params, in_dtype(params, "bfloat16"))
-        _save(new / "params", small)
+        with saving(folder):
+            _save(new / "params", small)
         if tokenizer_from is not None:
             copy_present(text.FILES, tokenizer_from, new)
 
@@ -209,7 +210,8 @@ def save_filter(folder: Path, learned: Learned, *, quota: bool) -> None:
     }
     with replaced(folder) as new:
         write_object(new / FILTER, config)
-        _save(new / "params", judge.layers)
+        with saving(folder):
+            _save(new / "params", judge.layers)
         copy_present(["README.md"], folder, new)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import math
 import os
 import shutil
@@ -65,13 +66,26 @@ def writing(path: Path, mend: str = FREE, *, scratch: Path | None = None) -> Ite
         raise InputError(f"{path}: cannot be written ({why}); {mend}") from error
 
 
+@contextlib.contextmanager
+def saving(path: Path, mend: str = FREE) -> Iterator[None]:
+    """`writing` with orbax, which logs each error that it raises as well, with tracebacks, and some of them later."""
+    loggers = {name: logging.getLogger(name) for name in ("absl", "asyncio")}
+    levels = {name: logger.level for name, logger in loggers.items()}
+    for logger in loggers.values():
+        logger.setLevel(logging.CRITICAL)
+    with writing(path, mend):
+        yield
+    for name, logger in loggers.items():  # not after an error: what nobody read is told when it is thrown away
+        logger.setLevel(levels[name])
+
+
 def _why_full(error: BaseException) -> str | None:
     """The system's words where the error, or one that it came from, is that of a disk that takes no more."""
     seen: BaseException | None = error
     while seen is not None:
         for code in FULL:
             if getattr(seen, "errno", None) == code or os.strerror(code) in str(seen):
-                return os.strerror(code)
+                return os.strerror(code) + (": a limit, see ulimit -f" if code == errno.EFBIG else "")
         seen = seen.__cause__ or seen.__context__
     return None
 
@@ -252,18 +266,37 @@ def replaced(folder: Path) -> Iterator[Path]:
 
     Raises InputError where it cannot be written.
     """
-    with writing(folder, scratch=folder.parent):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    with _scratch_folder(folder, folder.parent) as scratch:
+        new, old = scratch / "new", scratch / "old"
+        new.mkdir()
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+
+
+@contextlib.contextmanager
+def added(folder: Path) -> Iterator[Path]:
+    """A folder to write files into, which then join those of `folder`, or replace them: none where writing fails.
+
+    Raises InputError where they cannot be written.
+    """
+    with _scratch_folder(folder, folder) as scratch:
+        yield scratch
+        for path in scratch.iterdir():
+            path.replace(folder / path.name)
+
+
+@contextlib.contextmanager
+def _scratch_folder(folder: Path, home: Path) -> Iterator[Path]:
+    """A folder in `home`, for what is to become (a part of) `folder`; it is gone in the end."""
+    with writing(folder, scratch=home):
+        home.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=home))
     _scratch.add(scratch)
     try:
         with writing(folder, scratch=scratch):
-            new, old = scratch / "new", scratch / "old"
-            new.mkdir()
-            yield new
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
+            yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         _scratch.discard(scratch)

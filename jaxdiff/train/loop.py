@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxdiff import checkpoint
-from jaxdiff.files import Lines, parse_json, whole_lines, writing
+from jaxdiff.files import Lines, added, parse_json, saving, whole_lines
 from jaxdiff.leaves import kind_of, leaf_name
 from jaxdiff.models import build
 from jaxdiff.train.data import Batch, Corpus
@@ -55,12 +55,11 @@ def train(recipe: Recipe, folder: Path) -> Path | None:
 
 def _run(recipe: Recipe, folder: Path, asked: threading.Event) -> Path | None:
     fresh = _is_fresh(folder, recipe)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with added(folder) as new:
         if recipe.init is not None:
-            _copy_tokenizer(Path(recipe.init), folder)
+            _copy_tokenizer(Path(recipe.init), new)
         elif fresh:
-            train_tokenizer(recipe.task, recipe.tokenizer_problems, recipe.model["vocab_size"], recipe.seed, folder)
+            train_tokenizer(recipe.task, recipe.tokenizer_problems, recipe.model["vocab_size"], recipe.seed, new)
     tokenizer = checkpoint.load_tokenizer(folder)
     assert tokenizer is not None
     model = build({"family": "llada", "mask_token_id": 0, "eos_token_id": tokenizer.eos_id, **recipe.model})
@@ -106,7 +105,7 @@ def _manager(folder: Path, save_every: int) -> Iterator[ocp.CheckpointManager]:
     """
     options = ocp.CheckpointManagerOptions(max_to_keep=2, save_interval_steps=save_every, cleanup_tmp_directories=True)
     try:
-        with writing(folder, Lines.MEND), ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+        with saving(folder, Lines.MEND), ocp.CheckpointManager(folder.absolute(), options=options) as manager:
             yield manager
     except InputError:
         for half in folder.glob("*.orbax-checkpoint-tmp*"):
@@ -240,7 +239,8 @@ class _Log:
             TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(),
         )
-        self._bar = Progress(*columns, console=Console(stderr=True))
+        console = Console(stderr=True)
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task("train", total=steps, completed=first, text="")
         self._lines, self._tokens, self._since = lines, 0, time.perf_counter()
         self._losses: dict[int, list[Float[Array, ""]]] = {}
