@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -68,15 +69,25 @@ def writing(path: Path, mend: str = FREE, *, scratch: Path | None = None) -> Ite
 
 @contextlib.contextmanager
 def saving(path: Path, mend: str = FREE) -> Iterator[None]:
-    """`writing` with orbax, which logs each error that it raises as well, with tracebacks, and some of them later."""
-    loggers = {name: logging.getLogger(name) for name in ("absl", "asyncio")}
-    levels = {name: logger.level for name, logger in loggers.items()}
-    for logger in loggers.values():
+    """`writing` with orbax, which tells of each error that it raises in other ways as well, and some of it later.
+
+    It logs them with tracebacks, and its other writers report a closed event loop. After an error this stays silenced.
+    """
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
+
+    def without_writers(report: Any) -> None:
+        if str(report.exc_value) != "Event loop is closed":
+            hook(report)
+
+    for logger in loggers:
         logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = without_writers
     with writing(path, mend):
         yield
-    for name, logger in loggers.items():  # not after an error: what nobody read is told when it is thrown away
-        logger.setLevel(levels[name])
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    sys.unraisablehook = hook
 
 
 def _why_full(error: BaseException) -> str | None:

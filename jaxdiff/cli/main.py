@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -113,7 +114,11 @@ def _leave_on_interrupt() -> None:
 
 
 def _use_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another."""
+    """Keep compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another.
+
+    A program that cannot be kept, as on a full disk, is compiled again the next time: nothing to tell.
+    """
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache", UserWarning)
     if jax.config.values["jax_compilation_cache_dir"] is None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "jaxdiff" / "xla"))
