@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import logging
 import math
@@ -14,7 +15,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ except ImportError:  # not on Windows: there nothing keeps two programs from one
     fcntl = None  # type: ignore[assignment]
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)  # what no file of a place can be written with
+FRESH = 2.0  # seconds in which a scratch that has no lock may be about to get it
 FREE = "free space there, or name another place"
 
 _scratch: set[Path] = set()  # what an interrupted program has to clear away
@@ -102,7 +105,7 @@ def _why_full(error: BaseException) -> str | None:
 
 
 def _is_about(error: Exception, places: set[Path]) -> bool:
-    if not isinstance(error, OSError):
+    if not isinstance(error, OSError) or error.errno is None:
         return False
     named = error.filename
     return named is None or any(Path(os.fsdecode(named)).is_relative_to(place) for place in places)
@@ -239,12 +242,14 @@ def write_lines(path: Path, values: Iterable[Any], mend: str = FREE) -> None:
         file.writelines(json_line(value).encode() + b"\n" for value in values)
 
 
-def check_writable(path: Path) -> None:
-    """Raises InputError for a path that `write_lines` could not, or must not, put a file at."""
+def check_writable(path: Path, source: Path | None = None) -> None:
+    """Raises InputError for a path that `write_lines` could not, or must not, put a file at: the `source`'s is one."""
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise InputError(f"out: {path.parent} is no folder that can be written to; make it or name another")
     if path.exists() and not path.is_file():  # renaming over a device or a folder would replace it
         raise InputError(f"out: {path} is not a file; name another")
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
+        raise InputError(f"out: {path} is the file to read, which would be lost; name another")
 
 
 def copy_present(names: Iterable[str], source: Path, target: Path) -> None:
@@ -260,15 +265,10 @@ def replaced_file(path: Path, mend: str = FREE) -> Iterator[Path]:
 
     Raises InputError where it cannot be written.
     """
-    scratch = path.with_name(f".{os.getpid()}-{path.name}")
-    _scratch.add(scratch)
-    try:
-        with writing(path, mend, scratch=scratch):
-            yield scratch
-            scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
-        _scratch.discard(scratch)
+    scratch = path.with_name(f"{_scratch_name(path)}{os.getpid()}")
+    with writing(path, mend, scratch=scratch), _held(scratch, path, scratch.touch):
+        yield scratch
+        scratch.replace(path)
 
 
 @contextlib.contextmanager
@@ -303,22 +303,65 @@ def _scratch_folder(folder: Path, home: Path) -> Iterator[Path]:
     """A folder in `home`, for what is to become (a part of) `folder`; it is gone in the end."""
     with writing(folder, scratch=home):
         home.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=home))
+        scratch = Path(tempfile.mkdtemp(prefix=_scratch_name(folder), dir=home))
+    with writing(folder, scratch=scratch), _held(scratch, folder):
+        yield scratch
+
+
+def _scratch_name(path: Path) -> str:
+    """How the names of what is to take the place of `path` begin."""
+    return f".{path.name}-jaxdiff-"
+
+
+@contextlib.contextmanager
+def _held(scratch: Path, path: Path, make: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """`make` a scratch for `path` and remove it in the end; what a killed program has left of others is removed now.
+
+    A lock tells the scratch of a program that runs from one that was killed.
+    """
+    for other in set(scratch.parent.glob(glob.escape(_scratch_name(path)) + "*")) - {scratch}:
+        with contextlib.suppress(OSError):
+            if time.time() - other.stat().st_mtime > FRESH and (lock := _locked(other)) is not None:
+                if (other / "old").exists() and not path.exists():  # killed between the two renamings of `replaced`
+                    (other / "old").rename(path)
+                _remove(other)
+                os.close(lock)
     _scratch.add(scratch)
+    lock = None
     try:
-        with writing(folder, scratch=scratch):
-            yield scratch
+        make()
+        lock = _locked(scratch)
+        yield
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        _remove(scratch)
+        if lock is not None:
+            os.close(lock)
         _scratch.discard(scratch)
+
+
+def _locked(path: Path) -> int | None:
+    """A descriptor that holds the lock of a file or a folder; None where another program holds it or none can."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    if path.is_file():
+        path.unlink(missing_ok=True)
 
 
 def clear_scratch() -> None:
     """Remove what `replaced` and `replaced_file` have not finished, in a program that ends at once, maybe writing."""
     for path in list(_scratch):
         for _ in range(10):
-            shutil.rmtree(path, ignore_errors=True)
-            if path.is_file():
-                path.unlink(missing_ok=True)
+            _remove(path)
             if not path.exists():
                 break

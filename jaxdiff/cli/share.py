@@ -62,7 +62,7 @@ class Work:
 
 def decode_file(in_file: Path, out: Path, decoding: Decoding, job: requests.Job, as_json: bool) -> int:
     """All rows in this process. Returns 1 if a row was refused, else 0."""
-    check_writable(out)
+    check_writable(out, in_file)
     work = Work.of(decoding.load(), decoding, job, in_file, out)
     before = parts.written(out, work.run)
     took = work.decode(parts.Part(out, 0, work.run), work.rows, before)
@@ -97,7 +97,7 @@ def share_file(
 
     def prepare() -> Work:
         decoding = make_decoding()
-        check_writable(out)
+        check_writable(out, in_file)
         checkpoint = load(decoding.model, dtype=decoding.dtype, weights=decoding.weights, ignore=decoding.ignore_config)
         work = Work.of(checkpoint, decoding, job, in_file, out)
         if parts.merged(out, work.run, work.numbers) is None and out.exists():

@@ -192,6 +192,24 @@ def test_a_full_disk_is_known_by_its_words(error, kind, words, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_program_left_is_removed_by_the_next(tmp_path, monkeypatch):
+    """Not what one that runs is writing, nor what a user called nearly so."""
+    for name in (".model-jaxdiff-killed", ".model-12345678", ".other-jaxdiff-killed"):
+        (tmp_path / name / "new").mkdir(parents=True)
+    (tmp_path / ".rows-jaxdiff-1").write_text("half")
+    (tmp_path / ".model-jaxdiff-killed" / "old").mkdir()  # what was there before, killed between two renamings
+    monkeypatch.setattr(files, "FRESH", -1.0)
+    with files.replaced(tmp_path / "model") as mine:
+        assert (tmp_path / "model").is_dir()
+        with files.replaced(tmp_path / "model"):
+            assert mine.is_dir()
+        with files.replaced_file(tmp_path / "rows") as new:
+            new.write_text("whole")
+    kept = [".model-12345678", ".other-jaxdiff-killed", "model", "rows"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+    assert (tmp_path / "rows").read_text() == "whole"
+
+
 def test_stdout_on_a_full_disk(run, folder, monkeypatch, capsys):
     with open("/dev/full", "w") as device, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", device)
