@@ -122,7 +122,8 @@ def check_request(
     if ids.ndim != 2 or (ids.size and ids.dtype.kind not in "iuO"):
         raise InputError(f"ids: found {request.ids!r:.80}, expected a list of whole numbers")
     if not ids.size:
-        raise InputError("prompt: found no ids, expected at least one")
+        what = "canvas_ids" if request.is_canvas else "prompt"
+        raise InputError(f"{what}: found no ids, expected at least one")
     if not 0 <= request.number < 2**31:
         raise InputError(f"number: found {request.number}, expected 0 to 2**31 - 1")
     length, block_length = len(request.ids), decoder.block_length
