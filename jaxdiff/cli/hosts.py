@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -42,6 +43,8 @@ class Hosts:
                 f"distributed: the processes cannot meet ({first_line(error)}); where the cluster does not say where, "
                 "give --coordinator, --processes and --process-id"
             ) from error
+        # JAX has put a handler of its own there, to tell all of a pre-emption, under which the program goes on.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         return jax.process_index(), jax.process_count()
 
 

@@ -1,4 +1,7 @@
-"""The command `jaxdiff`. Errors are one line on stderr; exit codes: 1 a row was refused, 2 bad input, 130 Ctrl-C."""
+"""The command `jaxdiff`. Errors are one line on stderr.
+
+Exit codes: 1 a row was refused, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +26,7 @@ from jaxdiff.cli.generate import generate
 from jaxdiff.cli.learn import collect, fit
 from jaxdiff.cli.show import stderr
 from jaxdiff.cli.train import train
-from jaxdiff.files import clear_scratch
+from jaxdiff.files import FREE, FULL, clear_scratch
 from jaxdiff.types import InputError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -65,8 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _refuse(str(error))
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in FULL:
             raise
+        if (
+            error.filename is None
+        ):  # what is written to a file of ours names it: this is stdout, and what it still holds
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _refuse(f"stdout: cannot be written ({error.strerror}); {FREE}")
         return _refuse(f"{error.filename}: {error.strerror}")
 
 
@@ -77,26 +86,39 @@ def _refuse(message: str) -> int:
 
 
 def _leave_on_interrupt() -> None:
-    """Ctrl-C ends the program at once: Python's own handler would wait until a compiled decode is over."""
+    """Ctrl-C and SIGTERM end the program at once: Python's handler would wait until a compiled decode is over.
+
+    SIGTERM alone while nobody else has a handler for it: training saves a checkpoint first.
+    """
+
+    def leave(number: int, frame: object) -> None:
+        """That the thread below leaves is enough: an exception in the middle of someone's clean-up would be printed."""
+
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # That the thread below leaves is enough: an exception in the middle of someone's clean-up would be printed.
-        signal.signal(signal.SIGINT, lambda *_: None)
+        signal.signal(signal.SIGINT, leave)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, leave)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
 
     def watch() -> None:
-        while os.read(reader, 1)[0] != signal.SIGINT:
-            pass
+        number = 0
+        while number != signal.SIGINT and not (number == signal.SIGTERM and signal.getsignal(number) is leave):
+            number = os.read(reader, 1)[0]
         stderr().show_cursor()  # a progress bar may have hidden it
         clear_scratch()
-        os._exit(130)
+        os._exit(128 + number)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def _use_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another."""
+    """Keep compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another.
+
+    A program that cannot be kept, as on a full disk, is compiled again the next time: nothing to tell.
+    """
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache", UserWarning)
     if jax.config.values["jax_compilation_cache_dir"] is None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "jaxdiff" / "xla"))

@@ -122,7 +122,8 @@ def check_request(
     if ids.ndim != 2 or (ids.size and ids.dtype.kind not in "iuO"):
         raise InputError(f"ids: found {request.ids!r:.80}, expected a list of whole numbers")
     if not ids.size:
-        raise InputError("prompt: found no ids, expected at least one")
+        what = "canvas_ids" if request.is_canvas else "prompt"
+        raise InputError(f"{what}: found no ids, expected at least one")
     if not 0 <= request.number < 2**31:
         raise InputError(f"number: found {request.number}, expected 0 to 2**31 - 1")
     length, block_length = len(request.ids), decoder.block_length
@@ -133,7 +134,7 @@ def check_request(
         checks.check_lengths(model, 0, length, block)
     else:
         checks.check_lengths(model, length, gen_length, checks.block_of(model, block_length))
-    checks.check_ids(model, ids, np.zeros(1, np.int32), masks_allowed=request.is_canvas)
+    checks.check_ids(model, ids, np.zeros(1, np.int32), masks_allowed=request.is_canvas, alone=True)
     _check_own(request, gen_length, decoder, key)
 
 

@@ -1,5 +1,6 @@
 """`jaxdiff eval`: its report, and that the task's verifier is who decides."""
 
+import json
 import types
 
 import numpy as np
@@ -24,9 +25,10 @@ def parity(monkeypatch):
     monkeypatch.setitem(TASKS, "parity", module)
 
 
-def test_report(run, refused, parity, folder):
+def test_report(run, refused, parity, folder, tmp_path):
     light = ("--weights", "int8")
     asked = ("eval", "--task", "parity", "--model", folder, *SHORT)
+    light = (*light, "--out", tmp_path / "rows.jsonl")
     ran = run(*asked, "--n", 5, "--batch-size", 4, "--policy", "threshold:tau=0.1", "--cache", "dual", *light, "--json")
     got = ran.json
     assert (ran.code, ran.err) == (0, "")
@@ -42,6 +44,10 @@ def test_report(run, refused, parity, folder):
     assert 0 < got["seconds"] < got["compile_seconds"]
     assert (got["task"], got["split"], got["seed"], got["policy"]) == ("parity", "test", 0, "threshold:tau=0.1")
     assert (got["cache"], got["fill"], got["weights"]) == ("dual", "parallel", "int8")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["question"] for row in rows] == [f"test 0 {i}" for i in range(5)]
+    assert [row["correct"] for row in rows] == [True, False, True, False, True]
+    assert sum(row["nfe"] for row in rows) == pytest.approx(5 * got["nfe"])
     assert "split: found 'train', expected test or validation" in refused(*asked, "--split", "train")
 
 

@@ -153,6 +153,7 @@ def test_files_that_cannot_be_used(refused, folder, tmp_path):
     assert "no.jsonl: No such file" in refused("generate", "--in", "no.jsonl", "--out", "out.jsonl", *options)
     assert "folder is not a file" in refused("generate", "--in", "in.jsonl", "--out", "folder", *options)
     assert "nowhere is no folder" in refused("generate", "--in", "in.jsonl", "--out", "nowhere/out.jsonl", *options)
+    assert "in.jsonl is the file to read" in refused("generate", "--in", "in.jsonl", "--out", "./in.jsonl", *options)
     assert "in.jsonl is a file" in refused("train", "--out", "in.jsonl")
 
 

@@ -1,5 +1,6 @@
 """The arithmetic of a report, on decodes that are made up: nothing is compiled."""
 
+import json
 import types
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import Checkpoint, InputError, Result, Tokenizer
+from jaxdiff import Checkpoint, InputError, Result, Tokenizer, parts
 from jaxdiff.decode import Timed
 from jaxdiff.decode.api import prepare
 from jaxdiff.decode.batches import request_keys
@@ -107,6 +108,35 @@ def test_report_counts_each_problem_once(checkpoint, calls):
     assert summary["accuracy_low"] < 0.8 < summary["accuracy_high"]
     assert (summary["seconds"], summary["compile_seconds"]) == (1.5, 3.0)
     assert heard == [(2, 3, 0.5), (4, 10, 1.0), (5, 15, 1.5)]
+
+
+def test_rows_are_kept_as_batches_end_and_gone_on_with(checkpoint, calls, tmp_path, monkeypatch):
+    out, options = tmp_path / "out.jsonl", {"n": N, "batch_size": BATCH, "gen_length": small.GEN}
+    alone = evaluate(checkpoint, "letters", small.decoder(), **options)
+
+    def stop(done, *_):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(checkpoint, "letters", small.decoder(), out=out, progress=stop, **options)
+    assert len(parts.part_of(out, 0).read_text().splitlines()) == 5
+    assert not out.exists()
+    words = r"another seed, decoder; delete .*out.jsonl.parts, or name another --out"
+    with pytest.raises(InputError, match=words):
+        evaluate(checkpoint, "letters", small.decoder(stop=Eos()), out=out, seed=1, **options)
+    calls.clear()
+    report = evaluate(checkpoint, "letters", small.decoder(), out=out, **options)
+    assert len(calls) == 1
+    assert report.summary() == alone.summary() | {"seconds": report.seconds}
+    assert report.seconds == pytest.approx(alone.seconds)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["number"] for row in rows] == list(range(N))
+    assert rows[2] == {
+        **{"number": 2, "question": "c", "text": "d", "correct": False},
+        **{"nfe": 4, "work": 1.0, "length": 3, "near_ties": 2},
+    }
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_problems_of_like_length_share_a_batch(checkpoint, calls, monkeypatch):

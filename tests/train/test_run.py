@@ -70,13 +70,18 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, recipe_fi
 
 
 def test_sigterm_before_the_first_step_ends_cleanly(tmp_path, recipe_file):
+    """By the command, which ends at once on SIGTERM wherever nobody else takes it."""
     code = (
-        "import os, signal, sys; from pathlib import Path; from jaxdiff.train import Recipe, train, data; "
+        "import os, signal, sys; from jaxdiff.cli.main import main; from jaxdiff.train import data; "
         "plain = data.Corpus.__init__; "
         "data.Corpus.__init__ = lambda self, *a: (os.kill(os.getpid(), signal.SIGTERM), plain(self, *a))[1]; "
-        "sys.exit(train(Recipe.read(Path(sys.argv[1])), Path(sys.argv[2])) is not None)"
+        "sys.exit(main())"
     )
-    assert subprocess.run([sys.executable, "-c", code, recipe_file(), tmp_path / "run"]).returncode == 0
+    words = ("train", "--recipe", recipe_file(), "--out", tmp_path / "run")
+    ran = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "")
+    assert "stopped early" in ran.stderr
+    assert (tmp_path / "run" / "checkpoints" / "1").is_dir()
     assert not (tmp_path / "run" / "model").exists()
 
 
