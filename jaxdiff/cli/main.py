@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextvars
 import os
 import signal
 import sys
@@ -32,11 +32,7 @@ for command in (demo, generate, evaluate, train, collect, fit, convert, export, 
     app.command("eval" if command is evaluate else command.__name__)(command)
 
 
-@dataclasses.dataclass
-class Settings:
-    """The options before the command. `debug`: errors show their traceback beside their line."""
-
-    debug: bool = False
+_debug = contextvars.ContextVar("debug", default=False)  # errors show their traceback beside their line
 
 
 def _show_version(asked: bool) -> bool:
@@ -48,7 +44,6 @@ def _show_version(asked: bool) -> bool:
 
 @app.callback(help="Compiled decoding for masked diffusion language models.")
 def _options(
-    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version.")
     ] = False,
@@ -56,7 +51,7 @@ def _options(
         bool, typer.Option("--debug", envvar="JAXDIFF_DEBUG", help="Show an error's traceback beside its line.")
     ] = False,
 ) -> None:
-    context.obj.debug = debug
+    _debug.set(debug)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,10 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _leave_on_interrupt()
     _open_streams()
     _use_compilation_cache()
-    settings = Settings()
+    _debug.set(False)
     try:
         with jax.enable_x64(False):  # whatever JAX_ENABLE_X64 says: models compute in float32 or bfloat16
-            code = app(arguments, prog_name="jaxdiff", standalone_mode=False, obj=settings)
+            code = app(arguments, prog_name="jaxdiff", standalone_mode=False)
         sys.stdout.flush()
         return code or 0
     except BrokenPipeError:  # the reader of our output left: nothing more to say, and nothing left to flush
@@ -87,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if errors.ours(error):
             error.add_note(errors.REPORT)
             raise
-        if settings.debug:
+        if _debug.get():
             traceback.print_exc()
         return _refuse(errors.line_of(error))
 
