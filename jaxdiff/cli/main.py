@@ -101,7 +101,8 @@ def _open_streams() -> None:
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")
+        if (reconfigure := getattr(stream, "reconfigure", None)) is not None:  # a caller's own stream may have none
+            reconfigure(errors="replace")
 
 
 def _flushed() -> bool:
