@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +23,7 @@ from jax.sharding import Mesh, Sharding
 
 from jaxdiff.convert import published, stream, text
 from jaxdiff.convert.engine import Sharded, assemble, params_from, plan_of
-from jaxdiff.files import copy_present, read_object, refusing, replaced, write_object
+from jaxdiff.files import copy_present, parse_json, read_object, refusing, replaced, saving, write_object
 from jaxdiff.models import family_name, in_dtype, leaf_dtype, model_of
 from jaxdiff.parallel.mesh import check_axes
 from jaxdiff.parallel.rules import place, shardings
@@ -50,17 +49,22 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         return self.fast.encode(text, add_special_tokens=False)
 
-    def prompt(self, text: str) -> list[int]:
+    def prompt(self, text: str, special: bool = False) -> list[int]:
         """One user turn through the folder's chat template; plain text where it has none."""
         if self.fast.chat_template is None:
             return self.fast.encode(text)
         message = [{"role": "user", "content": text}]
         return self.fast.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
 
-    def decode(self, ids: Any) -> str:
-        """The text up to the first end-of-text or end of turn; special tokens left out."""
-        ids = list(itertools.takewhile(lambda i: i not in (self.eos_id, self.eot_id), map(int, ids)))
-        return self.fast.decode(ids, skip_special_tokens=True)
+    def decode(self, ids: Any, generated: Any = None) -> str:
+        """The text up to the first end-of-text or end of turn; special tokens left out.
+
+        `generated`: which of the ids were generated, a bool for each; None for all. Another end does not cut the text.
+        """
+        ids, ends = list(map(int, ids)), (self.eos_id, self.eot_id)
+        cuts = itertools.repeat(True) if generated is None else generated
+        end = next((place for place, (i, cut) in enumerate(zip(ids, cuts)) if cut and i in ends), len(ids))  # noqa: B905
+        return self.fast.decode([i for i in ids[:end] if i not in ends], skip_special_tokens=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +188,8 @@ def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | N
         write_object(new / "config.json", config)
         params = plain(params)
         small = jax.tree.map(lambda x, s: np.asarray(x.astype(s.dtype)), params, in_dtype(params, "bfloat16"))
-        _save(new / "params", small)
+        with saving(folder):
+            _save(new / "params", small)
         if tokenizer_from is not None:
             copy_present(text.FILES, tokenizer_from, new)
 
@@ -205,7 +210,8 @@ def save_filter(folder: Path, learned: Learned, *, quota: bool) -> None:
     }
     with replaced(folder) as new:
         write_object(new / FILTER, config)
-        _save(new / "params", judge.layers)
+        with saving(folder):
+            _save(new / "params", judge.layers)
         copy_present(["README.md"], folder, new)
 
 
@@ -234,7 +240,7 @@ def load_filter(folder: Path) -> tuple[Learned, bool]:
     """
     damage = (OSError, ValueError, KeyError, TypeError)
     with refusing(f"{folder / FILTER}: missing or damaged", "fit it again", damage):
-        config = json.loads((folder / FILTER).read_text())
+        config = parse_json((folder / FILTER).read_text(encoding="utf-8-sig"))
         layers = jax.eval_shape(lambda key: init_layers(key, tuple(config["widths"])), jax.random.key(0))
         make = FILTER_KINDS[config["kind"]]
         fields = {f.name: config[f.name] for f in dataclasses.fields(make) if f.name != "layers"}
@@ -250,7 +256,7 @@ def _save(path: Path, params: Any) -> None:
         checkpointer.save(path.absolute(), params)
     mark = path / "commit_success.txt"
     if mark.is_file():  # on some file systems; it names a folder of this machine that is gone a moment later
-        mark.write_text("The checkpoint was written whole.\n")
+        mark.write_text("The checkpoint was written whole.\n", encoding="utf-8")
 
 
 def _restore(path: Path, target: Any, laid: Any = None) -> Params:

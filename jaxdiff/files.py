@@ -1,9 +1,15 @@
-"""What every folder that is read or written here needs: JSON with one clear error, folders replaced as a whole."""
+"""What every file that is read or written here needs: JSON as its standard has it, whole lines, one clear error.
+
+All text is UTF-8, whatever the locale.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import logging
+import math
 import os
 import shutil
 import tempfile
@@ -12,6 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxdiff.types import InputError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there nothing keeps two programs from one file
+    fcntl = None  # type: ignore[assignment]
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)  # what no file of a place can be written with
+FREE = "free space there, or name another place"
 
 _scratch: set[Path] = set()  # what an interrupted program has to clear away
 
@@ -32,6 +46,101 @@ def refusing(what: str, mend: str = "", kinds: tuple[type[Exception], ...] = (Ex
         raise InputError(f"{what} ({first_line(error)}){mend and '; '}{mend}") from error
 
 
+@contextlib.contextmanager
+def writing(path: Path, mend: str = FREE, *, scratch: Path | None = None) -> Iterator[None]:
+    """Raises what `path` cannot be written with as an InputError of one line: the file, why, `mend`.
+
+    A full disk is known by its error number or by the system's words for it, since orbax, numpy, tokenizers and
+    safetensors raise errors of their own. Of other errors those of the system count that name no other file than `path`
+    or the `scratch` that is to take its place; all else passes unchanged, InputErrors too.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if (why := _why_full(error)) is None and _is_about(error, {path, scratch or path}):
+            why = error.strerror or first_line(error)  # type: ignore[attr-defined]
+        if why is None:
+            raise
+        raise InputError(f"{path}: cannot be written ({why}); {mend}") from error
+
+
+@contextlib.contextmanager
+def saving(path: Path, mend: str = FREE) -> Iterator[None]:
+    """`writing` with orbax, which logs each error that it raises as well, with tracebacks, and some of them later."""
+    loggers = {name: logging.getLogger(name) for name in ("absl", "asyncio")}
+    levels = {name: logger.level for name, logger in loggers.items()}
+    for logger in loggers.values():
+        logger.setLevel(logging.CRITICAL)
+    with writing(path, mend):
+        yield
+    for name, logger in loggers.items():  # not after an error: what nobody read is told when it is thrown away
+        logger.setLevel(levels[name])
+
+
+def _why_full(error: BaseException) -> str | None:
+    """The system's words where the error, or one that it came from, is that of a disk that takes no more."""
+    seen: BaseException | None = error
+    while seen is not None:
+        for code in FULL:
+            if getattr(seen, "errno", None) == code or os.strerror(code) in str(seen):
+                return os.strerror(code) + (": a limit, see ulimit -f" if code == errno.EFBIG else "")
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _is_about(error: Exception, places: set[Path]) -> bool:
+    if not isinstance(error, OSError):
+        return False
+    named = error.filename
+    return named is None or any(Path(os.fsdecode(named)).is_relative_to(place) for place in places)
+
+
+def parse_json(text: str) -> Any:
+    """A value of JSON.
+
+    Raises ValueError for what is none: NaN and infinities too, also as a number beyond float64; a key that stands twice
+    in one object; and whole numbers of more digits than Python reads.
+    """
+    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_once)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"found {name}, which JSON does not have")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError(f"found {text}, expected a number that float64 holds")
+    return number
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"found key {twice!r} twice in one object, expected it once")
+    return value
+
+
+def json_line(value: Any) -> str:
+    """A value as one line of JSON, without the line's end; null for floats that are not finite: JSON has none."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_with_nulls(value), allow_nan=False)
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_nulls(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_nulls(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def read_object(path: Path, *, optional: bool = False) -> dict[str, Any]:
     """A JSON object; an empty one for a file that is `optional` and missing.
 
@@ -40,14 +149,91 @@ def read_object(path: Path, *, optional: bool = False) -> dict[str, Any]:
     if optional and not path.is_file():
         return {}
     with refusing(f"{path}: damaged", "restore the file", (OSError, ValueError, RecursionError)):
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_text(encoding="utf-8-sig"))
         if not isinstance(found, dict):
             raise ValueError(f"found {type(found).__name__}, expected an object")
     return found
 
 
 def write_object(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file that have their end, without it: the last one has none where a kill cut it."""
+    return path.read_bytes().split(b"\n")[:-1]
+
+
+class Lines:
+    """A file of JSON lines, open at its end. Each value is appended as it is given: one write of one whole line.
+
+    A line that a kill cut short is taken off when the file is opened again. No two programs write one file.
+
+    Raises InputError, here and in `write` and `close`, where the file cannot be written: its whole lines stay, and
+    nothing of the line that did not fit.
+    """
+
+    MEND = "free space there and give the same command again: what is written stays"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with writing(path, self.MEND):
+            self._file = path.open("ab", buffering=0)
+            self._lock()
+            self._size = path.read_bytes().rfind(b"\n") + 1
+            self._file.truncate(self._size)
+
+    def _lock(self) -> None:
+        """Until the file is closed, or the program ends in whatever way."""
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise InputError(f"{self.path}: is being written by another program; let it end, or stop it") from error
+        except OSError:
+            pass  # a file system without locks
+
+    def keep(self, count: int) -> None:
+        """Take all lines off but the first ones."""
+        self._size = sum(len(line) + 1 for line in whole_lines(self.path)[:count])
+        with writing(self.path, self.MEND):
+            self._file.truncate(self._size)
+
+    def write(self, value: Any) -> None:
+        line = json_line(value).encode() + b"\n"
+        with writing(self.path, self.MEND):
+            try:
+                left = memoryview(line)
+                while left:
+                    left = left[self._file.write(left) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._file.truncate(self._size)
+                raise
+        self._size += len(line)
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with writing(self.path, self.MEND), self._file:
+            os.fsync(self._file.fileno())
+
+
+def write_lines(path: Path, values: Iterable[Any], mend: str = FREE) -> None:
+    """A file of JSON lines, as a whole or not at all."""
+    with replaced_file(path, mend) as new, new.open("wb") as file:
+        file.writelines(json_line(value).encode() + b"\n" for value in values)
+
+
+def check_writable(path: Path) -> None:
+    """Raises InputError for a path that `write_lines` could not, or must not, put a file at."""
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"out: {path.parent} is no folder that can be written to; make it or name another")
+    if path.exists() and not path.is_file():  # renaming over a device or a folder would replace it
+        raise InputError(f"out: {path} is not a file; name another")
 
 
 def copy_present(names: Iterable[str], source: Path, target: Path) -> None:
@@ -58,13 +244,17 @@ def copy_present(names: Iterable[str], source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def replaced_file(path: Path) -> Iterator[Path]:
-    """A file to write, which then takes the place of `path`: as a whole, or not at all where writing fails."""
+def replaced_file(path: Path, mend: str = FREE) -> Iterator[Path]:
+    """A file to write, which then takes the place of `path`: as a whole, or not at all where writing fails.
+
+    Raises InputError where it cannot be written.
+    """
     scratch = path.with_name(f".{os.getpid()}-{path.name}")
     _scratch.add(scratch)
     try:
-        yield scratch
-        scratch.replace(path)
+        with writing(path, mend, scratch=scratch):
+            yield scratch
+            scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
         _scratch.discard(scratch)
@@ -72,17 +262,41 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which then takes the place of `folder`: as a whole, or not at all where writing fails."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    _scratch.add(scratch)
-    try:
+    """A folder to write into, which then takes the place of `folder`: as a whole, or not at all where writing fails.
+
+    Raises InputError where it cannot be written.
+    """
+    with _scratch_folder(folder, folder.parent) as scratch:
         new, old = scratch / "new", scratch / "old"
         new.mkdir()
         yield new
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
+
+
+@contextlib.contextmanager
+def added(folder: Path) -> Iterator[Path]:
+    """A folder to write files into, which then join those of `folder`, or replace them: none where writing fails.
+
+    Raises InputError where they cannot be written.
+    """
+    with _scratch_folder(folder, folder) as scratch:
+        yield scratch
+        for path in scratch.iterdir():
+            path.replace(folder / path.name)
+
+
+@contextlib.contextmanager
+def _scratch_folder(folder: Path, home: Path) -> Iterator[Path]:
+    """A folder in `home`, for what is to become (a part of) `folder`; it is gone in the end."""
+    with writing(folder, scratch=home):
+        home.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=home))
+    _scratch.add(scratch)
+    try:
+        with writing(folder, scratch=scratch):
+            yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         _scratch.discard(scratch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from typing import Annotated, Any
 
@@ -19,7 +18,7 @@ from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import note
 from jaxdiff.decode import Timed, pad_prompts
 from jaxdiff.decode.api import prepare
-from jaxdiff.files import read_object
+from jaxdiff.files import json_line, read_object
 from jaxdiff.tasks import Problem, task
 from jaxdiff.types import InputError
 
@@ -78,7 +77,7 @@ def demo(
         )
     if as_json:
         setting = {"question": problem.question, "gen_length": gen_length, "problem": number}
-        print(json.dumps(setting | {"compile_seconds": timed.compile_seconds, "ways": rows}))
+        print(json_line(setting | {"compile_seconds": timed.compile_seconds, "ways": rows}))
     else:
         _show(problem.question, rows, timed.compile_seconds)
 

@@ -31,7 +31,7 @@ LESS = "take a smaller --batch-size or --gen-length, --dtype bfloat16, --weights
 SEE = "`jaxdiff --debug ...` shows where"
 
 OF_THE_SYSTEM = {
-    errno.ENOSPC: "make room on that disk, or name another place",
+    errno.ENOSPC: "free space there, or name another place",
     errno.EDQUOT: "make room within your quota, or name another place",
     errno.EFBIG: "raise the limit on a file's size (ulimit -f), or name another place",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",

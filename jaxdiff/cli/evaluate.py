@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -40,6 +41,15 @@ def evaluate(
     dtype: options.Dtype = None,
     weights: options.Weights = None,
     ignore_config: options.IgnoreConfig = None,
+    out_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="JSONL",
+            help="A row for each problem: number, question, text, correct, nfe, work, length, near_ties. Stopped, the "
+            "same command goes on from what lies in JSONL.parts.",
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Decode a task's held-out problems and score them with its verifier."""
@@ -59,6 +69,7 @@ def evaluate(
             gen_length=gen_length,
             mesh=parse_mesh(mesh),
             progress=update,
+            out=out_file,
         )
     numbers = report.summary()
     setting = {

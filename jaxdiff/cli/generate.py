@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +14,11 @@ from jaxdiff.cli import options, requests
 from jaxdiff.cli.hosts import Hosts
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.requests import Job
-from jaxdiff.cli.share import share
-from jaxdiff.cli.show import note, stderr, tell
-from jaxdiff.cli.tally import Tally, decoded
+from jaxdiff.cli.share import decode_file, share_file
+from jaxdiff.cli.show import note, stderr
+from jaxdiff.cli.tally import Tally
 from jaxdiff.cli.watch import replay
+from jaxdiff.files import json_line
 from jaxdiff.serve import Request
 from jaxdiff.types import InputError
 
@@ -33,7 +33,8 @@ def generate(
         typer.Option(
             "--out",
             metavar="JSONL",
-            help="Rows of id, text, token_ids, nfe, work, commit_step, seconds (in its slot); or id, error.",
+            help="Rows of id, text, token_ids, nfe, work, reason, commit_step, seconds (in its slot); or id, error. "
+            "Stopped, the same command goes on from what lies in JSONL.parts.",
         ),
     ] = None,
     model: options.Model = SHIPPED,
@@ -65,6 +66,12 @@ def generate(
     log_prob: Annotated[
         bool, typer.Option("--log-prob", help="Rows also hold log_prob, the log-softmax of each generated token.")
     ] = False,
+    special: Annotated[
+        bool,
+        typer.Option(
+            "--special", help="Names of special tokens in a text, such as <|user|>, are the tokens, not text."
+        ),
+    ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show the masks turn into text.")] = False,
     as_json: options.Json = False,
 ) -> int:
@@ -76,7 +83,7 @@ def generate(
     if watch and in_file is not None:
         raise InputError("--watch shows a single PROMPT; leave it out with --in")
     make_decoding = functools.partial(Decoding.of, locals())
-    job = Job(seed=seed, slots=batch_size, log_prob=log_prob)
+    job = Job(seed=seed, slots=batch_size, log_prob=log_prob, special=special)
     hosts = Hosts(coordinator, processes, process_id)
     if not distributed and hosts != Hosts():
         raise InputError("--coordinator, --processes and --process-id say where hosts meet; give --distributed too")
@@ -85,39 +92,27 @@ def generate(
             raise InputError("--distributed shares a file between hosts; give --in and --out")
         return _one(str(prompt), make_decoding(), job, watch, as_json)
     if distributed:
-        return share(hosts, in_file, out_file, make_decoding, job, as_json)
-    return _file(in_file, out_file, make_decoding(), job, as_json)
+        return share_file(hosts, in_file, out_file, make_decoding, job, as_json)
+    return decode_file(in_file, out_file, make_decoding(), job, as_json)
 
 
 def _one(prompt: str, decoding: Decoding, job: Job, watch: bool, as_json: bool) -> int:
     checkpoint = decoding.load()
     decoding.decoder(checkpoint.model, decoding.gen_length)
-    request = Request(requests.prompt_ids(checkpoint, prompt), number=0)
+    request = Request(requests.prompt_ids(checkpoint, prompt, special=job.special), number=0)
     requests.check(checkpoint, request, decoding)
     tally = Tally()
     alone = dataclasses.replace(job, slots=1)
     (answer,) = requests.answers(checkpoint, [request], decoding, alone, tally.meter)
-    tally.add(answer)
+    line = requests.line_of(checkpoint, answer, log_prob=job.log_prob)
+    tally.add(line)
     if watch:
         replay(answer.tokens, answer.commit_step, checkpoint.tokenizer, stderr())
-    row = requests.row_of(checkpoint, answer, log_prob=job.log_prob)
+    row = line["row"]
     if as_json:
         del row["id"]
-        print(json.dumps(row | tally.numbers() | {"seed": job.seed}))
+        print(json_line(row | tally.numbers() | {"seed": job.seed}))
     else:
         print(row["text"])
         note(tally.line())
     return 0
-
-
-def _file(in_file: Path, out_file: Path, decoding: Decoding, job: Job, as_json: bool) -> int:
-    """Returns 1 if a row was refused, else 0."""
-    requests.check_writable(out_file)
-    checkpoint = decoding.load()
-    rows = requests.read(in_file, checkpoint, decoding)
-    tally = Tally()
-    done = dict(decoded(checkpoint, rows, decoding, in_file, job, tally))
-    requests.write(out_file, [done[row.number] for row in rows])
-    numbers = {"rows": tally.rows, "refused": tally.refused, **tally.numbers(), "seed": job.seed}
-    tell(numbers, f"{tally.rows} rows written to {out_file}, {tally.refused} refused · {tally.line()}", as_json=as_json)
-    return 1 if tally.refused else 0

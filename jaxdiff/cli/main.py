@@ -1,4 +1,7 @@
-"""The command `jaxdiff`. Errors are one line on stderr; exit codes: 1 a row was refused, 2 bad input, 130 Ctrl-C."""
+"""The command `jaxdiff`. Errors are one line on stderr.
+
+Exit codes: 1 a row was refused, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from jaxdiff.cli.generate import generate
 from jaxdiff.cli.learn import collect, fit
 from jaxdiff.cli.show import stderr
 from jaxdiff.cli.train import train
-from jaxdiff.files import clear_scratch
+from jaxdiff.files import FULL, clear_scratch
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 for command in (demo, generate, evaluate, train, collect, fit, convert, export, bench):
@@ -77,8 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.TyperException as error:
         return _refuse(error.format_message())
     except Exception as error:
-        if not _flushed() and isinstance(error, OSError):
-            error.filename = error.filename or "stdout"
+        # What is written to a file of ours names it: a full disk without a name is where stdout goes.
+        if isinstance(error, OSError) and error.filename is None and (not _flushed() or error.errno in FULL):
+            _drop_stdout()
+            error.filename = "stdout"
         if errors.ours(error):
             error.add_note(errors.REPORT)
             raise
@@ -106,11 +111,10 @@ def _open_streams() -> None:
 
 
 def _flushed() -> bool:
-    """Whether stdout takes what is left in its buffer; what it does not take is dropped."""
+    """Whether stdout takes what is left in its buffer."""
     try:
         sys.stdout.flush()
     except OSError:
-        _drop_stdout()
         return False
     return True
 
@@ -121,20 +125,29 @@ def _drop_stdout() -> None:
 
 
 def _leave_on_interrupt() -> None:
-    """Ctrl-C ends the program at once: Python's own handler would wait until a compiled decode is over."""
+    """Ctrl-C and SIGTERM end the program at once: Python's handler would wait until a compiled decode is over.
+
+    SIGTERM alone while nobody else has a handler for it: training saves a checkpoint first.
+    """
+
+    def leave(number: int, frame: object) -> None:
+        """That the thread below leaves is enough: an exception in the middle of someone's clean-up would be printed."""
+
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # That the thread below leaves is enough: an exception in the middle of someone's clean-up would be printed.
-        signal.signal(signal.SIGINT, lambda *_: None)
+        signal.signal(signal.SIGINT, leave)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, leave)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
 
     def watch() -> None:
-        while os.read(reader, 1)[0] != signal.SIGINT:
-            pass
+        number = 0
+        while number != signal.SIGINT and not (number == signal.SIGTERM and signal.getsignal(number) is leave):
+            number = os.read(reader, 1)[0]
         stderr().show_cursor()  # a progress bar may have hidden it
         clear_scratch()
-        os._exit(130)
+        os._exit(128 + number)
 
     threading.Thread(target=watch, daemon=True).start()
 

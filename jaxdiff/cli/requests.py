@@ -1,13 +1,11 @@
-"""Requests, one or a JSONL file of them, and their answers: read, decoded in slots, written as a whole."""
+"""Requests, one or a JSONL file of them, and their answers: read, decoded in slots, each answer a row."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Sequence
-from itertools import groupby
-from pathlib import Path
+from itertools import groupby, pairwise
 from typing import Any
 
 import jax
@@ -15,25 +13,34 @@ import jax
 from jaxdiff.checkpoint import Checkpoint
 from jaxdiff.cli.options import Decoding
 from jaxdiff.decode import Decoder
-from jaxdiff.files import replaced_file
+from jaxdiff.decode.result import Reason
+from jaxdiff.files import parse_json
 from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.serve import Answer, Meter, Refusal, Request, check_request, decode_stream
 from jaxdiff.types import InputError
 
 Row = Request | Refusal
 KINDS = ("prompt", "prompt_ids", "canvas_ids")
+KEYS = ("id", *KINDS)
+MOST_LEVELS = 100  # of lists and objects in an id: what is read must be written again, from a deeper stack
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a run of `generate` is beside its decoding. `log_prob`: rows hold the tokens' log-softmax too."""
+    """What a run of `generate` is beside its decoding.
+
+    Attributes:
+        log_prob: rows hold the tokens' log-softmax too.
+        special: the names of special tokens in a text prompt are those tokens, not text.
+    """
 
     seed: int
     slots: int
     log_prob: bool = False
+    special: bool = False
 
 
-def prompt_ids(checkpoint: Checkpoint, text: str) -> list[int]:
+def prompt_ids(checkpoint: Checkpoint, text: str, *, special: bool = False) -> list[int]:
     """The ids of a text prompt, in the folder's chat template.
 
     Raises InputError for an empty text, and where the folder has no tokenizer.
@@ -48,7 +55,7 @@ def prompt_ids(checkpoint: Checkpoint, text: str) -> list[int]:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"prompt: found {text!r}, expected text that UTF-8 can hold") from error
-    return checkpoint.tokenizer.prompt(text)
+    return checkpoint.tokenizer.prompt(text, special=special)
 
 
 def check(checkpoint: Checkpoint, request: Request, decoding: Decoding) -> None:
@@ -62,13 +69,13 @@ def check(checkpoint: Checkpoint, request: Request, decoding: Decoding) -> None:
             raise InputError(f"canvas_ids: found no mask (id {mask}), expected a hole to fill")
 
 
-def read(path: Path, checkpoint: Checkpoint, decoding: Decoding) -> list[Row]:
-    """The rows of a JSONL file, in its order; blank lines are skipped, and a row without an id gets its line number.
+def read(data: bytes, checkpoint: Checkpoint, decoding: Decoding, *, special: bool = False) -> list[Row]:
+    """The rows of a JSONL file's bytes, in its order; blank lines are skipped; without an id it is the line's number.
 
     Raises InputError where the decoding fits no prompt: that is the command line's mistake, not a row's.
     """
-    lines = path.read_bytes().split(b"\n")
-    rows = [_parse(number, line, checkpoint) for number, line in enumerate(lines) if line.strip()]
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    rows = [_parse(number, line, checkpoint, special) for number, line in enumerate(lines) if line.strip()]
     if any(isinstance(row, Request) and not row.is_canvas for row in rows):
         decoding.decoder(checkpoint.model, decoding.gen_length)
     for place, row in enumerate(rows):
@@ -110,46 +117,49 @@ def _canvas_length(row: Row) -> int:
     return len(row.ids) if isinstance(row, Request) and row.is_canvas else 0
 
 
-def row_of(checkpoint: Checkpoint, done: Answer | Refusal, *, log_prob: bool = False) -> dict[str, Any]:
-    """One line of the output file."""
-    if isinstance(done, Refusal):
-        return {"id": done.id, "error": done.error}
-    row = {
+def line_of(checkpoint: Checkpoint, done: Answer, *, log_prob: bool = False) -> dict[str, Any]:
+    """An answer as a line of a part: its number, its row of the output file, and what only the summary counts."""
+    row: dict[str, Any] = {
         "id": done.request.id,
-        "text": None if checkpoint.tokenizer is None else checkpoint.tokenizer.decode(done.tokens),
+        "text": None,
         "token_ids": done.tokens.tolist(),
         "nfe": done.nfe,
         "work": done.work,
+        "reason": Reason(done.reason).name.lower(),
         "commit_step": done.commit_step.tolist(),
         "seconds": done.seconds,
     }
-    return row | ({"log_prob": done.log_prob.tolist()} if log_prob else {})
+    holes = None
+    if done.request.is_canvas:
+        holes = [token == checkpoint.model.config.mask_token_id for token in done.request.ids]
+        row["filled"] = [_span(checkpoint, row["token_ids"], start, end) for start, end in runs(holes)]
+    if checkpoint.tokenizer is not None:
+        row["text"] = checkpoint.tokenizer.decode(row["token_ids"], holes)
+    if log_prob:
+        row["log_prob"] = done.log_prob.tolist()
+    return {"number": done.request.number, "row": row, "length": done.length, "near_ties": done.near_ties}
 
 
-def check_writable(path: Path) -> None:
-    """Raises InputError for a path that `write` could not, or must not, put a file at."""
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"out: {path.parent} is no folder that can be written to; make it or name another")
-    if path.exists() and not path.is_file():  # renaming over a device or a folder would replace it
-        raise InputError(f"out: {path} is not a file; name another")
+def runs(holes: Sequence[bool]) -> list[tuple[int, int]]:
+    """The first column of each run of holes, and the one after its last."""
+    edges = [column for column, (a, b) in enumerate(pairwise([False, *holes, False])) if a != b]
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """The whole file or none of it: written beside its place, then renamed."""
-    with replaced_file(path) as new:
-        new.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def _span(checkpoint: Checkpoint, tokens: list[int], start: int, end: int) -> dict[str, Any]:
+    text = None if checkpoint.tokenizer is None else checkpoint.tokenizer.decode(tokens[start:end])
+    return {"start": start, "end": end, "token_ids": tokens[start:end], "text": text}
 
 
-def _parse(number: int, line: bytes, checkpoint: Checkpoint) -> Row:
+def _parse(number: int, line: bytes, checkpoint: Checkpoint, special: bool) -> Row:
     name: Any = number + 1
     try:
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise InputError(f"found {type(row).__name__}, expected a JSON object")
-        name = name if row.get("id") is None else row["id"]
+        row = _object(line)
+        given = row.get("id")
+        _check_id(given)
+        name = name if given is None else given
+        if unknown := [key for key in row if key not in KEYS]:
+            raise InputError(f"found key {unknown[0]!r}, expected id and one of {', '.join(KINDS)}; take it out")
         kinds = [kind for kind in KINDS if kind in row]
         if len(kinds) != 1:
             raise InputError(f"found {' and '.join(kinds) or 'no prompt'}, expected one of {', '.join(KINDS)}")
@@ -158,9 +168,45 @@ def _parse(number: int, line: bytes, checkpoint: Checkpoint) -> Row:
         if kind == "prompt":
             if not isinstance(value, str):
                 raise InputError(f"prompt: found {type(value).__name__}, expected a text")
-            return Request(prompt_ids(checkpoint, value), name, number)
-        if not isinstance(value, list) or not all(type(i) is int for i in value):
-            raise InputError(f"{kind}: expected a list of whole numbers")
+            return Request(prompt_ids(checkpoint, value, special=special), name, number)
+        if not isinstance(value, list):
+            raise InputError(f"{kind}: found {type(value).__name__}, expected a list of whole numbers")
+        for place, token in enumerate(value):
+            if type(token) is not int:
+                found = json.dumps(token)[:40]
+                raise InputError(f"{kind}: found {found} in place {place}, expected a list of whole numbers")
         return Request(value, name, number, is_canvas=kind == "canvas_ids")
     except InputError as error:
         return Refusal(number, name, str(error))
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    """The JSON object of a line. Raises InputError for what is none, and for text that UTF-8 cannot hold."""
+    try:
+        row = parse_json(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        found = f"byte {line[error.start]:#04x} at byte {error.start + 1}"
+        raise InputError(f"not JSON (not UTF-8: found {found} of the line); save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"not JSON ({error.msg}, at character {error.pos + 1})") from error
+    except RecursionError as error:
+        raise InputError("not JSON that can be read (too many lists or objects in each other)") from error
+    except ValueError as error:
+        raise InputError(f"not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise InputError(f"found {type(row).__name__}, expected a JSON object")
+    return row
+
+
+def _check_id(value: Any, levels: int = MOST_LEVELS) -> None:
+    """Raises InputError for an id that cannot be written into the output as it was read."""
+    if not levels:
+        raise InputError(f"id: found more than {MOST_LEVELS} lists or objects in each other, expected a name")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"id: found {value!r}, expected text that UTF-8 can hold") from error
+    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for one in inner:
+        _check_id(one, levels - 1)

@@ -1,16 +1,16 @@
-"""`jaxdiff generate --distributed`: several processes share the rows of one file.
+"""`jaxdiff generate --in --out`: the rows of one file, by one process or shared between several.
 
     meet -> agree on input, model, settings, versions -> part: each decodes its share into its own part file
          -> whoever ends last merges the parts, in the order of the input
 
-The hosts share OUT's folder. A row belongs to a process by its place in the input, so that nothing is handed out and
-nobody waits; a job that is started again, with as many processes or more or fewer, decodes what no part holds yet.
+One process has nobody to meet, and clears its part away when the output is whole. Several share OUT's folder. A row
+belongs to a process by its place in the input, so that nothing is handed out and nobody waits; a job that is started
+again, with as many processes or more or fewer, decodes what no part holds yet.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -19,17 +19,69 @@ from typing import Any
 import jax
 
 import jaxdiff
+from jaxdiff import parts
 from jaxdiff.checkpoint import Checkpoint, load
-from jaxdiff.cli import parts, requests
+from jaxdiff.cli import requests
 from jaxdiff.cli.hosts import Hosts, agree, together
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import tell
-from jaxdiff.cli.tally import Tally, decoded
+from jaxdiff.cli.tally import Tally, decode_rows
+from jaxdiff.files import check_writable, json_line
 from jaxdiff.serve import Refusal
 from jaxdiff.types import InputError
 
 
-def share(
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A file that was read and checked, and what its rows depend on."""
+
+    checkpoint: Checkpoint
+    decoding: Decoding
+    job: requests.Job
+    in_file: Path
+    out: Path
+    rows: list[requests.Row]
+    run: dict[str, Any]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, decoding: Decoding, job: requests.Job, in_file: Path, out: Path) -> Work:
+        data = in_file.read_bytes()  # once: it may be a pipe
+        rows = requests.read(data, checkpoint, decoding, special=job.special)
+        return cls(checkpoint, decoding, job, in_file, out, rows, fingerprints(data, checkpoint, decoding, job))
+
+    @property
+    def numbers(self) -> list[int]:
+        return [row.number for row in self.rows]
+
+    def decode(self, part: parts.Part, mine: list[requests.Row], before: dict[int, parts.Line]) -> Tally:
+        """Decode into a part those of the rows `mine` that no part holds `before`."""
+        left = [row for row in mine if row.number not in before]
+        with part:
+            return decode_rows(self.checkpoint, left, self.decoding, self.in_file, self.job, part.write)
+
+
+def decode_file(in_file: Path, out: Path, decoding: Decoding, job: requests.Job, as_json: bool) -> int:
+    """All rows in this process. Returns 1 if a row was refused, else 0."""
+    check_writable(out)
+    work = Work.of(decoding.load(), decoding, job, in_file, out)
+    before = parts.written(out, work.run)
+    took = work.decode(parts.Part(out, 0, work.run), work.rows, before)
+    lines = parts.merged(out, work.run, work.numbers)
+    if lines is None:
+        raise InputError(f"{parts.folder_of(out)}: lost rows while they were decoded; give the same command again")
+    parts.finish(out, lines)
+    parts.remove(out)
+    tally = Tally(took.meter)
+    for line in lines:
+        tally.add(line)
+    numbers = {"rows": tally.rows, "refused": tally.refused, **tally.numbers(), "seed": job.seed}
+    there = f", {len(before)} were there before" if before else ""
+    said = f"{tally.rows} rows written to {out}, {tally.refused} refused{there} · {tally.line()}"
+    tell(numbers, said, as_json=as_json)
+    return 1 if tally.refused else 0
+
+
+def share_file(
     hosts: Hosts,
     in_file: Path,
     out: Path,
@@ -37,66 +89,64 @@ def share(
     job: requests.Job,
     as_json: bool,
 ) -> int:
-    """Returns 1 if a row of this process's share was refused, else 0.
+    """The share of this process. Returns 1 if one of them was refused, else 0.
 
     `make_decoding`: a policy's numbers are arrays, and none may be made before the processes have met.
     """
     process, processes = hosts.meet()
 
-    def prepare() -> tuple[Decoding, Checkpoint, list[requests.Row], dict[str, str]]:
+    def prepare() -> Work:
         decoding = make_decoding()
-        requests.check_writable(out)
+        check_writable(out)
         checkpoint = load(decoding.model, dtype=decoding.dtype, weights=decoding.weights, ignore=decoding.ignore_config)
-        rows, run = requests.read(in_file, checkpoint, decoding), fingerprints(in_file, checkpoint, decoding, job)
-        if parts.merged(out, run, [row.number for row in rows]) is None and out.exists():
+        work = Work.of(checkpoint, decoding, job, in_file, out)
+        if parts.merged(out, work.run, work.numbers) is None and out.exists():
             raise InputError(f"out: {out} is there already, and no whole parts beside it; move it or name another")
-        return decoding, checkpoint, rows, run
+        return work
 
-    decoding, checkpoint, rows, run = together(prepare)
-    agree(run)
-    part = together(lambda: parts.Part(out, process, run))
+    work = together(prepare)
+    agree({name: parts.digest(json_line(value).encode()) for name, value in work.run.items()})
+    part = together(lambda: parts.Part(out, process, work.run))
     together(lambda: _see_all(out, processes))
     jax.distributed.shutdown()  # from here on no process depends on another, nor dies with it
 
-    numbers = [row.number for row in rows]
-    before, tally = parts.written(out, run), Tally()
-    mine = requests.in_order(rows)[process::processes]
-    left = [row for row in mine if row.number not in before]
-    with part:
-        for number, row in decoded(checkpoint, left, decoding, in_file, job, tally):
-            part.write(number, row)
-    whole = parts.merged(out, run, numbers)
-    if whole is not None and not out.exists():
-        requests.write(out, whole)
-    counts = {"rows": tally.rows, "refused": tally.refused, "process": process, "whole": whole is not None}
-    end = f"{out} is whole" if whole is not None else f"{out} is written by the process that ends last"
+    before = parts.written(out, work.run)
+    mine = requests.in_order(work.rows)[process::processes]
+    tally = work.decode(part, mine, before)
+    lines = parts.merged(out, work.run, work.numbers)
+    if lines is not None and not out.exists():
+        parts.finish(out, lines)
+    counts = {"rows": tally.rows, "refused": tally.refused, "process": process, "whole": lines is not None}
+    end = f"{out} is whole" if lines is not None else f"{out} is written by the process that ends last"
     line = (
         f"process {process} of {processes}: {tally.rows} rows written to {part.path}, {tally.refused} refused, "
-        f"{sum(number in before for number in numbers)} were there before · {tally.line()} · {end}"
+        f"{sum(number in before for number in work.numbers)} were there before · {tally.line()} · {end}"
     )
     tell(counts | tally.numbers() | {"seed": job.seed}, line, as_json=as_json)
     return 1 if any(isinstance(row, Refusal) for row in mine) else 0
 
 
-def fingerprints(in_file: Path, checkpoint: Checkpoint, decoding: Decoding, job: requests.Job) -> dict[str, str]:
-    """What all processes must have in common, and a restarted job with the parts that it finds.
+def fingerprints(data: bytes, checkpoint: Checkpoint, decoding: Decoding, job: requests.Job) -> dict[str, Any]:
+    """What all processes must have in common, and a restarted job with the parts that it finds: of the input's bytes,
+    the model's folder, each setting, each version.
 
     Not the slots, nor where the model's folder lies: no row depends on them.
     """
     settings: dict[str, Any] = dataclasses.asdict(decoding) | dataclasses.asdict(job)
-    settings["config"] = dataclasses.asdict(checkpoint.model.config)
+    config = dataclasses.asdict(checkpoint.model.config)
+    settings["config"] = parts.digest(json_line(dict(sorted(config.items()))).encode())
     del settings["model"], settings["slots"]
     names = ("jax", "jaxlib", "flax") if decoding.weights is None else ("jax", "jaxlib", "flax", "qwix")
     versions = {name: version(name) for name in names} | {
         "jaxdiff": jaxdiff.__version__,
         "device": jax.local_devices()[0].device_kind,
     }
-    return {
-        "input": parts.digest(in_file.read_bytes()),
-        "model": parts.digest_of_folder(checkpoint.path),
-        "settings": parts.digest(json.dumps(settings, sort_keys=True).encode()),
-        "versions": parts.digest(json.dumps(versions, sort_keys=True).encode()),
-    }
+    return parts.run_of(
+        input=parts.digest(data),
+        model=parts.digest_of_folder(checkpoint.path),
+        settings=settings,
+        versions=versions,
+    )
 
 
 def _see_all(out: Path, processes: int) -> None:

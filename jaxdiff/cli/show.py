@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from jaxdiff.files import json_line
+
 
 def stderr() -> Console:
     """Made anew for each use: tests and pipes change `sys.stderr`."""
@@ -35,7 +36,7 @@ def note(text: str, style: str = "dim") -> None:
 def tell(numbers: dict[str, Any], shown: str | Table, *, as_json: bool) -> None:
     """A command's result: its numbers as JSON, or a table, on stdout; a line beside what it wrote on stderr."""
     if as_json:
-        print(json.dumps(numbers))
+        print(json_line(numbers))
     elif isinstance(shown, str):
         note(shown)
     else:

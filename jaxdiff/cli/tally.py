@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from jaxdiff.checkpoint import Checkpoint
 from jaxdiff.cli import requests
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import note, progress
-from jaxdiff.serve import Answer, Meter, Refusal, Request
+from jaxdiff.serve import Meter, Refusal, Request
 
 
 @dataclasses.dataclass
@@ -26,9 +26,14 @@ class Tally:
     tokens: int = 0
     near_ties: int = 0
 
-    def add(self, answer: Answer) -> None:
-        self.rows, self.nfe, self.tokens = self.rows + 1, self.nfe + answer.nfe, self.tokens + answer.length
-        self.near_ties, self.work = self.near_ties + answer.near_ties, self.work + answer.work
+    def add(self, line: Mapping[str, Any]) -> None:
+        """A line of a part: an answer's, or a refusal's."""
+        row = line["row"]
+        if "error" in row:
+            self.refused += 1
+            return
+        self.rows, self.nfe, self.work = self.rows + 1, self.nfe + row["nfe"], self.work + row["work"]
+        self.tokens, self.near_ties = self.tokens + line["length"], self.near_ties + line["near_ties"]
 
     def numbers(self) -> dict[str, Any]:
         return {
@@ -53,23 +58,26 @@ class Tally:
         return f"{rate:,.0f} tokens/s · TPF {tpf:.2f} · slots {self.meter.occupancy:.0%} busy"
 
 
-def decoded(
+def decode_rows(
     checkpoint: Checkpoint,
     rows: Sequence[requests.Row],
     decoding: Decoding,
     in_file: Path,
     job: requests.Job,
-    tally: Tally,
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each row's number and its line of the output, as they are done; refusals first, and told by their line."""
-    wanted = [row for row in rows if isinstance(row, Request)]
+    keep: Callable[[dict[str, Any]], None],
+) -> Tally:
+    """`keep` each row's line of a part as it is done; refusals first, and told by their line. Returns what it took."""
+    wanted, tally = [row for row in rows if isinstance(row, Request)], Tally()
     for row in rows:
         if isinstance(row, Refusal):
-            tally.refused += 1
             note(f"{in_file} line {row.number + 1}: {row.error}", style="red")
-            yield row.number, requests.row_of(checkpoint, row)
+            line = {"number": row.number, "row": {"id": row.id, "error": row.error}}
+            keep(line)
+            tally.add(line)
     with progress("rows", len(wanted), tally.says) as update:
         for answer in requests.answers(checkpoint, wanted, decoding, job, tally.meter):
-            tally.add(answer)
-            yield answer.request.number, requests.row_of(checkpoint, answer, log_prob=job.log_prob)
+            line = requests.line_of(checkpoint, answer, log_prob=job.log_prob)
+            keep(line)
+            tally.add(line)
             update(tally.rows, tally.tokens, tally.meter.seconds)
+    return tally

@@ -16,7 +16,7 @@ BUCKET = 32  # prompts are padded to a multiple of this, so that batches share c
 
 def batches(count: int, size: int) -> Iterator[Int[np.ndarray, " B"]]:
     """Numbers 0 to count - 1 in batches of one size; the last one repeats its own, so that no new shape compiles."""
-    size = min(size, count)
+    size = max(min(size, count), 1)
     for first in range(0, count, size):
         yield np.resize(np.arange(first, min(first + size, count)), size)
 

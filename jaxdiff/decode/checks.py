@@ -63,10 +63,10 @@ def check_lengths(model: Model, prompt: int, generated: int, block: int) -> None
         )
 
 
-def check_ids(model: Model, ids: Any, origin: Any, *, masks_allowed: bool) -> None:
+def check_ids(model: Model, ids: Any, origin: Any, *, masks_allowed: bool, alone: bool = False) -> None:
     """Ids lie in the vocabulary, and [MASK] only where it is allowed; else InputError.
 
-    On concrete arrays; under a trace the caller vouches for them.
+    On concrete arrays; under a trace the caller vouches for them. `alone`: they are one request's, and no row is named.
     """
     if isinstance(ids, jax.core.Tracer) or isinstance(origin, jax.core.Tracer):
         return
@@ -75,12 +75,15 @@ def check_ids(model: Model, ids: Any, origin: Any, *, masks_allowed: bool) -> No
     outside = np.argwhere(real & ((ids < 0) | (ids >= config.vocab_size)))
     if outside.size:
         row, column = outside[0]
-        raise InputError(f"row {row}: found id {ids[row, column]}, expected 0 to {config.vocab_size - 1}")
+        where = f"token {column}" if alone else f"row {row}"
+        raise InputError(f"{where}: found id {ids[row, column]}, expected 0 to {config.vocab_size - 1}")
     masks = np.argwhere(real & (ids == config.mask_token_id))
     if masks.size and not masks_allowed:
+        row, column = masks[0]
+        where = "" if alone else f"row {row} "
         raise InputError(
-            f"prompt: row {masks[0][0]} holds [MASK] (id {config.mask_token_id}) in column {masks[0][1]}, expected "
-            "none; take it out, or fill holes with infill"
+            f"prompt: {where}holds [MASK] (id {config.mask_token_id}) in column {column}, expected none; take it out, "
+            "or fill holes with infill"
         )
 
 

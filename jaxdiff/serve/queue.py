@@ -134,7 +134,7 @@ def check_request(
         checks.check_lengths(model, 0, length, block)
     else:
         checks.check_lengths(model, length, gen_length, checks.block_of(model, block_length))
-    checks.check_ids(model, ids, np.zeros(1, np.int32), masks_allowed=request.is_canvas)
+    checks.check_ids(model, ids, np.zeros(1, np.int32), masks_allowed=request.is_canvas, alone=True)
     _check_own(request, gen_length, decoder, key)
 
 

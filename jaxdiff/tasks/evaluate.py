@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
+from jaxdiff import parts
 from jaxdiff.checkpoint import Checkpoint
 from jaxdiff.decode.api import prepare
 from jaxdiff.decode.batches import batches, pad_to_bucket, request_keys
 from jaxdiff.decode.checks import block_of, check_lengths
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.program import Timed
+from jaxdiff.files import check_writable
 from jaxdiff.metrics import tpf, wilson
 from jaxdiff.tasks import task
 from jaxdiff.tasks.base import Problem
@@ -76,6 +82,7 @@ def sweep(
     gen_length: int = 256,
     mesh: Mesh | None = None,
     progress: Callable[[int, int, float], None] | None = None,
+    out: Path | None = None,
 ) -> tuple[Report, ...]:
     """One report for each value of a decoder's number, from one compiled program: rows are values x problems.
 
@@ -84,8 +91,12 @@ def sweep(
     end together. `progress` is called after each batch with the rows, the tokens and the seconds so far. A report's
     seconds are its rows' share of their batches'.
 
-    Raises InputError for a task that is not known, the training split, a model without a tokenizer, and what
-    `decode` refuses.
+    `out`: a JSONL file of the rows, value after value, in the task's order: number (value x n + problem), question,
+    text, correct, nfe, work, length, near_ties. Rows are written to `parts.folder_of(out)` as their batches end; the
+    same call goes on from what lies there, and its reports count all rows.
+
+    Raises InputError for a task that is not known, the training split, a model without a tokenizer, what `decode`
+    refuses, an `out` that cannot be written, and rows of another run beside it.
     """
     module = task(task_name)
     if split not in HELD_OUT:
@@ -105,40 +116,94 @@ def sweep(
     prompts, origin = pad_to_bucket(questions, fill=config.eos_token_id, room=config.max_sequence_length - gen_length)
     by_length = np.argsort([len(problem.worked) for problem in problems], kind="stable")
 
-    run, texts = Timed(persistent_cache=False), np.empty((len(values), n), object)
-    kinds = {"nfe": np.int32, "work": float, "lengths": np.int32, "near_ties": np.int32}
-    counted = {name: np.zeros(texts.shape, kind) for name, kind in kinds.items()}
-    seconds, done = np.zeros(len(values)), 0
-    for rows in batches(len(values) * n, batch_size):
-        which, at = rows // n, by_length[rows % n]
-        before = run.seconds
-        call = prepare(
-            *(checkpoint.model, checkpoint.params, prompts[at], decoder(numbers[which])),
-            gen_length=gen_length,
-            origin=origin[at],
-            key=request_keys(seed, at),
-            mesh=mesh,
-        )
-        result = run.run(call)
-        for name, column in counted.items():
-            column[which, at] = getattr(result, name)
-        for generated, *place in zip(np.asarray(result.tokens)[:, prompts.shape[1] :], which, at, strict=True):
-            texts[tuple(place)] = tokenizer.decode(generated)
-        np.add.at(seconds, which, (run.seconds - before) / len(rows))
-        done += len(np.unique(rows))
-        if progress is not None:
-            progress(done, int(counted["lengths"].sum()), run.seconds)
+    order = (np.arange(len(values))[:, None] * n + by_length).reshape(-1)
+    run, lines = Timed(persistent_cache=False), {}
+    with ExitStack() as stack:
+        keep: Callable[[Mapping[str, Any]], None] | None = None
+        if out is not None:
+            check_writable(out)
+            depends = _run_of(checkpoint, task_name, split, questions, decoder(numbers), gen_length, seed)
+            lines = parts.written(out, depends)
+            keep = stack.enter_context(parts.Part(out, 0, depends)).write
+        left = np.asarray([number for number in order if number not in lines], np.int64)
+        for rows in batches(left.size, batch_size):
+            which, at = np.divmod(left[rows], n)
+            before = run.seconds
+            call = prepare(
+                *(checkpoint.model, checkpoint.params, prompts[at], decoder(numbers[which])),
+                gen_length=gen_length,
+                origin=origin[at],
+                key=request_keys(seed, at),
+                mesh=mesh,
+            )
+            result = jax.device_get(run.run(call))
+            fresh = len(np.unique(rows))  # the last batch repeats its own
+            for place, number in enumerate(left[rows[:fresh]].tolist()):
+                problem = problems[number % n]
+                text = tokenizer.decode(result.tokens[place, prompts.shape[1] :])
+                row = {
+                    "number": number,
+                    "question": problem.question,
+                    "text": text,
+                    "correct": bool(module.verify(text, problem)),
+                    "nfe": int(result.nfe[place]),
+                    "work": float(result.work[place]),
+                    "length": int(result.lengths[place]),
+                    "near_ties": int(result.near_ties[place]),
+                }
+                lines[number] = {"number": number, "row": row, "seconds": (run.seconds - before) / fresh}
+                if keep is not None:
+                    keep(lines[number])
+            if progress is not None:
+                progress(len(lines), sum(line["row"]["length"] for line in lines.values()), run.seconds)
+    done = [lines[number] for number in range(order.size)]
+    if out is not None:
+        parts.finish(out, done)
+        parts.remove(out)
     return tuple(
-        Report(
-            task=task_name,
-            split=split,
-            seed=seed,
-            problems=problems,
-            texts=tuple(texts[i]),
-            correct=np.asarray([module.verify(text, p) for text, p in zip(texts[i], problems, strict=True)]),
-            **{name: column[i] for name, column in counted.items()},
-            seconds=float(seconds[i]),
-            compile_seconds=run.compile_seconds,
-        )
-        for i in range(len(values))
+        _report(task_name, split, seed, problems, done[first : first + n], run.compile_seconds)
+        for first in range(0, order.size, n)
+    )
+
+
+def _report(
+    name: str, split: str, seed: int, problems: tuple[Problem, ...], lines: Sequence[parts.Line], compiling: float
+) -> Report:
+    rows = [line["row"] for line in lines]
+    return Report(
+        task=name,
+        split=split,
+        seed=seed,
+        problems=problems,
+        texts=tuple(row["text"] for row in rows),
+        correct=np.asarray([row["correct"] for row in rows]),
+        nfe=np.asarray([row["nfe"] for row in rows], np.int32),
+        work=np.asarray([row["work"] for row in rows]),
+        lengths=np.asarray([row["length"] for row in rows], np.int32),
+        near_ties=np.asarray([row["near_ties"] for row in rows], np.int32),
+        seconds=sum(line["seconds"] for line in lines),
+        compile_seconds=compiling,
+    )
+
+
+def _run_of(
+    checkpoint: Checkpoint,
+    name: str,
+    split: str,
+    questions: Sequence[Sequence[int]],
+    decoder: Decoder,
+    gen_length: int,
+    seed: int,
+) -> dict[str, Any]:
+    """What the rows of an evaluation depend on; not its batches, nor the mesh."""
+    model = parts.digest(repr(checkpoint.model).encode(), parts.digest_of_tree(checkpoint.params).encode())
+    return parts.run_of(
+        task=name,
+        split=split,
+        seed=seed,
+        problems=parts.digest(*(np.asarray(question, np.int32).tobytes() for question in questions)),
+        model=model,
+        decoder=parts.digest_of_tree(decoder),
+        gen_length=gen_length,
+        versions={package: version(package) for package in ("jax", "jaxlib", "flax")},
     )

@@ -53,13 +53,14 @@ class Corpus:
     """Tokenised training problems of each task, sorted into buckets."""
 
     def __init__(self, buckets: tuple[Bucket, ...], sizes: dict[str, int], seed: int, tokenizer: Tokenizer) -> None:
-        """Draws `sizes[name]` training problems of each task; a progress bar goes to stderr.
+        """Draws `sizes[name]` training problems of each task; a progress bar goes to a terminal.
 
         Raises InputError where a bucket stays empty.
         """
         self.buckets = buckets
         self._seed = seed
         self._eos, self._newline = tokenizer.eos_id, tokenizer.encode("\n")
+        console = Console(stderr=True)
         self._rows: dict[str, list[tuple[list[int], list[int]]]] = {}
         for name, size in sizes.items():
             stream = itertools.islice(task(name).problems("train", seed), size)
@@ -68,7 +69,9 @@ class Corpus:
                     tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question),
                     tokenizer.encode(p.worked),
                 )
-                for p in track(stream, f"{name}: tokenising", total=size, console=Console(stderr=True))
+                for p in track(
+                    stream, f"{name}: tokenising", total=size, console=console, disable=not console.is_terminal
+                )
             ]
         self._members = []
         for bucket in buckets:

@@ -79,8 +79,8 @@ def fit_filter(
     Args:
         traces: several collections, for a local filter of any block lengths; a prompt's id means the same in all.
 
-    Raises InputError for traces that are empty, not finite, or of too few prompts to split; and for a block filter, of
-    several block lengths.
+    Raises InputError for traces that are empty, not finite, or of too few prompts to split; for a block filter, of
+    several block lengths; and where no loss was a number.
     """
     parts = [traces] if isinstance(traces, Traces) else list(traces)
     windows = sorted({part.final.shape[1] for part in parts})
@@ -139,6 +139,8 @@ def fit_filter(
             best, best_layers = losses[-1], state[0]
         if progress is not None:
             progress(min(first + CHUNK, recipe.steps), losses[-1])
+    if not np.isfinite(best):
+        raise InputError(f"fit: the validation loss is {losses[-1]}, expected a number; take a smaller --wrong")
     made: Filter = (
         BlockFilter(best_layers) if recipe.kind == "block" else LocalFilter(best_layers, recipe.reach, features)
     )

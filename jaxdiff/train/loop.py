@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import shutil
 import signal
 import threading
@@ -27,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxdiff import checkpoint
+from jaxdiff.files import Lines, added, parse_json, saving, whole_lines
 from jaxdiff.leaves import kind_of, leaf_name
 from jaxdiff.models import build
 from jaxdiff.train.data import Batch, Corpus
@@ -36,7 +36,7 @@ from jaxdiff.train.tokenizer import train_tokenizer
 from jaxdiff.types import InputError, Model, Params
 
 SAVED_RECIPE = "recipe.json"
-MODEL = "model"
+MODEL, CHECKPOINTS, LOG = "model", "checkpoints", "log.jsonl"
 
 
 def train(recipe: Recipe, folder: Path) -> Path | None:
@@ -47,7 +47,7 @@ def train(recipe: Recipe, folder: Path) -> Path | None:
 
     Returns the model folder, or None where a signal ended the run early.
 
-    Raises InputError where the folder belongs to another recipe.
+    Raises InputError where the folder belongs to another recipe, is written by another program, or cannot be written.
     """
     with _sigterm() as asked:
         return _run(recipe, folder, asked)
@@ -55,11 +55,11 @@ def train(recipe: Recipe, folder: Path) -> Path | None:
 
 def _run(recipe: Recipe, folder: Path, asked: threading.Event) -> Path | None:
     fresh = _is_fresh(folder, recipe)
-    folder.mkdir(parents=True, exist_ok=True)
-    if recipe.init is not None:
-        _copy_tokenizer(Path(recipe.init), folder)
-    elif fresh:
-        train_tokenizer(recipe.task, recipe.tokenizer_problems, recipe.model["vocab_size"], recipe.seed, folder)
+    with added(folder) as new:
+        if recipe.init is not None:
+            _copy_tokenizer(Path(recipe.init), new)
+        elif fresh:
+            train_tokenizer(recipe.task, recipe.tokenizer_problems, recipe.model["vocab_size"], recipe.seed, new)
     tokenizer = checkpoint.load_tokenizer(folder)
     assert tokenizer is not None
     model = build({"family": "llada", "mask_token_id": 0, "eos_token_id": tokenizer.eos_id, **recipe.model})
@@ -71,8 +71,7 @@ def _run(recipe: Recipe, folder: Path, asked: threading.Event) -> Path | None:
     if recipe.init is not None:
         params = _newest_params(Path(recipe.init), params)
     state = {"params": params, "optimizer": optimizer.init(params)}
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, save_interval_steps=recipe.save_every)
-    with ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options) as manager:
+    with Lines(folder / LOG) as lines, _manager(folder / CHECKPOINTS, recipe.save_every) as manager:
         done = manager.latest_step()
         if done is not None:
             state = manager.restore(
@@ -82,7 +81,7 @@ def _run(recipe: Recipe, folder: Path, asked: threading.Event) -> Path | None:
         if first > recipe.steps:
             raise InputError(f"steps: found {recipe.steps}, but {folder} has done {first}; raise --steps")
         recipe.write(folder / SAVED_RECIPE)  # from here on the folder is this recipe's
-        with _Log(folder / "log.jsonl", recipe.steps, first) as log:
+        with _Log(lines, recipe.steps, first) as log:
             for step in range(first, recipe.steps):
                 batch = corpus.batch(step)
                 state, value = step_fn(state, jnp.int32(step), *dataclasses.astuple(batch))
@@ -96,6 +95,22 @@ def _run(recipe: Recipe, folder: Path, asked: threading.Event) -> Path | None:
                     return None
     checkpoint.save(folder / MODEL, model, state["params"], tokenizer_from=folder)
     return folder / MODEL
+
+
+@contextlib.contextmanager
+def _manager(folder: Path, save_every: int) -> Iterator[ocp.CheckpointManager]:
+    """Of a run's checkpoints; what a save that was killed or failed has left half is removed.
+
+    Raises InputError where they cannot be written; those that were written stay.
+    """
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, save_interval_steps=save_every, cleanup_tmp_directories=True)
+    try:
+        with saving(folder, Lines.MEND), ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+            yield manager
+    except InputError:
+        for half in folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(half, ignore_errors=True)
+        raise
 
 
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
@@ -166,10 +181,10 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
 
 def _newest_params(source: Path, like: Params) -> Params:
     """The parameters of a run's newest checkpoint, or of a model folder; the optimizer starts afresh."""
-    if not (source / "checkpoints").is_dir():
+    if not (source / CHECKPOINTS).is_dir():
         params = checkpoint.load(source, dtype="float32").params
     else:
-        with ocp.CheckpointManager((source / "checkpoints").absolute()) as manager:
+        with ocp.CheckpointManager((source / CHECKPOINTS).absolute()) as manager:
             step = manager.latest_step()
             if step is None:
                 raise InputError(f"init: no checkpoint in {source}; name a run that has saved one, or a model folder")
@@ -208,11 +223,15 @@ def _sigterm() -> Iterator[threading.Event]:
 
 
 class _Log:
-    """A progress bar with loss and tokens/s on stderr, and a line of JSON for every twentieth step."""
+    """A progress bar with loss and tokens/s on stderr, and a line of JSON for every twentieth step.
+
+    Lines of steps that were done after the last checkpoint are taken off first: those steps are done again.
+    """
 
     EVERY = 20
 
-    def __init__(self, path: Path, steps: int, first: int) -> None:
+    def __init__(self, lines: Lines, steps: int, first: int) -> None:
+        lines.keep(_lines_until(first, lines.path))
         columns = (
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -220,19 +239,18 @@ class _Log:
             TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(),
         )
-        self._bar = Progress(*columns, console=Console(stderr=True))
+        console = Console(stderr=True)
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task("train", total=steps, completed=first, text="")
-        self._path, self._tokens, self._since = path, 0, time.perf_counter()
+        self._lines, self._tokens, self._since = lines, 0, time.perf_counter()
         self._losses: dict[int, list[Float[Array, ""]]] = {}
 
     def __enter__(self) -> _Log:
-        self._file = self._path.open("a")
         self._bar.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._bar.stop()
-        self._file.close()
 
     def note(self, text: str) -> None:
         self._bar.console.print(text)
@@ -244,8 +262,15 @@ class _Log:
             return
         losses = {length: float(jnp.stack(v).mean()) for length, v in sorted(self._losses.items())}
         rate = self._tokens / (time.perf_counter() - self._since)
-        self._file.write(json.dumps({"step": step + 1, "tokens_per_second": rate, "loss_by_length": losses}) + "\n")
-        self._file.flush()
+        self._lines.write({"step": step + 1, "tokens_per_second": rate, "loss_by_length": losses})
         text = " ".join(f"{k}:{v:.3f}" for k, v in losses.items()) + f"  {rate:,.0f} tokens/s"
         self._bar.update(self._task, completed=step + 1, text=text)
         self._tokens, self._since, self._losses = 0, time.perf_counter(), {}
+
+
+def _lines_until(step: int, log: Path) -> int:
+    """How many lines of a log are of steps up to this one. Raises InputError for a damaged log."""
+    try:
+        return sum(parse_json(line.decode())["step"] <= step for line in whole_lines(log))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{log}: damaged ({error}); delete it: the run goes on without") from error

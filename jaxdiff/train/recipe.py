@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
-from jaxdiff.files import replaced_file, write_object
+from jaxdiff.files import parse_json, refusing, replaced_file, write_object
 from jaxdiff.train.data import Bucket
 from jaxdiff.types import InputError
 
@@ -42,14 +41,12 @@ class Recipe:
     @classmethod
     def read(cls, path: Path) -> Recipe:
         """Raises InputError for a file that is missing, not JSON, or has other fields."""
-        try:
-            raw = json.loads(path.read_text())
+        with refusing(
+            f"recipe {path}: cannot be read", kinds=(OSError, ValueError, KeyError, TypeError, RecursionError)
+        ):
+            raw = parse_json(path.read_text(encoding="utf-8-sig"))
             buckets = tuple(Bucket(**b) for b in raw.pop("buckets"))
             return cls(buckets=buckets, **raw)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"recipe {path}: cannot be read ({error})") from error
 
     def write(self, path: Path) -> None:
         """As a whole or not at all."""

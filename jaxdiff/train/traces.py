@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jaxdiff import parts as prints
 from jaxdiff.decode.api import prepare
 from jaxdiff.decode.batches import batches, pad_to_bucket
 from jaxdiff.decode.checks import block_of
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.program import Timed
-from jaxdiff.files import replaced_file
+from jaxdiff.files import read_object, replaced_file, write_object, writing
 from jaxdiff.policies.filters import Evidence
 from jaxdiff.policies.replay import Recording, Replay
 from jaxdiff.types import InputError, Model, Params
 
 SETTING = "setting.json"
+AGAIN = "free space there and give the same command again: the parts that are written stay"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ def collect(
         progress: called after each batch with the prompts, the rows and the seconds so far.
 
     Raises InputError for no taus or one outside 0 to 1, where the folder belongs to other prompts, weights or lengths,
-    and what `decode` raises.
+    what `decode` raises, and where the folder cannot be written.
     """
     decoder = decoder or Decoder()
     block_length = block_of(model, decoder.block_length)
@@ -108,7 +109,18 @@ def collect(
         )
     if not prompts or len(prompts) != len(ids):
         raise InputError(f"collect: found {len(prompts)} prompts and {len(ids)} ids, expected as many, at least one")
-    _claim(folder, model, params, prompts, ids, gen_length, batch_size, features, tuple(taus), decoder)
+    setting = prints.run_of(
+        prompts=prints.digest_of_tree([np.asarray(prompt, np.int64) for prompt in prompts]),
+        ids=prints.digest_of_tree(np.asarray(ids, np.int64)),
+        weights=prints.digest_of_tree(params),
+        model=repr(model),
+        gen_length=gen_length,
+        batch_size=batch_size,
+        features=features,
+        taus=list(taus),
+        decoder=prints.digest_of_tree(decoder),
+    )
+    _claim(folder, setting)
     config, run = model.config, Timed()
     blocks = -(-gen_length // block_length) + (model.attention_block is not None)  # a prompt's rest may share one
     replay = functools.partial(Replay, blocks=blocks, features=config.d_model if features else 0)
@@ -129,8 +141,10 @@ def collect(
                 towards = dataclasses.replace(decoder, policy=replay(tau=tau))
                 recording = run.run(decode(towards, reference=reference)).policy
                 replays.append(_rows_of(jax.device_get(recording), np.asarray(ids)[rows], fresh, tau))
-            with replaced_file(path) as new:  # as a whole or not at all
-                np.savez_compressed(new, **vars(join(replays)))
+            packed = io.BytesIO()  # a zip file that runs into a full disk writes its own traceback
+            np.savez_compressed(packed, **vars(join(replays)))
+            with replaced_file(path, AGAIN) as new:
+                new.write_bytes(packed.getbuffer())
         parts.append(_read(path))
         done += fresh
         if progress is not None:
@@ -166,24 +180,17 @@ def _rows_of(recording: Recording, ids: Int[np.ndarray, " B"], rows: int, tau: f
     return Traces(**picked, step=step, block=block, prompt=ids[row], tau=np.full(row.size, tau, np.float32))
 
 
-def _claim(
-    folder: Path,
-    model: Model,
-    params: Params,
-    prompts: Sequence[Sequence[int]],
-    ids: Sequence[int],
-    *numbers: Any,
-) -> None:
-    """The folder is new, or holds the beginning of this very collection."""
-    digest = hashlib.sha256(json.dumps([list(map(list, prompts)), list(map(int, ids))]).encode())
-    for leaf in jax.tree.leaves(jax.device_get(params)):
-        digest.update(np.asarray(leaf).tobytes())
-    setting = json.dumps({"digest": digest.hexdigest(), "model": repr(model), "setting": repr(numbers)}, indent=1)
+def _claim(folder: Path, setting: dict[str, Any]) -> None:
+    """The folder is new, or holds the beginning of this very collection; else InputError with what differs."""
     saved = folder / SETTING
-    if saved.is_file() and saved.read_text() != setting:
-        raise InputError(f"{folder}: holds traces of other prompts, weights or lengths; name a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    saved.write_text(setting)
+    if saved.is_file():
+        if differs := prints.differences(read_object(saved), setting):
+            raise InputError(f"{folder}: holds traces of other {differs}; name a new folder, or delete it")
+        return
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with replaced_file(saved) as new:
+        write_object(new, setting)
 
 
 def _read(path: Path) -> Traces:

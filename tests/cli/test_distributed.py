@@ -10,13 +10,13 @@ import time
 
 import pytest
 
-from jaxdiff.cli import parts
+from jaxdiff import parts
 
 OPTIONS = ("--gen-length", 8, "--block-length", 8, "--temperature", 0.7, "--batch-size", 2)
 ROWS = [{"id": f"r{i}", "prompt_ids": list(range(5, 6 + i % 9))} for i in range(24)]
 SLOWLY = (  # a row every fifth of a second, so that a kill finds the process at work
-    "import sys, time; from jaxdiff.cli import parts; from jaxdiff.cli.main import main; plain = parts.Part.write; "
-    "parts.Part.write = lambda *a: (time.sleep(0.2), plain(*a))[1]; sys.exit(main(sys.argv[1:]))"
+    "import sys, time; from jaxdiff.files import Lines; from jaxdiff.cli.main import main; plain = Lines.write; "
+    "Lines.write = lambda *a: (time.sleep(0.2), plain(*a))[1]; sys.exit(main(sys.argv[1:]))"
 )
 
 

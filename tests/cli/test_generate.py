@@ -14,6 +14,7 @@ import jaxdiff
 from jaxdiff.caches import Dual
 from jaxdiff.cli import requests, watch
 from jaxdiff.cli.options import Decoding
+from jaxdiff.files import write_lines
 from jaxdiff.fills import Parallel
 from jaxdiff.models import build
 from jaxdiff.policies import Fixed
@@ -77,7 +78,7 @@ def test_json_is_one_object_with_what_the_library_decodes(run, folder, checkpoin
     assert got["seconds"] > 0
     assert got["compile_seconds"] > 0
     assert set(got) == {
-        *("text", "token_ids", "commit_step", "nfe", "generated_tokens", "tpf", "near_ties", "work"),
+        *("text", "token_ids", "commit_step", "nfe", "generated_tokens", "tpf", "near_ties", "work", "reason"),
         *("seconds", "compile_seconds", "seed"),
     }
     asked = run("generate", "26 + 48", "--model", folder, *SHORT, "--json", "--log-prob").json
@@ -198,7 +199,7 @@ def test_file_keeps_its_order_and_reports_bad_rows(run, folder, tmp_path):
     assert ran.err.splitlines() == [f"{source} line 3: {rows[2]['error']}", f"{source} line 7: {rows[5]['error']}"]
     assert (ran.json["rows"], ran.json["refused"]) == (4, 2)
     for row in (rows[0], rows[1], rows[3]):
-        assert set(row) == {"id", "text", "token_ids", "nfe", "work", "commit_step", "seconds"}
+        assert set(row) == {"id", "text", "token_ids", "nfe", "work", "reason", "commit_step", "seconds"}
         assert (len(row["token_ids"]), len(row["commit_step"]), row["nfe"]) == (16, 16, 16)
         assert row["work"] == 16.0
         assert 0 not in row["token_ids"]
@@ -231,7 +232,7 @@ def test_rows_do_not_depend_on_the_batch(run, folder, tmp_path):
 @pytest.mark.parametrize(("line", "words"), BAD_ROWS)
 def test_bad_row(line, words, folder, checkpoint, tmp_path):
     source = write(tmp_path / "in.jsonl", ['{"id": "fine", "prompt": "x"}', line])
-    fine, bad = requests.read(source, checkpoint, DECODING)
+    fine, bad = requests.read(source.read_bytes(), checkpoint, DECODING)
     assert (fine.number, fine.id) == (0, "fine")
     assert (bad.number, bad.id) == (1, 2)
     assert re.search(words, bad.error)
@@ -239,7 +240,7 @@ def test_bad_row(line, words, folder, checkpoint, tmp_path):
 
 def test_file_that_is_not_text(checkpoint, tmp_path):
     (tmp_path / "in.jsonl").write_bytes(b'\xff\xfe\n\xef\xbb\xbf{"prompt_ids": [5]}\r\n')
-    bad, fine = requests.read(tmp_path / "in.jsonl", checkpoint, DECODING)
+    bad, fine = requests.read((tmp_path / "in.jsonl").read_bytes(), checkpoint, DECODING)
     assert "not JSON" in bad.error
     assert fine.ids == [5]
 
@@ -256,9 +257,9 @@ def test_model_without_a_tokenizer_speaks_ids(run, refused, ids_folder, tmp_path
 
 def test_output_is_whole_or_untouched(tmp_path):
     out = tmp_path / "out.jsonl"
-    requests.write(out, [{"id": 1}])
+    write_lines(out, [{"id": 1}])
     with pytest.raises(TypeError):
-        requests.write(out, [{"id": 2}, {"id": object()}])
+        write_lines(out, [{"id": 2}, {"id": object()}])
     assert read(out) == [{"id": 1}]
     assert list(tmp_path.iterdir()) == [out]
 

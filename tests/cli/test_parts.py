@@ -6,9 +6,8 @@ import shutil
 
 import pytest
 
-from jaxdiff import InputError
+from jaxdiff import InputError, parts
 from jaxdiff.checkpoint import load
-from jaxdiff.cli import parts
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.requests import Job
 from jaxdiff.cli.share import fingerprints
@@ -21,7 +20,7 @@ JOB = Job(seed=0, slots=8)
 def fill(out, process, numbers, run=RUN):
     with parts.Part(out, process, run) as part:
         for number in numbers:
-            part.write(number, {"id": number})
+            part.write({"number": number, "row": {"id": number}})
     return part.path
 
 
@@ -30,7 +29,7 @@ def test_parts_merge_in_the_order_of_the_input_when_they_hold_every_row(tmp_path
     fill(out, 0, [4, 0])
     assert parts.merged(out, RUN, [0, 1, 4]) is None
     fill(out, 1, [1])
-    assert parts.merged(out, RUN, [0, 1, 4]) == [{"id": 0}, {"id": 1}, {"id": 4}]
+    assert parts.merged(out, RUN, [0, 1, 4]) == [{"number": n, "row": {"id": n}} for n in (0, 1, 4)]
     assert parts.merged(out, RUN, []) == []
 
 
@@ -39,9 +38,9 @@ def test_a_line_that_a_kill_cut_short_is_not_there_and_the_next_ones_are_whole(t
     out = tmp_path / "out.jsonl"
     path = fill(out, 0, [3, 5])
     path.write_bytes(path.read_bytes()[:-cut])
-    assert parts.written(out, RUN) == {3: {"id": 3}}
+    assert list(parts.written(out, RUN)) == [3]
     fill(out, 0, [5])
-    assert parts.written(out, RUN) == {3: {"id": 3}, 5: {"id": 5}}
+    assert list(parts.written(out, RUN)) == [3, 5]
     assert len(path.read_text().splitlines()) == 3
 
 
@@ -62,32 +61,32 @@ def test_a_part_of_another_run_or_a_damaged_one_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"of a run with another settings; delete .*\.parts, or name"):
         parts.written(out, RUN)
     assert path.read_bytes() == before
-    for damage in (b'{"number": 2}\n', b"\0\0\0\n", b"[]\n"):
+    for damage in (b'{"number": 2}\n', b"\0\0\0\n", b"[]\n", b"\xff\n", b'{"number": 2, "row": NaN}\n'):
         path.write_bytes(before + damage)
         with pytest.raises(InputError, match=r"damaged .* delete it"):
             parts.written(out, RUN)
 
 
 def test_fingerprints_tell_what_differs(ids_folder, tmp_path):
-    source, home = tmp_path / "in.jsonl", tmp_path / "model"
-    source.write_text("{}\n")
+    home = tmp_path / "model"
     shutil.copytree(ids_folder, home)
     checkpoint = load(home)
-    first = fingerprints(source, checkpoint, DECODING, JOB)
-    assert fingerprints(source, dataclasses.replace(checkpoint, path=ids_folder), DECODING, JOB) == first
+    first = fingerprints(b"{}\n", checkpoint, DECODING, JOB)
+    assert fingerprints(b"{}\n", dataclasses.replace(checkpoint, path=ids_folder), DECODING, JOB) == first
 
     def differs(**changes):
-        arguments = dict(in_file=source, checkpoint=checkpoint, decoding=DECODING, job=JOB) | changes
-        other = fingerprints(**arguments)
-        return [name for name in first if other[name] != first[name]]
+        arguments = dict(data=b"{}\n", checkpoint=checkpoint, decoding=DECODING, job=JOB) | changes
+        return parts.differences(fingerprints(**arguments), first)
 
-    assert differs(job=Job(seed=1, slots=8)) == ["settings"]
-    assert differs(job=Job(seed=0, slots=8, log_prob=True)) == ["settings"]
-    assert differs(job=Job(seed=0, slots=2)) == []
-    assert differs(decoding=dataclasses.replace(DECODING, temperature=0.5)) == ["settings"]
-    assert differs(decoding=dataclasses.replace(DECODING, model="elsewhere")) == []
-    (tmp_path / "more.jsonl").write_text("{}\n{}\n")
-    assert differs(in_file=tmp_path / "more.jsonl") == ["input"]
+    assert differs(job=Job(seed=1, slots=8)) == "settings (seed)"
+    assert differs(job=Job(seed=0, slots=8, log_prob=True, special=True)) == "settings (log_prob, special)"
+    assert differs(job=Job(seed=0, slots=2)) == ""
+    assert differs(decoding=dataclasses.replace(DECODING, temperature=0.5)) == "settings (temperature)"
+    assert differs(decoding=dataclasses.replace(DECODING, model="elsewhere")) == ""
+    assert differs(data=b"{}\n{}\n") == "input"
+    for name in ("README.md", "rows.jsonl", "notes"):  # what no decode reads
+        (home / name).write_text("new")
+    assert differs() == ""
     (home / "filters").mkdir()
     (home / "filters" / "x").write_text("new")
-    assert differs() == ["model"]
+    assert differs() == "model"

@@ -25,7 +25,7 @@ from jaxdiff.cli.main import main
 from jaxdiff.cli.options import Decoding
 
 NAMED = {
-    errno.ENOSPC: "make room",
+    errno.ENOSPC: "free space there",
     errno.EMFILE: "ulimit -n",
     errno.EACCES: "change its rights",
     errno.EISDIR: "name a file",

@@ -80,7 +80,7 @@ def test_any_policy_may_give_the_answer(tmp_path):
     sure, margin = (gather(tmp_path / name, policy=Fixed(order=name)) for name in ("confidence", "margin"))
     assert not np.array_equal(sure.final, margin.final)
     np.testing.assert_array_equal(sure.final, gather(tmp_path / "default").final)
-    with pytest.raises(InputError, match="holds traces of other prompts, weights or lengths"):
+    with pytest.raises(InputError, match="holds traces of other decoder; name a new folder, or delete it"):
         gather(tmp_path / "margin")
 
 
@@ -157,8 +157,10 @@ def test_a_collection_goes_on_where_it_stopped(tmp_path):
 
 def test_a_folder_belongs_to_one_collection(tmp_path):
     gather(tmp_path)
-    with pytest.raises(InputError, match="holds traces of other prompts, weights or lengths"):
+    with pytest.raises(InputError, match="holds traces of other weights; name"):
         gather(tmp_path, seed=1)
+    with pytest.raises(InputError, match="holds traces of other batch_size, taus; name"):
+        gather(tmp_path, batch_size=2, taus=(0.0, 0.5))
 
 
 def test_a_reference_with_masks_left_is_refused(tmp_path, monkeypatch):
