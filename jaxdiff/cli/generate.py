@@ -16,7 +16,7 @@ from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.requests import Job
 from jaxdiff.cli.share import decode_file, share_file
 from jaxdiff.cli.show import note, stderr
-from jaxdiff.cli.tally import Tally
+from jaxdiff.cli.tally import Tally, trusted
 from jaxdiff.cli.watch import replay
 from jaxdiff.files import json_line
 from jaxdiff.serve import Request
@@ -115,4 +115,4 @@ def _one(prompt: str, decoding: Decoding, job: Job, watch: bool, as_json: bool) 
     else:
         print(row["text"])
         note(tally.line())
-    return 0
+    return 0 if trusted(decoding.model, "prompt", {0: answer.not_finite}) else 1

@@ -87,13 +87,11 @@ open("told", "w").write(f"{code} {opened > 2} {sys.stdout.errors}")
 
 
 def test_jax_settings_of_the_user():
-    """64 bits change nothing; a NaN is told of by the result, or by JAX where the user asks for it."""
+    """64 bits change nothing; without compiling there is nothing to run."""
     plain = small.decode(policy=Threshold(0.9))
     with jax.enable_x64(True):
         wide = small.decode(policy=Threshold(0.9))
     np.testing.assert_array_equal(wide.tokens, plain.tokens)
     assert wide.tokens.dtype == jnp.int32
-    with jax.debug_nans(True):
-        np.testing.assert_array_equal(small.decode(policy=Threshold(0.9)).tokens, plain.tokens)
     with jax.disable_jit(), pytest.raises(InputError, match="JAX_DISABLE_JIT: found it set"):
         Timed().call(lambda x: x, jnp.zeros(1))

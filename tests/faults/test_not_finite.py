@@ -1,6 +1,7 @@
 """Scores that are not numbers: every decode ends, says which rows met them, and leaves the other rows as they were."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,14 @@ import pytest
 
 from jaxdiff import Meter, Request, Sampling, decode, decode_stream
 from jaxdiff.caches import BlockCausal, Dual
+from jaxdiff.checkpoint import load, save
+from jaxdiff.cli.main import main
 from jaxdiff.decode.score import Draws, Vocabulary, believe
 from jaxdiff.models import Llada
 from jaxdiff.models.config import Config
 from jaxdiff.models.llada_moe import LladaMoe, LladaMoeConfig
-from jaxdiff.policies import AboveMean, EntropyBounded, Fixed, Learned, RemdmCap, Threshold, any_of
+from jaxdiff.policies import AboveMean, Learned, RemdmCap, Threshold, any_of
+from jaxdiff.pytree import numbers_of, with_numbers
 from jaxdiff.stoppers import OfficialEotp
 from tests import small
 from tests.conformance.table import random_filter
@@ -83,7 +87,7 @@ def test_every_damage_of_the_head_is_counted_under_every_way_to_draw(way):
 
 
 def test_the_count_is_of_the_positions_that_each_full_pass_could_commit():
-    result = run(head(jnp.nan), policy=Fixed())
+    result = run(head(jnp.nan), policy=Threshold(0.9))  # vouches for none: one is forced at each step
     assert result.not_finite.tolist() == [sum(range(1, small.BLOCK + 1)) * small.GEN // small.BLOCK] * 4
     assert np.isnan(np.asarray(result.log_prob)).all()
 
@@ -119,7 +123,6 @@ def assert_others_are_untouched(result, healthy, bad=1):
 
 
 POLICIES = {
-    "entropy_bounded": EntropyBounded(0.5),
     "above_mean": AboveMean(),
     "remdm": RemdmCap(steps=6, cap=0.3),
     "learned": any_of(Learned(random_filter("block"), 0.5), Learned(random_filter("local"), 0.5)),
@@ -133,11 +136,12 @@ def test_rows_without_them_are_as_they_are(policy):
     assert_others_are_untouched(run(spoilt(), **parts), run(small.params(), **parts))
 
 
-def test_a_filter_that_gives_no_number_commits_no_more_than_is_forced():
-    learned = random_filter("block")
-    broken = dataclasses.replace(learned, layers=jax.tree.map(lambda x: x * jnp.nan, learned.layers))
-    result = run(small.params(), policy=Learned(broken, 0.5))
-    assert result.nfe.tolist() == [small.GEN] * 4
+def test_filters_that_give_no_number_commit_no_more_than_is_forced():
+    broken = jax.tree.map(lambda x: x * jnp.nan, POLICIES["learned"])
+    broken = with_numbers(broken, numbers_of(POLICIES["learned"]))
+    trace = np.asarray(run(small.params(), policy=broken, stop=OfficialEotp()).commit_step)
+    for row in trace:
+        assert len(set(row[row >= 0])) == (row >= 0).sum()
 
 
 _SHAPE = {f.name: getattr(small.CONFIG, f.name) for f in dataclasses.fields(Config)}
@@ -161,7 +165,7 @@ def test_what_fills_the_padding_does_not_matter():
     prompts = np.where(prompts == BAD, BAD - 1, prompts)
     filled = np.where(np.arange(prompts.shape[1]) < origin[:, None], BAD, prompts)
     options = dict(gen_length=small.GEN, origin=origin, key=small.keys(4))
-    decoder = small.decoder(policy=Fixed())
+    decoder = small.decoder(policy=Threshold(0.9))
     results = [decode(small.MODEL, tree, ids, decoder, **options) for ids in (prompts, filled)]
     for field in FIELDS[1:]:
         np.testing.assert_array_equal(*(getattr(result, field) for result in results))
@@ -185,3 +189,38 @@ def test_a_slot_is_clean_for_the_next_request():
     for left, right in zip(healthy[1:], damaged[1:], strict=True):
         np.testing.assert_array_equal(left.tokens, right.tokens)
         assert (left.nfe, left.length) == (right.nfe, right.length)
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    """The folder of a model whose head is no number."""
+    shipped = load()
+    head = shipped.params["head"] * jnp.nan
+    folder = tmp_path_factory.mktemp("models") / "broken"
+    save(folder, shipped.model, shipped.params | {"head": head}, tokenizer_from=shipped.path)
+    return folder
+
+
+def test_the_command_line_says_which_rows(damaged, tmp_path, capsys):
+    options = ("--model", str(damaged), "--gen-length", "8", "--block-length", "8", "--policy", "threshold")
+
+    def ran(*arguments):
+        code = main([*arguments, *options])
+        return code, *capsys.readouterr()
+
+    mend = f"check the weights: jaxdiff inspect {damaged} --weights"
+    code, out, err = ran("generate", "26 + 48", "--json", "--log-prob")
+    row = json.loads(out, parse_constant=pytest.fail)  # null for what is no number
+    assert (code, row["not_finite"], row["log_prob"]) == (1, sum(range(1, 9)), [None] * 8)
+    assert err.splitlines()[-1].startswith("prompt 1: the model's scores were no numbers")
+    assert mend in err
+    (tmp_path / "in.jsonl").write_text('{"prompt": "1"}\n\n{"prompt": ""}\n{"prompt": "2"}\n', encoding="utf-8")
+    files = ("--in", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl"))
+    code, out, err = ran("generate", *files, "--json")
+    assert (code, json.loads(out)["not_finite"]) == (1, 2 * sum(range(1, 9)))
+    assert "in.jsonl line 1, 4: the model's scores were no numbers" in err
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row.get("not_finite") for row in rows] == [sum(range(1, 9)), None, sum(range(1, 9))]
+    code, out, err = ran("eval", "--n", "3", "--json")
+    assert (code, json.loads(out)["not_finite"]) == (1, 3)
+    assert "problem 1, 2, 3: the model's scores were no numbers" in err
