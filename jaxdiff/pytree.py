@@ -126,7 +126,7 @@ def _leaf(name: str, value: Any, *, low: float | int, high: float | int, whole: 
     wrong = InputError(f"{name}: found {value}, expected {kind} {span}, or a vector of them")
     try:
         array = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise wrong from None
     if array.ndim > 1 or not np.all(np.isfinite(array) & (array >= low) & (array <= high)):
         raise wrong

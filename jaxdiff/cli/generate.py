@@ -82,6 +82,8 @@ def generate(
         raise InputError("--in and --out go together: name the JSONL file to read and the one to write")
     if watch and in_file is not None:
         raise InputError("--watch shows a single PROMPT; leave it out with --in")
+    if log_prob and in_file is None and not as_json:
+        raise InputError("--log-prob goes into the rows of a file and into --json; give one of them, or leave it out")
     make_decoding = functools.partial(Decoding.of, locals())
     job = Job(seed=seed, slots=batch_size, log_prob=log_prob, special=special)
     hosts = Hosts(coordinator, processes, process_id)

@@ -42,7 +42,7 @@ def begin(setup: Setup, rows: Rows) -> State:
     return State(
         rows=rows,
         given=(rows.canvas != model.config.mask_token_id) | prompt,
-        numbers=numbers_of(decoder),
+        numbers=tuple(map(jnp.asarray, numbers_of(decoder))),
         end=layout.whole_blocks(rows.origin, rows.last),
         start=zero - 1,
         holds=jnp.zeros((count,), bool),

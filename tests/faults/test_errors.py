@@ -171,6 +171,11 @@ def test_options_of_bench_that_would_do_nothing(options, words, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_log_prob_beside_a_text(capsys):
+    assert main(["generate", "x", "--log-prob"]) == 2
+    assert "--log-prob goes into the rows of a file and into --json" in capsys.readouterr().err
+
+
 def byte_level():
     """A tokenizer whose every token is one byte."""
     from tokenizers.pre_tokenizers import ByteLevel
@@ -226,3 +231,5 @@ def _opens_text(call):
 def test_numbers_that_float32_cannot_hold_are_refused():
     with pytest.raises(InputError, match="temperature: found 1e"):
         jaxdiff.Sampling(temperature=1e300)
+    with pytest.raises(InputError, match="top_k: found 1000"):
+        jaxdiff.Sampling(top_k=10**400)
