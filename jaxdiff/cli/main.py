@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -161,6 +162,8 @@ def _use_compilation_cache() -> None:
         folder = _cache_folder()
         if folder is not None:
             jax.config.update("jax_compilation_cache_dir", str(folder))
+            # Nobody asked for it: where its disk is full, or a file of it is damaged, programs are compiled anew.
+            warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
 
 
 def _cache_folder() -> Path | None:
