@@ -245,7 +245,10 @@ def load_filter(folder: Path) -> tuple[Learned, bool]:
         make = FILTER_KINDS[config["kind"]]
         fields = {f.name: config[f.name] for f in dataclasses.fields(make) if f.name != "layers"}
         tau, quota = float(config["tau"]), bool(config["quota"])
-    return Learned(make(layers=_restore(folder / "params", layers), **fields), tau), quota
+    layers = _restore(folder / "params", layers)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(layers)):
+        raise InputError(f"{folder / 'params'}: found weights that are no numbers (NaN or inf); fit the filter again")
+    return Learned(make(layers=layers, **fields), tau), quota
 
 
 def _save(path: Path, params: Any) -> None:

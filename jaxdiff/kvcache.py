@@ -42,6 +42,16 @@ def repad(kv: KVCache, by: int) -> KVCache:
     return jax.tree.map(lambda leaf: shift_columns(leaf, by, 0, COLUMNS), kv)
 
 
+def emptied(kv: KVCache, rows: Bool[Array, " B"]) -> KVCache:
+    """The cache with zeros in the marked rows, in each copy that a model keeps of a row."""
+
+    def empty_rows(leaf: Float[Array, "N b K M E"]) -> Float[Array, "N b K M E"]:
+        marked = jnp.tile(rows, leaf.shape[1] // rows.shape[0])
+        return jnp.where(marked[None, :, None, None, None], jnp.zeros_like(leaf), leaf)
+
+    return jax.tree.map(empty_rows, kv)
+
+
 def shift_columns(rows: Array, by: int, fill: Any, axis: int = 1) -> Array:
     """`rows` with `by` more entries of `fill` in front of an axis, or, negative, with so many fewer."""
     if by < 0:

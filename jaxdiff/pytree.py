@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 _T = TypeVar("_T")
@@ -116,7 +115,10 @@ def with_numbers(tree: Any, numbers: Iterable[Any]) -> Any:
 
 
 def _leaf(name: str, value: Any, *, low: float | int, high: float | int, whole: bool) -> Any:
-    """`value` as an array (a Python float would cost one more trace: weak type); checked unless it is traced."""
+    """`value` as an array (a Python float would cost one more trace: weak type); checked unless it is traced.
+
+    One of numpy's: what the command line says can be checked where JAX has no device.
+    """
     if isinstance(value, jax.core.Tracer):
         return value
     kind = "a whole number" if whole else "a number"
@@ -124,10 +126,14 @@ def _leaf(name: str, value: Any, *, low: float | int, high: float | int, whole: 
     wrong = InputError(f"{name}: found {value}, expected {kind} {span}, or a vector of them")
     try:
         array = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise wrong from None
     if array.ndim > 1 or not np.all(np.isfinite(array) & (array >= low) & (array <= high)):
         raise wrong
     if whole and np.any(array % 1):
         raise wrong
-    return jnp.asarray(array, jnp.int32 if whole else jnp.float32)
+    with np.errstate(over="ignore"):
+        leaf = array.astype(np.int32 if whole else np.float32)
+    if not np.all(np.isfinite(leaf)):  # more than float32 holds
+        raise wrong
+    return leaf

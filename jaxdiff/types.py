@@ -161,6 +161,9 @@ class Belief:
     `token` is the candidate (the argmax, or the Gumbel sample at temperature > 0) and never [MASK]. `log_odds` = its
     logit minus the logsumexp of all others: RANK by it, since float32 probabilities near 1 tie; compare `prob` with
     thresholds. A field that nobody reads is removed by the compiler.
+
+    Where the head gave what is no number (a NaN or +inf among the logits, or -inf for all that may be predicted),
+    `log_prob` is NaN and the other fields say nothing; `token` may be predicted all the same.
     """
 
     token: Int[Array, "B C"]
@@ -190,6 +193,11 @@ class Score(Belief):
     block_step: Int[Array, " B"]  # forwards this block has had before this one
     row_step: Int[Array, " B"]  # forwards this row has had before this one
     reference: Int[Array, "B W"] | None = None  # the answer that a policy `needs`
+
+    @property
+    def not_finite(self) -> Int[Array, " B"]:
+        """Eligible positions of each row at which the belief is no number."""
+        return jnp.sum(self.eligible & ~jnp.isfinite(self.log_prob), axis=1, dtype=jnp.int32)
 
     @property
     def standing(self) -> Float[Array, "B W"]:

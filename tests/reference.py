@@ -102,6 +102,18 @@ def factor(f):
     return select
 
 
+def factor_code(f):
+    """The published code's loop: thresholds by rank, the first always passed, and one more at the last index."""
+
+    def select(seen):
+        order = best_first(seen.conf, seen.masked)
+        bounds = [-1.0] + [1.0 - f / (rank + 1) for rank in range(2, len(order) + 1)]
+        n = next((i for i, bound in enumerate(bounds) if seen.conf[order[i]] < bound), len(order) - 1)
+        return order[: n + (n in (0, len(order) - 1))]
+
+    return select
+
+
 def margin(tau):
     return lambda seen: [i for i in np.flatnonzero(seen.masked) if seen.margin[i] >= tau] or _best(seen.margin, seen)
 

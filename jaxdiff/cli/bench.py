@@ -27,6 +27,7 @@ from jaxdiff.types import InputError, Params
 from jaxdiff.weights import quantised
 
 PROMPT_LENGTH = 64  # of random ids, where the model has no tokenizer
+ROUNDS = 5
 
 
 def bench(
@@ -38,7 +39,7 @@ def bench(
     gen_length: options.GenLength = 256,
     block_length: options.BlockLength = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows decoded together.")] = 1,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Each way runs once a round, in turn.")] = 5,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Each way runs once a round, in turn.")] = ROUNDS,
     pytorch: Annotated[bool, typer.Option(help="Against an eager PyTorch loop (dense LLaDA alone).")] = True,
     roofline: Annotated[bool, typer.Option("--roofline", help="Against this machine's measured ceilings.")] = False,
     compile_only: Annotated[
@@ -67,6 +68,16 @@ def bench(
     for name, given, default in (("target", target, None), ("cache", cache, "none")):
         if given != default and not compile_only:
             raise InputError(f"{name}: found {given!r} where the decode is run, expected --compile-only beside it")
+    idle = {
+        "roofline": roofline and compile_only and "--compile-only, which runs nothing",
+        "rounds": rounds != ROUNDS and compile_only and "--compile-only, which runs nothing",
+        "no-plain": not plain and weights is None and "no --weights, which alone has the plain ones beside it",
+        "model": model != SHIPPED and shape is not None and "--shape, which makes a model of its own",
+        "ignore-config": bool(ignore_config) and shape is not None and "--shape, which reads no config.json",
+    }
+    for name, beside in idle.items():
+        if beside:
+            raise InputError(f"{name}: found it beside {beside}; leave one of the two out")
     chip = None if target is None else tpu(target)
     dtype = dtype or (None if chip is None else "bfloat16")  # not what is fast on the device at hand
     compared = weights is not None and plain and not compile_only

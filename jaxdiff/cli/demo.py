@@ -16,6 +16,7 @@ from jaxdiff.checkpoint import SHIPPED, model_folder
 from jaxdiff.cli import options
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import note
+from jaxdiff.cli.tally import trusted
 from jaxdiff.decode import Timed, pad_prompts
 from jaxdiff.decode.api import prepare
 from jaxdiff.files import json_line, read_object
@@ -38,7 +39,7 @@ def demo(
     number: Annotated[int, typer.Option("--problem", min=0, help=f"Which of those in the folder's {PROBLEMS}.")] = 0,
     gen_length: options.GenLength = 256,
     as_json: options.Json = False,
-) -> None:
+) -> int:
     """Decode one held-out problem one token a step, by a threshold and by the learned filter, side by side."""
     decodings = {
         name: Decoding(model=model, policy=policy, stop=stop, gen_length=gen_length) for name, policy, stop in WAYS
@@ -71,6 +72,7 @@ def demo(
                 "work": float(result.work[0]),
                 "seconds": Median.of(seconds[name]).median,
                 "tokens": int(result.lengths[0]),
+                "not_finite": int(result.not_finite[0]),
                 "correct": bool(source.verify(text, problem)),
                 "text": text,
             }
@@ -80,6 +82,8 @@ def demo(
         print(json_line(setting | {"compile_seconds": timed.compile_seconds, "ways": rows}))
     else:
         _show(problem.question, rows, timed.compile_seconds)
+    met = sum(int(result.not_finite[0]) for result in results.values())
+    return 0 if trusted(model, "problem", {number: met}) else 1
 
 
 def _problem(model: str, number: int) -> Problem:

@@ -12,6 +12,7 @@ from jaxdiff.checkpoint import SHIPPED
 from jaxdiff.cli import options
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import progress, tell
+from jaxdiff.cli.tally import trusted
 from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.tasks import TASKS, task
 from jaxdiff.tasks.evaluate import evaluate as evaluate_task
@@ -46,12 +47,12 @@ def evaluate(
         typer.Option(
             "--out",
             metavar="JSONL",
-            help="A row for each problem: number, question, text, correct, nfe, work, length, near_ties. Stopped, the "
-            "same command goes on from what lies in JSONL.parts.",
+            help="A row for each problem: number, question, text, correct, nfe, work, length, near_ties, not_finite. "
+            "Stopped, the same command goes on from what lies in JSONL.parts.",
         ),
     ] = None,
     as_json: options.Json = False,
-) -> None:
+) -> int:
     """Decode a task's held-out problems and score them with its verifier."""
     decoding = Decoding.of(locals())
     task(task_name)  # a misspelt name is refused before the model is read
@@ -95,3 +96,4 @@ def evaluate(
     table.add_row("TPF", f"{numbers['tpf']:.2f} tokens per forward")
     table.add_row("seconds", f"{numbers['seconds']:.2f}, and {numbers['compile_seconds']:.2f} of compiling")
     tell(numbers | setting, table, as_json=as_json)
+    return 0 if trusted(model, "problem", dict(enumerate(report.not_finite.tolist()))) else 1

@@ -16,7 +16,7 @@ from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.requests import Job
 from jaxdiff.cli.share import decode_file, share_file
 from jaxdiff.cli.show import note, stderr
-from jaxdiff.cli.tally import Tally
+from jaxdiff.cli.tally import Tally, trusted
 from jaxdiff.cli.watch import replay
 from jaxdiff.files import json_line
 from jaxdiff.serve import Request
@@ -82,6 +82,8 @@ def generate(
         raise InputError("--in and --out go together: name the JSONL file to read and the one to write")
     if watch and in_file is not None:
         raise InputError("--watch shows a single PROMPT; leave it out with --in")
+    if log_prob and in_file is None and not as_json:
+        raise InputError("--log-prob goes into the rows of a file and into --json; give one of them, or leave it out")
     make_decoding = functools.partial(Decoding.of, locals())
     job = Job(seed=seed, slots=batch_size, log_prob=log_prob, special=special)
     hosts = Hosts(coordinator, processes, process_id)
@@ -115,4 +117,4 @@ def _one(prompt: str, decoding: Decoding, job: Job, watch: bool, as_json: bool) 
     else:
         print(row["text"])
         note(tally.line())
-    return 0
+    return 0 if trusted(decoding.model, "prompt", {0: answer.not_finite}) else 1

@@ -5,10 +5,12 @@ Exit codes: 1 a row was refused, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
 
 from __future__ import annotations
 
+import contextvars
 import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ import jax
 import typer
 
 import jaxdiff
+from jaxdiff.cli import errors
 from jaxdiff.cli.bench import bench
 from jaxdiff.cli.convert import convert, export
 from jaxdiff.cli.demo import demo
@@ -26,12 +29,13 @@ from jaxdiff.cli.generate import generate
 from jaxdiff.cli.learn import collect, fit
 from jaxdiff.cli.show import stderr
 from jaxdiff.cli.train import train
-from jaxdiff.files import FREE, FULL, clear_scratch
-from jaxdiff.types import InputError
+from jaxdiff.files import FULL, clear_scratch
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 for command in (demo, generate, evaluate, train, collect, fit, convert, export, bench):
     app.command("eval" if command is evaluate else command.__name__)(command)
+
+_debug = contextvars.ContextVar("debug", default=False)  # errors show their traceback beside their line
 
 
 def _show_version(asked: bool) -> bool:
@@ -41,48 +45,83 @@ def _show_version(asked: bool) -> bool:
     return asked
 
 
-@app.callback()
+@app.callback(help="Compiled decoding for masked diffusion language models.")
 def _options(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version.")
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="JAXDIFF_DEBUG", help="Show an error's traceback beside its line.")
+    ] = False,
 ) -> None:
-    """Compiled decoding for masked diffusion language models."""
+    _debug.set(debug)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code. Without `arguments` it is the program, and takes its signals."""
+    """Run the command line; returns the exit code. Without `arguments` it is the program, and takes its signals.
+
+    Raises, with a request to report it, what is a mistake in jaxdiff (`errors.ours`).
+    """
     if arguments is None:
         _leave_on_interrupt()
+    _open_streams()
     _use_compilation_cache()
+    _debug.set(False)
     try:
-        code = app(arguments, prog_name="jaxdiff", standalone_mode=False)
+        with jax.enable_x64(False):  # whatever JAX_ENABLE_X64 says: models compute in float32 or bfloat16
+            code = app(arguments, prog_name="jaxdiff", standalone_mode=False)
         sys.stdout.flush()
         return code or 0
     except BrokenPipeError:  # the reader of our output left: nothing more to say, and nothing left to flush
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 141
     except KeyboardInterrupt:
         return 130
     except typer.TyperException as error:
         return _refuse(error.format_message())
-    except InputError as error:
-        return _refuse(str(error))
-    except OSError as error:
-        if error.filename is None and error.errno not in FULL:
+    except Exception as error:
+        # What is written to a file of ours names it: a full disk without a name is where stdout goes.
+        if isinstance(error, OSError) and error.filename is None and (not _flushed() or error.errno in FULL):
+            _drop_stdout()
+            error.filename = "stdout"
+        if errors.ours(error):
+            error.add_note(errors.REPORT)
             raise
-        if (
-            error.filename is None
-        ):  # what is written to a file of ours names it: this is stdout, and what it still holds
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return _refuse(f"stdout: cannot be written ({error.strerror}); {FREE}")
-        return _refuse(f"{error.filename}: {error.strerror}")
+        if _debug.get():
+            traceback.print_exc()
+        return _refuse(errors.line_of(error))
 
 
 def _refuse(message: str) -> int:
     if message:  # there is none where the help was asked for, by giving no argument
         print("jaxdiff: " + " ".join(message.split()), file=sys.stderr)
     return 2
+
+
+def _open_streams() -> None:
+    """Output that is closed goes nowhere; one that cannot show a character shows a replacement for it."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed one's number would go to the next file
+        pass
+    os.close(opened)
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if (reconfigure := getattr(stream, "reconfigure", None)) is not None:  # a caller's own stream may have none
+            reconfigure(errors="replace")
+
+
+def _flushed() -> bool:
+    """Whether stdout takes what is left in its buffer."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _drop_stdout() -> None:
+    """What is left in its buffer goes nowhere: Python would try again at its end, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _leave_on_interrupt() -> None:
@@ -116,12 +155,23 @@ def _leave_on_interrupt() -> None:
 def _use_compilation_cache() -> None:
     """Keep compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another.
 
-    A program that cannot be kept, as on a full disk, is compiled again the next time: nothing to tell.
+    Where there is no such folder that can be written, programs are compiled anew by each command. A program that cannot
+    be kept or read, as on a full disk, is compiled again: nothing to tell.
     """
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache", UserWarning)
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "jaxdiff" / "xla"))
+    if jax.config.values["jax_compilation_cache_dir"] is None and (folder := _cache_folder()) is not None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _cache_folder() -> Path | None:
+    asked = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        # One that is not absolute is to be passed over (XDG Base Directory Specification).
+        folder = (Path(asked) if os.path.isabs(asked) else Path.home() / ".cache") / "jaxdiff" / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: neither HOME nor the user's entry says where home is
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from jaxdiff.decode.decoder import BLOCK_LENGTH
 from jaxdiff.fills import FILLS
 from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.policies import parse
+from jaxdiff.pytree import numbers_of
 from jaxdiff.stoppers import STOPPERS
 from jaxdiff.types import InputError
 from jaxdiff.weights import WEIGHTS, check_weights
@@ -141,10 +142,15 @@ class Decoding:
         if self.dtype not in (None, *DTYPES):
             raise InputError(f"dtype: found {self.dtype!r}, expected {' or '.join(DTYPES)}")
         check_weights(self.weights)
-        parse_mesh(self.mesh)
         check_cache(CACHES.parse(self.cache), STOPPERS.parse(self.stop))
         FILLS.parse(self.fill)
         self.parse(self.steps)
+        if self.steps is not None and numbers_of(self.parse(1)) == numbers_of(self.parse(2)):
+            raise InputError(
+                f"steps: found {self.steps}, but policy {self.policy} takes no number of steps from it; leave it out, "
+                "or take a policy with a schedule, such as fixed, that does not say its own"
+            )
+        parse_mesh(self.mesh)  # last: it asks JAX for devices
 
     def parse(self, steps: int | None) -> jaxdiff.Policy:
         """The policy, for `steps` in a block; a learned one is looked for in the model's folder."""

@@ -125,6 +125,7 @@ def line_of(checkpoint: Checkpoint, done: Answer, *, log_prob: bool = False) -> 
         "token_ids": done.tokens.tolist(),
         "nfe": done.nfe,
         "work": done.work,
+        "not_finite": done.not_finite,
         "reason": Reason(done.reason).name.lower(),
         "commit_step": done.commit_step.tolist(),
         "seconds": done.seconds,

@@ -11,7 +11,7 @@ again, with as many processes or more or fewer, decodes what no part holds yet.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from jaxdiff.cli import requests
 from jaxdiff.cli.hosts import Hosts, agree, together
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import tell
-from jaxdiff.cli.tally import Tally, decode_rows
+from jaxdiff.cli.tally import Tally, decode_rows, trusted
 from jaxdiff.files import check_writable, json_line
 from jaxdiff.serve import Refusal
 from jaxdiff.types import InputError
@@ -61,7 +61,7 @@ class Work:
 
 
 def decode_file(in_file: Path, out: Path, decoding: Decoding, job: requests.Job, as_json: bool) -> int:
-    """All rows in this process. Returns 1 if a row was refused, else 0."""
+    """All rows in this process. Returns 1 if a row was refused or met scores that are no numbers, else 0."""
     check_writable(out, in_file)
     work = Work.of(decoding.load(), decoding, job, in_file, out)
     before = parts.written(out, work.run)
@@ -78,7 +78,14 @@ def decode_file(in_file: Path, out: Path, decoding: Decoding, job: requests.Job,
     there = f", {len(before)} were there before" if before else ""
     said = f"{tally.rows} rows written to {out}, {tally.refused} refused{there} · {tally.line()}"
     tell(numbers, said, as_json=as_json)
-    return 1 if tally.refused else 0
+    sound = _trusted(work, lines)
+    return 1 if tally.refused or not sound else 0
+
+
+def _trusted(work: Work, lines: Iterable[parts.Line]) -> bool:
+    """Whether no row met scores that are no numbers; else their lines of the input are told."""
+    counts = {line["number"]: line["row"].get("not_finite", 0) for line in lines}
+    return trusted(work.decoding.model, f"{work.in_file} line", counts)
 
 
 def share_file(
@@ -89,7 +96,7 @@ def share_file(
     job: requests.Job,
     as_json: bool,
 ) -> int:
-    """The share of this process. Returns 1 if one of them was refused, else 0.
+    """The share of this process. Returns 1 if one of them was refused or met scores that are no numbers, else 0.
 
     `make_decoding`: a policy's numbers are arrays, and none may be made before the processes have met.
     """
@@ -123,7 +130,9 @@ def share_file(
         f"{sum(number in before for number in work.numbers)} were there before · {tally.line()} · {end}"
     )
     tell(counts | tally.numbers() | {"seed": job.seed}, line, as_json=as_json)
-    return 1 if any(isinstance(row, Refusal) for row in mine) else 0
+    done = parts.written(out, work.run)
+    sound = _trusted(work, [done[row.number] for row in mine])
+    return 1 if any(isinstance(row, Refusal) for row in mine) or not sound else 0
 
 
 def fingerprints(data: bytes, checkpoint: Checkpoint, decoding: Decoding, job: requests.Job) -> dict[str, Any]:

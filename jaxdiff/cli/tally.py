@@ -13,6 +13,8 @@ from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import note, progress
 from jaxdiff.serve import Meter, Refusal, Request
 
+MOST_NAMED = 20  # rows that a line names
+
 
 @dataclasses.dataclass
 class Tally:
@@ -25,6 +27,7 @@ class Tally:
     work: float = 0.0
     tokens: int = 0
     near_ties: int = 0
+    not_finite: int = 0
 
     def add(self, line: Mapping[str, Any]) -> None:
         """A line of a part: an answer's, or a refusal's."""
@@ -34,6 +37,7 @@ class Tally:
             return
         self.rows, self.nfe, self.work = self.rows + 1, self.nfe + row["nfe"], self.work + row["work"]
         self.tokens, self.near_ties = self.tokens + line["length"], self.near_ties + line["near_ties"]
+        self.not_finite += row["not_finite"]
 
     def numbers(self) -> dict[str, Any]:
         return {
@@ -42,6 +46,7 @@ class Tally:
             "generated_tokens": self.tokens,
             "tpf": self.tokens / max(self.nfe, 1),
             "near_ties": self.near_ties,
+            "not_finite": self.not_finite,
             "seconds": self.meter.seconds,
             "compile_seconds": self.meter.compile_seconds,
         }
@@ -56,6 +61,22 @@ class Tally:
         """The words beside the progress bar."""
         rate, tpf = tokens / max(seconds, 1e-9), tokens / max(self.nfe, 1)
         return f"{rate:,.0f} tokens/s · TPF {tpf:.2f} · slots {self.meter.occupancy:.0%} busy"
+
+
+def trusted(model: str, what: str, counts: Mapping[int, int]) -> bool:
+    """Whether all scores were numbers; else it is told which of `what` met others, and what to do.
+
+    `counts`: `not_finite` of each, by its number from 0.
+    """
+    met = [str(number + 1) for number, count in sorted(counts.items()) if count]
+    if met:
+        which = ", ".join(met[:MOST_NAMED]) + (f" and {len(met) - MOST_NAMED} more" if len(met) > MOST_NAMED else "")
+        note(
+            f"{what} {which}: the model's scores were no numbers (NaN or infinity); do not trust what was written, and "
+            f"check the weights: jaxdiff inspect {model} --weights",
+            style="red",
+        )
+    return not met
 
 
 def decode_rows(

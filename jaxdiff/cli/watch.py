@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -16,6 +17,7 @@ from jaxdiff.checkpoint import Tokenizer
 FRAMES_A_SECOND = 8
 MOST_FRAMES = 48  # longer decodes show several forwards in one frame
 MASK, FRESH = "░", "black on green"
+CUT = "\ufffd"  # what a tokenizer gives for the bytes of a character that are not all there
 
 
 def replay(
@@ -28,10 +30,7 @@ def replay(
     """Play one row's decode on a terminal and wipe it away; anywhere else do nothing."""
     if not console.is_terminal:
         return
-    if tokenizer is None:
-        pieces = [f"{token} " for token in tokens]
-    else:
-        pieces = [tokenizer.fast.decode([token], skip_special_tokens=True) for token in tokens.tolist()]
+    pieces = [f"{token} " for token in tokens] if tokenizer is None else pieces_of(tokens.tolist(), tokenizer.fast)
     forwards = int(commit_step.max()) + 1
     stride = -(-forwards // MOST_FRAMES)
     with Live(console=console, transient=True, auto_refresh=False) as live:
@@ -40,12 +39,35 @@ def replay(
             time.sleep(seconds_a_frame)
 
 
-def frame(pieces: Sequence[str], commit_step: Int[np.ndarray, " G"], since: int, done: int) -> Text:
-    """The canvas after `done` forwards; what was committed from forward `since` on is highlighted."""
-    text = Text()
-    for piece, step in zip(pieces, commit_step.tolist(), strict=True):
-        if step < 0 or step >= done:  # a position past the end stays a mask until the row ends
-            text.append(MASK, "dim")
+def pieces_of(tokens: Sequence[int], fast: Any) -> list[str | None]:
+    """The text of each token. Where a character is cut over several, the last one has it, and None stands for the
+    others.
+    """
+    pieces: list[str | None] = []
+    shown = ""
+    for count in range(1, len(tokens) + 1):
+        text = fast.decode(tokens[:count], skip_special_tokens=True)
+        if text.endswith(CUT) and count < len(tokens):
+            pieces.append(None)
         else:
-            text.append(piece, FRESH if step >= since else "")
+            pieces.append(text[len(shown) :])
+            shown = text
+    return pieces
+
+
+def frame(pieces: Sequence[str | None], commit_step: Int[np.ndarray, " G"], since: int, done: int) -> Text:
+    """The canvas after `done` forwards; what was committed from forward `since` on is highlighted.
+
+    A character that is cut over several tokens is there once all of them are; until then each is a mask.
+    """
+    text, group = Text(), []
+    for piece, step in zip(pieces, commit_step.tolist(), strict=True):
+        group.append(step)
+        if piece is None:
+            continue
+        if min(group) < 0 or max(group) >= done:  # a position past the end stays a mask until the row ends
+            text.append(MASK * len(group), "dim")
+        else:
+            text.append(piece, FRESH if max(group) >= since else "")
+        group = []
     return text

@@ -29,7 +29,8 @@ class Call:
     rows: Rows
 
     def run(self) -> Result:
-        return loop.run(self.setup, self.rows)
+        with jax.enable_x64(False):
+            return loop.run(self.setup, self.rows)
 
 
 class Program:
@@ -56,7 +57,7 @@ class Program:
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), self._arguments
             )
         since = time.perf_counter()
-        with past_persistent_cache(), compiling_for(None if target is None else target.platform):
+        with ahead_of_time(), past_persistent_cache(), compiling_for(None if target is None else target.platform):
             lowered = jax.jit(lambda *given: loop.run(*given)).lower(*self._arguments)
             self.compiled = self._compile(lowered)
         self.compile_seconds = time.perf_counter() - since
@@ -116,7 +117,7 @@ class Timed:
         shapes = (program, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         since = time.perf_counter()
         if shapes not in self._programs:
-            with self._around():
+            with self._around(), ahead_of_time():
                 # A jit of its own: what an earlier call of `loop.run` left in memory would make compiling look free.
                 compiled = jax.jit(lambda *arguments: program(*arguments), donate_argnums=donate)
                 self._programs[shapes] = compiled.lower(*arguments).compile()
@@ -130,6 +131,15 @@ class Timed:
     def programs(self) -> int:
         """How many were compiled so far."""
         return len(self._programs)
+
+
+@contextlib.contextmanager
+def ahead_of_time() -> Iterator[None]:
+    """Programs are of 32 bits, whatever JAX_ENABLE_X64 says. Raises InputError where JAX is told not to compile."""
+    if jax.config.values["jax_disable_jit"]:
+        raise InputError("JAX_DISABLE_JIT: found it set, but programs are compiled ahead of time; unset it")
+    with jax.enable_x64(False):
+        yield
 
 
 @contextlib.contextmanager

@@ -38,11 +38,14 @@ class Result:
             written; -1 for what was given, and past the end.
         log_prob: log-softmax of each generated token at the pass that wrote it last, with [MASK] and forbidden ids left
             out, before temperature, top-p and top-k. It is that and nothing more: not the likelihood of the text. 0
-            for what was given, and past the end.
+            for what was given, and past the end; NaN where the scores were no numbers.
         reason: a `Reason`.
         near_ties: decisions that hung on less than 1e-5: between the logits of a committed token and the next best
             one, between the priorities of the last position let in and the first left out (log-odds for a policy
             that ranks by them), or between a position's score and the policy's threshold.
+        not_finite: of the positions that the row's full passes could commit, summed over them, those at which the
+            model's scores were no numbers (NaN or +inf among the logits, or -inf for all). Above 0 the tokens must not
+            be trusted: the weights are damaged, or numbers overflow.
         policy: the policy's final state (a recorder's recording).
     """
 
@@ -56,6 +59,7 @@ class Result:
     log_prob: Float[Array, "B G"]
     reason: Int[Array, " B"]
     near_ties: Int[Array, " B"]
+    not_finite: Int[Array, " B"]
     policy: Any
 
 
@@ -81,5 +85,6 @@ def finish(setup: Setup, state: State) -> Result:
         log_prob=jnp.where(past, 0.0, state.log_prob[:, :length])[:, layout.first :],
         reason=jnp.where(state.end < state.rows.last, Reason.STOPPED.value, Reason.FULL.value).astype(jnp.int32),
         near_ties=state.near_ties,
+        not_finite=state.not_finite,
         policy=state.policy,
     )

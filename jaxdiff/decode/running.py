@@ -96,18 +96,27 @@ def merge(a: Running, b: Running) -> Running:
     )
 
 
-def finish(r: Running, deferred: tuple[int, ...]) -> Belief:
+def finish(r: Running, deferred: tuple[int, ...], stand_in: int) -> Belief:
+    """What the merged tiles say. `deferred`: ids that go last; `stand_in`: an id that may be predicted.
+
+    Where a logit was NaN or +inf, or no id that may be predicted has mass, the belief is no number: `log_odds` (but of
+    what goes last) and `log_prob` are then NaN, and the candidate is one that may be predicted all the same.
+    """
+    without_mass = r.logit <= NEVER
     log_odds = r.logit - r.rest
     all_mass = jnp.logaddexp(r.logit, r.rest)
-    last = jnp.zeros(r.token.shape, bool)
-    for token in deferred:
-        last |= r.token == token
+    token = jnp.where(without_mass, stand_in, r.token)
+    last = jnp.zeros(token.shape, bool)
+    for end in deferred:
+        last |= token == end
     if r.plain is None or r.all_plain is None:
         whole, log_prob = all_mass, jax.nn.log_sigmoid(log_odds)
     else:
         whole, log_prob = r.all_plain, jnp.minimum(r.plain - r.all_plain, 0.0)
+    sound = jnp.isfinite(log_odds) & jnp.isfinite(log_prob) & ~without_mass
+    log_odds, log_prob = jnp.where(sound, log_odds, jnp.nan), jnp.where(sound, log_prob, jnp.nan)
     return Belief(
-        token=r.token,
+        token=token,
         prob=jnp.where(last, 0.0, jax.nn.sigmoid(log_odds)),
         log_odds=jnp.where(last, NEVER, log_odds),
         runner_up=jnp.where(last, 1.0, jnp.exp(r.best_other - all_mass)),

@@ -31,6 +31,7 @@ from jaxdiff.types import NEVER, Belief, Model
 from jaxdiff.weights import full
 
 TILE = 4096  # vocabulary entries per tile, a multiple of LANE
+COLDEST = 1e-20  # what logits are divided by at least: a smaller temperature would carry them past NEVER, or to inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Vocabulary:
         config = model.config
         forbidden = (config.mask_token_id, *((config.eos_token_id,) if sampling.forbid_eos else ()))
         return cls(config.vocab_size, forbidden, config.eos_ids if sampling.defer_eos else (), model.tempered)
+
+    @property
+    def stand_in(self) -> int:
+        """The candidate where none has mass: the first id that is not forbidden."""
+        return next(token for token in range(self.size) if token not in self.forbidden)
 
 
 @pytree
@@ -91,12 +97,12 @@ def believe(
     """
     named = jnp.zeros((*features.shape[:2], 0), jnp.int32) if named is None else named
     wide = jnp.broadcast_to(jnp.asarray(sampling.temperature), draws.keys.shape).astype(jnp.float32)[:, None, None]
-    divisor = jnp.where(wide > 0.0, wide, 1.0)
+    divisor = jnp.where(wide > 0.0, jnp.maximum(wide, COLDEST), 1.0)
     noise_scale = jnp.where(wide > 0.0, 1.0, 0.0) if vocabulary.tempered else wide
     scan = functools.partial(_scan, vocabulary=vocabulary, mesh=mesh)
     cuts = (sampling.top_p, sampling.top_k)
     parts = over_vocabulary(mesh, scan, head, features, divisor, noise_scale, draws, named, cuts)
-    return finish(functools.reduce(merge, parts), vocabulary.deferred)
+    return finish(functools.reduce(merge, parts), vocabulary.deferred, vocabulary.stand_in)
 
 
 def _scan(
@@ -133,7 +139,8 @@ def _scan(
             allowed &= ids != token
         part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, tile, axis=1), head)
         logits = jnp.matmul(features, full(part, features.dtype), preferred_element_type=jnp.float32)
-        return jnp.where(allowed[None, None], logits, NEVER)
+        # -inf is no mass, as NEVER is; NaN and +inf stay, and are told of in the belief.
+        return jnp.maximum(jnp.where(allowed[None, None], logits, NEVER), NEVER)
 
     def scaled(plain: Float[Array, "B W v"]) -> Float[Array, "B W v"]:
         return jnp.where(plain == NEVER, NEVER, plain / divisor) if tempered else plain

@@ -50,6 +50,7 @@ class State:
     cheap: Int[Array, " B"]
     work: Float[Array, " B"]
     near_ties: Int[Array, " B"]
+    not_finite: Int[Array, " B"]
     commit_step: Int[Array, "B L"]
     log_prob: Float[Array, "B L"]
     policy: PartState

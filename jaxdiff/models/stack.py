@@ -87,6 +87,8 @@ class Stack(nn.Module):
             head_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
             self.param("head", head_init, (c.d_model, c.vocab_size))
         x = full(embedding[inputs.tokens], jnp.dtype(c.dtype))
+        # Nobody sees padding, but no weight times NaN is NaN: which token fills it must not matter.
+        x = jnp.where((inputs.positions >= 0)[..., None], x, jnp.zeros_like(x))
         rope = rope_table(inputs.positions, c.rotary_dim, c.rope_theta, jnp.dtype(c.rope_dtype))
         mask = visible(inputs, c.attention_block, c.prefix_lm)
         kept = {}

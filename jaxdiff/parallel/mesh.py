@@ -44,8 +44,8 @@ def parse_mesh(text: str) -> Mesh | None:
     found = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text, re.ASCII)
     if found is None:
         raise InputError(f"mesh: found {text!r}, expected DxM, the data and the model devices, such as 4x2")
-    mesh = make_mesh(int(found[1]), int(found[2]))
-    return None if mesh.size == 1 else mesh
+    data, model = int(found[1]), int(found[2])
+    return None if data == model == 1 else make_mesh(data, model)
 
 
 def check_axes(mesh: Mesh) -> None:

@@ -13,7 +13,7 @@ from jaxdiff.policies.combine import Cap as Cap
 from jaxdiff.policies.combine import all_of, any_of, cap
 from jaxdiff.policies.entropy import Entropy
 from jaxdiff.policies.entropy_bounded import EntropyBounded
-from jaxdiff.policies.factor import Factor
+from jaxdiff.policies.factor import Factor, FactorCode
 from jaxdiff.policies.fixed import Fixed, FixedDream
 from jaxdiff.policies.learned import Learned
 from jaxdiff.policies.margin import Margin
@@ -30,7 +30,7 @@ POLICIES = Registry(
     {
         "fixed": Modes("schedule", "uniform", {"uniform": Fixed, "dream": FixedDream}),
         "threshold": Threshold,
-        "factor": Factor,
+        "factor": Modes("rule", "paper", {"paper": Factor, "code": FactorCode}),
         "margin": Margin,
         "entropy": Entropy,
         "entropy_bounded": EntropyBounded,

@@ -221,6 +221,7 @@ class _Engine:
                     work=float(result.work[number]),
                     reason=int(result.reason[number]),
                     near_ties=int(result.near_ties[number]),
+                    not_finite=int(result.not_finite[number]),
                     seconds=self.meter.seconds - slot.since,
                 )
 

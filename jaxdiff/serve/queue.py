@@ -67,6 +67,7 @@ class Answer:
     work: float
     reason: int
     near_ties: int
+    not_finite: int
     seconds: float
 
 

@@ -62,12 +62,15 @@ def refill(setup: Setup, state: State, incoming: Incoming) -> State:
     """`state` with the fresh rows at the beginning of their requests; the others are as they were.
 
     Every leaf of the state, of a policy's and a stopper's too, leads with B. The KV cache alone does not, and stays: a
-    row that begins reads of it only what it has rebuilt.
+    row that begins gives no weight to what it has not rebuilt. No weight times NaN is NaN, though: what a row whose
+    scores were no numbers has left is emptied.
     """
+    spoilt = incoming.fresh & (state.not_finite > 0)
+    kv = jax.lax.cond(jnp.any(spoilt), lambda kv: kvcache.emptied(kv, spoilt), lambda kv: kv, state.kv)
     decoder = with_numbers(setup.decoder, incoming.numbers)
     begun = begin(dataclasses.replace(setup, decoder=decoder), incoming.rows)
     kept = keep(incoming.fresh, *(dataclasses.replace(each, kv=None) for each in (begun, state)))
-    return dataclasses.replace(kept, kv=state.kv)
+    return dataclasses.replace(kept, kv=kv)
 
 
 def advance(setup: Setup, state: State, free: Int[Array, ""], most: Int[Array, ""]) -> tuple[State, Int[Array, ""]]:

@@ -45,11 +45,14 @@ class Report:
     work: Float[np.ndarray, " n"]  # in forwards over the row's canvas
     lengths: Int[np.ndarray, " n"]  # generated tokens through the first end-of-text
     near_ties: Int[np.ndarray, " n"]
+    not_finite: Int[np.ndarray, " n"]  # positions whose scores were no numbers, as of `Result`
     seconds: float  # decoding alone, warm
     compile_seconds: float  # past the persistent cache
 
     def summary(self) -> dict[str, float | int]:
-        """The numbers to report: accuracy with its 95 % Wilson interval, mean NFE, TPF as total over total, times."""
+        """The numbers to report: accuracy with its 95 % Wilson interval, mean NFE, TPF as total over total, times, and
+        how many problems met scores that are no numbers.
+        """
         low, high = wilson(int(self.correct.sum()), self.correct.size)
         return {
             "accuracy": float(self.correct.mean()),
@@ -61,6 +64,7 @@ class Report:
             "seconds": self.seconds,
             "compile_seconds": self.compile_seconds,
             "n": self.correct.size,
+            "not_finite": int((self.not_finite > 0).sum()),
         }
 
 
@@ -92,8 +96,8 @@ def sweep(
     seconds are its rows' share of their batches'.
 
     `out`: a JSONL file of the rows, value after value, in the task's order: number (value x n + problem), question,
-    text, correct, nfe, work, length, near_ties. Rows are written to `parts.folder_of(out)` as their batches end; the
-    same call goes on from what lies there, and its reports count all rows.
+    text, correct, nfe, work, length, near_ties, not_finite. Rows are written to `parts.folder_of(out)` as their batches
+    end; the same call goes on from what lies there, and its reports count all rows.
 
     Raises InputError for a task that is not known, the training split, a model without a tokenizer, what `decode`
     refuses, an `out` that cannot be written, and rows of another run beside it.
@@ -150,6 +154,7 @@ def sweep(
                     "work": float(result.work[place]),
                     "length": int(result.lengths[place]),
                     "near_ties": int(result.near_ties[place]),
+                    "not_finite": int(result.not_finite[place]),
                 }
                 lines[number] = {"number": number, "row": row, "seconds": (run.seconds - before) / fresh}
                 if keep is not None:
@@ -181,6 +186,7 @@ def _report(
         work=np.asarray([row["work"] for row in rows]),
         lengths=np.asarray([row["length"] for row in rows], np.int32),
         near_ties=np.asarray([row["near_ties"] for row in rows], np.int32),
+        not_finite=np.asarray([row["not_finite"] for row in rows], np.int32),
         seconds=sum(line["seconds"] for line in lines),
         compile_seconds=compiling,
     )

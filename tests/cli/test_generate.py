@@ -79,7 +79,7 @@ def test_json_is_one_object_with_what_the_library_decodes(run, folder, checkpoin
     assert got["compile_seconds"] > 0
     assert set(got) == {
         *("text", "token_ids", "commit_step", "nfe", "generated_tokens", "tpf", "near_ties", "work", "reason"),
-        *("seconds", "compile_seconds", "seed"),
+        *("seconds", "compile_seconds", "seed", "not_finite"),
     }
     asked = run("generate", "26 + 48", "--model", folder, *SHORT, "--json", "--log-prob").json
     assert set(asked) - set(got) == {"log_prob"}
@@ -199,7 +199,7 @@ def test_file_keeps_its_order_and_reports_bad_rows(run, folder, tmp_path):
     assert ran.err.splitlines() == [f"{source} line 3: {rows[2]['error']}", f"{source} line 7: {rows[5]['error']}"]
     assert (ran.json["rows"], ran.json["refused"]) == (4, 2)
     for row in (rows[0], rows[1], rows[3]):
-        assert set(row) == {"id", "text", "token_ids", "nfe", "work", "reason", "commit_step", "seconds"}
+        assert set(row) == {"id", "text", "token_ids", "nfe", "work", "not_finite", "reason", "commit_step", "seconds"}
         assert (len(row["token_ids"]), len(row["commit_step"]), row["nfe"]) == (16, 16, 16)
         assert row["work"] == 16.0
         assert 0 not in row["token_ids"]

@@ -40,6 +40,7 @@ POLICIES = {
     "fixed-dream": (p.FixedDream, _STEPS),
     "threshold": (p.Threshold, _TAU),
     "factor": (p.Factor, {"f": _floats(0, 10)}),
+    "factor-code": (p.FactorCode, {"f": _floats(0, 10)}),
     "margin": (p.Margin, _TAU),
     "entropy": (p.Entropy, {"tau": _floats(0, 3)}),
     "entropy_bounded": (p.EntropyBounded, {"gamma": _floats(0, 6)}),

@@ -18,6 +18,7 @@ CASES = {
     "fixed:schedule=dream,steps=8": lambda: reference.Dream(8),
     "threshold:tau=0.6": lambda: reference.threshold(0.6),
     "factor:f=1.2": lambda: reference.factor(1.2),
+    "factor:f=1.2,rule=code": lambda: reference.factor_code(1.2),
     "margin:tau=0.5": lambda: reference.margin(0.5),
     "entropy:tau=0.9": lambda: reference.entropy(0.9),
     "entropy_bounded:gamma=1.5": lambda: reference.entropy_bounded(1.5),

@@ -71,6 +71,7 @@ def calls(monkeypatch):
             log_prob=jnp.zeros((rows, gen_length)),
             reason=jnp.zeros((rows,), jnp.int32),
             near_ties=order,
+            not_finite=jnp.zeros((rows,), jnp.int32),
             policy=(),
         )
 
