@@ -40,14 +40,14 @@ def read_object(path: Path, *, optional: bool = False) -> dict[str, Any]:
     if optional and not path.is_file():
         return {}
     with refusing(f"{path}: damaged", "restore the file", (OSError, ValueError, RecursionError)):
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(found, dict):
             raise ValueError(f"found {type(found).__name__}, expected an object")
     return found
 
 
 def write_object(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def copy_present(names: Iterable[str], source: Path, target: Path) -> None:
