@@ -448,4 +448,6 @@ def is_text_end(tokens: Int[Array, "B n"], ids: Progress | Any) -> Bool[Array, "
 def first_end(tokens: Int[Array, "B L"], among: Bool[Array, "B L"], eos_ids: tuple[int, ...]) -> Int[Array, " B"]:
     """The first column `among` those marked that holds an id which ends an answer; L where there is none."""
     length = tokens.shape[1]
-    return jnp.min(jnp.where(is_end(tokens, eos_ids) & among, jnp.arange(length, dtype=jnp.int32)[None], length), axis=1)
+    return jnp.min(
+        jnp.where(is_end(tokens, eos_ids) & among, jnp.arange(length, dtype=jnp.int32)[None], length), axis=1
+    )

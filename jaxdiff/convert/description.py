@@ -163,7 +163,9 @@ def describe(folder: Path, *, dtype: str | None = None, ignore: Iterable[str] = 
             notes.append(f"config.json names the dtype {stored}, the tensors are {files.most}: they count")
         warnings += notes + files.notes
         dtype = dtype or files.dtype
-    model, shapes = model_of(config | ({} if dtype is None else {"dtype": dtype}), folder / "config.json", ignore=ignore)
+    model, shapes = model_of(
+        config | ({} if dtype is None else {"dtype": dtype}), folder / "config.json", ignore=ignore
+    )
     tokenizer = _tokenizer(folder, model)
     warnings += _doubts(model.config, tokenizer)
     return Description(folder, model, shapes, tokenizer, files, tuple(warnings))

@@ -18,7 +18,9 @@ _PACKED = re.compile(
     r"\.(qweight|qzeros|g_idx|scales|weight_scale|weight_scale_inv|weight_packed|absmax|quant_map|SCB)$|\.quant_state\."
 )
 _QUANTISERS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")  # older files of their own
-_PLAIN = "expected plain float32, bfloat16 or float16; get the model's unquantised weights (weights='int8' is made here)"
+_PLAIN = (
+    "expected plain float32, bfloat16 or float16; get the model's unquantised weights (weights='int8' is made here)"
+)
 
 
 def check_kind(folder: Path) -> None:
@@ -50,8 +52,8 @@ def check_plain(folder: Path, config: Mapping[str, Any], ignored: Iterable[str])
     if given and "quantization_config" not in ignored:
         method = given.get("quant_method") or given.get("quant_algo") if isinstance(given, Mapping) else given
         raise InputError(
-            f"{folder / 'config.json'} quantization_config: found weights quantised by {method or 'an unnamed method'}, "
-            f"{_PLAIN}"
+            f"{folder / 'config.json'} quantization_config: found weights quantised by "
+            f"{method or 'an unnamed method'}, {_PLAIN}"
         )
     for name in _QUANTISERS:
         if (folder / name).is_file():
@@ -72,7 +74,9 @@ def without_config(folder: Path) -> str:
     inner = sorted(str(path.parent.relative_to(folder)) for path in folder.glob("*/config.json"))
     inner += sorted(str(path.parent.relative_to(folder)) for path in folder.glob("snapshots/*/config.json"))
     if inner:
-        return f"model: no config.json in {str(folder)!r}; its folders {', '.join(inner[:5])} hold one: name one of them"
+        return (
+            f"model: no config.json in {str(folder)!r}; its folders {', '.join(inner[:5])} hold one: name one of them"
+        )
     held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
     return f"model: no config.json in {str(folder)!r}, which holds {held}; name a folder that holds a model"
 

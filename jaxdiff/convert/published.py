@@ -56,16 +56,15 @@ def with_ids(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], l
             for i in ids:
                 named[key].setdefault(i, where)
     masks, ends, turns = named.values()
-    for i, where in (ends | turns).items():
-        if i in list(masks)[:1]:
-            raise InputError(
-                f"{where}: found {i}, which {masks[i]} names as the mask, expected another: [MASK] is never predicted, "
-                "so no answer would end; correct the wrong one"
-            )
-    notes = [f"{where} names the mask {i}; {next(iter(masks))} of {next(iter(masks.values()))} counts" for i, where in list(masks.items())[1:]]
-    merged = dict(config) | ({"mask_token_id": next(iter(masks))} if masks else {})
+    mask, *others = masks or [None]
+    if wrong := [where for i, where in (ends | turns).items() if i == mask]:
+        raise InputError(
+            f"{wrong[0]}: found {mask}, which {masks[mask]} names as the mask, expected another: [MASK] is never "
+            "predicted, so no answer would end; correct the wrong one"
+        )
+    merged = dict(config) | ({} if mask is None else {"mask_token_id": mask})
     merged |= {key: list(found) for key, found in (("eos_token_id", ends), ("eot_token_id", turns)) if found}
-    return merged, notes
+    return merged, [f"{masks[i]} names the mask {i}; {mask} counts" for i in others]
 
 
 def _ids(where: str, found: Any, size: Any) -> list[int]:
@@ -110,7 +109,9 @@ class Files:
             if path.is_file()
         ]
         if not there:
-            found = sorted(path.name for kind in ("*.safetensors", "*.bin", "*.pt*", "*.h5") for path in folder.glob(kind))
+            found = sorted(
+                path.name for kind in ("*.safetensors", "*.bin", "*.pt*", "*.h5") for path in folder.glob(kind)
+            )
             beside = f", found {', '.join(found[:3])}" if found else ""
             raise InputError(
                 f"{folder}: no weights; expected {SAFETENSORS} or {PICKLE}, or the index of one in shards{beside}"

@@ -77,10 +77,11 @@ def _check_template(folder: Path) -> None:
     found = read_object(folder / "tokenizer_config.json", optional=True).get("chat_template")
     named = found if isinstance(found, list) else []
     texts = [part.get(key) for part in named if isinstance(part, dict) for key in ("name", "template")]
-    if not isinstance(found, str | list | None) or len(texts) != 2 * len(named) or not all(isinstance(t, str) for t in texts):
+    whole = len(texts) == 2 * len(named) and all(isinstance(words, str) for words in texts)
+    if not isinstance(found, str | list | None) or not whole:
         raise InputError(
-            f"{folder / 'tokenizer_config.json'} chat_template: found {reprlib.repr(found)}, expected a text, or a list "
-            "of objects with name and template; restore the file"
+            f"{folder / 'tokenizer_config.json'} chat_template: found {reprlib.repr(found)}, expected a text, or a "
+            "list of objects with name and template; restore the file"
         )
 
 

@@ -165,8 +165,8 @@ class Config:
     @property
     def turn_ends(self) -> tuple[int, ...]:
         """Those of `eos_ids` that only end a turn: `eotp` does not foresee them, for end-of-text fills what follows."""
-        listed = (None, self.eos_token_id, *self.further_eos_token_ids)
-        return () if self.eot_token_id in listed else (self.eot_token_id,)
+        listed = (self.eos_token_id, *self.further_eos_token_ids)
+        return tuple(token for token in self.eos_ids if token not in listed)
 
     @property
     def embedding_rows(self) -> int:

@@ -162,7 +162,9 @@ class Transformer:
 
         With `read` the rest of the last layer's queries and MLP is not computed.
         """
-        out: Any = Stack(self.config, self.groups(), params["wte"].shape[0]).apply({"params": params}, inputs, kv, at, read)
+        out: Any = Stack(self.config, self.groups(), params["wte"].shape[0]).apply(
+            {"params": params}, inputs, kv, at, read
+        )
         return out
 
     def empty_kv(self, rows: int, columns: int) -> KVCache:
