@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -32,15 +31,13 @@ def inspect(
     return 1 if unsound else 0
 
 
-def _shown(facts: dict[str, Any], unsound: list[str] | None) -> Group:
-    """The facts as a table; below it what contradicts itself, a line each."""
+def _shown(facts: dict[str, Any], unsound: list[str] | None) -> Table:
+    """The facts; below them what contradicts itself, and what was found in the weights."""
     table = Table(title=facts["path"], box=None, show_header=False, title_justify="left")
-    for name, words in _rows(facts):
-        table.add_row(name, Text(words))
-    lines = [f"warning: {line}" for line in facts["warnings"]]
-    if unsound is not None:
-        lines += [f"unsound: {line}" for line in unsound] or ["weights: every number is finite"]
-    return Group(table, *(Text(line, overflow="fold") for line in lines))
+    checked = [] if unsound is None else [("unsound", line) for line in unsound] or [("numbers", "all are finite")]
+    for name, words in (*_rows(facts), *(("warning", line) for line in facts["warnings"]), *checked):
+        table.add_row(Text(name), Text(words, overflow="fold"))
+    return table
 
 
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -51,7 +48,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("family", f"{facts['family']}, {facts['layout']} layout"),
         ("parameters", f"{facts['parameters']:,} ({facts['bytes'] / 1e9:.3g} GB stored: {stored})"),
-        ("computed in", facts["dtype"]),
+        ("computed in", f"{facts['dtype']}; on a CPU float32 unless it is asked for"),
         ("vocabulary", f"{facts['vocab_size']:,}" + (f", and {past:,} rows that are never predicted" if past else "")),
         ("context", f"{facts['context']:,} positions"),
         ("layers", f"{facts['layers']} of width {facts['width']}" + (", head tied" if facts["tied_head"] else "")),

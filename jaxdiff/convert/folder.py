@@ -50,9 +50,8 @@ def writing(target: Path) -> Iterator[None]:
             copied = error.filename2 is not None or error.filename is None
             if not copied and not Path(error.filename).absolute().is_relative_to(target.absolute().parent):
                 raise InputError(f"{error.filename}: cannot be read ({why})") from error
-        raise InputError(
-            f"{target}: cannot be written ({why}); free some space there, or name another place"
-        ) from error
+        mend = "free some space there, or name another place"
+        raise InputError(f"{target}: cannot be written ({why}); {mend}") from error
 
 
 def convert(

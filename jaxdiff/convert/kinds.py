@@ -74,9 +74,8 @@ def without_config(folder: Path) -> str:
     inner = sorted(str(path.parent.relative_to(folder)) for path in folder.glob("*/config.json"))
     inner += sorted(str(path.parent.relative_to(folder)) for path in folder.glob("snapshots/*/config.json"))
     if inner:
-        return (
-            f"model: no config.json in {str(folder)!r}; its folders {', '.join(inner[:5])} hold one: name one of them"
-        )
+        some = ", ".join(inner[:5])
+        return f"model: no config.json in {str(folder)!r}; name one of its folders that hold one: {some}"
     held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
     return f"model: no config.json in {str(folder)!r}, which holds {held}; name a folder that holds a model"
 

@@ -46,8 +46,13 @@ class Tokenizer:
     @functools.cached_property
     def fault(self) -> str | None:
         """Why no prompt can be made: the chat template, tried on two messages, fails or gives the same for both."""
-        if self.fast.chat_template is None:
+        named = self.fast.chat_template
+        if named is None:
             return None
+        if isinstance(named, dict) and "default" not in named:
+            return (
+                f"{self.template}: found chat templates named {', '.join(named)}, expected one named default; {_MEND}"
+            )
         try:
             if self._rendered("one") != self._rendered("two"):
                 return None

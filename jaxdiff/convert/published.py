@@ -56,15 +56,16 @@ def with_ids(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], l
             for i in ids:
                 named[key].setdefault(i, where)
     masks, ends, turns = named.values()
-    mask, *others = masks or [None]
-    if wrong := [where for i, where in (ends | turns).items() if i == mask]:
-        raise InputError(
-            f"{wrong[0]}: found {mask}, which {masks[mask]} names as the mask, expected another: [MASK] is never "
-            "predicted, so no answer would end; correct the wrong one"
-        )
-    merged = dict(config) | ({} if mask is None else {"mask_token_id": mask})
+    first, others = list(masks.items())[:1], list(masks.items())[1:]
+    for mask, where in first:
+        if end := (ends | turns).get(mask):
+            raise InputError(
+                f"{end}: found {mask}, which {where} names as the mask, expected another: [MASK] is never predicted, "
+                "so no answer would end; correct the wrong one"
+            )
+    merged = dict(config) | ({"mask_token_id": first[0][0]} if first else {})
     merged |= {key: list(found) for key, found in (("eos_token_id", ends), ("eot_token_id", turns)) if found}
-    return merged, [f"{masks[i]} names the mask {i}; {mask} counts" for i in others]
+    return merged, [f"{where} names the mask {mask} too, which is passed over" for mask, where in others]
 
 
 def _ids(where: str, found: Any, size: Any) -> list[int]:

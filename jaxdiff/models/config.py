@@ -48,8 +48,14 @@ _HARMLESS = frozenset(
 )
 MOST = 2**31 - 1  # of sizes and ids: they are int32 in a program
 # What a field of each type may be, and its range where the class gives none.
-_KINDS = {"int": "a whole number", "int | None": "a whole number", "float": "a number", "bool": "true or false"}
-_RANGES = {"int": (1, MOST), "int | None": (0, MOST), "float": (1e-30, 1e30), "bool": (False, True)}
+_KINDS: Mapping[str, tuple[Any, str]] = {
+    "int": (int, "a whole number"),
+    "int | None": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "a name"),
+}
+_RANGES = {"int": (1, MOST), "int | None": (0, MOST), "float": (1e-30, 1e30)}
 # Qwen's sliding window, which `use_sliding_window` turns on and the families require to be off.
 SLIDING_WINDOW = frozenset({"sliding_window", "max_window_layers"})
 
@@ -260,12 +266,12 @@ class Config:
             name = cls.renamed.get(key, key)
             if name not in known or value is None:
                 continue
+            _check_value(f"config.json {key}", value, str(known[name].type), cls.ranges.get(name))
             if values.get(name, value) != value:
                 raise InputError(
                     f"config.json {key}: found {value!r} beside {given[name]} {values[name]!r}, expected the same; "
                     "remove the wrong one"
                 )
-            _check_value(f"config.json {key}", value, str(known[name].type), cls.ranges.get(name))
             # A round rope_theta is an int in JSON.
             values[name] = float(value) if known[name].type == "float" else value
             given[name] = key
@@ -303,18 +309,18 @@ class HfConfig(Config):
 
 def _check_value(name: str, value: Any, kind: str, span: tuple[float | int, float | int] | None) -> None:
     """Raises InputError for a value that a field of this type cannot have; `span`: the least and the most of it."""
-    if (value is None and kind == "int | None") or kind == "str":
+    if value is None and kind.endswith("None"):
         return
     if kind.startswith("tuple"):
-        for item in value if isinstance(value, tuple) else (value,):
+        for item in _as_list(value):
             _check_value(name, item, "int", (0, MOST))
         return
-    low, high = span or _RANGES[kind]
-    types = bool if kind == "bool" else (int, float) if kind == "float" else int
-    fits = isinstance(value, types) and isinstance(value, bool) == (kind == "bool")
-    if not fits or not low <= value <= high:
-        bounds = f" from {low:g} to {high:g}" if kind == "float" else f" from {low} to {high}" if kind != "bool" else ""
-        raise InputError(f"{name}: found {reprlib.repr(value)}, expected {_KINDS[kind]}{bounds}")
+    types, word = _KINDS[kind]
+    low, high = span or _RANGES.get(kind, (None, None))
+    fits = isinstance(value, types) and isinstance(value, bool) == (types is bool)
+    if not fits or (low is not None and not low <= value <= high):
+        bounds = "" if low is None else f" from {low} to {high}"
+        raise InputError(f"{name}: found {reprlib.repr(value)}, expected {word}{bounds}")
 
 
 def _without_lists(raw: Mapping[str, Any]) -> dict[str, Any]:
