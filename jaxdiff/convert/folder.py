@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -32,26 +35,31 @@ def _silent(done: int, total: int) -> None: ...
 
 
 @contextlib.contextmanager
-def writing(target: Path) -> Iterator[None]:
-    """Raises whatever stops `target` from being written (orbax, safetensors, the system) as InputError that names it.
+def writing(target: Path, source: Path | None = None) -> Iterator[None]:
+    """Raises whatever stops `target` from being written (the system, orbax, safetensors) as InputError that names it.
 
-    An error of the system that names a file alone, and not one of `target`, is of a file that was to be read.
+    An error of the system that names a file of `source` alone is of reading that one. orbax's writer, which also logs
+    each error with its traceback, is silent meanwhile.
     """
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     try:
         yield
     except InputError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
-        why = first_line(error)
-        if isinstance(error, OSError):
-            if error.errno is None:
-                raise
-            why = error.strerror
-            copied = error.filename2 is not None or error.filename is None
-            if not copied and not Path(error.filename).absolute().is_relative_to(target.absolute().parent):
-                raise InputError(f"{error.filename}: cannot be read ({why})") from error
+        file = error.filename if isinstance(error, OSError) and error.filename2 is None else None
+        if isinstance(error, OSError) and error.errno is None:
+            raise
+        if file is not None and source is not None and Path(file).absolute().is_relative_to(source.absolute()):
+            raise InputError(f"{file}: cannot be read ({first_line(error)})") from error
+        code = re.search(r"os[ _]error\D*(\d+)", str(error))  # how tensorstore and safetensors end their messages
+        why = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or first_line(error)
         mend = "free some space there, or name another place"
         raise InputError(f"{target}: cannot be written ({why}); {mend}") from error
+    finally:
+        log.setLevel(level)
 
 
 def convert(
@@ -95,7 +103,7 @@ def convert(
     pending = {leaf: stream.Pending(shape, dtypes[leaf], partial(made, leaf)) for leaf, shape in plan.leaves.items()}
     total = sum(leaf.nbytes for leaf in pending.values())
     config = dataclasses.asdict(described.config) | {"family": family_name(described.model)}
-    with writing(target), replaced(target) as new:
+    with writing(target, source), replaced(target) as new:
         write_object(new / published.CONFIG, config)
         if tokenizer is not None:
             copy_tokenizer(tokenizer.fast, source, new)
@@ -133,7 +141,7 @@ def export(
     }
     shards = _shards(sizes, shard_bytes)
     total, done, held = sum(sizes.values()), 0, {}
-    with writing(target), replaced(target) as new:
+    with writing(target, source), replaced(target) as new:
         write_object(new / published.CONFIG, _described(described.model))
         copy_present(FILES, source, new)
         copy_present(CONFIGS, source / ORIGINAL, new)
