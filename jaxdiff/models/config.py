@@ -124,18 +124,7 @@ class Config:
         """Raises InputError, which names the field, for values of another type, out of range, or that make no model."""
         for name, field in self._fields().items():
             _check_value(name, getattr(self, name), str(field.type), self.ranges.get(name))
-        if not self.head_dim and self.d_model % self.n_heads == 0:
-            object.__setattr__(self, "head_dim", self.d_model // self.n_heads)
-        if not self.head_dim or self.head_dim % 2:
-            raise InputError(
-                f"d_model: found {self.d_model} with {self.n_heads} heads, expected an even multiple of the heads"
-            )
-        if self.n_heads % self.n_kv_heads:
-            raise InputError(f"n_kv_heads: found {self.n_kv_heads}, expected a divisor of n_heads = {self.n_heads}")
-        if self.rotary_dim < 2 or self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
-            raise InputError(
-                f"rotary_dim: found {self.rotary_dim} for heads of {self.head_dim}, expected an even number up to that"
-            )
+        self._check_heads()
         if self.dtype not in ("bfloat16", "float32"):
             raise InputError(f"dtype: found {self.dtype!r}, expected bfloat16 or float32")
         self._order_ends()
@@ -149,6 +138,21 @@ class Config:
                         f"{name}: found {token}, which is mask_token_id too, expected another: [MASK] is never "
                         "predicted, so no answer would end; correct the wrong one"
                     )
+
+    def _check_heads(self) -> None:
+        """Sets `head_dim` where it follows from the width. Raises InputError for heads that make no attention."""
+        if not self.head_dim and self.d_model % self.n_heads == 0:
+            object.__setattr__(self, "head_dim", self.d_model // self.n_heads)
+        if not self.head_dim or self.head_dim % 2:
+            raise InputError(
+                f"d_model: found {self.d_model} with {self.n_heads} heads, expected an even multiple of the heads"
+            )
+        if self.n_heads % self.n_kv_heads:
+            raise InputError(f"n_kv_heads: found {self.n_kv_heads}, expected a divisor of n_heads = {self.n_heads}")
+        if self.rotary_dim < 2 or self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
+            raise InputError(
+                f"rotary_dim: found {self.rotary_dim} for heads of {self.head_dim}, expected an even number up to that"
+            )
 
     def _order_ends(self) -> None:
         """Further ids once each, without end-of-text; the first is the end of a turn where that is not named."""
@@ -266,7 +270,7 @@ class Config:
             name = cls.renamed.get(key, key)
             if name not in known or value is None:
                 continue
-            _check_value(f"config.json {key}", value, str(known[name].type), cls.ranges.get(name))
+            _check_value(key, value, str(known[name].type), cls.ranges.get(name))
             if values.get(name, value) != value:
                 raise InputError(
                     f"config.json {key}: found {value!r} beside {given[name]} {values[name]!r}, expected the same; "
@@ -320,7 +324,7 @@ def _check_value(name: str, value: Any, kind: str, span: tuple[float | int, floa
     fits = isinstance(value, types) and isinstance(value, bool) == (types is bool)
     if not fits or (low is not None and not low <= value <= high):
         bounds = "" if low is None else f" from {low} to {high}"
-        raise InputError(f"{name}: found {reprlib.repr(value)}, expected {word}{bounds}")
+        raise InputError(f"makes no model: {name}: found {reprlib.repr(value)}, expected {word}{bounds}")
 
 
 def _without_lists(raw: Mapping[str, Any]) -> dict[str, Any]:

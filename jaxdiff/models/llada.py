@@ -81,10 +81,13 @@ class LladaConfig(Config):
     def embedding_rows(self) -> int:
         return self.embedding_size or self.vocab_size
 
+    def _check_heads(self) -> None:
+        if self.d_model % self.n_heads or self.head_dim not in (0, self.d_model // self.n_heads):
+            raise InputError(f"d_model: found {self.d_model} with {self.n_heads} heads, expected a multiple of them")
+        super()._check_heads()
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.head_dim * self.n_heads != self.d_model:
-            raise InputError(f"d_model: found {self.d_model} with {self.n_heads} heads, expected a multiple of them")
         if self.embedding_rows < self.vocab_size:
             raise InputError(
                 f"embedding_size: found {self.embedding_size}, expected at least vocab_size {self.vocab_size}"
