@@ -73,6 +73,8 @@ def model_folder(path: str | Path) -> Path:
     if folder.is_dir():
         kinds.check_kind(folder)
         raise InputError(kinds.without_config(folder))
+    if folder.suffix == ".gguf":
+        raise InputError(f"model: {folder} is a GGUF file, which llama.cpp reads; get the model's safetensors")
     known = ", ".join(sorted(p.parent.name for p in shipped_folder().glob("*/config.json")))
     mend = f"name the folder that holds {folder.name}" if folder.is_file() else "name a model folder"
     raise InputError(f"model: no config.json in {str(path)!r}; {mend} or a shipped model ({known})")

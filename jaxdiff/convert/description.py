@@ -150,6 +150,8 @@ def describe(folder: Path, *, dtype: str | None = None, ignore: Iterable[str] = 
     ignore = {ignore} if isinstance(ignore, str) else set(ignore)
     if folder.is_dir():
         kinds.check_kind(folder)
+        if not (folder / published.CONFIG).is_file():
+            raise InputError(kinds.without_config(folder))
     config = read_object(folder / published.CONFIG)
     warnings = [f"config.json {key}: ignored, as was asked" for key in sorted(ignore & config.keys())]
     files = None

@@ -81,8 +81,12 @@ def without_config(folder: Path) -> str:
 
 
 def is_pointer(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(_POINTER)) == _POINTER
+    """Whether a file is a Git LFS pointer; one that cannot be read is refused by who needs it."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return False
 
 
 def _files(folder: Path) -> Iterable[Path]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxdiff.files import copy_present, read_object, refusing
+from jaxdiff.files import copy_present, first_line, read_object, refusing
 from jaxdiff.types import InputError
 
 TEMPLATE = "chat_template.jinja"
@@ -44,14 +44,29 @@ def open_tokenizer(folder: Path, family: str | None = None) -> Any:
 
     kind: Any = PreTrainedTokenizerFast if whole else Qwen2Tokenizer
     _check_template(folder)
-    with refusing(f"{folder / ('tokenizer.json' if whole else 'vocab.json')}: damaged", "restore the file"):
-        with _unmarked(folder) as clean:
+    with _unmarked(folder) as clean:
+        try:
             fast = kind.from_pretrained(str(clean), trust_remote_code=False)
-        if not whole:
+        except Exception as error:
+            file = _damaged(clean) if whole else "vocab.json"
+            raise InputError(f"{folder / file}: damaged ({first_line(error)}); restore the file") from error
+    if not whole:
+        with refusing(f"{folder / 'tokenizer_config.json'}: damaged", "restore the file"):
             _check_ids(folder, fast)
     if fast.chat_template is None and family is not None:
         fast.chat_template = fallback_template(family, fast)
     return fast
+
+
+def _damaged(folder: Path) -> str:
+    """The name of the file that keeps a tokenizer.json from being opened: itself, or the config beside it."""
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception:
+        return "tokenizer.json"
+    return "tokenizer_config.json"
 
 
 @contextlib.contextmanager

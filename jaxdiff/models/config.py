@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import reprlib
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
+from jaxdiff.models.positions import ROPE, without_rope
 from jaxdiff.types import InputError
 
-_ROPE = ("rope_scaling", "rope_parameters")  # read by `_without_rope`
 _NAMING = ("family", "architectures")  # read by `family_of`
 
 # Keys that cannot change the numbers of a forward, nor the ids that end an answer, in any family.
@@ -127,6 +127,11 @@ class Config:
         self._check_heads()
         if self.dtype not in ("bfloat16", "float32"):
             raise InputError(f"dtype: found {self.dtype!r}, expected bfloat16 or float32")
+        if self.attention_block is not None and self.attention_block > self.max_sequence_length:
+            raise InputError(
+                f"attention_block: found {self.attention_block}, expected at most the context of "
+                f"{self.max_sequence_length}"
+            )
         self._order_ends()
         for name in ("mask_token_id", "eos_token_id", "eot_token_id", "further_eos_token_ids"):
             found = getattr(self, name)
@@ -201,7 +206,7 @@ class Config:
     @classmethod
     def kind_of(cls, key: str) -> str | None:
         """What a key of config.json is to this family: "used", "required", "harmless", or None for an unknown one."""
-        if key in cls._fields() or any(key in names for names in (cls.renamed, cls.repeated, _ROPE, _NAMING)):
+        if key in cls._fields() or any(key in names for names in (cls.renamed, cls.repeated, ROPE, _NAMING)):
             return "used"
         if key in cls.required:
             return "required"
@@ -220,7 +225,7 @@ class Config:
         Raises InputError, in one line, for a file that lacks a shape, contradicts itself, asks for a feature that this
         code does not have, or holds keys of unknown meaning; and where `ignore` names a key that the family reads.
         """
-        raw = _without_rope(raw)
+        raw = without_rope(raw)
         cls._check_known(raw, {ignore} if isinstance(ignore, str) else set(ignore))
         values = cls._values(raw)
         size, ids = cls.published
@@ -360,44 +365,3 @@ def _fits(found: Any, wanted: Any) -> bool:
         return True
     same = found == wanted and isinstance(found, bool) == isinstance(wanted, bool)
     return same or (not found and not wanted)
-
-
-def _without_rope(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json without transformers' objects of rotary positions, what they say written out as its own keys.
-
-    Their `rope_theta` and `partial_rotary_factor` are the file's; a key of theirs that is not known here becomes an
-    unknown key `rope_parameters.KEY`. Raises InputError for another type than "default", for a scaling factor, and
-    where two places of the file contradict each other.
-    """
-    flat, given = {key: value for key, value in raw.items() if key not in _ROPE}, {}
-    for place, rope in _rope_objects(raw):
-        for key, value in rope.items():
-            name, wanted = f"{place}.{key}", {"rope_type": "default", "type": "default", "factor": 1.0}.get(key)
-            if value is None:
-                continue
-            if key in ("rope_theta", "partial_rotary_factor"):
-                if flat.get(key) not in (None, value):
-                    raise InputError(
-                        f"config.json {name}: found {value!r} beside {given.get(key, key)} {flat[key]!r}, expected the "
-                        "same; remove the wrong one"
-                    )
-                flat[key] = value
-                given.setdefault(key, name)
-            elif wanted is None:
-                flat[name] = value
-            elif not _fits(value, wanted):
-                raise InputError(f"config.json {name}: found {value!r}, expected {wanted!r}")
-    return flat
-
-
-def _rope_objects(raw: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Where rotary positions are described, and how; an object may hold others, one for each type of layer."""
-    for place in _ROPE:
-        rope = raw.get(place)
-        if not rope:
-            continue
-        if not isinstance(rope, Mapping):
-            raise InputError(f"config.json {place}: found {rope!r}, expected an object")
-        nested = {key: value for key, value in rope.items() if isinstance(value, Mapping)}
-        yield place, {key: value for key, value in rope.items() if key not in nested}
-        yield from ((f"{place}.{key}", value) for key, value in nested.items())
