@@ -17,7 +17,7 @@ def inspect(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A model folder, published or ours, or the name of a shipped model.")
     ],
-    weights: Annotated[
+    check: Annotated[
         bool, typer.Option("--weights", help="Read every tensor too, and report those that hold NaN or infinity.")
     ] = False,
     ignore_config: options.IgnoreConfig = None,
@@ -26,7 +26,7 @@ def inspect(
     """Show what a model folder holds and where it contradicts itself. Exit code 1: weights hold NaN or infinity."""
     described = jaxdiff.inspect(model, ignore=ignore_config or ())
     facts = described.facts()
-    unsound = [str(one) for one in described.unsound()] if weights else None
+    unsound = [str(one) for one in described.unsound()] if check else None
     tell(facts | {"unsound": unsound}, _shown(facts, unsound), as_json=as_json)
     return 1 if unsound else 0
 
