@@ -158,6 +158,7 @@ def describe(folder: Path, *, dtype: str | None = None, ignore: Iterable[str] = 
     if published.is_published(folder, config):
         config, notes = published.with_ids(config, folder)
         kinds.check_plain(folder, config, ignore)
+        config = {key: value for key, value in config.items() if value or key != kinds.QUANTISED}  # {} asks for nothing
         files = published.Files(folder)
         kinds.check_names(folder, files.specs)
         stored = config.get("torch_dtype") or config.get("dtype")

@@ -17,6 +17,7 @@ _LORA = re.compile(r"\.?lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
 _PACKED = re.compile(
     r"\.(qweight|qzeros|g_idx|scales|weight_scale|weight_scale_inv|weight_packed|absmax|quant_map|SCB)$|\.quant_state\."
 )
+QUANTISED = "quantization_config"  # a key of config.json
 _QUANTISERS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")  # older files of their own
 _PLAIN = (
     "expected plain float32, bfloat16 or float16; get the model's unquantised weights (weights='int8' is made here)"
@@ -48,11 +49,11 @@ def check_kind(folder: Path) -> None:
 
 def check_plain(folder: Path, config: Mapping[str, Any], ignored: Iterable[str]) -> None:
     """Raises InputError for weights that a config.json, or a file beside it, calls quantised."""
-    given = config.get("quantization_config")
-    if given and "quantization_config" not in ignored:
+    given = config.get(QUANTISED)
+    if given and QUANTISED not in ignored:
         method = given.get("quant_method") or given.get("quant_algo") if isinstance(given, Mapping) else given
         raise InputError(
-            f"{folder / 'config.json'} quantization_config: found weights quantised by "
+            f"{folder / 'config.json'} {QUANTISED}: found weights quantised by "
             f"{method or 'an unnamed method'}, {_PLAIN}"
         )
     for name in _QUANTISERS:

@@ -15,7 +15,7 @@ from typing import Any
 from jaxdiff.files import copy_present, first_line, read_object, refusing
 from jaxdiff.types import InputError
 
-TEMPLATE = "chat_template.jinja"
+TEMPLATE, NAMED_TEMPLATES = "chat_template.jinja", "additional_chat_templates"  # a file, a folder of others
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -104,6 +104,8 @@ def template_file(folder: Path) -> str:
     """Where a folder's chat template stands, for messages."""
     if (folder / TEMPLATE).is_file():
         return str(folder / TEMPLATE)
+    if (folder / NAMED_TEMPLATES).is_dir():
+        return str(folder / NAMED_TEMPLATES)
     if "chat_template" in read_object(folder / "tokenizer_config.json", optional=True):
         return f"{folder / 'tokenizer_config.json'} chat_template"
     return f"{folder} (the family's chat template)"

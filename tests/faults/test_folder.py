@@ -183,6 +183,12 @@ def test_named_templates_without_a_default(source):
     assert tokenizer.prompt("b") == tokenizer.encode("ab")
 
 
+def test_templates_in_a_folder_of_their_own(source):
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "rag.jinja").write_text("x")
+    assert "named rag, expected one named default" in prompt_fault(source, source / "additional_chat_templates")
+
+
 @pytest.mark.parametrize("found", [3, [{"name": "default"}], [3], {"default": "x"}])
 def test_a_template_that_is_none(found, source):
     edit(source / "tokenizer_config.json", chat_template=found)
@@ -398,7 +404,7 @@ def test_ids_of_our_own_folders_are_checked(tmp_path):
 
 
 def test_ids_that_nobody_reads_may_be_anything(source):
-    edit(source / "config.json", pad_token_id=-1, bos_token_id="x")
+    edit(source / "config.json", pad_token_id=-1, bos_token_id="x", quantization_config={}, rope_scaling={})
     edit(source / "generation_config.json", pad_token_id=-1)
     assert jaxdiff.inspect(source).config.eos_ids == (1,)
 
