@@ -7,7 +7,7 @@ result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, decoder, o
 """
 
 from jaxdiff import caches, convert, fills, models, policies, stoppers
-from jaxdiff.checkpoint import Checkpoint, Tokenizer, learned_policy, load, save
+from jaxdiff.checkpoint import Checkpoint, Tokenizer, inspect, learned_policy, load, save
 from jaxdiff.decode import Decoder, Reason, Result, Sampling, decode, infill, lower, pad_prompts
 from jaxdiff.models import build
 from jaxdiff.parallel.mesh import make_mesh
@@ -59,6 +59,7 @@ __all__ = [
     "decode_stream",
     "fills",
     "infill",
+    "inspect",
     "learned_policy",
     "load",
     "lower",

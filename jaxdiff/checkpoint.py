@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,10 +20,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, Sharding
 
-from jaxdiff.convert import published, stream, text
-from jaxdiff.convert.engine import Sharded, assemble, params_from, plan_of
-from jaxdiff.files import copy_present, parse_json, read_object, refusing, replaced, saving, write_object
-from jaxdiff.models import family_name, in_dtype, leaf_dtype, model_of
+from jaxdiff.convert import kinds, stream, text
+from jaxdiff.convert.description import Description, describe
+from jaxdiff.convert.engine import Sharded, assemble, params_from
+from jaxdiff.convert.prompts import Tokenizer
+from jaxdiff.files import copy_present, read_object, refusing, replaced, saving, write_object
+from jaxdiff.models import family_name, in_dtype, leaf_dtype
 from jaxdiff.parallel.mesh import check_axes
 from jaxdiff.parallel.rules import place, shardings
 from jaxdiff.policies import Fixed, Learned, any_of
@@ -36,35 +37,6 @@ SHIPPED = "gsm-1m"
 FILTERS, FILTER = "filters", "filter.json"  # <model>/filters/<name>/filter.json
 BEST_FILTER = "local"  # what bare `learned` means
 FILTER_KINDS: dict[str, Any] = {"block": BlockFilter, "local": LocalFilter}
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokenizer:
-    """Text to ids and back; the chat template comes from the folder, never from this code."""
-
-    fast: Any  # transformers.PreTrainedTokenizerFast
-    eos_id: int
-    eot_id: int | None = None  # what else ends an answer: the model's end of a turn
-
-    def encode(self, text: str) -> list[int]:
-        return self.fast.encode(text, add_special_tokens=False)
-
-    def prompt(self, text: str, special: bool = False) -> list[int]:
-        """One user turn through the folder's chat template; plain text where it has none."""
-        if self.fast.chat_template is None:
-            return self.fast.encode(text)
-        message = [{"role": "user", "content": text}]
-        return self.fast.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
-
-    def decode(self, ids: Any, generated: Any = None) -> str:
-        """The text up to the first end-of-text or end of turn; special tokens left out.
-
-        `generated`: which of the ids were generated, a bool for each; None for all. Another end does not cut the text.
-        """
-        ids, ends = list(map(int, ids)), (self.eos_id, self.eot_id)
-        cuts = itertools.repeat(True) if generated is None else generated
-        end = next((place for place, (i, cut) in enumerate(zip(ids, cuts)) if cut and i in ends), len(ids))  # noqa: B905
-        return self.fast.decode([i for i in ids[:end] if i not in ends], skip_special_tokens=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,14 +60,31 @@ def shipped_folder() -> Path:
 
 
 def model_folder(path: str | Path) -> Path:
-    """A folder, or the one of a shipped model's name. Raises InputError where it holds no config."""
-    folder = Path(path)
-    if not folder.is_dir():
-        folder = shipped_folder() / str(path)
-    if not (folder / "config.json").is_file():
-        known = ", ".join(sorted(p.parent.name for p in shipped_folder().glob("*/config.json")))
-        raise InputError(f"model: no config.json in {str(path)!r}; name a model folder or a shipped model ({known})")
-    return folder
+    """A folder, or the one of a shipped model's name. Raises InputError where it holds no config.
+
+    A folder of a shipped model's name in the working directory comes first, if it holds a config.
+    """
+    folder, shipped = Path(path), shipped_folder() / Path(path).name
+    if (folder / "config.json").is_file():
+        return folder
+    if Path(path).name == str(path) and (shipped / "config.json").is_file():
+        return shipped
+    if folder.is_dir():
+        kinds.check_kind(folder)
+        raise InputError(kinds.without_config(folder))
+    if folder.suffix == ".gguf":
+        raise InputError(f"model: {folder} is a GGUF file, which llama.cpp reads; get the model's safetensors")
+    known = ", ".join(sorted(p.parent.name for p in shipped_folder().glob("*/config.json")))
+    mend = f"name the folder that holds {folder.name}" if folder.is_file() else "name a model folder"
+    raise InputError(f"model: no config.json in {str(path)!r}; {mend} or a shipped model ({known})")
+
+
+def inspect(path: str | Path = SHIPPED, *, ignore: Iterable[str] = ()) -> Description:
+    """What a model folder holds, as `load` understands it, without reading a number of its weights.
+
+    `ignore` as of `load`. Raises InputError for whatever `load` refuses before it reads weights.
+    """
+    return describe(model_folder(path), ignore=ignore)
 
 
 def load(
@@ -105,6 +94,7 @@ def load(
     mesh: Mesh | None = None,
     weights: str | None = None,
     ignore: Iterable[str] = (),
+    check: bool = False,
 ) -> Checkpoint:
     """A model, its params and its tokenizer (None where the folder has none).
 
@@ -117,40 +107,35 @@ def load(
             it is read, so that no device holds more than one of them in `dtype`.
         ignore: keys of config.json that the family does not know, to be left alone. Without it they are refused, since
             they may change what the model computes; a key that the family knows cannot be ignored.
+        check: refuse weights that hold NaN or infinity, by name; all are read once more for it.
 
     Raises InputError for a folder that is missing, incomplete or damaged, for a config that the family's code does not
     do in full, for a mesh that the model does not spread over, and for weights that are not known or whose package is
     missing, in one line.
     """
     check_weights(weights)
-    folder = model_folder(path)
-    config = read_object(folder / "config.json")
     if dtype is None and jax.default_backend() == "cpu":
         dtype = "float32"
     if mesh is not None:
         check_axes(mesh)
-    then = None if weights is None else quantised
-    if published.is_published(folder, config):
-        config, tensors = published.with_ids(config, folder), published.Files(folder)
-        model, shapes = model_of(config | {"dtype": dtype or tensors.dtype}, folder / "config.json", ignore=ignore)
-        plan = plan_of(model, shapes, most=len(tensors.specs))
-        params = params_from(plan, tensors, dtype=dtype, sharding=_sharding(model, shapes, mesh), then=then)
+    described = describe(model_folder(path), dtype=dtype, ignore=ignore)
+    if check:
+        described.check_numbers()
+    model, shapes = described.model, described.shapes
+    folder, then = described.path / "params", None if weights is None else quantised
+    if described.files is not None:
+        laid = _sharding(model, shapes, mesh)
+        params = params_from(described.plan, described.files, dtype=dtype, sharding=laid, then=then)
     else:
-        config |= {} if dtype is None else {"dtype": dtype}
-        model, shapes = model_of(config, folder / "config.json", ignore=ignore)
         target = in_dtype(shapes, model.config.dtype)
         if then is None:
-            laid = None if mesh is None else shardings(model.config, target, mesh)
-            params = _restore(folder / "params", target, laid)
+            params = _restore(folder, target, None if mesh is None else shardings(model.config, target, mesh))
         else:
-            leaves = stream.stored(folder / "params", target)
-            made = functools.partial(_read, folder / "params", model.config.dtype)
-            params = assemble(leaves, made, sharding=_sharding(model, target, mesh), then=then)
+            made = functools.partial(_read, folder, model.config.dtype)
+            params = assemble(stream.stored(folder, target), made, sharding=_sharding(model, target, mesh), then=then)
     if mesh is not None:
         params = place(model.config, params, mesh)
-    fast, ends = text.open_tokenizer(folder, family_name(model)), model.config
-    tokenizer = None if fast is None else Tokenizer(fast, ends.eos_token_id, getattr(ends, "eot_token_id", None))
-    return Checkpoint(model, params, tokenizer, folder)
+    return Checkpoint(model, params, described.tokenizer, described.path)
 
 
 def _read(params: Path, dtype: str, leaf: str) -> np.ndarray:
@@ -176,7 +161,7 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
         return None
     if fast.eos_token_id is None:
         raise InputError(f"{folder / 'tokenizer_config.json'}: names no eos_token; add the one that ends an answer")
-    return Tokenizer(fast, int(fast.eos_token_id))
+    return Tokenizer(fast, int(fast.eos_token_id), backend=fast.backend_tokenizer, template=text.template_file(folder))
 
 
 def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | None = None) -> None:
@@ -240,7 +225,7 @@ def load_filter(folder: Path) -> tuple[Learned, bool]:
     """
     damage = (OSError, ValueError, KeyError, TypeError)
     with refusing(f"{folder / FILTER}: missing or damaged", "fit it again", damage):
-        config = parse_json((folder / FILTER).read_text(encoding="utf-8-sig"))
+        config = read_object(folder / FILTER)
         layers = jax.eval_shape(lambda key: init_layers(key, tuple(config["widths"])), jax.random.key(0))
         make = FILTER_KINDS[config["kind"]]
         fields = {f.name: config[f.name] for f in dataclasses.fields(make) if f.name != "layers"}

@@ -397,9 +397,9 @@ class Cache(Protocol):
 
 @pytree
 class Tail:
-    """What a stopper that asks is told of the whole canvas: where end-of-text is the candidate, and how surely."""
+    """What a stopper that asks is told of the whole canvas: where the candidate ends an answer, and how surely."""
 
-    ends: Bool[Array, "B L"]  # still masked before the commit, and the candidate is end-of-text
+    ends: Bool[Array, "B L"]  # still masked before the commit, and the candidate is an id that ends an answer
     log_odds: Float[Array, "B L"]  # of those; elsewhere NEVER
 
 
@@ -416,6 +416,7 @@ class Progress:
     accepted: Bool[Array, "B W"]  # what the policy vouched for, among the eligible
     tail: Tail | None  # where the stopper `wants_tail`
     eos_ids: tuple[int, ...] = static()
+    turn_ends: tuple[int, ...] = static(default=())  # those of `eos_ids` that end a turn, and never fill a canvas
 
 
 @runtime_checkable
@@ -439,10 +440,22 @@ class Stopper(Protocol):
         ...
 
 
+def is_end(tokens: Int[Array, "B n"], eos_ids: tuple[int, ...]) -> Bool[Array, "B n"]:
+    """Where an id stands that ends an answer."""
+    found = jnp.zeros(tokens.shape, bool)
+    for token in eos_ids:
+        found |= tokens == token
+    return found
+
+
+def is_text_end(tokens: Int[Array, "B n"], ids: Progress | Any) -> Bool[Array, "B n"]:
+    """Where an id stands that ends a text and fills what follows; `ids` has `eos_ids` and `turn_ends`, as a config."""
+    return is_end(tokens, ids.eos_ids) & ~is_end(tokens, ids.turn_ends)
+
+
 def first_end(tokens: Int[Array, "B L"], among: Bool[Array, "B L"], eos_ids: tuple[int, ...]) -> Int[Array, " B"]:
     """The first column `among` those marked that holds an id which ends an answer; L where there is none."""
     length = tokens.shape[1]
-    is_end = jnp.zeros(tokens.shape, bool)
-    for token in eos_ids:
-        is_end |= tokens == token
-    return jnp.min(jnp.where(is_end & among, jnp.arange(length, dtype=jnp.int32)[None], length), axis=1)
+    return jnp.min(
+        jnp.where(is_end(tokens, eos_ids) & among, jnp.arange(length, dtype=jnp.int32)[None], length), axis=1
+    )

@@ -99,6 +99,8 @@ class BertConfig:
     def eos_ids(self) -> tuple[int, ...]:
         return (self.eos_token_id,)
 
+    turn_ends = ()
+
 
 def linear(p: Params, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
     return x @ p["kernel"] + p["bias"]

@@ -23,10 +23,13 @@ def convert(
     ],
     target: Target,
     ignore_config: options.IgnoreConfig = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read every tensor first, and refuse those that hold NaN or infinity.")
+    ] = False,
 ) -> None:
     """Make a model folder from a published one; bit for bit, no code of it is run."""
     with copying("converting") as report:
-        run_convert(source, target, report, ignore=ignore_config or ())
+        run_convert(source, target, report, ignore=ignore_config or (), check=check)
     print(target)
 
 

@@ -26,13 +26,14 @@ from jaxdiff.cli.convert import convert, export
 from jaxdiff.cli.demo import demo
 from jaxdiff.cli.evaluate import evaluate
 from jaxdiff.cli.generate import generate
+from jaxdiff.cli.inspect import inspect
 from jaxdiff.cli.learn import collect, fit
 from jaxdiff.cli.show import stderr
 from jaxdiff.cli.train import train
 from jaxdiff.files import FULL, clear_scratch
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-for command in (demo, generate, evaluate, train, collect, fit, convert, export, bench):
+for command in (demo, generate, evaluate, train, collect, fit, convert, export, inspect, bench):
     app.command("eval" if command is evaluate else command.__name__)(command)
 
 _debug = contextvars.ContextVar("debug", default=False)  # errors show their traceback beside their line

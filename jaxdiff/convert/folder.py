@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from jaxdiff.convert import published, stream
-from jaxdiff.convert.engine import check, fill, plan_of, tensor
-from jaxdiff.convert.text import FILES, copy_tokenizer, open_tokenizer
-from jaxdiff.files import copy_present, read_object, refusing, replaced, write_object
-from jaxdiff.models import ARCHITECTURES, family_name, model_of
+from jaxdiff.convert.description import describe
+from jaxdiff.convert.engine import fill, tensor
+from jaxdiff.convert.text import FILES, copy_tokenizer
+from jaxdiff.files import copy_present, replaced, saving, write_object
+from jaxdiff.models import ARCHITECTURES, family_name
 from jaxdiff.types import InputError, Model
 
 ORIGINAL = "published"  # where one of our folders keeps the configs it was converted from
 CONFIGS = (published.CONFIG, published.GENERATION)
-WRITERS = (ValueError, SafetensorError)  # what orbax and safetensors raise on a full disk and the like
 SHARD_BYTES = 4_000_000_000
 Report = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -30,7 +29,14 @@ Report = Callable[[int, int], None]  # bytes done, bytes in all
 def _silent(done: int, total: int) -> None: ...
 
 
-def convert(source: Path, target: Path, report: Report = _silent, *, ignore: Iterable[str] = ()) -> None:
+def convert(
+    source: Path,
+    target: Path,
+    report: Report = _silent,
+    *,
+    ignore: Iterable[str] = (),
+    check: bool = False,
+) -> None:
     """Make one of our folders from a published one, a leaf at a time: memory holds the largest stacked leaf.
 
     Args:
@@ -38,18 +44,20 @@ def convert(source: Path, target: Path, report: Report = _silent, *, ignore: Ite
         target: must not exist.
         report: told of the bytes written.
         ignore: unknown keys of its config.json that are left alone (`jaxdiff.load`); ours is written without them.
+        check: refuse tensors that hold NaN or infinity; all are read once more for it.
 
     Raises InputError, before anything is written, for a folder that is damaged, of an unknown family, whose config is
-    not known in full, or whose tensors do not fit it.
+    not known in full, whose chat template fails, or whose tensors do not fit it.
     """
     _check_new(target)
-    config = read_object(source / published.CONFIG)
-    if not published.is_published(source, config):
+    described = describe(source, ignore=ignore)
+    tensors, tokenizer, plan, dtypes = described.files, described.tokenizer, described.plan, described.dtypes
+    if tensors is None:
         raise InputError(f"{source}: is converted already; name a published folder")
-    config, tensors = published.with_ids(config, source), published.Files(source)
-    model, shapes = model_of(config | {"dtype": tensors.dtype}, source / published.CONFIG, ignore=ignore)
-    plan = plan_of(model, shapes, most=len(tensors.specs))
-    dtypes = check(plan, tensors)
+    if tokenizer is not None and tokenizer.fault is not None:
+        raise InputError(tokenizer.fault)
+    if check:
+        described.check_numbers()
     done = 0
 
     def made(leaf: str) -> np.ndarray:
@@ -61,12 +69,11 @@ def convert(source: Path, target: Path, report: Report = _silent, *, ignore: Ite
 
     pending = {leaf: stream.Pending(shape, dtypes[leaf], partial(made, leaf)) for leaf, shape in plan.leaves.items()}
     total = sum(leaf.nbytes for leaf in pending.values())
-    family = family_name(model)
-    fast = open_tokenizer(source, family)
-    with replaced(target) as new, refusing(f"{target}: cannot be written", kinds=WRITERS):
-        write_object(new / published.CONFIG, dataclasses.asdict(model.config) | {"family": family})
-        if fast is not None:
-            copy_tokenizer(fast, source, new)
+    config = dataclasses.asdict(described.config) | {"family": family_name(described.model)}
+    with saving(target), replaced(target) as new:
+        write_object(new / published.CONFIG, config)
+        if tokenizer is not None:
+            copy_tokenizer(tokenizer.fast, source, new)
         (new / ORIGINAL).mkdir()
         copy_present(CONFIGS, source, new / ORIGINAL)
         stream.write(new / "params", pending)
@@ -92,19 +99,17 @@ def export(
     Raises InputError, before anything is written, for a folder that is damaged or does not fit its config.
     """
     _check_new(target)
-    config = read_object(source / published.CONFIG)
-    if published.is_published(source, config):
+    described = describe(source, ignore=ignore)
+    if described.files is not None:
         raise InputError(f"{source}: is published already; name a folder with params/")
-    model, shapes = model_of(config, source / published.CONFIG, ignore=ignore)
-    dtypes = stream.stored(source / "params", shapes)
-    plan = plan_of(model, shapes)
+    dtypes, plan = described.dtypes, described.plan
     sizes = {
         key: math.prod(shape) * dtypes[plan.by_tensor[key][0].leaf].itemsize for key, shape in plan.tensors.items()
     }
     shards = _shards(sizes, shard_bytes)
     total, done, held = sum(sizes.values()), 0, {}
-    with replaced(target) as new, refusing(f"{target}: cannot be written", kinds=WRITERS):
-        write_object(new / published.CONFIG, _described(model))
+    with saving(target), replaced(target) as new:
+        write_object(new / published.CONFIG, _described(described.model))
         copy_present(FILES, source, new)
         copy_present(CONFIGS, source / ORIGINAL, new)
         for name, keys in shards.items():
@@ -135,7 +140,9 @@ def _described(model: Model) -> dict[str, Any]:
     architecture = next(name for name, known in ARCHITECTURES.items() if known == family)
     published_names = {ours: theirs for theirs, ours in model.config.renamed.items()}
     values = {published_names.get(name, name): value for name, value in dataclasses.asdict(model.config).items()}
-    return {"architectures": [architecture]} | values
+    further = values.pop("further_eos_token_ids")
+    ends = {"eos_token_id": [model.config.eos_token_id, *further]} if further else {}
+    return {"architectures": [architecture]} | values | ends
 
 
 def _shards(sizes: dict[str, int], most: int) -> dict[str, list[str]]:

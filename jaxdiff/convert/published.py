@@ -5,6 +5,7 @@ No code of a checkpoint is run: `auto_map` and Python files are ignored, a pickl
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,33 +30,50 @@ def is_published(folder: Path, config: Mapping[str, Any]) -> bool:
     return "family" not in config and not (folder / "params").is_dir()
 
 
-def with_ids(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A folder's config.json, with the special ids it lacks from generation_config.json and tokenizer_config.json.
+def with_ids(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """A folder's config.json, with the special ids of generation_config.json and tokenizer_config.json; and notes.
 
-    The first end-of-text id that the files name is `eos_token_id`; another one is a turn's end, `eot_token_id`.
+    The first mask that the files name is it. All that they name as end-of-text, one id or a list of any length, and the
+    tokenizer's, end an answer: `eos_token_id` becomes the list of them.
 
-    Raises InputError for a config of no family that is known here, and for ids that are none.
+    Raises InputError for a config of no family that is known here, and for ids that are none, lie outside the
+    vocabulary, or are both the mask and an end.
     """
     try:
         family_of(config)  # before anything large is opened
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {str(error).removeprefix('config.json: ')}") from error
     generation, words = read_object(folder / GENERATION, optional=True), _token_ids(folder)
-    ids = {}
-    for name in ("mask_token", "eos_token", "pad_token"):
-        key = f"{name}_id"
-        files = {CONFIG: config.get(key), GENERATION: generation.get(key), TOKENIZER: words.get(name)}
-        ids[key] = list(dict.fromkeys(i for file, found in files.items() for i in _ids(folder / file, key, found)))
-    merged = dict(config) | {key: found[0] for key, found in ids.items() if found}
-    if len(ids["eos_token_id"]) > 1 and config.get("eot_token_id") is None:
-        merged["eot_token_id"] = ids["eos_token_id"][1]
-    return merged
+    size = config.get("vocab_size")
+    named: dict[str, dict[int, str]] = {}  # key -> id -> where it is named first
+    for key, word in (("mask_token_id", "mask_token"), ("eos_token_id", "eos_token"), ("eot_token_id", "eot_token")):
+        named[key] = {}
+        for file, found in ((CONFIG, config.get(key)), (GENERATION, generation.get(key)), (TOKENIZER, words.get(word))):
+            where = f"{folder / file} {word if file == TOKENIZER else key}"
+            ids = _ids(where, found, size)
+            if key == "mask_token_id" and len(ids) > 1:
+                raise InputError(f"{where}: found {ids}, expected one token id")
+            for i in ids:
+                named[key].setdefault(i, where)
+    masks, ends, turns = named.values()
+    first, others = list(masks.items())[:1], list(masks.items())[1:]
+    for mask, where in first:
+        if end := (ends | turns).get(mask):
+            raise InputError(
+                f"{end}: found {mask}, which {where} names as the mask, expected another: [MASK] is never predicted, "
+                "so no answer would end; correct the wrong one"
+            )
+    merged = dict(config) | ({"mask_token_id": first[0][0]} if first else {})
+    merged |= {key: list(found) for key, found in (("eos_token_id", ends), ("eot_token_id", turns)) if found}
+    return merged, [f"{where} names the mask {mask} too, which is passed over" for mask, where in others]
 
 
-def _ids(file: Path, key: str, found: Any) -> list[int]:
+def _ids(where: str, found: Any, size: Any) -> list[int]:
     values = found if isinstance(found, list) else [] if found is None else [found]
     if wrong := [i for i in values if not isinstance(i, int) or isinstance(i, bool) or i < 0]:
-        raise InputError(f"{file} {key}: found {wrong[0]!r}, expected a token id")
+        raise InputError(f"{where}: found {wrong[0]!r}, expected a token id")
+    if outside := [i for i in values if type(size) is int and i >= size]:
+        raise InputError(f"{where}: found {outside[0]}, expected an id under vocab_size {size}")
     return values
 
 
@@ -66,11 +84,9 @@ def _token_ids(folder: Path) -> dict[str, Any]:
         return {}
     added = config.get("added_tokens_decoder")
     listed = read_object(folder / "tokenizer.json", optional=True).get("added_tokens")
-    known: dict[Any, Any] = {}
-    if isinstance(added, dict):
-        known = {t.get("content"): int(i) for i, t in added.items() if isinstance(t, dict) and i.isdecimal()}
-    if isinstance(listed, list):
-        known |= {t.get("content"): t.get("id") for t in listed if isinstance(t, dict)}
+    tokens = [(i, t) for i, t in added.items()] if isinstance(added, dict) else []
+    tokens += [(t.get("id"), t) for t in listed if isinstance(t, dict)] if isinstance(listed, list) else []
+    known = {str(t.get("content")): int(i) for i, t in tokens if isinstance(t, dict) and str(i).isdecimal()}
     words = {name: token.get("content") if isinstance(token, dict) else token for name, token in config.items()}
     return {name: known[word] for name, word in words.items() if isinstance(word, str) and word in known}
 
@@ -83,27 +99,45 @@ class Files:
 
     def __init__(self, folder: Path) -> None:
         self.name = str(folder)
+        self.notes: list[str] = []  # weights that lie there as well, and are not read
         self.specs: dict[str, Spec] = {}
         self._reads: dict[str, Read] = {}
-        for name, opened in ((SAFETENSORS, _safetensors), (PICKLE, _pickle)):
-            if (index := folder / f"{name}.index.json").is_file():
-                self._open_shards(index, opened)
-                return
-            if (folder / name).is_file():
-                self._add(*opened(folder / name))
-                return
-        raise InputError(f"{folder}: no weights; expected {SAFETENSORS} or {PICKLE}, or the index of one in shards")
+        ways = ((SAFETENSORS, _safetensors), (PICKLE, _pickle))
+        there = [
+            (path, opened)
+            for name, opened in ways
+            for path in (folder / f"{name}.index.json", folder / name)
+            if path.is_file()
+        ]
+        if not there:
+            found = sorted(
+                path.name for kind in ("*.safetensors", "*.bin", "*.pt*", "*.h5") for path in folder.glob(kind)
+            )
+            beside = f", found {', '.join(found[:3])}" if found else ""
+            raise InputError(
+                f"{folder}: no weights; expected {SAFETENSORS} or {PICKLE}, or the index of one in shards{beside}"
+            )
+        (path, opened), *others = there
+        if path.suffix == ".json":
+            self._open_shards(path, opened)
+        else:
+            self._add(*opened(path))
+        self.notes += [f"{other.name} is not read, for {path.name} is there" for other, _ in others]
+
+    @property
+    def most(self) -> str:
+        """The dtype of most of the numbers."""
+        sizes: dict[str, int] = {}
+        for spec in self.specs.values():
+            sizes[spec.dtype] = sizes.get(spec.dtype, 0) + math.prod(spec.shape)
+        return max(sizes, key=lambda name: sizes[name], default="none")
 
     @property
     def dtype(self) -> str:
         """What to compute in: the dtype of most of the numbers; float32 for float16, whose numbers it holds exactly."""
-        sizes: dict[str, int] = {}
-        for spec in self.specs.values():
-            sizes[spec.dtype] = sizes.get(spec.dtype, 0) + int(np.prod(spec.shape, dtype=np.int64))
-        found = max(sizes, key=lambda name: sizes[name], default="none")
-        if found not in DTYPES:
-            raise InputError(f"{self.name}: found tensors of dtype {found}, expected {', '.join(DTYPES)}")
-        return "float32" if found == "float16" else found
+        if self.most not in DTYPES:
+            raise InputError(f"{self.name}: found tensors of dtype {self.most}, expected {', '.join(DTYPES)}")
+        return "float32" if self.most == "float16" else self.most
 
     def read(self, key: str, rows: slice) -> np.ndarray:
         with refusing(f"{self.specs[key].file} {key}: cannot be read", "get the file again"):

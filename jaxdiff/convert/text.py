@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import os
 import re
+import reprlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxdiff.files import copy_present, read_object, refusing
+from jaxdiff.files import copy_present, first_line, read_object, refusing
 from jaxdiff.types import InputError
 
+TEMPLATE, NAMED_TEMPLATES = "chat_template.jinja", "additional_chat_templates"  # a file, a folder of others
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -17,7 +23,7 @@ FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "chat_template.jinja",
+    TEMPLATE,
 )
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -37,13 +43,72 @@ def open_tokenizer(folder: Path, family: str | None = None) -> Any:
     from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer  # slow to import, and not needed for ids
 
     kind: Any = PreTrainedTokenizerFast if whole else Qwen2Tokenizer
-    with refusing(f"{folder / ('tokenizer.json' if whole else 'vocab.json')}: damaged", "restore the file"):
-        fast = kind.from_pretrained(str(folder), trust_remote_code=False)
-        if not whole:
+    _check_template(folder)
+    with _unmarked(folder) as clean:
+        try:
+            fast = kind.from_pretrained(str(clean), trust_remote_code=False)
+        except Exception as error:
+            file = _damaged(clean) if whole else "vocab.json"
+            raise InputError(f"{folder / file}: damaged ({first_line(error)}); restore the file") from error
+    if not whole:
+        with refusing(f"{folder / 'tokenizer_config.json'}: damaged", "restore the file"):
             _check_ids(folder, fast)
     if fast.chat_template is None and family is not None:
         fast.chat_template = fallback_template(family, fast)
     return fast
+
+
+def _damaged(folder: Path) -> str:
+    """The name of the file that keeps a tokenizer.json from being opened: itself, or the config beside it."""
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception:
+        return "tokenizer.json"
+    return "tokenizer_config.json"
+
+
+@contextlib.contextmanager
+def _unmarked(folder: Path) -> Iterator[Path]:
+    """The folder, or a copy of its tokenizer files without their byte order marks, which the libraries do not take."""
+    files = [folder / name for name in FILES if (folder / name).is_file()]
+    marked = [file for file in files if file.read_bytes()[:3] == codecs.BOM_UTF8]
+    if not marked:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as home:
+        for file in files:
+            (Path(home) / file.name).write_bytes(file.read_bytes().removeprefix(codecs.BOM_UTF8))
+        yield Path(home)
+
+
+def _check_template(folder: Path) -> None:
+    """Raises InputError, which names the file, for a chat template that is no text, nor some by name."""
+    file = folder / TEMPLATE
+    with refusing(f"{file}: damaged", "restore the file", (OSError, ValueError)):
+        if file.is_file():
+            file.read_text(encoding="utf-8")
+    found = read_object(folder / "tokenizer_config.json", optional=True).get("chat_template")
+    named = found if isinstance(found, list) else []
+    texts = [part.get(key) for part in named if isinstance(part, dict) for key in ("name", "template")]
+    whole = len(texts) == 2 * len(named) and all(isinstance(words, str) for words in texts)
+    if not isinstance(found, str | list | None) or not whole:
+        raise InputError(
+            f"{folder / 'tokenizer_config.json'} chat_template: found {reprlib.repr(found)}, expected a text, or a "
+            "list of objects with name and template; restore the file"
+        )
+
+
+def template_file(folder: Path) -> str:
+    """Where a folder's chat template stands, for messages."""
+    if (folder / TEMPLATE).is_file():
+        return str(folder / TEMPLATE)
+    if (folder / NAMED_TEMPLATES).is_dir():
+        return str(folder / NAMED_TEMPLATES)
+    if "chat_template" in read_object(folder / "tokenizer_config.json", optional=True):
+        return f"{folder / 'tokenizer_config.json'} chat_template"
+    return f"{folder} (the family's chat template)"
 
 
 def _check_ids(folder: Path, fast: Any) -> None:
@@ -58,7 +123,7 @@ def _check_ids(folder: Path, fast: Any) -> None:
 def fallback_template(family: str, fast: Any) -> str | None:
     """The family's chat template, unless the tokenizer lacks one of its special tokens (a base model's does)."""
     file = _TEMPLATES / f"{family}.jinja"
-    template = file.read_text() if file.is_file() else ""
+    template = file.read_text(encoding="utf-8") if file.is_file() else ""
     return template if template and fast.get_vocab().keys() >= set(re.findall(r"<\|\w+\|>", template)) else None
 
 
@@ -67,5 +132,5 @@ def copy_tokenizer(fast: Any, source: Path, target: Path) -> None:
     copy_present(FILES, source, target)
     if not (target / "tokenizer.json").is_file():
         fast.backend_tokenizer.save(str(target / "tokenizer.json"))
-    if isinstance(fast.chat_template, str) and not (target / "chat_template.jinja").is_file():
-        (target / "chat_template.jinja").write_text(fast.chat_template)
+    if isinstance(fast.chat_template, str) and not (target / TEMPLATE).is_file():
+        (target / TEMPLATE).write_text(fast.chat_template, encoding="utf-8")

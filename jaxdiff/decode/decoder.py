@@ -26,8 +26,9 @@ class Sampling:
             same, but its confidence is that among those left, as in Dream's `generation_utils.py`. `near_ties` does not
             count where float rounding decides who is left.
         cfg_scale: classifier-free guidance, w in un + (w + 1) (cond - un); None is off, and each guided pass counts 2.
-        forbid_eos: LLaDA's `logits_eos_inf`: end-of-text is never predicted.
-        defer_eos: LLaDA's `confidence_eos_eot_inf`: positions predicted end-of-text or end-of-turn commit last. (The
+        forbid_eos: LLaDA's `logits_eos_inf`: end-of-text is never predicted, nor what a file lists beside it; the end
+            of a turn may be.
+        defer_eos: LLaDA's `confidence_eos_eot_inf`: positions predicted to be any end of an answer commit last. (The
             official code's chained assignment spares one of the two ids above temperature 0; here both wait.)
     """
 

@@ -19,7 +19,7 @@ from jaxdiff.decode.passes import StepPasses
 from jaxdiff.decode.state import keep
 from jaxdiff.parallel.mesh import platform
 from jaxdiff.pytree import pytree
-from jaxdiff.types import KV, NEVER, KVCache, Score, Tail
+from jaxdiff.types import KV, NEVER, KVCache, Score, Tail, is_text_end
 from jaxdiff.windows import put, take
 
 
@@ -144,7 +144,7 @@ class FullPass(StepPasses):
         length = features.shape[1]
         columns = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
         everywhere = self.believe(features, columns, 0)
-        ends = take(self.open_, start, length) & (everywhere.token == self.setup.model.config.eos_token_id)
+        ends = take(self.open_, start, length) & is_text_end(everywhere.token, self.setup.model.config)
         log_odds = jnp.where(ends, everywhere.log_odds, NEVER)
         nowhere = self._no_tail()
         return Tail(ends=put(nowhere.ends, ends, start), log_odds=put(nowhere.log_odds, log_odds, start))

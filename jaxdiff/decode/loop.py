@@ -95,6 +95,7 @@ def step(setup: Setup, state: State) -> State:
         accepted=proposal.accepted & score.eligible,
         tail=reading.tail,
         eos_ids=model.config.eos_ids,
+        turn_ends=model.config.turn_ends,
     )
     end, stop_state = decoder.stop.update(state.stop, progress)
     end = jnp.where(decides, jnp.minimum(end, state.end), state.end)

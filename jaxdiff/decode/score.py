@@ -54,7 +54,8 @@ class Vocabulary:
     @classmethod
     def of(cls, model: Model, sampling: Sampling) -> Vocabulary:
         config = model.config
-        forbidden = (config.mask_token_id, *((config.eos_token_id,) if sampling.forbid_eos else ()))
+        text_ends = [token for token in config.eos_ids if token not in config.turn_ends]
+        forbidden = (config.mask_token_id, *(text_ends if sampling.forbid_eos else ()))
         return cls(config.vocab_size, forbidden, config.eos_ids if sampling.defer_eos else (), model.tempered)
 
     @property

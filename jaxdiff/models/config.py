@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import reprlib
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
+from jaxdiff.models.positions import ROPE, without_rope
 from jaxdiff.types import InputError
 
-_ROPE = ("rope_scaling", "rope_parameters")  # read by `_without_rope`
 _NAMING = ("family", "architectures")  # read by `family_of`
 
 # Keys that cannot change the numbers of a forward, nor the ids that end an answer, in any family.
@@ -46,6 +46,16 @@ _HARMLESS = frozenset(
         "residual_dropout",
     }
 )
+MOST = 2**31 - 1  # of sizes and ids: they are int32 in a program
+# What a field of each type may be, and its range where the class gives none.
+_KINDS: Mapping[str, tuple[Any, str]] = {
+    "int": (int, "a whole number"),
+    "int | None": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "a name"),
+}
+_RANGES = {"int": (1, MOST), "int | None": (0, MOST), "float": (1e-30, 1e30)}
 # Qwen's sliding window, which `use_sliding_window` turns on and the families require to be off.
 SLIDING_WINDOW = frozenset({"sliding_window", "max_window_layers"})
 
@@ -67,6 +77,8 @@ class Config:
     Attributes:
         head_dim: E; 0 means d_model / n_heads.
         eot_token_id: a chat turn's end, where the family has one beside `eos`.
+        further_eos_token_ids: what else ends an answer: the rest of a published file's list of `eos_token_id`. The
+            first of it is `eot_token_id` as well, where no other is named.
         dtype: of the computation, bfloat16 or float32.
         prefix_lm: the prompt does not see the answer, so that its keys and values never change.
     """
@@ -80,6 +92,7 @@ class Config:
     mask_token_id: int
     eos_token_id: int
     eot_token_id: int | None = None
+    further_eos_token_ids: tuple[int, ...] = ()
     head_dim: int = 0
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
@@ -87,6 +100,13 @@ class Config:
     dtype: str = "bfloat16"
     prefix_lm: bool = False
 
+    # The least and the most of fields whose range is not that of their type.
+    ranges: ClassVar[Mapping[str, tuple[float | int, float | int]]] = {
+        "mask_token_id": (0, MOST),
+        "eos_token_id": (0, MOST),
+        "head_dim": (0, MOST),
+        "rms_norm_eps": (1e-30, 1.0),
+    }
     # What a family's code does whatever config.json says: another value is refused. A switch that is off may be null.
     required: ClassVar[Mapping[str, Any]] = {}
     renamed: ClassVar[Mapping[str, str]] = {}  # published names -> ours
@@ -101,7 +121,31 @@ class Config:
     qk_norm: ClassVar[bool] = False  # queries and keys are normalised head by head
 
     def __post_init__(self) -> None:
-        """Raises InputError for numbers that make no model."""
+        """Raises InputError, which names the field, for values of another type, out of range, or that make no model."""
+        for name, field in self._fields().items():
+            _check_value(name, getattr(self, name), str(field.type), self.ranges.get(name))
+        self._check_heads()
+        if self.dtype not in ("bfloat16", "float32"):
+            raise InputError(f"dtype: found {self.dtype!r}, expected bfloat16 or float32")
+        if self.attention_block is not None and self.attention_block > self.max_sequence_length:
+            raise InputError(
+                f"attention_block: found {self.attention_block}, expected at most the context of "
+                f"{self.max_sequence_length}"
+            )
+        self._order_ends()
+        for name in ("mask_token_id", "eos_token_id", "eot_token_id", "further_eos_token_ids"):
+            found = getattr(self, name)
+            for token in found if isinstance(found, tuple) else (found,):
+                if token is not None and token >= self.vocab_size:
+                    raise InputError(f"{name}: found {token}, expected an id under vocab_size {self.vocab_size}")
+                if name != "mask_token_id" and token == self.mask_token_id:
+                    raise InputError(
+                        f"{name}: found {token}, which is mask_token_id too, expected another: [MASK] is never "
+                        "predicted, so no answer would end; correct the wrong one"
+                    )
+
+    def _check_heads(self) -> None:
+        """Sets `head_dim` where it follows from the width. Raises InputError for heads that make no attention."""
         if not self.head_dim and self.d_model % self.n_heads == 0:
             object.__setattr__(self, "head_dim", self.d_model // self.n_heads)
         if not self.head_dim or self.head_dim % 2:
@@ -110,12 +154,17 @@ class Config:
             )
         if self.n_heads % self.n_kv_heads:
             raise InputError(f"n_kv_heads: found {self.n_kv_heads}, expected a divisor of n_heads = {self.n_heads}")
-        for name in ("mask_token_id", "eos_token_id"):
-            found = getattr(self, name)
-            if not isinstance(found, int) or not 0 <= found < self.vocab_size:
-                raise InputError(f"{name}: found {found}, expected an id under vocab_size {self.vocab_size}")
-        if self.dtype not in ("bfloat16", "float32"):
-            raise InputError(f"dtype: found {self.dtype!r}, expected bfloat16 or float32")
+        if self.rotary_dim < 2 or self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
+            raise InputError(
+                f"rotary_dim: found {self.rotary_dim} for heads of {self.head_dim}, expected an even number up to that"
+            )
+
+    def _order_ends(self) -> None:
+        """Further ids once each, without end-of-text; the first is the end of a turn where that is not named."""
+        further = tuple(token for token in dict.fromkeys(self.further_eos_token_ids) if token != self.eos_token_id)
+        object.__setattr__(self, "further_eos_token_ids", further)
+        if self.eot_token_id is None and further:
+            object.__setattr__(self, "eot_token_id", further[0])
 
     @property
     def rotary_dim(self) -> int:
@@ -124,8 +173,20 @@ class Config:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """The ids that end an answer: end-of-text, and the end of a turn where there is one."""
-        return (self.eos_token_id,) if self.eot_token_id is None else (self.eos_token_id, self.eot_token_id)
+        """The ids that end an answer, each once: end-of-text, the end of a turn where there is one, any others."""
+        named = () if self.eot_token_id is None else (self.eot_token_id,)
+        return tuple(dict.fromkeys((self.eos_token_id, *named, *self.further_eos_token_ids)))
+
+    @property
+    def turn_ends(self) -> tuple[int, ...]:
+        """Those of `eos_ids` that only end a turn: `eotp` does not foresee them, for end-of-text fills what follows."""
+        listed = (self.eos_token_id, *self.further_eos_token_ids)
+        return tuple(token for token in self.eos_ids if token not in listed)
+
+    @property
+    def embedding_rows(self) -> int:
+        """Rows of the embedding, and columns of the head: the vocabulary, and what a file holds past it."""
+        return self.vocab_size
 
     @property
     def rope_dtype(self) -> str:
@@ -145,7 +206,7 @@ class Config:
     @classmethod
     def kind_of(cls, key: str) -> str | None:
         """What a key of config.json is to this family: "used", "required", "harmless", or None for an unknown one."""
-        if key in cls._fields() or any(key in names for names in (cls.renamed, cls.repeated, _ROPE, _NAMING)):
+        if key in cls._fields() or any(key in names for names in (cls.renamed, cls.repeated, ROPE, _NAMING)):
             return "used"
         if key in cls.required:
             return "required"
@@ -164,7 +225,7 @@ class Config:
         Raises InputError, in one line, for a file that lacks a shape, contradicts itself, asks for a feature that this
         code does not have, or holds keys of unknown meaning; and where `ignore` names a key that the family reads.
         """
-        raw = _without_rope(raw)
+        raw = without_rope(raw)
         cls._check_known(raw, {ignore} if isinstance(ignore, str) else set(ignore))
         values = cls._values(raw)
         size, ids = cls.published
@@ -210,17 +271,18 @@ class Config:
         """The fields that a config.json gives, by our names. Raises InputError where it gives one two values."""
         known, given = cls._fields(), {}
         values: dict[str, Any] = {}
-        for key, value in raw.items():
+        for key, value in _without_lists(raw).items():
             name = cls.renamed.get(key, key)
             if name not in known or value is None:
                 continue
+            _check_value(key, value, str(known[name].type), cls.ranges.get(name))
             if values.get(name, value) != value:
                 raise InputError(
                     f"config.json {key}: found {value!r} beside {given[name]} {values[name]!r}, expected the same; "
                     "remove the wrong one"
                 )
             # A round rope_theta is an int in JSON.
-            values[name] = float(value) if known[name].type == "float" and isinstance(value, int) else value
+            values[name] = float(value) if known[name].type == "float" else value
             given[name] = key
         if "n_heads" in values:
             values.setdefault("n_kv_heads", values["n_heads"])
@@ -254,50 +316,52 @@ class HfConfig(Config):
         return self.tie_word_embeddings
 
 
-def _fits(found: Any, wanted: Any) -> bool:
-    """Whether a value is the required one; null, false, 0 and an empty list or object all turn a feature off."""
-    if isinstance(wanted, Each):
-        layers = found if isinstance(found, list) else [] if found is None else [found]
-        return all(layer == wanted.value for layer in layers)
-    return found == wanted or (not found and not wanted)
+def _check_value(name: str, value: Any, kind: str, span: tuple[float | int, float | int] | None) -> None:
+    """Raises InputError for a value that a field of this type cannot have; `span`: the least and the most of it."""
+    if value is None and kind.endswith("None"):
+        return
+    if kind.startswith("tuple"):
+        for item in _as_list(value):
+            _check_value(name, item, "int", (0, MOST))
+        return
+    types, word = _KINDS[kind]
+    low, high = span or _RANGES.get(kind, (None, None))
+    fits = isinstance(value, types) and isinstance(value, bool) == (types is bool)
+    if not fits or (low is not None and not low <= value <= high):
+        bounds = "" if low is None else f" from {low} to {high}"
+        raise InputError(f"makes no model: {name}: found {reprlib.repr(value)}, expected {word}{bounds}")
 
 
-def _without_rope(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json without transformers' objects of rotary positions, what they say written out as its own keys.
+def _without_lists(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json in which each special id stands alone.
 
-    Their `rope_theta` and `partial_rotary_factor` are the file's; a key of theirs that is not known here becomes an
-    unknown key `rope_parameters.KEY`. Raises InputError for another type than "default", for a scaling factor, and
-    where two places of the file contradict each other.
+    `eos_token_id` and `eot_token_id` may be lists: the first id of either is it, what else they hold ends an answer as
+    well (`further_eos_token_ids`). Raises InputError where the mask is more than one id.
     """
-    flat, given = {key: value for key, value in raw.items() if key not in _ROPE}, {}
-    for place, rope in _rope_objects(raw):
-        for key, value in rope.items():
-            name, wanted = f"{place}.{key}", {"rope_type": "default", "type": "default", "factor": 1.0}.get(key)
-            if value is None:
-                continue
-            if key in ("rope_theta", "partial_rotary_factor"):
-                if flat.get(key) not in (None, value):
-                    raise InputError(
-                        f"config.json {name}: found {value!r} beside {given.get(key, key)} {flat[key]!r}, expected the "
-                        "same; remove the wrong one"
-                    )
-                flat[key] = value
-                given.setdefault(key, name)
-            elif wanted is None:
-                flat[name] = value
-            elif value != wanted:
-                raise InputError(f"config.json {name}: found {value!r}, expected {wanted!r}")
+    flat, further = dict(raw), list(_as_list(raw.get("further_eos_token_ids")))
+    for key in ("mask_token_id", "eos_token_id", "eot_token_id"):
+        first, *others = _as_list(raw.get(key)) or [None]
+        if others and key == "mask_token_id":
+            raise InputError(f"config.json {key}: found {raw[key]!r}, expected one id")
+        flat[key] = first
+        further += others
+    flat["further_eos_token_ids"] = tuple(further)
     return flat
 
 
-def _rope_objects(raw: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Where rotary positions are described, and how; an object may hold others, one for each type of layer."""
-    for place in _ROPE:
-        rope = raw.get(place)
-        if not rope:
-            continue
-        if not isinstance(rope, Mapping):
-            raise InputError(f"config.json {place}: found {rope!r}, expected an object")
-        nested = {key: value for key, value in rope.items() if isinstance(value, Mapping)}
-        yield place, {key: value for key, value in rope.items() if key not in nested}
-        yield from ((f"{place}.{key}", value) for key, value in nested.items())
+def _as_list(found: Any) -> list[Any]:
+    """What a key holds that may be a value, a list of them, or null."""
+    return list(found) if isinstance(found, list | tuple) else [] if found is None else [found]
+
+
+def _fits(found: Any, wanted: Any) -> bool:
+    """Whether a value is the required one; null, false, 0 and an empty list or object all turn a feature off.
+
+    A number that is null stands for the one that changes nothing, which is the required one.
+    """
+    if isinstance(wanted, Each):
+        return all(_fits(layer, wanted.value) for layer in _as_list(found))
+    if found is None and isinstance(wanted, float):
+        return True
+    same = found == wanted and isinstance(found, bool) == isinstance(wanted, bool)
+    return same or (not found and not wanted)

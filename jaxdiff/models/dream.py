@@ -24,8 +24,6 @@ from jaxdiff.windows import take
 class DreamConfig(HfConfig):
     """Read from the published `config.json` (architectures DreamModel)."""
 
-    rope_theta: float = 1000000.0
-
     required: ClassVar[Mapping[str, Any]] = {**HfConfig.required, "use_mrope": False}
     harmless: ClassVar[frozenset[str]] = SLIDING_WINDOW
     published: ClassVar[tuple[int, Mapping[str, int]]] = (

@@ -17,11 +17,16 @@ from jaxdiff.types import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LladaConfig(Config):
-    """As `Config`, in the published file's own names."""
+    """As `Config`, in the published file's own names.
 
-    rope_theta: float = 500000.0
+    Attributes:
+        embedding_size: rows of the embedding and columns of the head, where they are more than `vocab_size`: they are
+            kept, and never predicted.
+    """
+
     rms_norm_eps: float = 1e-5
     include_qkv_bias: bool = False
+    embedding_size: int | None = None
 
     required: ClassVar[Mapping[str, Any]] = {
         "block_type": "llama",
@@ -39,8 +44,8 @@ class LladaConfig(Config):
         "bias_for_layer_norm": False,
         "block_group_size": 1,
         "multi_query_attention": None,
+        "partial_rotary_factor": 1.0,
     }
-    repeated: ClassVar[Mapping[str, str]] = {"embedding_size": "vocab_size"}
     harmless: ClassVar[frozenset[str]] = frozenset(
         {
             # of features that are required to be off, or in place of which another key is required
@@ -72,10 +77,23 @@ class LladaConfig(Config):
     def rope_dtype(self) -> str:
         return "float32"
 
-    def __post_init__(self) -> None:
+    @property
+    def embedding_rows(self) -> int:
+        return self.embedding_size or self.vocab_size
+
+    def _check_heads(self) -> None:
         if self.d_model % self.n_heads or self.head_dim not in (0, self.d_model // self.n_heads):
             raise InputError(f"d_model: found {self.d_model} with {self.n_heads} heads, expected a multiple of them")
+        super()._check_heads()
+
+    def __post_init__(self) -> None:
         super().__post_init__()
+        if self.embedding_rows < self.vocab_size:
+            raise InputError(
+                f"embedding_size: found {self.embedding_size}, expected at least vocab_size {self.vocab_size}"
+            )
+        if self.embedding_size == self.vocab_size:  # says no more than none
+            object.__setattr__(self, "embedding_size", None)
 
 
 @dataclasses.dataclass(frozen=True)

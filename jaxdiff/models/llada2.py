@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdiff.models.config import SLIDING_WINDOW, HfConfig
+from jaxdiff.models.config import MOST, SLIDING_WINDOW, HfConfig
 from jaxdiff.models.layers import SwiGLU
 from jaxdiff.models.moe import Mixture, Routes
 from jaxdiff.models.stack import Group, Transformer
@@ -43,11 +43,18 @@ class Llada2Config(HfConfig):
     first_k_dense_replace: int = 0
     partial_rotary_factor: float = 0.5
     use_qkv_bias: bool = False
+    rms_norm_eps: float = 1e-5
     max_sequence_length: int = 16384
     attention_block: int = 32
 
+    ranges: ClassVar[Mapping[str, tuple[float | int, float | int]]] = {
+        **HfConfig.ranges,
+        "num_shared_experts": (0, MOST),
+        "first_k_dense_replace": (0, MOST),
+        "partial_rotary_factor": (1e-30, 1.0),
+    }
     required: ClassVar[Mapping[str, Any]] = {
-        **HfConfig.required,
+        **{k: v for k, v in HfConfig.required.items() if k != "partial_rotary_factor"},
         "use_qk_norm": True,
         "use_bias": False,
         "norm_head": False,
@@ -69,7 +76,15 @@ class Llada2Config(HfConfig):
             raise InputError(
                 f"n_group: found {self.n_group} for {self.num_experts} experts, expected 2 or more in each"
             )
-        if not 0 <= self.first_k_dense_replace < self.n_layers:
+        if self.topk_group > self.n_group:
+            raise InputError(f"topk_group: found {self.topk_group}, expected at most n_group = {self.n_group}")
+        among = self.topk_group * self.num_experts // self.n_group
+        if self.num_experts_per_tok > among:
+            raise InputError(
+                f"num_experts_per_tok: found {self.num_experts_per_tok}, expected at most the {among} experts of "
+                f"{self.topk_group} groups"
+            )
+        if self.first_k_dense_replace >= self.n_layers:
             raise InputError(
                 f"first_k_dense_replace: found {self.first_k_dense_replace}, expected 0 to {self.n_layers - 1}"
             )

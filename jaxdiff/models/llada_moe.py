@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from jaxdiff.models.config import Each, HfConfig
 from jaxdiff.models.moe import Mixture, Routes
 from jaxdiff.models.stack import Group, Transformer
+from jaxdiff.types import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,14 @@ class LladaMoeConfig(HfConfig):
     }
     published: ClassVar[tuple[int, Mapping[str, int]]] = (157184, {"mask_token_id": 156895, "eos_token_id": 156892})
     qk_norm: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_experts_per_tok > self.num_experts:
+            raise InputError(
+                f"num_experts_per_tok: found {self.num_experts_per_tok}, expected at most num_experts = "
+                f"{self.num_experts}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,6 @@ class SdarConfig(HfConfig):
     """
 
     head_dim: int = 128
-    rope_theta: float = 1000000.0
     attention_block: int = 4
 
     required: ClassVar[Mapping[str, Any]] = {**HfConfig.required, "attention_bias": False}

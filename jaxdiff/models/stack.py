@@ -71,6 +71,7 @@ class Stack(nn.Module):
 
     config: Config
     groups: tuple[Group, ...]
+    rows: int  # of the embedding: the vocabulary, what a file holds past it, and what a mesh pads
 
     @nn.compact
     def __call__(
@@ -82,10 +83,10 @@ class Stack(nn.Module):
     ) -> tuple[Float[Array, "B r D"], KVCache | None]:
         """As `jaxdiff.types.Model.apply`, before a family's shift is undone."""
         c = self.config
-        embedding = self.param("wte", nn.initializers.normal(1.0 / math.sqrt(c.d_model)), (c.vocab_size, c.d_model))
+        embedding = self.param("wte", nn.initializers.normal(1.0 / math.sqrt(c.d_model)), (self.rows, c.d_model))
         if not c.tied:
             head_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-            self.param("head", head_init, (c.d_model, c.vocab_size))
+            self.param("head", head_init, (c.d_model, self.rows))
         x = full(embedding[inputs.tokens], jnp.dtype(c.dtype))
         # Nobody sees padding, but no weight times NaN is NaN: which token fills it must not matter.
         x = jnp.where((inputs.positions >= 0)[..., None], x, jnp.zeros_like(x))
@@ -148,7 +149,8 @@ class Transformer:
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh float32 parameters; a group's leaves are stacked [N, ...]."""
-        return Stack(self.config, self.groups()).init(key, Inputs.whole(jnp.zeros((1, 1), jnp.int32)))["params"]
+        whole = Stack(self.config, self.groups(), self.config.embedding_rows)
+        return whole.init(key, Inputs.whole(jnp.zeros((1, 1), jnp.int32)))["params"]
 
     def apply(
         self,
@@ -162,8 +164,9 @@ class Transformer:
 
         With `read` the rest of the last layer's queries and MLP is not computed.
         """
-        config = dataclasses.replace(self.config, vocab_size=params["wte"].shape[0])  # over a mesh it is padded
-        out: Any = Stack(config, self.groups()).apply({"params": params}, inputs, kv, at, read)
+        out: Any = Stack(self.config, self.groups(), params["wte"].shape[0]).apply(
+            {"params": params}, inputs, kv, at, read
+        )
         return out
 
     def empty_kv(self, rows: int, columns: int) -> KVCache:

@@ -61,7 +61,7 @@ def shardings(config: Any, shapes: Params, mesh: Mesh) -> Params:
         for i, axis in enumerate(axes):
             size = shape[lead + i]
             if axis == "vocab":
-                shape[lead + i] = padded(config.vocab_size, shards)
+                shape[lead + i] = padded(size, shards)
             elif axis == "kv_heads" and config.n_kv_heads % shards:
                 over[i] = None
             elif over[i] == MODEL and size % shards:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxdiff.pytree import number, pytree
 from jaxdiff.stoppers.eos import Eos
-from jaxdiff.types import Count, Leaf, PartState, Progress, per_row
+from jaxdiff.types import Count, Leaf, PartState, Progress, is_text_end, per_row
 
 
 class _Cuts:
@@ -66,7 +66,7 @@ class SafeEotp(_Cuts):
         column = jnp.arange(progress.canvas.shape[1], dtype=jnp.int32)[None]
         tau = per_row(self.tau)
         sure = progress.tail.ends & (progress.tail.log_odds >= jnp.log(tau) - jnp.log1p(-tau))
-        foreseen = (sure | (progress.canvas == progress.eos_ids[0])) & progress.generated
+        foreseen = (sure | is_text_end(progress.canvas, progress)) & progress.generated
         other = jax.lax.cummax(jnp.where(foreseen & (column < progress.end[:, None]), -1, column), axis=1)
         enough = column - other >= jnp.reshape(jnp.asarray(self.keep), (-1, 1))
         behind = jnp.where(jnp.any(enough, axis=1), jnp.argmax(enough, axis=1).astype(jnp.int32) + 1, progress.end)
@@ -75,7 +75,7 @@ class SafeEotp(_Cuts):
 
 
 def _ends_in_block(progress: Progress) -> Bool[Array, "B W"]:
-    return (progress.score.token == progress.eos_ids[0]) & progress.score.eligible
+    return is_text_end(progress.score.token, progress) & progress.score.eligible
 
 
 def _published(progress: Progress, surest: Int[Array, " B"], found: Bool[Array, " B"]) -> Int[Array, " B"]:

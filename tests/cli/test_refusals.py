@@ -62,7 +62,6 @@ OPTIONS = [
 PROMPTS = [
     ("", "prompt: found an empty text"),
     (" \n", "prompt: found an empty text"),
-    ("is <|mask|> it", "[MASK] (id 0)"),
     ("\udcff", "UTF-8"),
     ("word " * 30, "expected at most the context of 96; shorten the prompt or the generation"),
 ]

@@ -1,0 +1,210 @@
+"""What a model folder is, read and checked as one before any of its weights: `load`, `convert`, `export` and `inspect`
+all start from it.
+
+    config.json, generation_config.json, tokenizer files, chat template, the weights' names -> Description
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdiff.convert import kinds, published, stream, text
+from jaxdiff.convert.engine import ROWS, check, plan_of
+from jaxdiff.convert.prompts import Tokenizer
+from jaxdiff.convert.table import Plan
+from jaxdiff.files import read_object
+from jaxdiff.models import family_name, model_of
+from jaxdiff.models.config import Config
+from jaxdiff.types import InputError, Model, Params
+
+
+class Unsound(NamedTuple):
+    """A tensor that holds numbers which are none."""
+
+    file: str
+    tensor: str
+    nan: int
+    inf: int
+    size: int
+
+    def __str__(self) -> str:
+        kinds = " and ".join(f"{count} {name}" for count, name in ((self.nan, "NaN"), (self.inf, "inf")) if count)
+        return f"{self.file} {self.tensor}: found {kinds} among {self.size:,} numbers"
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """A model folder that was understood.
+
+    Attributes:
+        path: the folder.
+        model: with its config: family, shapes, ids, positions, dtype of the computation.
+        shapes: of the model's params, abstract.
+        tokenizer: None where the folder has none.
+        files: the headers of a published folder's tensors; None for a folder of ours.
+        warnings: what contradicts itself or was passed over, though the folder can be used; a line each.
+    """
+
+    path: Path
+    model: Model
+    shapes: Params
+    tokenizer: Tokenizer | None
+    files: published.Files | None
+    warnings: tuple[str, ...]
+
+    @property
+    def config(self) -> Config:
+        return self.model.config
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """What the family calls its tensors, and where each goes. Raises InputError as `plan_of`."""
+        return plan_of(self.model, self.shapes, most=None if self.files is None else len(self.files.specs))
+
+    @functools.cached_property
+    def dtypes(self) -> dict[str, np.dtype]:
+        """The dtype of each leaf as it is stored. Raises InputError where the stored tensors are not the model's."""
+        if self.files is not None:
+            return check(self.plan, self.files)
+        return stream.stored(self.path / "params", self.shapes)
+
+    def unsound(self) -> Iterator[Unsound]:
+        """Reads every tensor, a few rows at a time (of ours a leaf), and gives those with NaN or infinity."""
+        for file, name, size, pieces in self._numbers():
+            nan = inf = 0
+            for piece in pieces:
+                nan, inf = nan + int(np.isnan(piece).sum()), inf + int(np.isinf(piece).sum())
+            if nan or inf:
+                yield Unsound(file, name, nan, inf, size)
+
+    def check_numbers(self) -> None:
+        """Raises InputError that names the tensors which hold NaN or infinity, with how many."""
+        if found := list(self.unsound()):
+            more = f"; and {len(found) - 5} more tensors" if len(found) > 5 else ""
+            raise InputError(f"{'; '.join(map(str, found[:5]))}{more}; expected none; get the weights again")
+
+    def _numbers(self) -> Iterator[tuple[str, str, int, Iterator[np.ndarray]]]:
+        """File, name, size and rows of each tensor."""
+        leaves = self.dtypes
+        if self.files is None:
+            params = self.path / "params"
+            for leaf in leaves:
+                yield str(params), leaf, math.prod(self.plan.leaves[leaf]), iter(stream.read(params, [leaf]).values())
+            return
+        for key, spec in self.files.specs.items():
+            starts = range(0, spec.shape[0], ROWS)
+            rows = (self.files.read(key, slice(at, min(at + ROWS, spec.shape[0]))) for at in starts)
+            yield spec.file, key, math.prod(spec.shape), rows
+
+    def facts(self) -> dict[str, Any]:
+        """What `jaxdiff inspect` shows, as plain data for JSON. Raises InputError as `dtypes`."""
+        c = self.config
+        stored: collections.Counter[np.dtype] = collections.Counter()
+        for leaf, dtype in self.dtypes.items():
+            stored[dtype] += math.prod(self.plan.leaves[leaf])
+        files = sorted({spec.file for spec in self.files.specs.values()}) if self.files else [str(self.path / "params")]
+        return {
+            "path": str(self.path),
+            "layout": "ours" if self.files is None else "published",
+            "family": family_name(self.model),
+            "parameters": sum(stored.values()),
+            "bytes": sum(count * dtype.itemsize for dtype, count in stored.items()),
+            "stored": {dtype.name: count for dtype, count in stored.most_common()},
+            "dtype": c.dtype,
+            "vocab_size": c.vocab_size,
+            "embedding_rows": c.embedding_rows,
+            "context": c.max_sequence_length,
+            "layers": c.n_layers,
+            "width": c.d_model,
+            "heads": {"query": c.n_heads, "key_value": c.n_kv_heads, "size": c.head_dim},
+            "positions": {"theta": c.rope_theta, "rotated": c.rotary_dim, "dtype": c.rope_dtype},
+            "attention_block": self.model.attention_block,
+            "shifted": self.model.shifted,
+            "tied_head": c.tied,
+            "ids": {"mask": c.mask_token_id, "ends": list(c.eos_ids), "turn_ends": list(c.turn_ends)},
+            "config": dataclasses.asdict(c),
+            "files": files,
+            "tokenizer": None if self.tokenizer is None else _of_tokenizer(self.tokenizer),
+            "warnings": list(self.warnings),
+        }
+
+
+def describe(folder: Path, *, dtype: str | None = None, ignore: Iterable[str] = ()) -> Description:
+    """Understand a folder, published or ours; no number of its weights is read.
+
+    Args:
+        dtype: of the computation; default of a published folder that of its tensors, of one of ours its config's.
+        ignore: unknown keys of its config.json that are left alone (`jaxdiff.load`).
+
+    Raises InputError for a folder that is missing, of another kind, damaged, of an unknown family, or whose config is
+    not known in full or contradicts itself.
+    """
+    ignore = {ignore} if isinstance(ignore, str) else set(ignore)
+    if folder.is_dir():
+        kinds.check_kind(folder)
+        if not (folder / published.CONFIG).is_file():
+            raise InputError(kinds.without_config(folder))
+    config = read_object(folder / published.CONFIG)
+    warnings = [f"config.json {key}: ignored, as was asked" for key in sorted(ignore & config.keys())]
+    files = None
+    if published.is_published(folder, config):
+        config, notes = published.with_ids(config, folder)
+        kinds.check_plain(folder, config, ignore)
+        config = {key: value for key, value in config.items() if value or key != kinds.QUANTISED}  # {} asks for nothing
+        files = published.Files(folder)
+        kinds.check_names(folder, files.specs)
+        stored = config.get("torch_dtype") or config.get("dtype")
+        if isinstance(stored, str) and stored.removeprefix("torch.") != files.most:
+            notes.append(f"config.json names the dtype {stored}, the tensors are {files.most}: they count")
+        warnings += notes + files.notes
+        dtype = dtype or files.dtype
+    model, shapes = model_of(
+        config | ({} if dtype is None else {"dtype": dtype}), folder / "config.json", ignore=ignore
+    )
+    tokenizer = _tokenizer(folder, model)
+    warnings += _doubts(model.config, tokenizer)
+    return Description(folder, model, shapes, tokenizer, files, tuple(warnings))
+
+
+def _tokenizer(folder: Path, model: Model) -> Tokenizer | None:
+    fast, c = text.open_tokenizer(folder, family_name(model)), model.config
+    if fast is None:
+        return None
+    template = text.template_file(folder)
+    return Tokenizer(fast, c.eos_token_id, c.eot_token_id, c.further_eos_token_ids, fast.backend_tokenizer, template)
+
+
+def _doubts(config: Config, tokenizer: Tokenizer | None) -> list[str]:
+    """What a model and its tokenizer say otherwise, and the template's fault."""
+    if tokenizer is None:
+        return ["no tokenizer: prompts are ids (prompt_ids)"]
+    fast, backend, found = tokenizer.fast, tokenizer.backend, []
+    if (size := backend.get_vocab_size(with_added_tokens=True)) > config.vocab_size:
+        found.append(f"the tokenizer has {size} tokens, the model {config.vocab_size}: a prompt of others is refused")
+    if fast.mask_token_id not in (None, config.mask_token_id):
+        found.append(f"the tokenizer's mask is {fast.mask_token_id}, the model's {config.mask_token_id}, which counts")
+    if fast.eos_token_id is not None and fast.eos_token_id not in config.eos_ids:
+        found.append(f"the tokenizer's end-of-text {fast.eos_token_id} is none of the model's ends {config.eos_ids}")
+    for name, token in (("mask", config.mask_token_id), *(("end", i) for i in config.eos_ids)):
+        if backend.id_to_token(token) is None:
+            found.append(f"the model's {name} {token} has no token in the tokenizer")
+    return found + ([] if tokenizer.fault is None else [tokenizer.fault])
+
+
+def _of_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    names = {str(i): tokenizer.backend.id_to_token(i) for i in tokenizer.eos_ids}
+    return {
+        "tokens": tokenizer.backend.get_vocab_size(with_added_tokens=True),
+        "ends": names,
+        "template": None if tokenizer.fast.chat_template is None else tokenizer.template,
+        "prompt": None if tokenizer.fault else tokenizer.fast.decode(tokenizer.prompt("hi")),
+        "fault": tokenizer.fault,
+    }
