@@ -214,7 +214,7 @@ def test_stdout_on_a_full_disk(run, folder, monkeypatch, capsys):
     with open("/dev/full", "w") as device, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", device)
         ran = run("--version")
-    assert (ran.code, "jaxdiff: stdout: cannot be written (No space left on device)" in ran.err) == (2, True)
+    assert (ran.code, "jaxdiff: stdout: No space left on device; free space" in ran.err) == (2, True)
 
 
 def test_traces_and_models_on_a_full_disk(full, tmp_path):
@@ -286,7 +286,7 @@ def test_a_row_says_why_it_ended_and_what_was_filled(checkpoint):
 
     def row_of(canvas, tokens, reason=0):
         request = Request(canvas, "x", 3, is_canvas=True)
-        numbers = dict(length=2, nfe=2, cheap=0, work=2.0, reason=reason, near_ties=1, seconds=0.5)
+        numbers = dict(length=2, nfe=2, cheap=0, work=2.0, reason=reason, near_ties=1, not_finite=0, seconds=0.5)
         column, zeros = np.asarray(tokens, np.int32), np.zeros(len(tokens), np.float32)
         answer = Answer(request=request, tokens=column, commit_step=column, log_prob=zeros, **numbers)
         return requests.line_of(checkpoint, answer)["row"]
