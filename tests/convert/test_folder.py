@@ -173,9 +173,8 @@ def test_an_interrupted_conversion_leaves_nothing(error, expected, source, tmp_p
         return fill(*arguments)
 
     monkeypatch.setattr(folder, "fill", breaks)
-    with pytest.raises(
-        expected, match=r"ours: cannot be written \(No space left on device\)" if expected is InputError else None
-    ):
+    words = r"ours: cannot be written \(No space left on device\)" if expected is InputError else None
+    with pytest.raises(expected, match=words):
         convert(source, tmp_path / "ours")
     assert len(calls) == 3
     assert list(tmp_path.iterdir()) == []

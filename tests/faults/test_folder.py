@@ -598,9 +598,7 @@ def test_a_real_limit_on_files_is_one_line(source, tmp_path, capfd):
     for call, start in ((convert, source), (export, tmp_path / "ours")):
         resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, hard))
         try:
-            with pytest.raises(
-                InputError, match=r"new: cannot be written \(File too large: a limit, see ulimit -f\); free space"
-            ):
+            with pytest.raises(InputError, match=r"new: cannot be written \(File too large: a limit, .*free space"):
                 call(start, tmp_path / "new")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
