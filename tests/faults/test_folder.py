@@ -125,7 +125,7 @@ def test_build_takes_a_list_of_ends():
     assert hash(config) == hash(build(dataclasses.asdict(config) | {"family": "llada"}).config)
 
 
-@pytest.mark.parametrize("stop", ["eos", "eotp:way=official", "eotp:way=block"])
+@pytest.mark.parametrize("stop", ["eos", "eotp:way=official"])
 def test_every_stopper_heeds_the_third_id(stop):
     """A model all of whose logits are 0 predicts id 0 everywhere, the third of its list: no stopper lets it run on."""
     config = hf.LLADA_CONFIG | {"eos_token_id": [1, 2, 0], "n_layers": 1, "dtype": "float32"}
