@@ -125,7 +125,7 @@ def test_build_takes_a_list_of_ends():
     assert hash(config) == hash(build(dataclasses.asdict(config) | {"family": "llada"}).config)
 
 
-@pytest.mark.parametrize("stop", ["eos", "eotp:way=official", "eotp:way=block"])
+@pytest.mark.parametrize("stop", ["eos", "eotp:way=official"])
 def test_every_stopper_heeds_the_third_id(stop):
     """A model all of whose logits are 0 predicts id 0 everywhere, the third of its list: no stopper lets it run on."""
     config = hf.LLADA_CONFIG | {"eos_token_id": [1, 2, 0], "n_layers": 1, "dtype": "float32"}
@@ -151,11 +151,12 @@ BAD_TEMPLATES = {
 
 
 def prompt_fault(source, file):
-    """Load succeeds, ids decode; the prompt is refused, as are convert and, on the command line, eval."""
-    loaded = jaxdiff.load(source)
-    assert loaded.tokenizer.decode(loaded.tokenizer.encode("hi")) == "hi"
+    """The folder is understood and ids decode; a prompt is refused, and so is converting it."""
+    described = jaxdiff.inspect(source)
+    tokenizer = described.tokenizer
+    assert tokenizer.decode(tokenizer.encode("hi")) == "hi"
     with pytest.raises(InputError) as caught:
-        loaded.tokenizer.prompt("hi")
+        tokenizer.prompt("hi")
     line = str(caught.value)
     assert str(file) in line
     assert "prompt_ids" in line
@@ -164,7 +165,7 @@ def prompt_fault(source, file):
         convert(source, source.parent / "new")
     assert str(again.value) == line
     assert not (source.parent / "new").exists()
-    assert line in jaxdiff.inspect(source).warnings
+    assert line in described.warnings
     return line
 
 
@@ -181,7 +182,7 @@ def test_named_templates_without_a_default(source):
     edit(
         source / "tokenizer_config.json", chat_template=[{"name": "default", "template": "a{{ messages[0].content }}"}]
     )
-    tokenizer = jaxdiff.load(source).tokenizer
+    tokenizer = jaxdiff.inspect(source).tokenizer
     assert tokenizer.prompt("b") == tokenizer.encode("ab")
 
 
@@ -225,7 +226,7 @@ def test_text_of_a_user_is_text(template, source):
     (source / "chat_template.jinja").unlink(missing_ok=True)
     if TEMPLATES[template] is not None:
         (source / "chat_template.jinja").write_text(TEMPLATES[template])
-    tokenizer = jaxdiff.load(source).tokenizer
+    tokenizer = jaxdiff.inspect(source).tokenizer
     if template == "none":
         tokenizer.fast.chat_template = None
     if template != "none":  # text without such words: to the id what transformers makes of the whole
@@ -271,7 +272,7 @@ def test_a_token_that_is_a_word_too_is_refused_in_text():
 
 def test_a_template_that_changes_the_text_beyond_recognition(source):
     (source / "chat_template.jinja").write_text("<|im_start|>{{ messages[0].content | replace('a', 'aa') }}")
-    tokenizer = jaxdiff.load(source).tokenizer
+    tokenizer = jaxdiff.inspect(source).tokenizer
     assert tokenizer.prompt("ab") == tokenizer.encode("<|im_start|>aab")
     with pytest.raises(InputError, match=r"text of a special token, and the chat template .*--special"):
         tokenizer.prompt("a<|im_end|>")
@@ -294,7 +295,7 @@ def test_no_end_is_appended_to_a_prompt(way, template, source):
             special_tokens=[("<|startoftext|>", 2), ("<|endoftext|>", 1)],
         )
         backend.save(str(source / "tokenizer.json"))
-    tokenizer = jaxdiff.load(source).tokenizer
+    tokenizer = jaxdiff.inspect(source).tokenizer
     if template is None:
         tokenizer.fast.chat_template = None
         for text in ("hi", "hi<|endoftext|>"):
