@@ -30,7 +30,8 @@ from jaxdiff.weights import full
 SHAPE, BLOCK = "llada-8b", 32
 STEPS = 8  # forwards of a block: four tokens each, as a threshold commits on an easy text; random weights pass none
 PAIR = (16, 32)  # steps of a block whose difference is that of steps in the window alone
-TRIES, BUDGET = 9, 6.0  # of a measurement: calls at most, and seconds
+TRIES, BUDGET = 9, 4.0  # of a measurement: calls at most, and seconds
+ROUNDS = 3  # of two decodes in turn
 LOOP = 10  # forwards, products and copies in one program
 
 
@@ -67,8 +68,12 @@ def size_of(job: Job) -> Size:
 
 
 def median(call: Callable[[], Any]) -> dict[str, Any]:
-    """Seconds of warm calls."""
+    """Seconds of calls; one more before them warms up."""
     jax.block_until_ready(call())
+    return warm_median(call)
+
+
+def warm_median(call: Callable[[], Any]) -> dict[str, Any]:
     seconds, since = [], time.perf_counter()
     while len(seconds) < 2 or (len(seconds) < TRIES and time.perf_counter() - since < BUDGET):
         start = time.perf_counter()
@@ -86,7 +91,9 @@ def ceilings(size: Size) -> dict[str, float]:
     product = jax.jit(lambda a, b: jax.lax.fori_loop(0, LOOP, lambda _, x: a @ x, b))
     seconds = median(lambda: product(left, right))["median"]
     data = jnp.ones(size.copied // 2, jnp.bfloat16)
-    copy = jax.jit(lambda x: jax.lax.fori_loop(0, LOOP, lambda _, x: -x, x), donate_argnums=0)
+    # The barrier keeps the compiler from making one of several copies.
+    step = lambda _, x: jax.lax.optimization_barrier(-x)  # noqa: E731
+    copy = jax.jit(lambda x: jax.lax.fori_loop(0, LOOP, step, x), donate_argnums=0)
     held = [copy(data)]
 
     def again() -> Any:
@@ -111,27 +118,42 @@ def made(job: Job, weights: str | None = None) -> tuple[Size, Model, Params, dic
     return size, model, params, limits
 
 
-def forward(job: Job) -> None:
-    """A full forward of one row; and of a block of 32 over the keys and values of all, without policy or loop."""
+def shape(job: Job) -> None:
+    """Forwards and decodes in bfloat16, from what needs least memory to what needs most."""
     size, model, params, limits = made(job)
-    length = size.prompt + size.generated
-    tokens = jax.random.randint(jax.random.key(1), (1, length), 2, model.config.vocab_size // 2)
+    tokens = jax.random.randint(jax.random.key(1), (1, size.prompt + size.generated), 2, model.config.vocab_size // 2)
+    job.part("full_forward", lambda: full_forward(model, params, tokens, limits))
+    job.part("bare_window_forward", lambda: window_forward(model, params, tokens, size.prompt, limits))
+    job.part("dual_block_step", lambda: block_step(size, model, params, limits))
+    decodes = [(Dual(), rows) for rows in size.rows]
+    for cache, rows in [*decodes[:-1], (NoCache(), 1), decodes[-1]]:
+        name = f"{type(cache).__name__.lower()}, {rows} rows"
+        job.part(name, lambda rows=rows, cache=cache: throughput(size, model, params, rows, cache))
+        job.memory()
 
-    def whole() -> dict[str, Any]:
-        run = jax.jit(lambda params, tokens: model.apply(params, Inputs.whole(tokens))[0])
-        found = median(lambda: run(params, tokens))
-        flops, read = forward_cost(model, params, 1, length, length)
-        rate = flops / found["median"]
-        shares = {"share_of_matmul": rate / limits["matmul_flops_per_second"]} if limits else {}
-        return found | {"flops": flops, "bytes": read, "flops_per_second": rate, "columns": length} | shares
 
-    def window() -> dict[str, Any]:
-        seconds = median(bare_window(model, params, tokens, size.prompt))["median"] / LOOP
-        return {"seconds": seconds} | streaming(model, params, length, seconds, limits)
-
-    job.part("full_forward", whole)
-    job.part("bare_window_forward", window)
+def int8(job: Job) -> None:
+    """The same with int8 weights (qwix), one row and a few."""
+    size, model, params, limits = made(job, "int8")
+    job.part("dual_block_step", lambda: block_step(size, model, params, limits))
+    job.part(f"dual, {size.rows[1]} rows", lambda: throughput(size, model, params, size.rows[1], Dual()))
     job.memory()
+
+
+def full_forward(model: Model, params: Params, tokens: Any, limits: dict[str, float]) -> dict[str, Any]:
+    """One forward of the whole canvas, without the head."""
+    run = jax.jit(lambda params, tokens: model.apply(params, Inputs.whole(tokens))[0])
+    found = median(lambda: run(params, tokens))
+    flops, read = forward_cost(model, params, 1, tokens.shape[1], tokens.shape[1])
+    rate = flops / found["median"]
+    shares = {"share_of_matmul": rate / limits["matmul_flops_per_second"]} if limits else {}
+    return found | {"flops": flops, "bytes": read, "flops_per_second": rate, "columns": tokens.shape[1]} | shares
+
+
+def window_forward(model: Model, params: Params, tokens: Any, first: int, limits: dict[str, float]) -> dict[str, Any]:
+    """A forward of one block over the keys and values of all, with the head; neither policy nor loop."""
+    seconds = median(bare_window(model, params, tokens, first))["median"] / LOOP
+    return {"seconds": seconds} | streaming(model, params, tokens.shape[1], seconds, limits)
 
 
 def bare_window(model: Model, params: Params, tokens: Any, first: int) -> Callable[[], Any]:
@@ -181,16 +203,15 @@ def attention(job: Job) -> None:
     job.device()
     size = size_of(job)
     length, (heads, width) = size.prompt + size.generated, size.heads
-    for rows in size.rows[:2]:
-        for queries in (length, BLOCK):
-            keys = jax.random.split(jax.random.key(rows), 3)
-            q = jax.random.normal(keys[0], (rows, queries, heads, width), jnp.bfloat16)
-            k, v = (jax.random.normal(key, (rows, heads, length, width), jnp.bfloat16) for key in keys[1:])
-            mask = jnp.arange(length)[None, None] >= jnp.arange(rows)[:, None, None]  # a row's padding
-            right = jax.jit(_exact)(q, k, v, mask)
-            for name, way in _ways().items():
-                call = functools.partial(_attention, way, q, k, v, mask, right)
-                job.part(f"{name}, {rows} x {queries} over {length}", call)
+    for rows, queries in ((1, length), (1, BLOCK), (size.rows[1], length)):
+        keys = jax.random.split(jax.random.key(rows), 3)
+        q = jax.random.normal(keys[0], (rows, queries, heads, width), jnp.bfloat16)
+        k, v = (jax.random.normal(key, (rows, heads, length, width), jnp.bfloat16) for key in keys[1:])
+        mask = jnp.ones((rows, 1, length), bool)  # of rows without padding
+        right = jax.jit(_exact)(q, k, v, mask)
+        for name, way in _ways().items():
+            call = functools.partial(_attention, way, q, k, v, mask, right)
+            job.part(f"{name}, {rows} x {queries} over {length}", call)
 
 
 def _ways() -> dict[str, Callable[..., Any]]:
@@ -231,28 +252,9 @@ def _exact(q: Any, k: Any, v: Any, mask: Any) -> Any:
 
     def row(args: Any) -> Any:
         q, k, v, mask = args
-        return jax.lax.map(lambda one: head(*one, mask), (jnp.moveaxis(q, 1, 0), k, v))
+        return jax.lax.map(lambda one: head(one[0], one[1], one[2], mask), (jnp.moveaxis(q, 1, 0), k, v))
 
     return jnp.moveaxis(jax.lax.map(row, (q, k, v, mask)), 1, 2)
-
-
-def blocks(job: Job) -> None:
-    """Decodes with the dual cache: a step of a block, and tokens a second at each batch size."""
-    size, model, params, limits = made(job)
-    job.part("dual_block_step", lambda: block_step(size, model, params, limits))
-    job.memory()
-    for rows in size.rows:
-        job.part(f"dual, {rows} rows", lambda rows=rows: throughput(size, model, params, rows, Dual()))
-        job.memory()
-    job.part("none, 1 row", lambda: throughput(size, model, params, 1, NoCache()))
-
-
-def int8(job: Job) -> None:
-    """The same with int8 weights (qwix), one row and a few."""
-    size, model, params, limits = made(job, "int8")
-    job.part("dual_block_step", lambda: block_step(size, model, params, limits))
-    job.part(f"dual, {size.rows[1]} rows", lambda: throughput(size, model, params, size.rows[1], Dual()))
-    job.memory()
 
 
 def block_step(size: Size, model: Model, params: Params, limits: dict[str, float]) -> dict[str, Any]:
@@ -261,7 +263,7 @@ def block_step(size: Size, model: Model, params: Params, limits: dict[str, float
     They are one program: the number of steps is a traced value.
     """
     calls = {steps: decoding(size, model, params, 1, Dual(), steps) for steps in PAIR}
-    found = in_turn({str(steps): call for steps, call in calls.items()}, 5)
+    found = in_turn({str(steps): call for steps, call in calls.items()}, ROUNDS)
     between = (PAIR[1] - PAIR[0]) * size.generated // BLOCK
     apart = Median.of((found[str(PAIR[1])] - found[str(PAIR[0])]) / between)
     columns = size.prompt + size.generated
@@ -276,7 +278,7 @@ def throughput(size: Size, model: Model, params: Params, rows: int, cache: Any) 
     call = decoding(size, model, params, rows, cache, STEPS)
     result = call()
     first = time.perf_counter() - since
-    seconds = median(call)
+    seconds = warm_median(call)
     return {
         "seconds": seconds,
         "first_call_seconds": first,

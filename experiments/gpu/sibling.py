@@ -4,8 +4,8 @@
 
 The recipe is `checkpoints/gsm-1m/recipe.json`'s (its objective, its optimizer, packed steps and drills first), with
 larger widths, all templates, bfloat16 and larger batches; the learning rate falls by the clock and not by the step, to
-0 when the time is over. The data are those that `problems.py` has made before. A later call starts from the checkpoint's
-weights with a fresh optimizer, as the stages of the model that ships did.
+0 when the time is over. The data are those that `problems.py` has made before. A later call starts from the weights of
+the checkpoint with a fresh optimizer, as the stages of the model that ships did.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -51,10 +51,12 @@ TOKENS, SMALL_TOKENS = 32_768, 960  # of a batch, about
 LEARNING_RATE, WARMUP, DECAY = 0.002, 200, 0.5  # the last is a share of the time
 SAVE_EVERY, RESERVE = 120.0, 60.0  # seconds: between checkpoints; kept for the last one and for scoring
 SMALL_RESERVE = 25.0
+LONG = 300  # training does not wait until the steps of longer rows are compiled
 SHARD = 15_000_000  # bytes of a file, at most
 NAME = "sibling"  # sibling-0.safetensors and so on
 EVERY = 20  # steps between two looks at the loss
 TRIES = 100  # steps of a small run
+Steps = dict[int, concurrent.futures.Future[Any]]  # a bucket's length -> its step, compiled in the background
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +95,8 @@ class Rows:
         self._members = {b: np.flatnonzero((self._lengths >= b.shortest) & (self._lengths < b.length)) for b in BUCKETS}
 
     def batch(self, bucket: Bucket, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """tokens [B T], answers [B T], prompt lengths [B], answer lengths with the first end-of-text [B], as the step
-        takes them.
+        """What the step takes: tokens [B T], what may be masked [B T], lengths of prompts [B] and of answers with their
+        first end-of-text [B].
         """
         rows = max(1, self._tokens // bucket.length)
         if bucket.name != "problems":
@@ -117,14 +119,19 @@ def train(job: Job) -> None:
     tokenizer = checkpoint.load_tokenizer(CARRIED)
     if tokenizer is None or not (CARRIED / "rows.npz").is_file():
         raise FileNotFoundError(f"{CARRIED}: no problems; run python -m experiments.gpu.problems first, and carry them")
-    config = COMMON | {"vocab_size": problems.VOCABULARY, "mask_token_id": 0, "eos_token_id": tokenizer.eos_id}
+    config: dict[str, Any] = COMMON | {
+        "vocab_size": problems.VOCABULARY,
+        "mask_token_id": 0,
+        "eos_token_id": tokenizer.eos_id,
+    }
     model = jaxdiff.build(config | (SMALL_MODEL if job.small else MODEL))
     rows = Rows(CARRIED, tokenizer.eos_id, SMALL_TOKENS if job.small else TOKENS)
     before, params = resumed(job.out, model)
     recipe, optimizer = rules(config["vocab_size"])
     state: Any = {"params": params, "optimizer": optimizer.init(params)}
     steps = compiled(model, optimizer, recipe, state, rows)
-    job.put(parameters=sum(x.size for x in jax.tree.leaves(params)), programs=len(steps), left_after_compiling=job.left)
+    concurrent.futures.wait([steps[b.length] for b in BUCKETS if b.name == "problems" and b.length < LONG])
+    job.put(parameters=sum(x.size for x in jax.tree.leaves(params)), left_when_training_begins=job.left)
 
     rng = np.random.default_rng([before["steps"], 1])
     seconds, since, saved, seen = job.left - (SMALL_RESERVE if job.small else RESERVE), time.monotonic(), 0.0, 0
@@ -135,10 +142,10 @@ def train(job: Job) -> None:
         share = spent / max(seconds, 1e-9)
         if share >= 1.0:
             break
-        batch = rows.batch(drawn(share, rng), rng)
+        batch = rows.batch(drawn(share, rng, steps), rng)
         rate = min(1.0, (1.0 - share) / DECAY)
         state["optimizer"][1].hyperparams["step_size"] = jnp.float32(rate)
-        state, loss = steps[batch[0].shape](state, jnp.int32(before["steps"] + step), *batch)
+        state, loss = steps[batch[0].shape[1]].result()(state, jnp.int32(before["steps"] + step), *batch)
         losses.setdefault(batch[0].shape[1], []).append(loss)
         seen += batch[0].size
         if (step + 1) % EVERY == 0:
@@ -155,6 +162,9 @@ def train(job: Job) -> None:
     spent = time.monotonic() - since
     save(job.out, state["params"], told(before, done, seen, spent))
     report(job, before, done, seen, spent, curve)
+    job.put(
+        not_compiled={n: str(step.exception())[:300] for n, step in steps.items() if step.done() and step.exception()}
+    )
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state["params"])
     del state
     job.part("threshold 0.9", lambda: scored(job, model, params, tokenizer, Threshold(0.9)))
@@ -167,24 +177,25 @@ def rules(vocabulary: int) -> tuple[Recipe, optax.GradientTransformation]:
     recipe = Recipe.read(ROOT / "checkpoints" / "gsm-1m" / "recipe.json")
     model = recipe.model | MODEL | {"vocab_size": vocabulary, "dtype": "bfloat16"}
     recipe = dataclasses.replace(
-        *(recipe,), model=model, steps=10**9, warmup=WARMUP, decay=1, learning_rate=LEARNING_RATE, buckets=()
+        recipe, model=model, steps=10**9, warmup=WARMUP, decay=1, learning_rate=LEARNING_RATE, buckets=()
     )
     return recipe, optax.chain(make_optimizer(recipe), optax.inject_hyperparams(optax.scale)(step_size=1.0))
 
 
-def compiled(model: Any, optimizer: Any, recipe: Recipe, state: Any, rows: Rows) -> dict[tuple[int, ...], Any]:
-    """The step for each bucket's shape, compiled at the same time."""
+def compiled(model: Any, optimizer: Any, recipe: Recipe, state: Any, rows: Rows) -> Steps:
+    """The step for each bucket's shape, compiled all at a time in the background."""
     step, rng = make_step(model, optimizer, recipe), np.random.default_rng(0)
+    given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, jnp.int32(0)))
     batches = {batch[0].shape: batch for batch in (rows.batch(bucket, rng) for bucket in BUCKETS)}
-    # What was put into the state from outside is no constant of the program: its type is told as it will be.
-    state["optimizer"][1].hyperparams["step_size"] = jnp.float32(1.0)
-    lowered = [step.lower(state, jnp.int32(0), *batch) for batch in batches.values()]  # type: ignore[attr-defined]
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        return dict(zip(batches, pool.map(lambda one: one.compile(), lowered), strict=True))
+    pool = concurrent.futures.ThreadPoolExecutor(len(batches))
+    make = lambda batch: step.lower(*given, *batch).compile()  # type: ignore[attr-defined]  # noqa: E731
+    return {shape[1]: pool.submit(make, batch) for shape, batch in batches.items()}
 
 
-def drawn(share: float, rng: np.random.Generator) -> Bucket:
-    weights = np.asarray([b.weight * (b.since <= share < b.until) for b in BUCKETS])
+def drawn(share: float, rng: np.random.Generator, steps: Steps) -> Bucket:
+    """A bucket of this share of the time whose step is compiled."""
+    ready = {length for length, step in steps.items() if step.done() and step.exception() is None}
+    weights = np.asarray([b.weight * (b.since <= share < b.until) * (b.length in ready) for b in BUCKETS])
     return BUCKETS[int(rng.choice(len(BUCKETS), p=weights / weights.sum()))]
 
 
@@ -210,7 +221,7 @@ def report(
 
 def save(folder: Path, params: Any, facts: dict[str, Any]) -> None:
     """The params in bfloat16, in files of at most SHARD bytes; each is there as a whole, the facts are in all."""
-    leaves = {name: np.asarray(x.astype(jnp.bfloat16)) for name, x in flatten_dict(params, sep="/").items()}
+    leaves = {name: np.asarray(x.astype(jnp.bfloat16)) for name, x in _flat(params).items()}
     files, size = [{}], 0
     for name, leaf in leaves.items():
         if files[-1] and size + leaf.nbytes > SHARD:
@@ -241,12 +252,16 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
 def resumed(out: Path, model: Any) -> tuple[dict[str, Any], Any]:
     """What was trained before, with its weights in float32; else nothing, with fresh ones."""
     fresh = model.init(jax.random.key(0))
-    shapes = {name: leaf.shape for name, leaf in flatten_dict(fresh, sep="/").items()}
+    shapes = {name: leaf.shape for name, leaf in _flat(fresh).items()}
     for folder in (out, RESULTS):
         found = read(folder)
         if found is not None and {name: leaf.shape for name, leaf in found[1].items()} == shapes:
             return found[0], _tree(found[1], jnp.float32)
     return {"steps": 0, "tokens": 0, "seconds": 0.0, "calls": 0}, fresh
+
+
+def _flat(params: Any) -> dict[str, Any]:
+    return cast(dict[str, Any], flatten_dict(params, sep="/"))
 
 
 def _tree(leaves: dict[str, np.ndarray], dtype: Any) -> Any:

@@ -71,12 +71,11 @@ class Stage:
 
 STAGES = (
     Stage("decode", "parity.decode", 70),
-    Stage("suite", "parity.suite", 75),
-    Stage("forward", "shapes.forward", 110),
-    Stage("attention", "shapes.attention", 45),
-    Stage("blocks", "shapes.blocks", 150),
-    Stage("int8", "shapes.int8", 75),
-    Stage("shipped", "shipped.shipped", 90),
+    Stage("suite", "parity.suite", 60),
+    Stage("shape", "shapes.shape", 230),
+    Stage("attention", "shapes.attention", 70),
+    Stage("int8", "shapes.int8", 100),
+    Stage("shipped", "shipped.shipped", 100),
     Stage("train", "sibling.train", 150, rest=True),
 )
 
