@@ -97,7 +97,7 @@ def compared(said: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
 def suite(job: Job) -> None:
     """A part of the tests on this device; where a package lacks, which one."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    device = os.environ.get("JAX_PLATFORMS") or ("cpu" if gpu() == "none" else "cuda")
+    device = os.environ.get("JAX_PLATFORMS") or ("cpu" if gpu() == "none" else "cuda,cpu")
     job.put(missing=missing, platform=device, tests=TESTS, chosen=SMALL_CHOSEN if job.small else CHOSEN)
     if missing:
         return
@@ -117,7 +117,9 @@ def suite(job: Job) -> None:
     text = output.read_text()
     print(text[-20_000:])
     lines = [line for line in text.splitlines() if "::" in line]
-    failed = sorted({line.split()[-1] if "[gw" in line else line.split()[0] for line in lines if " FAILED" in line})
+    # "[gw0] [ 5%] FAILED test" of pytest-xdist, else "test FAILED [ 5%]"
+    bad = [line.split(" FAILED") for line in lines if " FAILED" in line]
+    failed = sorted({(after if before.startswith("[gw") else before).strip() for before, after in bad})
     job.put(last_line=said, passed=sum(" PASSED" in line for line in lines), failed=failed[:40])
     errors = [line for line in text.splitlines() if line.startswith("E  ")]
     job.put(errors=[line[:200] for line in errors[:40]])

@@ -199,6 +199,7 @@ def install() -> list[str]:
     """Installs the carried wheels that this machine lacks, or has too old, into a folder in front of its own."""
     from packaging.version import Version
 
+    sys.path.insert(0, str(WORK / "site"))  # what an earlier call installed counts, and is told by `packages`
     wanted = []
     for name, (_, least) in WHEELS.items():
         has = has_version(name)
