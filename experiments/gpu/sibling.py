@@ -13,7 +13,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import json
-import shutil
 import sys
 import tempfile
 import time
@@ -49,7 +48,7 @@ SMALL_MODEL = {"d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "mlp
 COMMON = {"family": "llada", "rope_theta": 10000.0, "max_sequence_length": 1280, "dtype": "bfloat16"}
 TOKENS, SMALL_TOKENS = 32_768, 960  # of a batch, about
 LEARNING_RATE, WARMUP, DECAY = 0.002, 200, 0.5  # the last is a share of the time
-SAVE_EVERY, RESERVE = 120.0, 60.0  # seconds: between checkpoints; kept for the last one and for scoring
+SAVE_EVERY, RESERVE = 120.0, 75.0  # seconds: between checkpoints; kept for the last one and for scoring
 SMALL_RESERVE = 25.0
 LONG = 300  # training does not wait until the steps of longer rows are compiled
 SHARD = 15_000_000  # bytes of a file, at most
@@ -135,6 +134,7 @@ def train(job: Job) -> None:
 
     rng = np.random.default_rng([before["steps"], 1])
     seconds, since, saved, seen = job.left - (SMALL_RESERVE if job.small else RESERVE), time.monotonic(), 0.0, 0
+    done = 0
     curve: list[dict[str, Any]] = []
     losses: dict[int, list[Any]] = {}
     for step in range(TRIES if job.small else 10**9):
@@ -147,18 +147,17 @@ def train(job: Job) -> None:
         state["optimizer"][1].hyperparams["step_size"] = jnp.float32(rate)
         state, loss = steps[batch[0].shape[1]].result()(state, jnp.int32(before["steps"] + step), *batch)
         losses.setdefault(batch[0].shape[1], []).append(loss)
-        seen += batch[0].size
-        if (step + 1) % EVERY == 0:
+        seen, done = seen + batch[0].size, step + 1
+        if done % EVERY == 0:
             means = {length: float(jnp.stack(values).mean()) for length, values in sorted(losses.items())}
-            curve.append({"step": step + 1, "seconds": round(spent, 1), "rate": round(rate, 3), "loss": means})
+            curve.append({"step": done, "seconds": round(spent, 1), "rate": round(rate, 3), "loss": means})
             losses = {}
             if not all(map(np.isfinite, means.values())):
-                raise FloatingPointError(f"step {step + 1}: loss {means}; the checkpoint before it stands")
+                raise FloatingPointError(f"step {done}: loss {means}; the checkpoint before it stands")
         if spent - saved > SAVE_EVERY:
             saved = spent
-            save(job.out, state["params"], told(before, step + 1, seen, spent))
-            report(job, before, step + 1, seen, spent, curve)
-    done = curve[-1]["step"] if curve else 0
+            save(job.out, state["params"], told(before, done, seen, spent))
+            report(job, before, done, seen, spent, curve)
     spent = time.monotonic() - since
     save(job.out, state["params"], told(before, done, seen, spent))
     report(job, before, done, seen, spent, curve)
@@ -168,7 +167,7 @@ def train(job: Job) -> None:
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state["params"])
     del state
     job.part("threshold 0.9", lambda: scored(job, model, params, tokenizer, Threshold(0.9)))
-    if job.left > 25:
+    if job.left > 30:
         job.part("one token a step", lambda: scored(job, model, params, tokenizer, Fixed()))
 
 
@@ -307,8 +306,6 @@ def main() -> None:
         checkpoint.save(Path(scratch, "ours"), jaxdiff.build(COMMON | ids | shape), params, tokenizer_from=CARRIED)
         jaxdiff.convert.folder.export(Path(scratch, "ours"), target, shard_bytes=SHARD)
     (target / "trained.json").write_text(json.dumps(facts) + "\n")
-    if (out / "results.json").is_file():
-        shutil.copy(out / "results.json", target / "trained_on.json")
     print(f"{target}: {sum(x.size for x in leaves.values()):,} parameters, {facts}")
 
 
