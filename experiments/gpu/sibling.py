@@ -154,10 +154,10 @@ def train(job: Job) -> None:
             losses = {}
             if not all(map(np.isfinite, means.values())):
                 raise FloatingPointError(f"step {done}: loss {means}; the checkpoint before it stands")
-        if spent - saved > SAVE_EVERY:
-            saved = spent
-            save(job.out, state["params"], told(before, done, seen, spent))
-            report(job, before, done, seen, spent, curve)
+            if spent - saved > SAVE_EVERY:
+                saved = spent
+                save(job.out, state["params"], told(before, done, seen, spent))
+                report(job, before, done, seen, spent, curve)
     spent = time.monotonic() - since
     save(job.out, state["params"], told(before, done, seen, spent))
     report(job, before, done, seen, spent, curve)
