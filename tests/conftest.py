@@ -1,10 +1,13 @@
-"""Every test: CPU with 8 simulated devices, annotations checked at run time, warnings are errors."""
+"""Every test: CPU with 8 simulated devices, annotations checked at run time, warnings are errors.
+
+JAX_PLATFORMS names another device; tests that need several devices then fail unless it has them.
+"""
 
 import os
 from importlib.metadata import version
 from pathlib import Path
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs are tiny and many: without optimisation, and without the slower of XLA's two ways to emit a fusion, they are
 # compiled several times as fast. From jaxlib 0.11.1 the flag is unknown, which ends the process.
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
