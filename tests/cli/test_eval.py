@@ -56,7 +56,7 @@ def test_table(run, folder, monkeypatch):
     counts = np.asarray([4, 4, 4, 4], np.int32)
     report = Report(
         *("drills", "validation", 7, problems, ("",) * 4, np.asarray([True, False, True, True])),
-        *(counts, counts / 2, 2 * counts, 0 * counts, 1.5, 3.25),
+        *(counts, counts / 2, 2 * counts, 0 * counts, 0 * counts, 1.5, 3.25),
     )
     asked = []
     monkeypatch.setattr("jaxdiff.cli.evaluate.evaluate_task", lambda *a, **k: asked.append((*a[1:], k)) or report)

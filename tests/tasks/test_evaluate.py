@@ -135,7 +135,7 @@ def test_rows_are_kept_as_batches_end_and_gone_on_with(checkpoint, calls, tmp_pa
     assert [row["number"] for row in rows] == list(range(N))
     assert rows[2] == {
         **{"number": 2, "question": "c", "text": "d", "correct": False},
-        **{"nfe": 4, "work": 1.0, "length": 3, "near_ties": 2},
+        **{"nfe": 4, "work": 1.0, "length": 3, "near_ties": 2, "not_finite": 0},
     }
     assert list(tmp_path.iterdir()) == [out]
 
