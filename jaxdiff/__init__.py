@@ -11,21 +11,9 @@ from jaxdiff.checkpoint import Checkpoint, Tokenizer, inspect, learned_policy, l
 from jaxdiff.decode import Decoder, Reason, Result, Sampling, decode, infill, lower, pad_prompts
 from jaxdiff.models import build
 from jaxdiff.parallel.mesh import make_mesh
+from jaxdiff.protocols import Cache, Fill, Model, Policy, Stopper
 from jaxdiff.serve import Answer, Meter, Refusal, Request, decode_stream
-from jaxdiff.types import (
-    Cache,
-    Fill,
-    InputError,
-    Inputs,
-    Model,
-    Policy,
-    Progress,
-    Proposal,
-    Score,
-    Span,
-    Stopper,
-    Written,
-)
+from jaxdiff.types import InputError, Inputs, Progress, Proposal, Score, Span, Written
 
 __version__ = "0.1.0"
 

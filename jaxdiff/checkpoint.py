@@ -30,7 +30,8 @@ from jaxdiff.parallel.mesh import check_axes
 from jaxdiff.parallel.rules import place, shardings
 from jaxdiff.policies import Fixed, Learned, any_of
 from jaxdiff.policies.filters import BlockFilter, LocalFilter, init_layers
-from jaxdiff.types import InputError, Model, Params, Policy
+from jaxdiff.protocols import Model, Policy
+from jaxdiff.types import InputError, Params
 from jaxdiff.weights import check_weights, plain, quantised
 
 SHIPPED = "gsm-1m"

@@ -24,7 +24,8 @@ from jaxdiff.decode import Decoder
 from jaxdiff.decode.api import prepare
 from jaxdiff.models.layers import attend
 from jaxdiff.policies import Fixed
-from jaxdiff.types import Inputs, Model, Params
+from jaxdiff.protocols import Model
+from jaxdiff.types import Inputs, Params
 from jaxdiff.weights import full
 
 SHAPE, BLOCK = "llada-8b", 32

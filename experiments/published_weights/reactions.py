@@ -108,7 +108,7 @@ def linear(p: Params, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
 
 @dataclasses.dataclass(frozen=True)
 class Bert:
-    """BERT with its masked-LM head; implements `jaxdiff.types.Model`. Norms stand after the residual sums."""
+    """BERT with its masked-LM head; implements `jaxdiff.protocols.Model`. Norms stand after the residual sums."""
 
     config: BertConfig
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.leaves import kind_of, leaf_name
-from jaxdiff.types import Model, Params
+from jaxdiff.protocols import Model
+from jaxdiff.types import Params
 
 SIZE = 2048  # of the square product
 STREAM = 1 << 28  # bytes read by the streaming pass

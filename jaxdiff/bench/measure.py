@@ -17,7 +17,8 @@ from jaxdiff.bench.pytorch import Eager
 from jaxdiff.caches import Dual
 from jaxdiff.decode import Decoder, Program, lower
 from jaxdiff.policies import Fixed
-from jaxdiff.types import Inputs, Model, Params, Span
+from jaxdiff.protocols import Model
+from jaxdiff.types import Inputs, Params, Span
 from jaxdiff.weights import full
 
 

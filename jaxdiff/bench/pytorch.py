@@ -16,7 +16,8 @@ from jaxtyping import Int
 
 from jaxdiff.bench.ceilings import best_seconds
 from jaxdiff.models import Llada
-from jaxdiff.types import InputError, Model, Params
+from jaxdiff.protocols import Model
+from jaxdiff.types import InputError, Params
 from jaxdiff.weights import plain
 
 

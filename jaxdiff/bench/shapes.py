@@ -9,7 +9,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
 from jaxdiff.models import build, in_dtype
-from jaxdiff.types import InputError, Model, Params
+from jaxdiff.protocols import Model
+from jaxdiff.types import InputError, Params
 from jaxdiff.weights import quantised
 
 # The shapes of the published config.json files: GSAI-ML/LLaDA-8B, Dream-org/Dream-v0-7B, inclusionAI/LLaDA2.0-mini;

@@ -22,7 +22,7 @@ UNTIL_NEXT = 2**20  # a refresh that never comes: a decode has fewer passes
 
 
 class CacheBase:
-    """The defaults of `jaxdiff.types.Cache`."""
+    """The defaults of `jaxdiff.protocols.Cache`."""
 
     window: ClassVar[str] = "canvas"
     keeps: ClassVar[bool] = False

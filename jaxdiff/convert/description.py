@@ -23,7 +23,8 @@ from jaxdiff.convert.table import Plan
 from jaxdiff.files import read_object
 from jaxdiff.models import family_name, model_of
 from jaxdiff.models.config import Config
-from jaxdiff.types import InputError, Model, Params
+from jaxdiff.protocols import Model
+from jaxdiff.types import InputError, Params
 
 
 class Unsound(NamedTuple):

@@ -15,7 +15,8 @@ from jax.sharding import Sharding
 from jaxdiff.convert.families import TABLES
 from jaxdiff.convert.table import Plan, Shape
 from jaxdiff.models import build, family_name, leaf_dtype
-from jaxdiff.types import InputError, Model, Params
+from jaxdiff.protocols import Model
+from jaxdiff.types import InputError, Params
 from jaxdiff.weights import plain
 
 DTYPES = {kind.name: kind for kind in map(np.dtype, (np.float32, ml_dtypes.bfloat16, np.float16))}  # kept, to the bit

@@ -18,7 +18,8 @@ from jaxdiff.convert.engine import fill, tensor
 from jaxdiff.convert.text import FILES, copy_tokenizer
 from jaxdiff.files import copy_present, replaced, saving, write_object
 from jaxdiff.models import ARCHITECTURES, family_name
-from jaxdiff.types import InputError, Model
+from jaxdiff.protocols import Model
+from jaxdiff.types import InputError
 
 ORIGINAL = "published"  # where one of our folders keeps the configs it was converted from
 CONFIGS = (published.CONFIG, published.GENERATION)

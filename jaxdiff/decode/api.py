@@ -23,7 +23,8 @@ from jaxdiff.models.guided import Guided
 from jaxdiff.parallel.mesh import check_axes, everywhere
 from jaxdiff.parallel.rules import place
 from jaxdiff.policies import Fixed
-from jaxdiff.types import REFERENCE, InputError, Model, Params
+from jaxdiff.protocols import Model
+from jaxdiff.types import REFERENCE, InputError, Params
 
 
 def decode(

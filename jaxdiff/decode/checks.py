@@ -11,8 +11,9 @@ from jaxtyping import Array, Int, Key
 
 from jaxdiff.caches import CACHES
 from jaxdiff.decode.decoder import BLOCK_LENGTH, Decoder
+from jaxdiff.protocols import Cache, Model, Stopper
 from jaxdiff.pytree import named_numbers
-from jaxdiff.types import Cache, InputError, Model, Stopper
+from jaxdiff.types import InputError
 
 
 def shape_of(name: str, array: Any) -> tuple[int, int]:

@@ -7,9 +7,10 @@ import dataclasses
 from jaxdiff.caches import NoCache
 from jaxdiff.fills import Parallel
 from jaxdiff.policies import Fixed
+from jaxdiff.protocols import Cache, Fill, Policy, Stopper
 from jaxdiff.pytree import number, pytree, static
 from jaxdiff.stoppers import NoStop
-from jaxdiff.types import Cache, Count, Fill, Leaf, Policy, Stopper
+from jaxdiff.types import Count, Leaf
 
 BLOCK_LENGTH = 32
 INFINITE = float("inf")

@@ -8,8 +8,9 @@ from jaxtyping import Array, Int
 
 from jaxdiff.decode.checks import overhang_of
 from jaxdiff.decode.decoder import Decoder
+from jaxdiff.protocols import Cache, Model
 from jaxdiff.pytree import pytree, static
-from jaxdiff.types import Cache, Model, Params
+from jaxdiff.types import Params
 
 
 @pytree

@@ -28,8 +28,9 @@ from jaxdiff.decode.passes import StepPasses, keeps_kv
 from jaxdiff.decode.result import Result, finish
 from jaxdiff.decode.state import Rows, State, fold, holes, keep, live
 from jaxdiff.parallel.mesh import over_rows
+from jaxdiff.protocols import Model, Policy
 from jaxdiff.pytree import numbers_of, pytree, with_numbers
-from jaxdiff.types import NEAR_TIE, NEVER, Model, Place, Policy, Progress, Proposal, Score, Written
+from jaxdiff.types import NEAR_TIE, NEVER, Place, Progress, Proposal, Score, Written
 from jaxdiff.windows import put, take
 
 

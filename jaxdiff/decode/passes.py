@@ -16,7 +16,7 @@ from jaxdiff.types import KV, Belief, Inputs, KVCache, Place, Span
 
 @dataclasses.dataclass(frozen=True)
 class StepPasses:
-    """One step's passes, where each row stands in its block; what a fill gets as `jaxdiff.types.Passes`."""
+    """One step's passes, where each row stands in its block; what a fill gets as `jaxdiff.protocols.Passes`."""
 
     setup: Setup
     state: State

@@ -26,8 +26,9 @@ from jaxdiff.decode.running import Running, finish, merge, summarise
 from jaxdiff.decode.state import fold
 from jaxdiff.parallel.mesh import over_vocabulary
 from jaxdiff.parallel.rules import LANE
+from jaxdiff.protocols import Model
 from jaxdiff.pytree import pytree
-from jaxdiff.types import NEVER, Belief, Model
+from jaxdiff.types import NEVER, Belief
 from jaxdiff.weights import full
 
 TILE = 4096  # vocabulary entries per tile, a multiple of LANE

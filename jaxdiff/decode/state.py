@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxdiff.protocols import Model
 from jaxdiff.pytree import pytree
-from jaxdiff.types import KVCache, Model, PartState
+from jaxdiff.types import KVCache, PartState
 
 
 @pytree

@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Key
 
+from jaxdiff.protocols import Passes
 from jaxdiff.pytree import pytree
-from jaxdiff.types import NEAR_TIE, PartState, Passes, Proposal, Score, Written
+from jaxdiff.types import NEAR_TIE, PartState, Proposal, Score, Written
 
 
 @pytree

@@ -17,7 +17,8 @@ from jaxdiff.models.llada2 import Llada2, Llada2Config
 from jaxdiff.models.llada_moe import LladaMoe, LladaMoeConfig
 from jaxdiff.models.sdar import Sdar, SdarConfig
 from jaxdiff.models.stack import Transformer
-from jaxdiff.types import InputError, Model
+from jaxdiff.protocols import Model
+from jaxdiff.types import InputError
 
 FAMILIES: dict[str, tuple[type[Transformer], type[Config]]] = {
     "llada": (Llada, LladaConfig),

@@ -195,7 +195,7 @@ class Config:
 
     @property
     def attention_block(self) -> int | None:
-        """As `jaxdiff.types.Model.attention_block`."""
+        """As `jaxdiff.protocols.Model.attention_block`."""
         return None
 
     @property

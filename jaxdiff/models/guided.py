@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jaxdiff.types import Inputs, KVCache, Model, Params, Span
+from jaxdiff.protocols import Model
+from jaxdiff.types import Inputs, KVCache, Params, Span
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Guided:
         at: Int[Array, " B"] | Int[Array, "B T"] | None = None,
         read: Span | None = None,
     ) -> tuple[Float[Array, "B r D"], KVCache | None]:
-        """As `jaxdiff.types.Model.apply`; reads `inputs.given` and `inputs.scale`."""
+        """As `jaxdiff.protocols.Model.apply`; reads `inputs.given` and `inputs.scale`."""
         assert inputs.given is not None and inputs.scale is not None  # noqa: PT018
         blind = jnp.where(inputs.given, self.config.mask_token_id, inputs.tokens)
         blind = dataclasses.replace(inputs, tokens=blind)

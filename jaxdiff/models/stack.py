@@ -81,7 +81,7 @@ class Stack(nn.Module):
         at: Int[Array, " B"] | Int[Array, "B T"] | None = None,
         read: Span | None = None,
     ) -> tuple[Float[Array, "B r D"], KVCache | None]:
-        """As `jaxdiff.types.Model.apply`, before a family's shift is undone."""
+        """As `jaxdiff.protocols.Model.apply`, before a family's shift is undone."""
         c = self.config
         embedding = self.param("wte", nn.initializers.normal(1.0 / math.sqrt(c.d_model)), (self.rows, c.d_model))
         if not c.tied:
@@ -131,7 +131,7 @@ class Stack(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Transformer:
-    """A family as a static definition; implements `jaxdiff.types.Model`. One that is not dense says its `groups`."""
+    """A family as a static definition; implements `jaxdiff.protocols.Model`. One that is not dense says its `groups`."""
 
     config: Config
 
@@ -160,7 +160,7 @@ class Transformer:
         at: Int[Array, " B"] | Int[Array, "B T"] | None = None,
         read: Span | None = None,
     ) -> tuple[Float[Array, "B r D"], KVCache | None]:
-        """As `jaxdiff.types.Model.apply`; features are in the config's dtype.
+        """As `jaxdiff.protocols.Model.apply`; features are in the config's dtype.
 
         With `read` the rest of the last layer's queries and MLP is not computed.
         """

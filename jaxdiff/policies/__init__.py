@@ -21,9 +21,9 @@ from jaxdiff.policies.oracle import Oracle
 from jaxdiff.policies.remdm import RemdmCap, RemdmLoop, RemdmRescale
 from jaxdiff.policies.replay import Replay as Replay
 from jaxdiff.policies.threshold import Threshold
+from jaxdiff.protocols import Policy
 from jaxdiff.pytree import InputError
 from jaxdiff.registry import Keyed, Modes, Registry, parse_arguments, parse_number
-from jaxdiff.types import Policy
 
 POLICIES = Registry(
     "policy",

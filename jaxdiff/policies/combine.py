@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from jaxdiff.policies.order import ranks
+from jaxdiff.protocols import Policy
 from jaxdiff.pytree import InputError, number, pytree
-from jaxdiff.types import Count, PartState, Policy, Proposal, Score, per_row
+from jaxdiff.types import Count, PartState, Proposal, Score, per_row
 
 
 class _Combined:

@@ -27,10 +27,11 @@ from jaxdiff.decode.loop import begin
 from jaxdiff.decode.state import Rows, State
 from jaxdiff.parallel.mesh import check_axes, everywhere
 from jaxdiff.parallel.rules import place
+from jaxdiff.protocols import Model
 from jaxdiff.pytree import numbers_of, with_numbers
 from jaxdiff.serve.queue import Answer, Meter, Refusal, Request, check_request, numbered
 from jaxdiff.serve.slots import Incoming, repad, serve_step
-from jaxdiff.types import REFERENCE, InputError, Model, Params
+from jaxdiff.types import REFERENCE, InputError, Params
 
 UNBOUNDED = 2**30  # steps
 

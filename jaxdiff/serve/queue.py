@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int, Key
 from jaxdiff.decode import checks
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.program import Timed
-from jaxdiff.types import InputError, Model
+from jaxdiff.protocols import Model
+from jaxdiff.types import InputError
 
 
 @dataclasses.dataclass(frozen=True)

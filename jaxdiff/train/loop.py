@@ -29,11 +29,12 @@ from jaxdiff import checkpoint
 from jaxdiff.files import Lines, added, parse_json, saving, whole_lines
 from jaxdiff.leaves import kind_of, leaf_name
 from jaxdiff.models import build
+from jaxdiff.protocols import Model
 from jaxdiff.train.data import Batch, Corpus
 from jaxdiff.train.objective import corrupt, loss
 from jaxdiff.train.recipe import Recipe
 from jaxdiff.train.tokenizer import train_tokenizer
-from jaxdiff.types import InputError, Model, Params
+from jaxdiff.types import InputError, Params
 
 SAVED_RECIPE = "recipe.json"
 MODEL, CHECKPOINTS, LOG = "model", "checkpoints", "log.jsonl"

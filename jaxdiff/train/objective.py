@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxdiff.types import Inputs, Model, Params
+from jaxdiff.protocols import Model
+from jaxdiff.types import Inputs, Params
 
 AHEAD = 8  # how far a left-to-right decode looks: the tokens beyond wait for those before them
 

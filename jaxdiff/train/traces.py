@@ -29,7 +29,8 @@ from jaxdiff.decode.program import Timed
 from jaxdiff.files import read_object, replaced_file, write_object, writing
 from jaxdiff.policies.filters import Evidence
 from jaxdiff.policies.replay import Recording, Replay
-from jaxdiff.types import InputError, Model, Params
+from jaxdiff.protocols import Model
+from jaxdiff.types import InputError, Params
 
 SETTING = "setting.json"
 AGAIN = "free space there and give the same command again: the parts that are written stay"

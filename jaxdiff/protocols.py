@@ -1,0 +1,199 @@
+"""What the parts of a decode promise each other: models, policies, fills, their passes, caches and stoppers.
+
+Whoever implements one needs no base class; the data that they exchange is in `jaxdiff.types`, with the shape letters.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxdiff.types import Belief, Inputs, KVCache, Params, PartState, Place, Progress, Proposal, Score, Span, Written
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A static, hashable definition whose methods are pure functions of a params pytree."""
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def attention_block(self) -> int | None:
+        """Positions of a block that sees itself and what lies left of it; None: every position sees all."""
+        ...
+
+    @property
+    def shifted(self) -> bool:
+        """The network reads token i at position i - 1. `apply` undoes it: who feeds a part must feed one token more."""
+        ...
+
+    @property
+    def tempered(self) -> bool:
+        """The published sampler's confidences are those of softmax(logits / temperature), not of softmax(logits)."""
+        ...
+
+    @property
+    def copies(self) -> int:
+        """Forwards that one `apply` stands for, each with keys and values of its own: 2 under guidance, else 1."""
+        ...
+
+    def init(self, key: Key[Array, ""]) -> Params: ...
+
+    def apply(
+        self,
+        params: Params,
+        inputs: Inputs,
+        kv: KVCache | None = None,
+        at: Int[Array, " B"] | Int[Array, "B T"] | None = None,
+        read: Span | None = None,
+    ) -> tuple[Float[Array, "B r D"], KVCache | None]:
+        """One pass: features after the last norm, whose row i predicts token i of those read; and the KV cache.
+
+        Args:
+            kv: keys and values of M >= L columns; None: the tokens are the whole canvas, and nothing is kept.
+            at: the columns of the tokens: None, the canvas from column 0 on (T = L); [B], a window of T columns from
+                each row's column on (0 to M - T, not checked); [B T], any columns (fed twice, the same token).
+            read: the only tokens whose features are wanted; None is all of them.
+
+        A shifted model predicts the token of a column from the column before: of a window's first token there is
+        nothing to read unless it is position 0, and among [B T] columns the one before must be one of them.
+        """
+        ...
+
+    def empty_kv(self, rows: int, columns: int) -> KVCache:
+        """A KV cache of zeros for `rows` canvases of that many columns."""
+        ...
+
+    def head(self, params: Params) -> Float[Any, "D V"]: ...
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Where: which positions commit, are edited or remasked. A frozen pytree: numbers are traced, the rest is static.
+
+    Attributes:
+        waits: a schedule that may leave a row untouched in a step; at most `budget` steps of a block.
+        revises: may edit, remask or hold; then nothing of a block is settled before the row leaves it.
+        needs: what `Score` must hold beyond the model's belief: REFERENCE, the answer of a finished decode.
+    """
+
+    @property
+    def waits(self) -> bool: ...
+
+    @property
+    def revises(self) -> bool: ...
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    def budget(self, rows: int, window: int) -> Int[Array, " B"]:
+        """Steps of a block after which remask, edit, hold and waits are not heeded: the proof that a decode ends."""
+        ...
+
+    def init(self, rows: int, window: int) -> PartState:
+        """The state before the first step. Raises InputError for a block length that the policy cannot serve."""
+        ...
+
+    def select(self, state: PartState, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, PartState]:
+        """One decision. `key` is the row's own, fresh for this step."""
+        ...
+
+
+@runtime_checkable
+class Passes(Protocol):
+    """The cheap passes that a fill may run between the full pass of a step and its commit.
+
+    They read the KV cache of the full pass and leave it as it was. `draw`, from 2 on, tells the passes of one step
+    apart, so that each draws its own noise. The belief is of the same positions, in the order given.
+    """
+
+    def canvas(self, canvas: Int[Array, "B L"], draw: int | Int[Array, ""]) -> tuple[Belief, Float[Array, " B"]]:
+        """The block's belief on another canvas, recomputed whole; and the work of each row."""
+        ...
+
+    def window(self, tokens: Int[Array, "B W"], draw: int | Int[Array, ""]) -> tuple[Belief, Float[Array, " B"]]:
+        """The block's belief with these tokens in it, all else as the KV cache has it; and the work of each row."""
+        ...
+
+    def group(
+        self, tokens: Int[Array, "B C"], columns: Int[Array, "B C"], draw: int | Int[Array, ""]
+    ) -> tuple[Belief, Float[Array, " B"]]:
+        """The belief at any columns (each once) with these tokens there, all else as the KV cache has it; and the work
+        of each row.
+        """
+        ...
+
+
+@runtime_checkable
+class Fill(Protocol):
+    """What: which tokens the chosen positions get together.
+
+    `needs` (static): KV, if its passes read the keys and values of the full pass, which are then kept under any cache.
+    """
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    def init(self, rows: int, window: int) -> PartState: ...
+
+    def write(
+        self,
+        state: PartState,
+        score: Score,
+        proposal: Proposal,
+        commit: Bool[Array, "B W"],
+        passes: Passes,
+        key: Key[Array, " B"],
+    ) -> tuple[Written, PartState]:
+        """The tokens of `commit`, what the loop has resolved of the proposal."""
+        ...
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """Which keys and values a decode reuses: which window a pass recomputes, and when everything is rebuilt.
+
+    Attributes:
+        window: `canvas` (nothing is reused), `suffix` (from `reach` to the end) or `block` (a block from `reach` on).
+        keeps: a window's keys and values must be kept, because a later window will not reach them.
+        block_causal: only for models that attend in blocks.
+    """
+
+    window: ClassVar[str]
+    keeps: ClassVar[bool]
+    block_causal: ClassVar[bool]
+
+    def due(self, place: Place) -> Bool[Array, " B"]:
+        """Which rows rebuild the whole KV cache in this step (a refresh)."""
+        ...
+
+    def stores(self, place: Place) -> Bool[Array, " B"]:
+        """Which rows spend this step on keys and values alone: it counts, and commits nothing."""
+        ...
+
+    def reach(self, place: Place) -> Int[Array, " B"]:
+        """The first column of each row's window."""
+        ...
+
+
+@runtime_checkable
+class Stopper(Protocol):
+    """When a row's end moves left (it never moves right).
+
+    `wants_tail` (static): the head is to run over the whole canvas, so that `Progress.tail` is there. `cuts` (static):
+    ends move left of masks, so that shorter forwards are worth compiling.
+    """
+
+    @property
+    def wants_tail(self) -> bool: ...
+
+    @property
+    def cuts(self) -> bool: ...
+
+    def init(self, rows: int) -> PartState: ...
+
+    def update(self, state: PartState, progress: Progress) -> tuple[Int[Array, " B"], PartState]:
+        """The new end of each row, [B]; the loop takes the minimum of it and the old one."""
+        ...
