@@ -131,7 +131,7 @@ class Stack(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Transformer:
-    """A family as a static definition; implements `jaxdiff.protocols.Model`. One that is not dense says its `groups`."""
+    """A family as a static definition, a `jaxdiff.protocols.Model`. One that is not dense says its `groups`."""
 
     config: Config
 
