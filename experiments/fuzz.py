@@ -1,6 +1,6 @@
 """500 odd folders and 500 odd JSONL files, drawn from a seed, through `jaxdiff generate`: what became of them.
 
-    python experiments/fuzz.py [SEED]      writes experiments/results/fuzz.json; exit code 1 where one failed
+    python -m experiments.fuzz [SEED]      writes experiments/results/fuzz.json; exit code 1 where one failed
 
 The drawing and the judgement are those of `tests/faults/fuzz.py`.
 """

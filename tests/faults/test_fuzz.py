@@ -1,4 +1,4 @@
-"""Odd folders and odd files: 40 of each here; `python experiments/fuzz.py` draws 500."""
+"""Odd folders and odd files: 40 of each here; `python -m experiments.fuzz` draws 500."""
 
 import pytest
 from hypothesis import given, settings
