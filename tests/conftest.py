@@ -4,6 +4,7 @@ JAX_PLATFORMS names another device; tests that need several devices then fail un
 """
 
 import os
+import signal
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +15,10 @@ _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_le
 if tuple(map(int, version("jaxlib").split(".")[:3])) < (0, 11, 1):
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
+
+# A shell that runs the suite in the background has it ignore Ctrl-C, and so would the programs that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from jaxtyping import install_import_hook
 

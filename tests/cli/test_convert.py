@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import struct
 import subprocess
@@ -97,24 +96,17 @@ def hollow(folder, layers):
 
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted(kill, tmp_path):
-    """On a machine so busy that a conversion ended before the signal came, a longer one is interrupted."""
-    for layers in (64, 256, 1024):
-        source, target = hollow(tmp_path / "hf", layers=layers), tmp_path / "ours"
-        command = [sys.executable, "-m", "jaxdiff.cli.main", "convert", str(source), str(target)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ) as process:
-            until = time.monotonic() + 60
-            while not list(tmp_path.glob(".ours-*/new/params*")) and time.monotonic() < until:
-                assert process.poll() is None, process.stderr.read()
-                time.sleep(0.01)
-            process.send_signal(kill)
-            out, err = process.communicate(timeout=60)
-        if process.returncode == 0:
-            shutil.rmtree(source)
-            shutil.rmtree(target)
-            continue
+    source, target = hollow(tmp_path / "hf", layers=64), tmp_path / "ours"
+    command = [sys.executable, "-m", "jaxdiff.cli.main", "convert", str(source), str(target)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ) as process:
+        until = time.monotonic() + 60
+        while not list(tmp_path.glob(".ours-*/new/params*")) and time.monotonic() < until:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        process.send_signal(kill)
+        process.wait(timeout=20)
         assert process.returncode == (130 if kill == signal.SIGINT else -kill)
-        assert (out, err) == (b"", b"")
-        break
+        assert (process.stdout.read(), process.stderr.read()) == (b"", b"")
     assert not target.exists()
     if kill == signal.SIGINT:
         assert list(tmp_path.iterdir()) == [source]
