@@ -26,6 +26,7 @@ CONFIG = LladaConfig(
     mask_token_id=MASK,
     eos_token_id=EOS,
     eot_token_id=EOT,
+    rope_theta=500_000.0,
     max_sequence_length=64,
     dtype="float32",
 )

@@ -22,6 +22,7 @@ def test_measure_and_compare_report_what_was_decoded():
             correct=right,
             nfe=forwards * four,
             work=forwards * four.astype(float),
+            not_finite=0 * four,
             lengths=10 * four,
             near_ties=0 * four,
             seconds=1.0,
