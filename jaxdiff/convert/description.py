@@ -139,7 +139,7 @@ class Description:
 
 
 def describe(folder: Path, *, dtype: str | None = None, ignore: Iterable[str] = ()) -> Description:
-    """Understand a folder, published or ours; no number of its weights is read.
+    """Understand a folder, published or ours; no number of its weights is read, but buffers of rotary frequencies.
 
     Args:
         dtype: of the computation; default of a published folder that of its tensors, of one of ours its config's.
@@ -153,6 +153,8 @@ def describe(folder: Path, *, dtype: str | None = None, ignore: Iterable[str] = 
         kinds.check_kind(folder)
         if not (folder / published.CONFIG).is_file():
             raise InputError(kinds.without_config(folder))
+    elif not folder.exists():
+        raise InputError(f"model: found no folder {str(folder)!r}; name one that holds a model")
     config = read_object(folder / published.CONFIG)
     warnings = [f"config.json {key}: ignored, as was asked" for key in sorted(ignore & config.keys())]
     files = None
@@ -165,11 +167,14 @@ def describe(folder: Path, *, dtype: str | None = None, ignore: Iterable[str] = 
         stored = config.get("torch_dtype") or config.get("dtype")
         if isinstance(stored, str) and stored.removeprefix("torch.") != files.most:
             notes.append(f"config.json names the dtype {stored}, the tensors are {files.most}: they count")
-        warnings += notes + files.notes
+        warnings += notes
         dtype = dtype or files.dtype
     model, shapes = model_of(
         config | ({} if dtype is None else {"dtype": dtype}), folder / "config.json", ignore=ignore
     )
+    if files is not None:
+        files.leave_frequencies(model.config.rope_theta, model.config.rotary_dim)
+        warnings += files.notes
     tokenizer = _tokenizer(folder, model)
     warnings += _doubts(model.config, tokenizer)
     return Description(folder, model, shapes, tokenizer, files, tuple(warnings))

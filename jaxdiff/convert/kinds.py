@@ -11,6 +11,7 @@ from jaxdiff.files import read_object
 from jaxdiff.types import InputError
 
 _POINTER = b"version https://git-lfs.github.com/spec/"  # how a Git LFS pointer begins
+_READ = (".json", ".jinja", ".txt", ".safetensors", ".bin")  # what files that are read end with
 _WEIGHTS = ("*.safetensors", "*.bin", "params")
 # Tensors that a layer of LoRA, or a packed matrix, has beside or in place of its weight.
 _LORA = re.compile(r"\.?lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
@@ -25,7 +26,9 @@ _PLAIN = (
 
 
 def check_kind(folder: Path) -> None:
-    """Raises InputError for an adapter, a diffusers pipeline, GGUF files, and Git LFS pointers in place of files."""
+    """Raises InputError for an adapter, a diffusers pipeline, GGUF files, and links or Git LFS pointers in place
+    of files.
+    """
     if (folder / "adapter_config.json").is_file():
         base = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
         raise InputError(_adapter(folder, "adapter_config.json", base))
@@ -40,6 +43,12 @@ def check_kind(folder: Path) -> None:
             f"{folder}: holds GGUF weights alone ({gguf[0]}), which llama.cpp reads, expected safetensors; get the "
             "model's safetensors"
         )
+    broken = sorted(
+        path for path in folder.iterdir() if path.suffix in _READ and path.is_symlink() and not path.exists()
+    )
+    if broken:
+        there = ", ".join(path.name for path in broken[:3]) + (" ..." if len(broken) > 3 else "")
+        raise InputError(f"{folder}: {there}: found a link to a file that is not there; get the files again")
     if pointers := sorted(str(path.relative_to(folder)) for path in _files(folder) if is_pointer(path)):
         raise InputError(
             f"{folder}: {', '.join(pointers[:3])}{' ...' if len(pointers) > 3 else ''}: found a Git LFS pointer in "

@@ -19,6 +19,7 @@ from jaxdiff.models import family_of
 from jaxdiff.types import InputError
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
+SPECIAL = "special_tokens_map.json"
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 Read = Callable[[str, slice], np.ndarray]
 
@@ -31,7 +32,7 @@ def is_published(folder: Path, config: Mapping[str, Any]) -> bool:
 
 
 def with_ids(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """A folder's config.json, with the special ids of generation_config.json and tokenizer_config.json; and notes.
+    """A folder's config.json, with the special ids of generation_config.json and the tokenizer's files; and notes.
 
     The first mask that the files name is it. All that they name as end-of-text, one id or a list of any length, and the
     tokenizer's, end an answer: `eos_token_id` becomes the list of them.
@@ -43,14 +44,20 @@ def with_ids(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], l
         family_of(config)  # before anything large is opened
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {str(error).removeprefix('config.json: ')}") from error
-    generation, words = read_object(folder / GENERATION, optional=True), _token_ids(folder)
+    generation, words, specials = read_object(folder / GENERATION, optional=True), *_token_ids(folder)
     size = config.get("vocab_size")
     named: dict[str, dict[int, str]] = {}  # key -> id -> where it is named first
     for key, word in (("mask_token_id", "mask_token"), ("eos_token_id", "eos_token"), ("eot_token_id", "eot_token")):
         named[key] = {}
-        for file, found in ((CONFIG, config.get(key)), (GENERATION, generation.get(key)), (TOKENIZER, words.get(word))):
-            where = f"{folder / file} {word if file == TOKENIZER else key}"
-            ids = _ids(where, found, size)
+        places = (
+            (CONFIG, key, config),
+            (GENERATION, key, generation),
+            (TOKENIZER, word, words),
+            (SPECIAL, word, specials),
+        )
+        for file, name, values in places:
+            where = f"{folder / file} {name}"
+            ids = _ids(where, values.get(name), size)
             if key == "mask_token_id" and len(ids) > 1:
                 raise InputError(f"{where}: found {ids}, expected one token id")
             for i in ids:
@@ -77,18 +84,33 @@ def _ids(where: str, found: Any, size: Any) -> list[int]:
     return values
 
 
-def _token_ids(folder: Path) -> dict[str, Any]:
-    """The special tokens that tokenizer_config.json names, as ids: its own list tells them, or tokenizer.json's."""
-    config = read_object(folder / TOKENIZER, optional=True)
-    if not config:
-        return {}
-    added = config.get("added_tokens_decoder")
-    listed = read_object(folder / "tokenizer.json", optional=True).get("added_tokens")
-    tokens = [(i, t) for i, t in added.items()] if isinstance(added, dict) else []
-    tokens += [(t.get("id"), t) for t in listed if isinstance(t, dict)] if isinstance(listed, list) else []
-    known = {str(t.get("content")): int(i) for i, t in tokens if isinstance(t, dict) and str(i).isdecimal()}
-    words = {name: token.get("content") if isinstance(token, dict) else token for name, token in config.items()}
-    return {name: known[word] for name, word in words.items() if isinstance(word, str) and word in known}
+def _token_ids(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """The special tokens that tokenizer_config.json and special_tokens_map.json name, as ids."""
+    config, specials = (read_object(folder / name, optional=True) for name in (TOKENIZER, SPECIAL))
+    if not config and not specials:
+        return {}, {}
+    known = _ids_of_tokens(folder, config)
+
+    def ids(named: Mapping[str, Any]) -> dict[str, int]:
+        words = {name: token.get("content") if isinstance(token, dict) else token for name, token in named.items()}
+        return {name: known[word] for name, word in words.items() if isinstance(word, str) and word in known}
+
+    return ids(config), ids(specials)
+
+
+def _ids_of_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, int]:
+    """Text to id, as a tokenizer's files list its tokens; one that was added comes before a word of the vocabulary."""
+    whole = read_object(folder / "tokenizer.json", optional=True)
+    if whole:
+        vocabularies = [whole["model"].get("vocab")] if isinstance(whole.get("model"), dict) else []
+    else:
+        vocabularies = [read_object(folder / name, optional=True) for name in ("vocab.json", "added_tokens.json")]
+    tokens = [(i, text) for words in vocabularies if isinstance(words, dict) for text, i in words.items()]
+    added, listed = config.get("added_tokens_decoder"), whole.get("added_tokens")
+    objects = list(added.items()) if isinstance(added, dict) else []
+    objects += [(t.get("id"), t) for t in listed if isinstance(t, dict)] if isinstance(listed, list) else []
+    tokens += [(i, t.get("content")) for i, t in objects if isinstance(t, dict)]
+    return {str(text): int(i) for i, text in tokens if str(i).isdecimal()}
 
 
 class Files:
@@ -122,6 +144,8 @@ class Files:
             self._open_shards(path, opened)
         else:
             self._add(*opened(path))
+        if not self.specs:
+            raise InputError(f"{path}: found no tensors in it, expected the model's weights; get the file again")
         self.notes += [f"{other.name} is not read, for {path.name} is there" for other, _ in others]
 
     @property
@@ -142,6 +166,24 @@ class Files:
     def read(self, key: str, rows: slice) -> np.ndarray:
         with refusing(f"{self.specs[key].file} {key}: cannot be read", "get the file again"):
             return self._reads[key](key, rows)
+
+    def leave_frequencies(self, theta: float, rotated: int) -> None:
+        """Leave out the buffers of rotary frequencies that older PyTorch code stored: they follow from config.json.
+
+        Raises InputError where they do not.
+        """
+        wanted = theta ** (-np.arange(0, rotated, 2) / rotated)
+        names = [key for key in self.specs if key.endswith("rotary_emb.inv_freq")]
+        for key in names:
+            found = self.read(key, slice(None)).astype(np.float64)
+            if found.shape != wanted.shape or not np.allclose(found, wanted, rtol=1e-2, atol=1e-6):
+                raise InputError(
+                    f"{self.specs[key].file} {key}: found other rotary frequencies than those of config.json's "
+                    f"rope_theta {theta:g} in {rotated} dimensions; correct config.json"
+                )
+            del self.specs[key]
+        if names:
+            self.notes.append(f"rotary_emb.inv_freq ({len(names)} buffers): what config.json says, and not read")
 
     def _add(self, specs: dict[str, Spec], read: Read) -> None:
         self.specs |= specs
