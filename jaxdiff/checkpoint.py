@@ -24,7 +24,7 @@ from jaxdiff.convert import kinds, stream, text
 from jaxdiff.convert.description import Description, describe
 from jaxdiff.convert.engine import Sharded, assemble, params_from
 from jaxdiff.convert.prompts import Tokenizer
-from jaxdiff.files import copy_present, read_object, refusing, replaced, saving, write_object
+from jaxdiff.files import copy_present, read_object, refusing, replaced, saving, without_patterns, write_object
 from jaxdiff.models import family_name, in_dtype, leaf_dtype
 from jaxdiff.parallel.mesh import check_axes
 from jaxdiff.parallel.rules import place, shardings
@@ -177,7 +177,7 @@ def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | N
         with saving(folder):
             _save(new / "params", small)
         if tokenizer_from is not None:
-            copy_present(text.FILES, tokenizer_from, new)
+            copy_present(text.tokenizer_files(tokenizer_from), tokenizer_from, new)
 
 
 def save_filter(folder: Path, learned: Learned, *, quota: bool) -> None:
@@ -238,8 +238,8 @@ def load_filter(folder: Path) -> tuple[Learned, bool]:
 
 
 def _save(path: Path, params: Any) -> None:
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), params)
+    with without_patterns(path.parent) as there, ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(there / path.name, params)
     mark = path / "commit_success.txt"
     if mark.is_file():  # on some file systems; it names a folder of this machine that is gone a moment later
         mark.write_text("The checkpoint was written whole.\n", encoding="utf-8")
@@ -257,13 +257,14 @@ def _restore(path: Path, target: Any, laid: Any = None) -> Params:
             hook(report)
 
     sys.unraisablehook = silence_readers  # they may still report after an error has left this function, so it stays
-    with refusing(f"{path}: cannot be read", stream.AGAIN), ocp.StandardCheckpointer() as checkpointer:
+    unread = refusing(f"{path}: cannot be read", stream.AGAIN)
+    with unread, without_patterns(path) as there, ocp.StandardCheckpointer() as checkpointer:
         if laid is None:
-            params = checkpointer.restore(path.absolute(), target)
+            params = checkpointer.restore(there, target)
             _check_shapes(params, target)
         else:
-            _check_shapes(checkpointer.metadata(path.absolute()).item_metadata.tree, target)
-            params = checkpointer.restore(path.absolute(), laid, strict=False)  # pads, and would cut as well
+            _check_shapes(checkpointer.metadata(there).item_metadata.tree, target)
+            params = checkpointer.restore(there, laid, strict=False)  # pads, and would cut as well
     sys.unraisablehook = hook
     return jax.tree.map(jnp.asarray, params)  # on the device once, not at each call
 

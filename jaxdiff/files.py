@@ -244,18 +244,37 @@ def write_lines(path: Path, values: Iterable[Any], mend: str = FREE) -> None:
 
 def check_writable(path: Path, source: Path | None = None) -> None:
     """Raises InputError for a path that `write_lines` could not, or must not, put a file at: the `source`'s is one."""
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"out: {path.parent} is no folder that can be written to; make it or name another")
-    if path.exists() and not path.is_file():  # renaming over a device or a folder would replace it
-        raise InputError(f"out: {path} is not a file; name another")
+    place = os.path.realpath(path.parent)
+    if path.exists() and (not path.is_file() or place == "/dev" or place.startswith("/proc/")):
+        raise InputError(f"out: {path} is not a file; name another")  # a device, which renaming would replace
+    for home in (path.parent, Path(os.path.realpath(path)).parent):  # the second: of what a link leads to
+        if not home.is_dir() or not os.access(home, os.W_OK):
+            raise InputError(f"out: {home} is no folder that can be written to; make it or name another")
     if source is not None and path.exists() and source.exists() and path.samefile(source):
         raise InputError(f"out: {path} is the file to read, which would be lost; name another")
+
+
+@contextlib.contextmanager
+def without_patterns(folder: Path) -> Iterator[Path]:
+    """An absolute path of a folder that orbax can use: its own, or a link to it for as long as the context.
+
+    Brackets would be a pattern of names to orbax, which then leaves out arrays that it writes, without a word; and its
+    reader takes a backslash for a slash.
+    """
+    if not set("[]*?\\") & set(str(folder.absolute())):
+        yield folder.absolute()
+        return
+    with tempfile.TemporaryDirectory() as home:
+        link = Path(home) / "folder"
+        link.symlink_to(folder.absolute())
+        yield link
 
 
 def copy_present(names: Iterable[str], source: Path, target: Path) -> None:
     """Copy the files of these names that the folder `source` holds to the folder `target`."""
     for name in names:
         if (source / name).is_file():
+            (target / name).parent.mkdir(exist_ok=True)
             shutil.copy(source / name, target / name)
 
 
@@ -265,10 +284,11 @@ def replaced_file(path: Path, mend: str = FREE) -> Iterator[Path]:
 
     Raises InputError where it cannot be written.
     """
-    scratch = path.with_name(f"{_scratch_name(path)}{os.getpid()}")
-    with writing(path, mend, scratch=scratch), _held(scratch, path, scratch.touch):
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path  # a link stays one
+    scratch = target.with_name(f"{_scratch_name(target)}{os.getpid()}")
+    with writing(path, mend, scratch=scratch), _held(scratch, target, scratch.touch):
         yield scratch
-        scratch.replace(path)
+        scratch.replace(target)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from jaxdiff.convert import published, stream
 from jaxdiff.convert.description import describe
 from jaxdiff.convert.engine import fill, tensor
-from jaxdiff.convert.text import FILES, copy_tokenizer
+from jaxdiff.convert.text import copy_tokenizer, tokenizer_files
 from jaxdiff.files import copy_present, replaced, saving, write_object
 from jaxdiff.models import ARCHITECTURES, family_name
 from jaxdiff.protocols import Model
@@ -111,7 +111,7 @@ def export(
     total, done, held = sum(sizes.values()), 0, {}
     with saving(target), replaced(target) as new:
         write_object(new / published.CONFIG, _described(described.model))
-        copy_present(FILES, source, new)
+        copy_present(tokenizer_files(source), source, new)
         copy_present(CONFIGS, source / ORIGINAL, new)
         for name, keys in shards.items():
             tensors = {}

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import type_handlers
 
 from jaxdiff.convert.table import Shape
-from jaxdiff.files import refusing
+from jaxdiff.files import refusing, without_patterns
 from jaxdiff.types import InputError
 
 # What the writer buffers beside a leaf: the chunks it is compressing, and data files until they have this size.
@@ -59,14 +59,16 @@ def write(path: Path, leaves: Mapping[str, Pending]) -> None:
         save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree),
         ocdbt_target_data_file_size=DATA_FILE_BYTES,
     )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
-        checkpointer.save(path.absolute(), args=arguments)
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    with without_patterns(path.parent) as there, ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(there / path.name, args=arguments)
 
 
 def stored(path: Path, shapes: Any) -> dict[str, np.dtype]:
     """The dtype of each leaf of a folder's params. Raises InputError where their shapes are not `shapes`, a model's."""
-    with refusing(f"{path}: cannot be read", AGAIN), ocp.StandardCheckpointer() as checkpointer:
-        metadata: Any = checkpointer.metadata(path.absolute())
+    unread = refusing(f"{path}: cannot be read", AGAIN)
+    with unread, without_patterns(path) as there, ocp.StandardCheckpointer() as checkpointer:
+        metadata: Any = checkpointer.metadata(there)
         tree: Any = flatten_dict(metadata.item_metadata.tree, sep="/")
     flat: Any = flatten_dict(shapes, sep="/")
     expected = {leaf: tuple(x.shape) for leaf, x in flat.items()}
@@ -85,6 +87,7 @@ def read(path: Path, leaves: Iterable[str]) -> dict[str, np.ndarray]:
         restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
         partial_restore=True,
     )
-    with refusing(f"{path}: cannot be read", AGAIN), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree: Any = flatten_dict(checkpointer.restore(path.absolute(), args=arguments), sep="/")
+    unread, handler = refusing(f"{path}: cannot be read", AGAIN), ocp.PyTreeCheckpointHandler()
+    with unread, without_patterns(path) as there, ocp.Checkpointer(handler) as checkpointer:
+        tree: Any = flatten_dict(checkpointer.restore(there, args=arguments), sep="/")
     return tree

@@ -28,6 +28,12 @@ FILES = (
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
+def tokenizer_files(folder: Path) -> list[str]:
+    """The names of a tokenizer's files that a folder holds, with the chat templates of its folder of others."""
+    named = sorted(path.relative_to(folder).as_posix() for path in (folder / NAMED_TEMPLATES).glob("*.jinja"))
+    return [name for name in (*FILES, *named) if (folder / name).is_file()]
+
+
 def open_tokenizer(folder: Path, family: str | None = None) -> Any:
     """A transformers tokenizer from a folder's files, or None where it has none; no code of the folder is run.
 
@@ -72,22 +78,21 @@ def _damaged(folder: Path) -> str:
 @contextlib.contextmanager
 def _unmarked(folder: Path) -> Iterator[Path]:
     """The folder, or a copy of its tokenizer files without their byte order marks, which the libraries do not take."""
-    files = [folder / name for name in FILES if (folder / name).is_file()]
-    marked = [file for file in files if file.read_bytes()[:3] == codecs.BOM_UTF8]
-    if not marked:
+    names = tokenizer_files(folder)
+    if not any((folder / name).read_bytes()[:3] == codecs.BOM_UTF8 for name in names):
         yield folder
         return
     with tempfile.TemporaryDirectory() as home:
-        for file in files:
-            (Path(home) / file.name).write_bytes(file.read_bytes().removeprefix(codecs.BOM_UTF8))
+        for name in names:
+            (Path(home) / name).parent.mkdir(exist_ok=True)
+            (Path(home) / name).write_bytes((folder / name).read_bytes().removeprefix(codecs.BOM_UTF8))
         yield Path(home)
 
 
 def _check_template(folder: Path) -> None:
     """Raises InputError, which names the file, for a chat template that is no text, nor some by name."""
-    file = folder / TEMPLATE
-    with refusing(f"{file}: damaged", "restore the file", (OSError, ValueError)):
-        if file.is_file():
+    for file in (folder / name for name in tokenizer_files(folder) if name.endswith(".jinja")):
+        with refusing(f"{file}: damaged", "restore the file", (OSError, ValueError)):
             file.read_text(encoding="utf-8")
     found = read_object(folder / "tokenizer_config.json", optional=True).get("chat_template")
     named = found if isinstance(found, list) else []
@@ -129,7 +134,7 @@ def fallback_template(family: str, fast: Any) -> str | None:
 
 def copy_tokenizer(fast: Any, source: Path, target: Path) -> None:
     """Copy the files of a tokenizer that `source` was opened as; what they lack is written beside them."""
-    copy_present(FILES, source, target)
+    copy_present(tokenizer_files(source), source, target)
     if not (target / "tokenizer.json").is_file():
         fast.backend_tokenizer.save(str(target / "tokenizer.json"))
     if isinstance(fast.chat_template, str) and not (target / TEMPLATE).is_file():

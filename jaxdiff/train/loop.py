@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxdiff import checkpoint
-from jaxdiff.files import Lines, added, parse_json, saving, whole_lines
+from jaxdiff.files import Lines, added, parse_json, saving, whole_lines, without_patterns
 from jaxdiff.leaves import kind_of, leaf_name
 from jaxdiff.models import build
 from jaxdiff.protocols import Model
@@ -64,6 +64,10 @@ def _run(recipe: Recipe, folder: Path, asked: threading.Event) -> Path | None:
     tokenizer = checkpoint.load_tokenizer(folder)
     assert tokenizer is not None
     model = build({"family": "llada", "mask_token_id": 0, "eos_token_id": tokenizer.eos_id, **recipe.model})
+    if (tokens := tokenizer.backend.get_vocab_size(with_added_tokens=True)) > model.config.vocab_size:
+        raise InputError(
+            f"model.vocab_size: found {model.config.vocab_size}, expected at least the tokenizer's {tokens}"
+        )
     corpus = Corpus(recipe.buckets, recipe.problems, recipe.seed, tokenizer)
     optimizer = make_optimizer(recipe)
     step_fn = make_step(model, optimizer, recipe)
@@ -106,8 +110,10 @@ def _manager(folder: Path, save_every: int) -> Iterator[ocp.CheckpointManager]:
     """
     options = ocp.CheckpointManagerOptions(max_to_keep=2, save_interval_steps=save_every, cleanup_tmp_directories=True)
     try:
-        with saving(folder, Lines.MEND), ocp.CheckpointManager(folder.absolute(), options=options) as manager:
-            yield manager
+        with saving(folder, Lines.MEND):
+            folder.mkdir(exist_ok=True)
+            with without_patterns(folder) as there, ocp.CheckpointManager(there, options=options) as manager:
+                yield manager
     except InputError:
         for half in folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(half, ignore_errors=True)
@@ -185,7 +191,7 @@ def _newest_params(source: Path, like: Params) -> Params:
     if not (source / CHECKPOINTS).is_dir():
         params = checkpoint.load(source, dtype="float32").params
     else:
-        with ocp.CheckpointManager((source / CHECKPOINTS).absolute()) as manager:
+        with without_patterns(source / CHECKPOINTS) as there, ocp.CheckpointManager(there) as manager:
             step = manager.latest_step()
             if step is None:
                 raise InputError(f"init: no checkpoint in {source}; name a run that has saved one, or a model folder")
