@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from jaxdiff.cli.show import copying
 from jaxdiff.convert import convert as run_convert
 from jaxdiff.convert import export as run_export
 from jaxdiff.convert.folder import SHARD_BYTES
+from jaxdiff.types import InputError
 
 Target = Annotated[Path, typer.Argument(metavar="DST", help="The folder to make; it must not exist.")]
 
@@ -42,6 +44,8 @@ def export(
     ignore_config: options.IgnoreConfig = None,
 ) -> None:
     """Make a published folder (safetensors) from a model folder, bit for bit."""
+    if not math.isfinite(max_shard_gb):
+        raise InputError(f"max-shard-gb: found {max_shard_gb}, expected a number; leave it out for files of 4 GB")
     with copying("exporting") as report:
         run_export(
             model_folder(source),

@@ -101,6 +101,8 @@ def fit(
 
     if not name.isidentifier():
         raise InputError(f"name: found {name!r}, expected letters, digits and underscores")
+    if not 0.0 <= tau <= 1.0:  # NaN is no option's mistake to the parser
+        raise InputError(f"tau: found {tau}, expected a number from 0 to 1")
     recipe = FilterRecipe(kind=kind, layers=layers, hidden=hidden, wrong=wrong, steps=steps, seed=seed)
     folder, rows = model_folder(model) / FILTERS / name, [load_traces(path) for path in traces]
     with progress("steps", steps, lambda loss, _: f"validation loss {loss:.4f}") as update:

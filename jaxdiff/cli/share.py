@@ -11,6 +11,7 @@ again, with as many processes or more or fewer, decodes what no part holds yet.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -44,8 +45,13 @@ class Work:
     run: dict[str, Any]
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, decoding: Decoding, job: requests.Job, in_file: Path, out: Path) -> Work:
+    def of(
+        cls, load: Callable[[], Checkpoint], decoding: Decoding, job: requests.Job, in_file: Path, out: Path
+    ) -> Work:
+        """Of a file that can be read, and a place that can be written to: both are tried before the model is loaded."""
+        check_writable(out, in_file)
         data = in_file.read_bytes()  # once: it may be a pipe
+        checkpoint = load()
         rows = requests.read(data, checkpoint, decoding, special=job.special)
         return cls(checkpoint, decoding, job, in_file, out, rows, fingerprints(data, checkpoint, decoding, job))
 
@@ -62,8 +68,7 @@ class Work:
 
 def decode_file(in_file: Path, out: Path, decoding: Decoding, job: requests.Job, as_json: bool) -> int:
     """All rows in this process. Returns 1 if a row was refused or met scores that are no numbers, else 0."""
-    check_writable(out, in_file)
-    work = Work.of(decoding.load(), decoding, job, in_file, out)
+    work = Work.of(decoding.load, decoding, job, in_file, out)
     before = parts.written(out, work.run)
     took = work.decode(parts.Part(out, 0, work.run), work.rows, before)
     lines = parts.merged(out, work.run, work.numbers)
@@ -104,9 +109,9 @@ def share_file(
 
     def prepare() -> Work:
         decoding = make_decoding()
-        check_writable(out, in_file)
-        checkpoint = load(decoding.model, dtype=decoding.dtype, weights=decoding.weights, ignore=decoding.ignore_config)
-        work = Work.of(checkpoint, decoding, job, in_file, out)
+        # on this process's own device, whatever the mesh
+        made = functools.partial(load, decoding.model, dtype=decoding.dtype, weights=decoding.weights)
+        work = Work.of(functools.partial(made, ignore=decoding.ignore_config), decoding, job, in_file, out)
         if parts.merged(out, work.run, work.numbers) is None and out.exists():
             raise InputError(f"out: {out} is there already, and no whole parts beside it; move it or name another")
         return work

@@ -46,6 +46,8 @@ class FilterRecipe:
         for name in ("layers", "steps", "positions"):
             if getattr(self, name) < 1:
                 raise InputError(f"filter {name}: found {getattr(self, name)}, expected at least 1")
+        if not 0.0 <= self.wrong < np.inf:
+            raise InputError(f"filter wrong: found {self.wrong}, expected a number of 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
