@@ -22,6 +22,14 @@ from jaxdiff.types import InputError
 Row = Request | Refusal
 KINDS = ("prompt", "prompt_ids", "canvas_ids")
 KEYS = ("id", *KINDS)
+OTHERS = {  # how files of other kinds begin; all of them hold a zero byte soon
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\x1f\x8b": "a gzip file",
+    b"PK\x03\x04": "a zip file",
+    b"PAR1": "a Parquet file",
+}
 MOST_LEVELS = 100  # of lists and objects in an id: what is read must be written again, from a deeper stack
 
 
@@ -72,8 +80,11 @@ def check(checkpoint: Checkpoint, request: Request, decoding: Decoding) -> None:
 def read(data: bytes, checkpoint: Checkpoint, decoding: Decoding, *, special: bool = False) -> list[Row]:
     """The rows of a JSONL file's bytes, in its order; blank lines are skipped; without an id it is the line's number.
 
-    Raises InputError where the decoding fits no prompt: that is the command line's mistake, not a row's.
+    Raises InputError for a file of another kind, and where the decoding fits no prompt: that is the command line's
+    mistake, not a row's.
     """
+    if kind := next((kind for start, kind in OTHERS.items() if data.startswith(start) and b"\0" in data[:64]), None):
+        raise InputError(f"in: found {kind}, expected lines of JSON in UTF-8; save it as that")
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     rows = [_parse(number, line, checkpoint, special) for number, line in enumerate(lines) if line.strip()]
     if any(isinstance(row, Request) and not row.is_canvas for row in rows):
