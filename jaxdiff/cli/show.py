@@ -22,6 +22,8 @@ from rich.table import Table
 
 from jaxdiff.files import json_line
 
+NARROW = 40  # columns that a table gets at least
+
 
 def stderr() -> Console:
     """Made anew for each use: tests and pipes change `sys.stderr`."""
@@ -40,7 +42,10 @@ def tell(numbers: dict[str, Any], shown: str | Table, *, as_json: bool) -> None:
     elif isinstance(shown, str):
         note(shown)
     else:
-        Console().print(shown)
+        console = Console()
+        if console.width < NARROW:  # COLUMNS=0 would show nothing at all
+            console = Console(width=NARROW)
+        console.print(shown)
 
 
 @contextlib.contextmanager
