@@ -48,7 +48,8 @@ def train(recipe: Recipe, folder: Path) -> Path | None:
 
     Returns the model folder, or None where a signal ended the run early.
 
-    Raises InputError where the folder belongs to another recipe, is written by another program, or cannot be written.
+    Raises InputError where the folder belongs to another recipe, is written by another program, or cannot be written;
+    and where the weights end as no numbers.
     """
     with _sigterm() as asked:
         return _run(recipe, folder, asked)
@@ -98,8 +99,18 @@ def _run(recipe: Recipe, folder: Path, asked: threading.Event) -> Path | None:
                     manager.wait_until_finished()
                     log.note(f"stopped by a signal after step {step + 1}; run the same command to go on")
                     return None
+    _check_finite(state["params"], folder)
     checkpoint.save(folder / MODEL, model, state["params"], tokenizer_from=folder)
     return folder / MODEL
+
+
+def _check_finite(params: Params, folder: Path) -> None:
+    """Raises InputError for the weights of a run that diverged."""
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params)):
+        raise InputError(
+            f"{folder}: the run ended with weights that are no numbers (NaN or infinity), which make no model; train "
+            f"anew in another folder with a smaller learning_rate; {folder / LOG} has the losses"
+        )
 
 
 @contextlib.contextmanager
