@@ -25,7 +25,11 @@ Choose = Callable[[Float[Array, "n X"], Float[Array, " X"] | None], Routes]  # o
 
 
 class Router(nn.Module):
-    """Logits in float32, whatever the dtype of the rest."""
+    """Logits in float32, whatever the dtype of the rest.
+
+    Logits that are not finite, and a bias that is no number or +inf, choose experts and may leave the weights finite:
+    these become NaN then, so that the model's scores tell of it. A bias of -inf turns an expert off.
+    """
 
     experts: int
     choose: Choose
@@ -37,7 +41,11 @@ class Router(nn.Module):
         kernel = self.param("kernel", init, (flat.shape[-1], self.experts))
         bias = self.param("bias", nn.initializers.zeros, (self.experts,)) if self.bias else None
         logits = jnp.matmul(flat.astype(jnp.float32), kernel.astype(jnp.float32))
-        return self.choose(logits, None if bias is None else bias.astype(jnp.float32))
+        weights, chosen = self.choose(logits, None if bias is None else bias.astype(jnp.float32))
+        sound = jnp.all(jnp.isfinite(logits), axis=-1, keepdims=True)
+        if bias is not None:
+            sound &= jnp.all(bias < jnp.inf)
+        return jnp.where(sound, weights, jnp.nan), chosen
 
 
 class Experts(nn.Module):
