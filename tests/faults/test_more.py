@@ -2,11 +2,13 @@
 
 import codecs
 import functools
+import gzip
 import json
 import os
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -18,8 +20,11 @@ from jaxdiff.checkpoint import shipped_folder
 from jaxdiff.cli.main import main
 from jaxdiff.convert import convert, export
 from jaxdiff.files import check_writable, write_lines
+from jaxdiff.models.llada2 import group_limited
+from jaxdiff.models.llada_moe import most_likely
+from jaxdiff.models.moe import Router
 from jaxdiff.train import Recipe, train
-from jaxdiff.train.loop import _manager
+from jaxdiff.train.loop import _check_finite, _manager
 from tests.convert import published as hf
 from tests.faults.fuzz import base_folder, write
 
@@ -133,11 +138,10 @@ def test_a_folder_that_is_not_there(tmp_path):
     assert line.startswith("model: found no folder ")
 
 
-@pytest.mark.parametrize("name", ["[new] v1", "a\\b*c?"])
-def test_a_folder_whose_name_looks_like_a_pattern(name, source, tmp_path):
+def test_a_folder_whose_name_looks_like_a_pattern(source, tmp_path):
     """Orbax leaves arrays out of what it writes to such a path, and says nothing."""
-    folder = source()
-    convert(folder, tmp_path / name / "ours")
+    name = "[new] a\\b*c?"
+    convert(source(), tmp_path / name / "ours")
     loaded = jaxdiff.load(tmp_path / name / "ours")
     jaxdiff.save(tmp_path / name / "saved", loaded.model, loaded.params)
     for place in ("ours", "saved"):
@@ -149,6 +153,28 @@ def test_a_folder_whose_name_looks_like_a_pattern(name, source, tmp_path):
         written.save(1, args=ocp.args.StandardSave({"a": {"b.c": np.arange(3)}}), force=True)
     with manager() as read:
         np.testing.assert_array_equal(read.restore(1, args=ocp.args.StandardRestore())["a"]["b.c"], [0, 1, 2])
+
+
+RULES = {
+    "softmax": functools.partial(most_likely, k=2),
+    "sigmoid": functools.partial(group_limited, k=2, groups=2, kept=1, factor=2.5),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_router_that_is_no_number_is_told_by_the_scores(rule):
+    """Its bias alone chooses: experts would change, and every score stay a number."""
+    router, flat = Router(4, RULES[rule], bias=True), jnp.ones((3, 5)).at[2, 0].set(0)
+    kernel, bias = jnp.linspace(-1, 1, 20).reshape(5, 4), jnp.zeros(4)
+
+    def unsound(kernel, bias):
+        return np.isnan(router.apply({"params": {"kernel": kernel, "bias": bias}}, flat)[0]).all(1).tolist()
+
+    assert unsound(kernel, bias) == [False] * 3
+    assert unsound(kernel, bias.at[1].set(-jnp.inf)) == [False] * 3
+    assert unsound(kernel, bias.at[1].set(jnp.nan)) == [True] * 3
+    assert unsound(kernel, bias.at[1].set(jnp.inf)) == [True] * 3
+    assert unsound(kernel.at[0, 0].set(jnp.inf), bias) == [True] * 3
 
 
 # --- files that are read and written
@@ -173,6 +199,32 @@ def test_the_input_is_read_before_the_model(tmp_path, capsys):
     files = ("--in", str(tmp_path / "no.jsonl"), "--out", str(tmp_path / "out.jsonl"))
     assert main(["generate", "--model", str(tmp_path), *files]) == 2
     assert "no.jsonl: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-5"])
+def test_a_table_is_shown_however_narrow_the_terminal_says_it_is(columns, source, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["inspect", str(source())]) == 0
+    shown = capsys.readouterr().out
+    assert "ends of an answer" in shown
+    assert "1 <eos>" in shown
+
+
+TEXT = '{"prompt_ids": [5]}\n'
+KINDS = {
+    "UTF-16": TEXT.encode("utf-16"),
+    "UTF-16 ": codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"),
+    "UTF-32": codecs.BOM_UTF32_BE + TEXT.encode("utf-32-be"),
+    "a gzip file": gzip.compress(TEXT.encode()),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_of_another_kind_is_refused_as_a_whole(kind, tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_bytes(KINDS[kind])
+    assert main(["generate", "--in", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl")]) == 2
+    assert f"in: found {kind.strip()}, expected lines of JSON in UTF-8" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 # --- numbers that are none, in options and in recipes
@@ -229,6 +281,11 @@ def test_odd_values_of_a_recipe(name, tmp_path):
         line = refused(Recipe.read, file)
         assert str(file) in line
         assert (inner or name).removesuffix("s") in line
+
+
+def test_a_run_that_diverged_makes_no_model(tmp_path):
+    _check_finite({"a": jnp.ones(3)}, tmp_path)
+    assert "smaller learning_rate" in refused(_check_finite, {"a": jnp.ones(3), "b": jnp.full(2, jnp.nan)}, tmp_path)
 
 
 def test_a_vocabulary_that_does_not_hold_the_tokenizer(tmp_path):
