@@ -29,7 +29,7 @@ from jaxdiff.models import family_name, in_dtype, leaf_dtype
 from jaxdiff.parallel.mesh import check_axes
 from jaxdiff.parallel.rules import place, shardings
 from jaxdiff.policies import Fixed, Learned, any_of
-from jaxdiff.policies.filters import BlockFilter, LocalFilter, init_layers
+from jaxdiff.policies.filters import BlockFilter, LocalFilter, init_layers, local_width
 from jaxdiff.protocols import Model, Policy
 from jaxdiff.types import InputError, Params
 from jaxdiff.weights import check_weights, plain, quantised
@@ -227,6 +227,7 @@ def load_filter(folder: Path) -> tuple[Learned, bool]:
     damage = (OSError, ValueError, KeyError, TypeError)
     with refusing(f"{folder / FILTER}: missing or damaged", "fit it again", damage):
         config = read_object(folder / FILTER)
+        _check_widths(config)
         layers = jax.eval_shape(lambda key: init_layers(key, tuple(config["widths"])), jax.random.key(0))
         make = FILTER_KINDS[config["kind"]]
         fields = {f.name: config[f.name] for f in dataclasses.fields(make) if f.name != "layers"}
@@ -235,6 +236,21 @@ def load_filter(folder: Path) -> tuple[Learned, bool]:
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(layers)):
         raise InputError(f"{folder / 'params'}: found weights that are no numbers (NaN or inf); fit the filter again")
     return Learned(make(layers=layers, **fields), tau), quota
+
+
+def _check_widths(config: dict[str, Any]) -> None:
+    """Raises ValueError where the layers of a filter's card do not fit what it reads and gives."""
+    widths = config["widths"]
+    if not isinstance(widths, list) or len(widths) < 2 or not all(type(w) is int and 0 < w < 2**31 for w in widths):
+        raise ValueError(f"found widths {widths!r:.80}, expected two whole numbers or more")
+    ends = (widths[0], widths[0])
+    if config["kind"] == "local":
+        reach, features = config["reach"], config["features"]
+        if not all(type(each) is int and 0 <= each < 2**31 for each in (reach, features)):
+            raise ValueError(f"found reach {reach!r:.80} and features {features!r:.80}, expected whole numbers")
+        ends = (local_width(reach, features), 1)
+    if (widths[0], widths[-1]) != ends:
+        raise ValueError(f"found widths from {widths[0]} to {widths[-1]}, expected from {ends[0]} to {ends[1]}")
 
 
 def _save(path: Path, params: Any) -> None:

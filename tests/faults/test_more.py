@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import jaxdiff
 from jaxdiff import InputError
-from jaxdiff.checkpoint import shipped_folder
+from jaxdiff.checkpoint import load_filter, shipped_folder
 from jaxdiff.cli.main import main
 from jaxdiff.convert import convert, export
 from jaxdiff.files import check_writable, write_lines
@@ -244,6 +244,27 @@ def test_options_that_are_no_numbers(command, words, tmp_path, monkeypatch, caps
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
     assert not list(tmp_path.iterdir())
+
+
+CARDS = [
+    {"widths": [-1, 4]},
+    {"widths": []},
+    {"widths": ["a", 1]},
+    {"widths": [174, 128, 2]},
+    {"reach": -1},
+    {"reach": 10},
+    {"reach": "x"},
+    {"features": None},
+    {"features": 5},
+]
+
+
+@pytest.mark.parametrize("changes", CARDS, ids=str)
+def test_a_filters_card_that_contradicts_itself(changes, tmp_path):
+    card = tmp_path / "filter.json"
+    shutil.copy(shipped_folder() / "gsm-1m" / "filters" / "local" / "filter.json", card)
+    edit(card, **changes)
+    assert refused(load_filter, tmp_path).startswith(f"{card}: missing or damaged (found ")
 
 
 RECIPES = {
