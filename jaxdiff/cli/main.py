@@ -28,7 +28,7 @@ from jaxdiff.cli.evaluate import evaluate
 from jaxdiff.cli.generate import generate
 from jaxdiff.cli.inspect import inspect
 from jaxdiff.cli.learn import collect, fit
-from jaxdiff.cli.show import stderr
+from jaxdiff.cli.show import drop, stderr
 from jaxdiff.cli.train import train
 from jaxdiff.files import FULL, clear_scratch
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code or 0
     except BrokenPipeError:  # the reader of our output left: nothing more to say, and nothing left to flush
-        _drop_stdout()
+        drop(sys.stdout)
         return 141
     except KeyboardInterrupt:
         return 130
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         # What is written to a file of ours names it: a full disk without a name is where stdout goes.
         if isinstance(error, OSError) and error.filename is None and (not _flushed() or error.errno in FULL):
-            _drop_stdout()
+            drop(sys.stdout)
             error.filename = "stdout"
         if errors.ours(error):
             error.add_note(errors.REPORT)
@@ -95,7 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _refuse(message: str) -> int:
     if message:  # there is none where the help was asked for, by giving no argument
-        print("jaxdiff: " + " ".join(message.split()), file=sys.stderr)
+        try:
+            print("jaxdiff: " + " ".join(message.split()), file=sys.stderr)
+        except OSError:
+            drop(sys.stderr)
     return 2
 
 
@@ -118,11 +121,6 @@ def _flushed() -> bool:
     except OSError:
         return False
     return True
-
-
-def _drop_stdout() -> None:
-    """What is left in its buffer goes nowhere: Python would try again at its end, and complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _leave_on_interrupt() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -31,8 +33,18 @@ def stderr() -> Console:
 
 
 def note(text: str, style: str = "dim") -> None:
-    """One line, as it is: no markup, no wrapping."""
-    stderr().print(text, style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    """One line, as it is: no markup, no wrapping. Where stderr takes no more (a full disk) it is not told."""
+    try:
+        stderr().print(text, style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        drop(sys.stderr)
+
+
+def drop(stream: TextIO) -> None:
+    """What is left in a stream's buffer, and all that is still to come, goes nowhere: it takes no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def tell(numbers: dict[str, Any], shown: str | Table, *, as_json: bool) -> None:

@@ -18,6 +18,7 @@ import jaxdiff
 from jaxdiff import InputError
 from jaxdiff.checkpoint import load_filter, shipped_folder
 from jaxdiff.cli.main import main
+from jaxdiff.cli.show import note
 from jaxdiff.convert import convert, export
 from jaxdiff.files import check_writable, write_lines
 from jaxdiff.models.llada2 import group_limited
@@ -208,6 +209,17 @@ def test_a_table_is_shown_however_narrow_the_terminal_says_it_is(columns, source
     shown = capsys.readouterr().out
     assert "ends of an answer" in shown
     assert "1 <eos>" in shown
+
+
+def test_a_stderr_that_takes_no_more(monkeypatch, capsys):
+    with open("/dev/full", "w", buffering=1) as device, monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", device)
+        note("a line that is not told")
+        assert main(["inspect", "nowhere"]) == 2
+    with open("/dev/full", "w", buffering=1) as device, monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", device)
+        assert main(["inspect", "nowhere"]) == 2
+    assert capsys.readouterr() == ("", "")
 
 
 TEXT = '{"prompt_ids": [5]}\n'
