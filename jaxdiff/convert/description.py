@@ -153,7 +153,7 @@ def describe(folder: Path, *, dtype: str | None = None, ignore: Iterable[str] = 
         kinds.check_kind(folder)
         if not (folder / published.CONFIG).is_file():
             raise InputError(kinds.without_config(folder))
-    elif not folder.exists():
+    else:
         raise InputError(f"model: found no folder {str(folder)!r}; name one that holds a model")
     config = read_object(folder / published.CONFIG)
     warnings = [f"config.json {key}: ignored, as was asked" for key in sorted(ignore & config.keys())]

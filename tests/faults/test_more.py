@@ -137,6 +137,8 @@ def test_a_file_without_tensors(source):
 def test_a_folder_that_is_not_there(tmp_path):
     line = refused(convert, tmp_path / "nowhere", tmp_path / "new")
     assert line.startswith("model: found no folder ")
+    (tmp_path / "file").touch()
+    assert "found no folder" in refused(convert, tmp_path / "file", tmp_path / "new")
 
 
 def test_a_folder_whose_name_looks_like_a_pattern(source, tmp_path):
