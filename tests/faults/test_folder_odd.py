@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 import jaxdiff
 from jaxdiff import InputError
-from tests.faults.test_folder import home  # noqa: F401 - a fixture
 
 FILES = {
     "config.json": [
@@ -44,7 +43,7 @@ VALUES = st.recursive(
 @pytest.mark.parametrize("file", FILES)
 @given(data=st.data())
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_folder_is_described_or_refused_in_one_line(file, data, home, tmp_path_factory):  # noqa: F811
+def test_a_folder_is_described_or_refused_in_one_line(file, data, home, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "odd"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(home, folder)
