@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,16 @@ from jaxdiff.convert import kinds, stream, text
 from jaxdiff.convert.description import Description, describe
 from jaxdiff.convert.engine import Sharded, assemble, params_from
 from jaxdiff.convert.prompts import Tokenizer
-from jaxdiff.files import copy_present, read_object, refusing, replaced, saving, without_patterns, write_object
+from jaxdiff.files import (
+    copy_present,
+    orbax_silenced,
+    read_object,
+    refusing,
+    replaced,
+    saving,
+    without_patterns,
+    write_object,
+)
 from jaxdiff.models import family_name, in_dtype, leaf_dtype
 from jaxdiff.parallel.mesh import check_axes
 from jaxdiff.parallel.rules import place, shardings
@@ -265,23 +273,14 @@ def _restore(path: Path, target: Any, laid: Any = None) -> Params:
     """The arrays of shapes `target`; where `laid` is given, padded with zeros and spread over devices as it says."""
     if not path.is_dir():
         raise InputError(f"{path}: missing; the folder holds a config but no parameters")
-    hook = sys.unraisablehook
-
-    def silence_readers(report: Any) -> None:
-        """After the first failed read, orbax's other readers report a closed event loop: that one is enough."""
-        if str(report.exc_value) != "Event loop is closed":
-            hook(report)
-
-    sys.unraisablehook = silence_readers  # they may still report after an error has left this function, so it stays
     unread = refusing(f"{path}: cannot be read", stream.AGAIN)
-    with unread, without_patterns(path) as there, ocp.StandardCheckpointer() as checkpointer:
+    with orbax_silenced(), unread, without_patterns(path) as there, ocp.StandardCheckpointer() as checkpointer:
         if laid is None:
             params = checkpointer.restore(there, target)
             _check_shapes(params, target)
         else:
             _check_shapes(checkpointer.metadata(there).item_metadata.tree, target)
             params = checkpointer.restore(there, laid, strict=False)  # pads, and would cut as well
-    sys.unraisablehook = hook
     return jax.tree.map(jnp.asarray, params)  # on the device once, not at each call
 
 

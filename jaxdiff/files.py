@@ -72,22 +72,29 @@ def writing(path: Path, mend: str = FREE, *, scratch: Path | None = None) -> Ite
 
 @contextlib.contextmanager
 def saving(path: Path, mend: str = FREE) -> Iterator[None]:
-    """`writing` with orbax, which tells of each error that it raises in other ways as well, and some of it later.
+    """`writing` with orbax."""
+    with orbax_silenced(), writing(path, mend):
+        yield
 
-    It logs them with tracebacks, and its other writers report a closed event loop. After an error this stays silenced.
+
+@contextlib.contextmanager
+def orbax_silenced() -> Iterator[None]:
+    """Orbax tells of each error that it raises in other ways as well, and of some of it later: not here.
+
+    It logs them with tracebacks, and its other readers and writers report a closed event loop. After an error this
+    stays silenced.
     """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels, hook = [logger.level for logger in loggers], sys.unraisablehook
 
-    def without_writers(report: Any) -> None:
+    def without_others(report: Any) -> None:
         if str(report.exc_value) != "Event loop is closed":
             hook(report)
 
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
-    sys.unraisablehook = without_writers
-    with writing(path, mend):
-        yield
+    sys.unraisablehook = without_others
+    yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
     sys.unraisablehook = hook
