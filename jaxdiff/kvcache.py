@@ -16,13 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.pytree import pytree, static
 from jaxdiff.types import Inputs, KVCache
-from jaxdiff.windows import put, take
 
 COLUMNS = 3  # the axis of columns in a leaf
-# Each row's window [K T E] of a leaf [N B K M E], addressed by layer, row and first column; nothing is transposed.
-READS = jax.lax.GatherDimensionNumbers(offset_dims=(1, 2, 3), collapsed_slice_dims=(0, 1), start_index_map=(0, 1, 3))
-IN_BOUNDS: dict[str, Any] = {"mode": "promise_in_bounds"}
-
 Pair = tuple[Float[Array, "N b K M E"], Float[Array, "N b K M E"]]  # keys and values of a group of layers
 # What one layer sees of its keys or its values (the columns of the pass, or all of them), and the whole group's.
 LayerKV = tuple[Float[Array, "B K _ E"], Float[Array, "N b K M E"]]
@@ -97,48 +92,41 @@ class LayerAccess:
 
     def _update(self, new: Float[Array, "B K T E"], kept: Float[Array, "N b K M E"]) -> LayerKV:
         """Of keys or values. Where the pass stores they are written and then read: so XLA writes in place."""
-        fresh = self.fresh[:, None, :, None]
+        rows = jnp.arange(new.shape[0], dtype=jnp.int32)
         if self.at is not None and self.at.ndim == 2:
             own, at = self._read(kept), self.at
             old = jax.vmap(lambda row, at: row[:, at])(own, at)
-            own = jax.vmap(lambda row, at, new: row.at[:, at].set(new))(own, at, jnp.where(fresh, new, old))
-            return own[:, :, : self.columns], self._written(own, kept) if self.store else kept
-        if self.store:
-            kept = self._written(jnp.where(fresh, new, self._window(kept, new.shape[2])), kept)
+            new = jnp.where(self.fresh[:, None, :, None], new, old)
+            own = jax.vmap(lambda row, at, new: row.at[:, at].set(new))(own, at, new)
+            kept = jax.lax.dynamic_update_slice(kept, own[None], (self.layer, 0, 0, 0, 0)) if self.store else kept
+        elif self.store:
+            kept = self._written(new, kept, self.layer, rows if self.rows is None else self.rows)
             own = self._read(kept)
         else:
-            own = self._read(kept)
-            own = put(own, jnp.where(fresh, new, take(own, self._first, new.shape[2], axis=2)), self._first, axis=2)
+            own = self._written(new, self._read(kept)[None], jnp.int32(0), rows)[0]
         return own[:, :, : self.columns], kept
 
-    @property
-    def _first(self) -> Int[Array, " B"]:
-        """The first column of each row's window."""
-        whole = self.at is None or self.at.ndim == 2
-        return jnp.zeros((self.fresh.shape[0],), jnp.int32) if whole else self.at
-
-    @property
-    def _places(self) -> Int[Array, "B 3"]:
-        """Of each row's window in a leaf: layer, row, first column."""
-        rows = jnp.arange(self.fresh.shape[0], dtype=jnp.int32) if self.rows is None else self.rows
-        return jnp.stack([jnp.full_like(rows, self.layer), rows, self._first], axis=1)
-
     def _read(self, kept: Float[Array, "N b K M E"]) -> Float[Array, "B K M E"]:
-        """All columns of the rows."""
+        """All columns of the rows in this layer."""
         own = jax.lax.dynamic_index_in_dim(kept, self.layer, keepdims=False)
         return own if self.rows is None else own[self.rows]
 
-    def _window(self, kept: Float[Array, "N b K M E"], length: int) -> Float[Array, "B K T E"]:
-        """What stands in the rows' windows."""
-        return jax.lax.gather(kept, self._places, READS, (1, 1, kept.shape[2], length, kept.shape[4]), **IN_BOUNDS)
+    def _written(
+        self,
+        new: Float[Array, "B K T E"],
+        kept: Float[Array, "n c K M E"],
+        layer: Int[Array, ""],
+        rows: Int[Array, " B"],
+    ) -> Float[Array, "n c K M E"]:
+        """With the windows in these rows of a layer, one after the other: of a gather or a scatter a TPU copies all."""
+        columns = jnp.zeros_like(rows) if self.at is None else self.at
 
-    def _written(self, new: Float[Array, "B K T E"], kept: Float[Array, "N b K M E"]) -> Float[Array, "N b K M E"]:
-        """The leaf with the rows' windows written, one after the other: of a scatter a TPU would copy all of it."""
-        places = self._places
-
-        def one(row: Int[Array, ""], kept: Float[Array, "N b K M E"]) -> Float[Array, "N b K M E"]:
-            part = jax.lax.dynamic_index_in_dim(new, row)[None]
-            layer, number, column = places[row]
-            return jax.lax.dynamic_update_slice(kept, part, (layer, number, 0, column, 0))
+        def one(index: Int[Array, ""], kept: Float[Array, "n c K M E"]) -> Float[Array, "n c K M E"]:
+            part, fresh = (jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (new, self.fresh))
+            place = (layer, rows[index], 0, columns[index], 0)
+            old = jax.lax.dynamic_slice(kept, place, (1, 1, *part.shape))
+            return jax.lax.dynamic_update_slice(
+                kept, jnp.where(fresh[None, None, None, :, None], part[None, None], old), place
+            )
 
         return jax.lax.fori_loop(0, new.shape[0], one, kept)

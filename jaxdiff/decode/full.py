@@ -205,7 +205,10 @@ class FullPass(StepPasses):
         masked = standing == mask
         wanted = None if state.rows.reference is None else take(state.rows.reference, place.start, window)
         named = jnp.stack([standing] if wanted is None else [standing, wanted], axis=-1)
-        belief = self.believe(hidden, self.columns(), 0, named)
+        belief, inside = self.believe(hidden, self.columns(), 0, named), self.columns() < state.end[:, None]
+        if self.setup.decoder.stop.hides:
+            there = jnp.where(inside, belief.log_odds, NEVER)
+            belief = dataclasses.replace(belief, log_odds=there, prob=jnp.where(inside, belief.prob, 0.0))
         # Past the reference's end, in an overhang, any candidate will do.
         reference = None if wanted is None else jnp.where(wanted == mask, belief.token, wanted)
         return Score(
@@ -213,7 +216,7 @@ class FullPass(StepPasses):
             hidden=hidden,
             masked=masked,
             eligible=take(self.open_, place.start, window),
-            editable=~masked & ~take(state.given, place.start, window) & (self.columns() < state.end[:, None]),
+            editable=~masked & ~take(state.given, place.start, window) & inside,
             canvas=canvas,
             start=place.start,
             origin=state.rows.origin,
