@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdiff.parallel.mesh import platform
 from jaxdiff.pytree import pytree, static
 from jaxdiff.types import Inputs, KVCache
 
@@ -102,6 +103,8 @@ class LayerAccess:
         elif self.store:
             kept = self._written(new, kept, self.layer, rows if self.rows is None else self.rows)
             own = self._read(kept)
+            # Else XLA reads the leaf where the layer is used, and copies all of it since it was written in between.
+            own = jax.lax.optimization_barrier(own) if platform() == "tpu" else own
         else:
             own = self._written(new, self._read(kept)[None], jnp.int32(0), rows)[0]
         return own[:, :, : self.columns], kept
