@@ -103,6 +103,8 @@ class LayerAccess:
         elif self.store:
             kept = self._written(new, kept, self.layer, rows if self.rows is None else self.rows)
             own = self._read(kept)
+            if self.at is None:  # where all is fresh the compiler then reads nothing
+                own = jnp.where(self.fresh[:, None, :, None], new, own[:, :, : new.shape[2]])
             # Else XLA reads the leaf where the layer is used, and copies all of it since it was written in between.
             own = jax.lax.optimization_barrier(own) if platform() == "tpu" else own
         else:

@@ -23,7 +23,7 @@ from jaxdiff.types import KV, NEVER, KVCache, Score, Tail
 from jaxdiff.windows import put, take
 
 # Tokens that go through the layers together, by platform: fewer would not use the machine, more save nothing.
-TOGETHER, ELSEWHERE = {"cpu": 256}, 4096
+TOGETHER, ELSEWHERE = {"cpu": 1536}, 4096
 TAILS = 4  # a stopper looks at that part of them together
 NOBODY = 2**30  # sorts behind every length
 

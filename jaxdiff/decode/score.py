@@ -112,13 +112,13 @@ def text_ends(
         keys = jax.lax.cond(asked.drawn, tile.noisy, lambda: tile.logits)
         at = jnp.asarray(ends, jnp.int32) - tile.ids[0]
         inside = (at >= 0) & (at < tile.ids.shape[0])
-        at, other = jnp.clip(at, 0, tile.ids.shape[0] - 1), ~jnp.isin(tile.ids, jnp.asarray(ends))
-        logits = jnp.where(other, tile.logits, NEVER)
+        at, other = jnp.clip(at, 0, tile.ids.shape[0] - 1), ~jnp.isin(tile.ids, jnp.asarray(ends, jnp.int32))
+        logits = jnp.where(other[None, None], tile.logits, NEVER)
         top = jnp.max(logits, axis=-1)
         return Ends(
-            keys=jnp.where(inside, keys[..., at], NEVER),
-            logits=jnp.where(inside, tile.logits[..., at], NEVER),
-            best_other=jnp.max(jnp.where(other, keys, NEVER), axis=-1),
+            keys=jnp.where(inside[None, None], keys[..., at], NEVER),
+            logits=jnp.where(inside[None, None], tile.logits[..., at], NEVER),
+            best_other=jnp.max(jnp.where(other[None, None], keys, NEVER), axis=-1),
             top=top,
             mass=jnp.sum(jnp.exp(logits - top[..., None]), axis=-1),
         )
@@ -129,7 +129,7 @@ def text_ends(
     found = over_tiles(asked, head, summary, _merge_ends, mesh)
     best = jnp.argmax(found.keys, axis=-1, keepdims=True)
     logit = jnp.take_along_axis(found.logits, best, axis=-1)[..., 0]
-    others = jnp.where(jnp.arange(len(ends)) == best, NEVER, found.logits)
+    others = jnp.where(jnp.arange(len(ends))[None, None] == best, NEVER, found.logits)
     log_odds = logit - jnp.logaddexp(found.top + jnp.log(found.mass), jax.nn.logsumexp(others, axis=-1))
     sound = jnp.isfinite(log_odds) & (logit > NEVER)
     foreseen = sound & (jnp.max(found.keys, axis=-1) > found.best_other)
