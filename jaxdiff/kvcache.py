@@ -126,7 +126,7 @@ class LayerAccess:
         """With the windows in these rows of a layer, one after the other: of a gather or a scatter a TPU copies all."""
         columns = jnp.zeros_like(rows) if self.at is None else self.at
 
-        def one(index: Int[Array, ""], kept: Float[Array, "n c K M E"]) -> Float[Array, "n c K M E"]:
+        def one(index: int | Int[Array, ""], kept: Float[Array, "n c K M E"]) -> Float[Array, "n c K M E"]:
             part, fresh = (jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (new, self.fresh))
             place = (layer, rows[index], 0, columns[index], 0)
             old = jax.lax.dynamic_slice(kept, place, (1, 1, *part.shape))

@@ -185,7 +185,7 @@ class FullPass(StepPasses):
         length = min(columns, TOGETHER.get(platform(), ELSEWHERE) // TAILS)
         first, stop = self.place.start, jnp.minimum(self.state.end, fed.stop)
 
-        def piece(index: Int[Array, ""], tail: Tail) -> Tail:
+        def piece(index: int | Int[Array, ""], tail: Tail) -> Tail:
             start = jnp.clip(first + index * length, 0, columns - length)
             column = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
             foreseen, log_odds = self.text_ends(take(features, start, length), column)

@@ -42,23 +42,20 @@ def believe(
         named: ids whose log-softmax is wanted beside the candidate's.
         mesh: what the head's second axis is spread over; None for one device.
     """
-    names = jnp.zeros((*features.shape[:2], 0), jnp.int32) if named is None else named
-
-    def summary(tile: Tile) -> Running:
-        return _summary(tile, names)
-
-    running = over_tiles(Asked.of(features, vocabulary, sampling, draws), head, summary, merge, mesh)
+    asked = Asked.of(features, vocabulary, sampling, draws)
+    asked = asked if named is None else dataclasses.replace(asked, named=named)
+    running = over_tiles(asked, head, _summary, merge, mesh)
     return finish(running, vocabulary.deferred, vocabulary.stand_in)
 
 
-def _summary(tile: Tile, named: Int[Array, "B W n"]) -> Running:
+def _summary(tile: Tile) -> Running:
     asked, plain, logits, ids = tile.asked, tile.plain, tile.logits, tile.ids
     # Where no row draws, keys are logits, and the compiler finds half of the passes to be the other half.
     running = jax.lax.cond(
         asked.drawn, lambda: summarise(logits, tile.noisy(), ids), lambda: summarise(logits, logits, ids)
     )
-    at = named - ids[0]
-    inside = (named >= tile.start) & (at < ids.shape[0])
+    at = asked.named - ids[0]
+    inside = (asked.named >= tile.start) & (at < ids.shape[0])
     wanted = jnp.take_along_axis(plain, jnp.clip(at, 0, ids.shape[0] - 1), axis=-1)
     running = dataclasses.replace(running, named=jnp.where(inside, wanted, NEVER))
     if not (asked.cuts or asked.vocabulary.tempered):

@@ -84,6 +84,7 @@ class Asked:
         divisor: the temperature, 1 where that is 0.
         noise_scale: what Gumbel noise is multiplied with.
         top_p, top_k: as in `Sampling`.
+        named: ids whose plain logits are wanted.
     """
 
     features: Float[Array, "B W D"]
@@ -92,6 +93,7 @@ class Asked:
     draws: Draws
     top_p: Leaf | None
     top_k: Count | None
+    named: Int[Array, "B W n"]
     vocabulary: Vocabulary = static()
 
     @classmethod
@@ -99,7 +101,16 @@ class Asked:
         wide = jnp.broadcast_to(jnp.asarray(sampling.temperature), draws.keys.shape).astype(jnp.float32)[:, None, None]
         divisor = jnp.where(wide > 0.0, jnp.maximum(wide, COLDEST), 1.0)
         noise_scale = jnp.where(wide > 0.0, 1.0, 0.0) if vocabulary.tempered else wide
-        return cls(features, divisor, noise_scale, draws, sampling.top_p, sampling.top_k, vocabulary=vocabulary)
+        return cls(
+            features=features,
+            divisor=divisor,
+            noise_scale=noise_scale,
+            draws=draws,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            named=jnp.zeros((*features.shape[:2], 0), jnp.int32),
+            vocabulary=vocabulary,
+        )
 
     @property
     def cuts(self) -> bool:

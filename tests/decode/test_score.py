@@ -8,16 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdiff import Sampling, Score
-from jaxdiff.decode.score import TILE, Draws, Vocabulary, believe
+from jaxdiff.decode.score import TILE, Draws, Vocabulary, believe, text_ends
 from jaxdiff.types import NEVER
 
 pytestmark = pytest.mark.usefixtures("strict")
 B, W, D = 2, 3, 8
 compiled = jax.jit(believe, static_argnames=("vocabulary", "mesh"))
+ends_of = jax.jit(text_ends, static_argnames=("vocabulary", "ends", "mesh"))
 
 
 def case(vocabulary, seed=0, scale=2.0):
@@ -198,3 +199,23 @@ def test_entropies_near_certainty_are_ordered_without_a_tie():
     assert (np.argsort(-sharpness) == [1, 0, 2, 3]).all()
     assert sharpness[1] - sharpness[0] > 0.5
     assert sharpness[3] <= NEVER
+
+
+@pytest.mark.parametrize("vocabulary", [50, TILE + 77])
+@given(
+    seed=st.integers(0, 5),
+    ends=st.sampled_from([(1,), (1, 40)]),
+    tempered=st.booleans(),
+    deferred=st.booleans(),
+    sampling=st.sampled_from([{}, {"temperature": 0.7}, {"temperature": 1.0, "top_p": 0.8}, {"top_k": 3}]),
+)
+@settings(max_examples=12)
+def test_ends_of_text_are_those_of_the_whole_belief(vocabulary, seed, ends, tempered, deferred, sampling):
+    features, head = case(vocabulary, seed)
+    head = head.at[:, list(ends)].add(features.mean((0, 1))[:, None] * 3.0)
+    asked = Vocabulary(vocabulary, (3,), ends if deferred else (), tempered)
+    belief = compiled(features, head, asked, Sampling(**sampling), draws())
+    foreseen, log_odds = ends_of(features, head, asked, Sampling(**sampling), draws(), ends)
+    wanted = np.isin(belief.token, ends)
+    np.testing.assert_array_equal(foreseen, wanted)
+    np.testing.assert_allclose(log_odds, np.where(wanted, belief.log_odds, NEVER), rtol=1e-4, atol=1e-4)

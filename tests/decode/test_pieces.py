@@ -1,0 +1,75 @@
+"""Rows go through the layers in pieces: a decode stays the same, and a step runs what its rows need, and no more."""
+
+import dataclasses
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.caches import CACHES
+from jaxdiff.decode import api, loop, lower
+from jaxdiff.policies import POLICIES
+from jaxdiff.stoppers import STOPPERS
+from tests import small
+
+full = sys.modules["jaxdiff.decode.full"]
+FIELDS = ("tokens", "nfe", "work", "commit_step", "log_prob", "reason")
+
+
+def decoded(monkeypatch, together, model=small.MODEL, **parts):
+    monkeypatch.setattr(full, "TOGETHER", {"cpu": together})
+    prompts, origin = small.batch()
+    decoder = small.decoder(**({} if model.attention_block is None else {"block_length": None}), **parts)
+    options = dict(gen_length=small.GEN, origin=origin, key=small.keys(4))
+    return lower(model, small.params(model=model), prompts, decoder, **options)()
+
+
+@pytest.mark.parametrize(
+    ("cache", "stop", "model", "scale"),
+    [
+        ("none", "eotp:way=official", small.MODEL, None),
+        ("dual:refresh=3", "eos", small.MODEL, 1.5),
+        ("prefix", "eotp:way=block", small.DREAM, None),
+        ("frozen:refresh=5", "eotp:way=safe,keep=4,tau=0.3", small.MODEL, None),
+        ("block", "none", small.SDAR, None),
+    ],
+)
+def test_pieces_change_nothing(cache, stop, model, scale, monkeypatch):
+    parts = dict(policy=POLICIES.parse("threshold:tau=0.5"), cache=CACHES.parse(cache), stop=STOPPERS.parse(stop))
+    whole, *pieces = (
+        decoded(monkeypatch, together, model, cfg_scale=scale, **parts) for together in (10_000, 1, 3 * 22)
+    )
+    assert len(set(whole.nfe.tolist())) > 1, "rows that are never apart show nothing"
+    for found in pieces:
+        for field in FIELDS:
+            np.testing.assert_allclose(getattr(found, field), getattr(whole, field), rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_runs_what_its_rows_need(monkeypatch):
+    """Of four rows one is due for a refresh and one is done: a canvas of one row, and windows of two."""
+    monkeypatch.setattr(full, "TOGETHER", {"cpu": 1})
+    prompts, origin = small.batch()
+    decoder = small.decoder(policy=POLICIES.parse("fixed"), cache=CACHES.parse("dual"))
+    call = api.prepare(small.MODEL, small.params(), prompts, decoder, gen_length=small.GEN, origin=origin)
+    state = jax.jit(lambda setup, rows: loop.step(setup, loop.begin(setup, rows)))(call.setup, call.rows)
+    fresh, done = jnp.asarray([0, 1, 0, 0]), jnp.asarray([False, False, True, False])
+    state = dataclasses.replace(
+        state,
+        block_step=jnp.where(fresh == 1, 0, state.block_step).astype(jnp.int32),
+        end=jnp.where(done, 0, state.end),
+    )
+    fed = []
+    apply = type(small.MODEL).apply
+
+    def counted(self, params, inputs, *rest, **named):
+        fed.append(inputs.tokens.shape)
+        return apply(self, params, inputs, *rest, **named)
+
+    monkeypatch.setattr(type(small.MODEL), "apply", counted)
+    with jax.disable_jit():
+        after = loop.step(call.setup, state)
+    length = prompts.shape[1] + small.GEN
+    assert fed == [(1, length), (1, small.BLOCK), (1, small.BLOCK)]
+    np.testing.assert_array_equal(after.nfe, [2, 2, 1, 2])
