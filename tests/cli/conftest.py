@@ -5,7 +5,6 @@ import json
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import jaxdiff
 from jaxdiff.checkpoint import load_tokenizer
@@ -28,22 +27,6 @@ class Ran:
     def json(self):
         (line,) = self.out.splitlines()
         return json.loads(line)
-
-
-@pytest.fixture(scope="package", autouse=True)
-def compilation_cache_folder(tmp_path_factory):
-    """Programs that several tests need are compiled once; the user's own cache is left alone."""
-    wanted = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: jax.config.values[name] for name in wanted}
-    for values in (wanted, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is wanted:
-            yield wanted["jax_compilation_cache_dir"]
 
 
 @pytest.fixture(scope="package")
