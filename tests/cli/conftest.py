@@ -10,6 +10,7 @@ import jaxdiff
 from jaxdiff.checkpoint import load_tokenizer
 from jaxdiff.cli.main import main
 from jaxdiff.models import Llada, LladaConfig
+from jaxdiff.serve import Meter
 from jaxdiff.train.tokenizer import train_tokenizer
 
 CONTEXT = 96
@@ -27,6 +28,20 @@ class Ran:
     def json(self):
         (line,) = self.out.splitlines()
         return json.loads(line)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def programs():
+    """Command lines share the programs that they compile, as the streams of one meter do."""
+    made, shared = Meter.__init__, {}
+
+    def with_programs(self, **options):
+        made(self, **options)
+        self._programs = shared
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Meter, "__init__", with_programs)
+        yield
 
 
 @pytest.fixture(scope="package")
