@@ -12,10 +12,8 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs are tiny and many: without optimisation, and without the slower of XLA's two ways to emit a fusion, they are
-# compiled several times as fast; as one module of LLVM in a tenth less. From jaxlib 0.11.1 the flag of the second is
-# unknown, which ends the process.
+# compiled several times as fast. From jaxlib 0.11.1 the flag is unknown, which ends the process.
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-_FLAGS += " --xla_cpu_parallel_codegen_split_count=1"
 if tuple(map(int, version("jaxlib").split(".")[:3])) < (0, 11, 1):
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
