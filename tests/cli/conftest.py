@@ -10,8 +10,8 @@ import jaxdiff
 from jaxdiff.checkpoint import load_tokenizer
 from jaxdiff.cli.main import main
 from jaxdiff.models import Llada, LladaConfig
-from jaxdiff.serve import Meter
 from jaxdiff.train.tokenizer import train_tokenizer
+from tests import programs
 
 CONTEXT = 96
 
@@ -31,16 +31,9 @@ class Ran:
 
 
 @pytest.fixture(scope="package", autouse=True)
-def programs():
-    """Command lines share the programs that they compile, as the streams of one meter do."""
-    made, shared = Meter.__init__, {}
-
-    def with_programs(self, **options):
-        made(self, **options)
-        self._programs = shared
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Meter, "__init__", with_programs)
+def shared_programs():
+    """What one command line compiled, the next ones of the same shapes need not trace again."""
+    with programs.shared():
         yield
 
 

@@ -16,13 +16,11 @@ import shutil
 import signal
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jaxdiff.cli.main import main
-from jaxdiff.serve import Meter
 from tests.convert import published as hf
 
 FAMILIES = tuple(hf.CONFIGS)
@@ -233,20 +231,10 @@ def run(*arguments: str) -> Ran:
     return Ran(code, out.getvalue(), err.getvalue(), crash)
 
 
-PROGRAMS: dict[Any, Any] = {}  # compiled for one case and met again in others
-
-
 def generate(model: Path, rows: Path, out: Path, slots: int) -> Ran:
     """Few slots are few programs, however many rows are refused."""
-    made = Meter.__init__
-
-    def with_programs(self: Meter, **options: Any) -> None:
-        made(self, **options)
-        self._programs = PROGRAMS
-
-    with mock.patch.object(Meter, "__init__", with_programs):
-        files = ("--in", str(rows), "--out", str(out))
-        return run("generate", "--model", str(model), *files, *SHAPE, "--batch-size", str(slots))
+    files = ("--in", str(rows), "--out", str(out))
+    return run("generate", "--model", str(model), *files, *SHAPE, "--batch-size", str(slots))
 
 
 def faults_of(ran: Ran) -> list[str]:
