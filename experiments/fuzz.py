@@ -20,6 +20,7 @@ import hypothesis
 import jax
 from hypothesis import given, settings
 
+from tests import programs
 from tests.faults import fuzz
 
 COUNT = 500
@@ -66,7 +67,7 @@ def drawn(strategy: Any, judge: Callable[[Any], tuple[fuzz.Ran, list[str]]], see
 
 def main() -> int:
     seed = int(sys.argv[1]) if len(sys.argv) > 1 else 0
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, programs.shared():
         jax.config.update("jax_compilation_cache_dir", f"{scratch}/xla")
         homes = [Path(scratch) / name for name in ("folders", "files")]
         for home in homes:

@@ -3,8 +3,10 @@
 JAX_PLATFORMS names another device; tests that need several devices then fail unless it has them.
 """
 
+import gc
 import os
 import signal
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +17,12 @@ _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_le
 if tuple(map(int, version("jaxlib").split(".")[:3])) < (0, 11, 1):
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
+
+# What one worker has compiled, the others and the programs that tests start need not; nothing is left for the next run.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="jaxdiff-tests-xla-", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # A shell that runs the suite in the background has it ignore Ctrl-C, and so would the programs that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -36,6 +44,17 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("ci")
+
+
+def pytest_collection_finish():
+    """What was imported stays: the garbage collector need not look at it again and again."""
+    gc.freeze()
+
+
+@pytest.fixture
+def compilation_cache_folder():
+    """Where the programs that this run compiles are kept."""
+    return os.environ["JAX_COMPILATION_CACHE_DIR"]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -5,13 +5,13 @@ import json
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import jaxdiff
 from jaxdiff.checkpoint import load_tokenizer
 from jaxdiff.cli.main import main
 from jaxdiff.models import Llada, LladaConfig
 from jaxdiff.train.tokenizer import train_tokenizer
+from tests import programs
 
 CONTEXT = 96
 
@@ -31,19 +31,10 @@ class Ran:
 
 
 @pytest.fixture(scope="package", autouse=True)
-def compilation_cache_folder(tmp_path_factory):
-    """Programs that several tests need are compiled once; the user's own cache is left alone."""
-    wanted = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: jax.config.values[name] for name in wanted}
-    for values in (wanted, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is wanted:
-            yield wanted["jax_compilation_cache_dir"]
+def shared_programs():
+    """What one command line compiled, the next ones of the same shapes need not trace again."""
+    with programs.shared():
+        yield
 
 
 @pytest.fixture(scope="package")

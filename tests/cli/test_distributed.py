@@ -21,7 +21,7 @@ SLOWLY = (  # a row every fifth of a second, so that a kill finds the process at
 
 
 @pytest.fixture
-def start(ids_folder, tmp_path, compilation_cache_folder):
+def start(ids_folder, tmp_path):
     """Starts a job of `count` processes; more options for one of them by its number."""
     started = []
 
@@ -29,11 +29,7 @@ def start(ids_folder, tmp_path, compilation_cache_folder):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        environment = os.environ | {
-            "JAX_COMPILATION_CACHE_DIR": compilation_cache_folder,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        }
+        environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
         files = ("--in", tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl", "--model", ids_folder)
         meet = ("--distributed", "--coordinator", f"127.0.0.1:{port}", "--processes", count)
         job = []

@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 
-from tests.cli.conftest import checkpoint, compilation_cache_folder, folder, ids_folder, refused, run
+from tests.cli.conftest import checkpoint, folder, ids_folder, refused, run, shared_programs
 from tests.convert import published as hf
 from tests.convert.test_text import SPECIAL, trained
 from tests.faults.folders import CONFIG, tensors
 
-__all__ = ["checkpoint", "compilation_cache_folder", "folder", "full", "ids_folder", "refused", "run"]
+__all__ = ["checkpoint", "folder", "full", "ids_folder", "refused", "run", "shared_programs"]
 
 
 @pytest.fixture(scope="module")

@@ -202,7 +202,8 @@ def damaged(tmp_path_factory):
 
 
 def test_the_command_line_says_which_rows(damaged, tmp_path, capsys):
-    options = ("--model", str(damaged), "--gen-length", "8", "--block-length", "8", "--policy", "threshold")
+    shape = ("--gen-length", "8", "--block-length", "8", "--batch-size", "1")
+    options = ("--model", str(damaged), *shape, "--policy", "threshold")
 
     def ran(*arguments):
         code = main([*arguments, *options])

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import re
 import signal
 import subprocess
@@ -67,22 +66,15 @@ def stop_after(lines, monkeypatch):
     monkeypatch.setattr(files.Lines, "write", write)
 
 
-def test_signals_end_the_program_and_the_next_run_goes_on(
-    command, run, ids_folder, source, tmp_path, compilation_cache_folder
-):
+def test_signals_end_the_program_and_the_next_run_goes_on(command, run, tmp_path):
     """Ctrl-C, SIGTERM and SIGKILL, one after another; then the rest, in this process."""
     out, one = tmp_path / "out.jsonl", tmp_path / "one.jsonl"
     alone = run(*command(one), "--json")
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": compilation_cache_folder,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    }
     out.write_text("what an earlier run left\n")
     kept = []
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)):
         words = [sys.executable, "-c", SLOWLY, *map(str, command(out))]
-        process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 120
         while len(whole(out)) < len(kept) + 2:
             assert process.poll() is None, process.communicate()
