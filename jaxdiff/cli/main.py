@@ -132,7 +132,7 @@ def _leave_on_interrupt() -> None:
     def leave(number: int, frame: object) -> None:
         """That the thread below leaves is enough: an exception in the middle of someone's clean-up would be printed."""
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, leave)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, leave)
