@@ -51,9 +51,14 @@ class PlainTokenizer:
         return self.backend_tokenizer.get_vocab(with_added_tokens=True)
 
     def apply_chat_template(
-        self, messages: list[dict[str, str]], *, add_generation_prompt: bool = False, tokenize: bool = False
+        self,
+        messages: list[dict[str, str]],
+        *,
+        add_generation_prompt: bool = False,
+        tokenize: bool = True,
+        return_dict: bool = False,
     ) -> Any:
-        """The template's text, or its ids. Raises whatever the template does."""
+        """The ids of the template's text, or the text; never a dict. Raises whatever the template does."""
         rendered = _template(self.chat_template or "").render(
             messages=messages, add_generation_prompt=add_generation_prompt, **self._named
         )
