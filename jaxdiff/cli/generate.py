@@ -41,7 +41,7 @@ def generate(
     policy: options.Policy = "fixed",
     fill: options.Fill = "parallel",
     cache: options.Cache = "none",
-    stop: options.Stop = "none",
+    stop: options.GenerateStop = None,
     gen_length: options.GenLength = 256,
     block_length: options.BlockLength = None,
     steps: options.Steps = None,
@@ -81,7 +81,9 @@ def generate(
     if in_file is None and out_file is not None:
         raise InputError("--out is for the rows of a file; name it with --in, or leave --out out")
     if in_file is not None and out_file is None and as_json:
-        raise InputError("--json sums up a file on stdout, where its rows go without --out; give --out, or leave it out")
+        raise InputError(
+            "--json sums up a file on stdout, where its rows go without --out; give --out, or leave it out"
+        )
     if watch and in_file is not None:
         raise InputError("--watch shows a single PROMPT; leave it out with --in")
     if log_prob and in_file is None and not as_json:

@@ -82,7 +82,9 @@ def restore(path: Path, target: Params, laid: Params | None = None) -> Params:
 def _placed(array: ts.TensorStore, there: jax.ShapeDtypeStruct) -> jax.Array:
     def part(index: tuple[slice, ...]) -> np.ndarray:
         spans = [span.indices(size) for span, size in zip(index, there.shape, strict=True)]
-        inside = [(min(first, size), min(last, size)) for (first, last, _), size in zip(spans, array.shape, strict=True)]
+        inside = [
+            (min(first, size), min(last, size)) for (first, last, _), size in zip(spans, array.shape, strict=True)
+        ]
         found = array[tuple(slice(*ends) for ends in inside)].read().result().astype(there.dtype, copy=False)
         missing = [last - first - size for (first, last, _), size in zip(spans, found.shape, strict=True)]
         return np.pad(found, [(0, size) for size in missing]) if any(missing) else found

@@ -292,6 +292,7 @@ class _Engine:
         elif layout != before:
             self.state = self.meter.call(repad, self.setup, before, self.state)
 
+
 @jax.jit
 def _keys(
     key: Key[Array, ""], numbers: Int[Array, " B"], own: UInt32[Array, "B words"], has_own: Bool[Array, " B"]
