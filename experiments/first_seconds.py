@@ -7,7 +7,8 @@
 `prompt`: `--version`, and one prompt by the learned filter and by the standard policy: seconds until the first byte on
 stdout, and until the end. `file`: 100 rows of ragged lengths (a fifth of them two or three problems long), to a file
 and to stdout. `eval`: 100 problems. Commands take turns, ROUNDS times; a cold one has an empty cache folder, the warm
-one after it the same folder. `keys`, of `prompt`: a call's keys for 1 and for 64 rows. Writes results/first_seconds.json.
+one after it the same folder. `keys`, of `prompt`: a call's keys for 1 and for 64 rows. Writes
+results/first_seconds.json.
 """
 
 from __future__ import annotations

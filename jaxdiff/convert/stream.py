@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 import tensorstore as ts
-from flax.traverse_util import flatten_dict
 
 from jaxdiff.files import refusing, without_patterns
 from jaxdiff.types import InputError, Params
@@ -43,7 +42,7 @@ def _opened(path: Path) -> Iterator[dict[str, ts.TensorStore]]:
 def stored(path: Path, shapes: Any) -> dict[str, np.dtype]:
     """The dtype of each leaf of a folder's params. Raises InputError where their shapes are not `shapes`, a model's."""
     with _opened(path) as arrays:
-        expected = {leaf: tuple(x.shape) for leaf, x in flatten_dict(shapes, sep="/").items()}
+        expected = {leaf: tuple(x.shape) for leaf, x in _by_path(shapes).items()}
         for leaf in sorted(arrays | expected):
             shape = tuple(arrays[leaf].shape) if leaf in arrays else "nothing"
             if shape != expected.get(leaf):
@@ -65,10 +64,7 @@ def restore(path: Path, target: Params, laid: Params | None = None) -> Params:
     Raises InputError for a folder that is damaged or holds others.
     """
     with _opened(path) as arrays:
-        wanted = {
-            jax.tree_util.keystr(place, simple=True, separator="/"): leaf
-            for place, leaf in jax.tree.leaves_with_path(target)
-        }
+        wanted = _by_path(target)
         for leaf in sorted(arrays | wanted):
             found = tuple(arrays[leaf].shape) if leaf in arrays else "nothing"
             said = tuple(wanted[leaf].shape) if leaf in wanted else "nothing"
@@ -79,8 +75,15 @@ def restore(path: Path, target: Params, laid: Params | None = None) -> Params:
         return jax.tree.unflatten(jax.tree.structure(target), made)
 
 
+def _by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree, in JAX's order."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
 def _placed(array: ts.TensorStore, there: jax.ShapeDtypeStruct) -> jax.Array:
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         spans = [span.indices(size) for span, size in zip(index, there.shape, strict=True)]
         inside = [
             (min(first, size), min(last, size)) for (first, last, _), size in zip(spans, array.shape, strict=True)
