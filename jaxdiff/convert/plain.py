@@ -109,10 +109,12 @@ def _is_plain(template: str) -> bool:
 
 @functools.cache
 def _environment() -> Any:
-    """As transformers has it, without the names that it adds."""
+    """As transformers has it, without any name of its own."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    made.globals.clear()  # some are others there; a template that asks for one is not plain
+    return made
 
 
 @functools.lru_cache

@@ -113,7 +113,7 @@ def sweep(
         raise InputError(f"n: found {n}, but {task_name}/{split} has {len(problems)} problems; ask for fewer")
     questions = [tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question) for p in problems]
     numbers = np.asarray(values, np.float32)
-    decoders = [decoder(number) for number in numbers]
+    decoders = [decoder(np.asarray(number)) for number in numbers]
     block = block_of(checkpoint.model, decoders[0].block_length)
     check_lengths(checkpoint.model, max(map(len, questions)), gen_length, block)
     own = decoders if len(values) > 1 else [None]

@@ -41,9 +41,10 @@ def test_the_version_needs_no_jax():
     assert (ran.stdout, ran.stderr) == (f"jaxdiff {jaxdiff.__version__}\n[]\n", "")
 
 
-def test_one_prompt_imports_nothing_slow_and_an_unused_libtpu_is_silent(folder):
+def test_one_prompt_imports_nothing_slow_and_an_unused_libtpu_is_silent(folder, compilation_cache_folder):
     asked = ("generate", "26 + 48", "--model", folder, "--gen-length", "8", "--block-length", "8")
-    ran = started([sys.executable, "-c", GENERATE, *map(str, asked)], JAX_PLATFORMS=None)
+    changes = {"JAX_PLATFORMS": None, "JAX_COMPILATION_CACHE_DIR": compilation_cache_folder}
+    ran = started([sys.executable, "-c", GENERATE, *map(str, asked)], **changes)
     assert ran.stdout.splitlines()[-1] == "[]"
     (line,) = ran.stderr.splitlines()
     assert line.startswith("NFE 8 ")
