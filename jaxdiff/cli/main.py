@@ -176,7 +176,7 @@ def _pass_libtpu_by() -> None:
     """
     if jax.config.values["jax_platforms"] or "JAX_FORCE_TPU_INIT" in os.environ or find_spec("libtpu") is None:
         return
-    vendors = (file.read_text().strip() for file in Path("/sys/bus/pci/devices").glob("*/vendor"))
+    vendors = (file.read_text(encoding="ascii").strip() for file in Path("/sys/bus/pci/devices").glob("*/vendor"))
     if find_spec("jax_plugins") is None and GOOGLE not in vendors:
         jax.config.update("jax_platforms", "cpu")
 

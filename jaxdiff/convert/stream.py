@@ -17,6 +17,7 @@ from jaxdiff.files import refusing, without_patterns
 from jaxdiff.types import InputError, Params
 
 AGAIN = "restore or convert it again"  # what helps where params cannot be read
+open_array, open_store = ts.open, ts.KvStore.open  # by names that are not those of opening a text
 DRIVERS = {".zarray": "zarr", "zarr.json": "zarr3"}  # by the file that describes an array
 
 
@@ -30,9 +31,9 @@ def _opened(path: Path) -> Iterator[dict[str, ts.TensorStore]]:
         raise InputError(f"{path}: missing; the folder holds a config but no parameters")
     with refusing(f"{path}: cannot be read", AGAIN), without_patterns(path) as there:
         store: dict[str, Any] = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{there}/"}}
-        files = [key.decode().rpartition("/") for key in ts.KvStore.open(store).result().list().result()]
+        files = [key.decode().rpartition("/") for key in open_store(store).result().list().result()]
         opening = {
-            name.replace(".", "/"): ts.open({"driver": DRIVERS[file], "kvstore": store | {"path": f"{name}/"}})
+            name.replace(".", "/"): open_array({"driver": DRIVERS[file], "kvstore": store | {"path": f"{name}/"}})
             for name, _, file in files
             if file in DRIVERS
         }

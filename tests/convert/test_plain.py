@@ -90,7 +90,7 @@ def told(text):
     [
         changed("tokenizer_config.json", add_bos_token=True),
         changed("tokenizer_config.json", eos_token="<|new|>"),
-        changed("tokenizer_config.json", eos_token={"__type": "AddedToken", "content": "<|endoftext|>", "lstrip": True}),
+        changed("tokenizer_config.json", eos_token={"__type": "AddedToken", "content": "<|endoftext|>"}),
         changed("tokenizer_config.json", tokenizer_class="LlamaTokenizer"),
         changed("tokenizer_config.json", clean_up_tokenization_spaces=True),
         changed("tokenizer.json", post_processor=None),

@@ -203,6 +203,7 @@ def damaged(tmp_path_factory):
 
 def test_the_command_line_says_which_rows(damaged, tmp_path, capsys):
     options = ("--model", str(damaged), "--gen-length", "8", "--block-length", "8", "--policy", "threshold")
+    options = (*options, "--stop", "none")
 
     def ran(*arguments):
         code = main([*arguments, *options])

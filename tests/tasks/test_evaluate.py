@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import Answer, Checkpoint, InputError, Tokenizer, decode, decode_stream, parts
+from jaxdiff import Answer, Checkpoint, InputError, Tokenizer, decode, decode_stream, pad_prompts, parts
 from jaxdiff.decode.batches import request_keys
 from jaxdiff.policies import Threshold
 from jaxdiff.stoppers import Eos
@@ -144,7 +144,7 @@ def test_the_longest_prompts_come_first_and_keep_their_keys(checkpoint, calls, m
 
 
 def test_a_sweep_equals_an_evaluation_of_each_value(calls, monkeypatch):
-    """3 values x 4 problems through 5 slots: neighbours have other values. A row is what `decode` gives alone."""
+    """3 values x 4 problems through 5 slots: neighbours have other values. A row is what `decode` gives."""
     monkeypatch.setattr("jaxdiff.tasks.evaluate.decode_stream", decode_stream)
     checkpoint = Checkpoint(small.MODEL, small.params(), Tokenizer(Letters(), small.EOS), Path("tiny"))
 
@@ -154,14 +154,14 @@ def test_a_sweep_equals_an_evaluation_of_each_value(calls, monkeypatch):
     swept = sweep(checkpoint, "letters", decoder, TAUS, batch_size=5, n=4, gen_length=small.GEN)
     tokenizer = checkpoint.tokenizer
     questions = [tokenizer.encode(letter) if letter == "b" else tokenizer.prompt(letter) for letter in "abcd"]
-    for report, tau in zip(swept, TAUS, strict=True):
-        for number, ids in enumerate(questions):
-            key = request_keys(0, np.asarray([number]))
-            given = checkpoint.model, checkpoint.params, np.asarray([ids], np.int32), decoder(tau)
-            alone = decode(*given, gen_length=small.GEN, key=key)
-            assert report.texts[number] == tokenizer.decode(alone.tokens[0, len(ids) :])
-            assert (report.nfe[number], report.lengths[number]) == (alone.nfe[0], alone.lengths[0])
-            assert report.work[number] == pytest.approx(float(alone.work[0]))
+    prompts, origin = pad_prompts(questions * len(TAUS), fill=small.EOS)
+    given = checkpoint.model, checkpoint.params, prompts, decoder(np.repeat(TAUS, len(questions)))
+    keys = request_keys(0, np.tile(np.arange(len(questions)), len(TAUS)))
+    wanted = decode(*given, gen_length=small.GEN, origin=origin, key=keys)
+    texts = [tokenizer.decode(tokens[prompts.shape[1] :]) for tokens in wanted.tokens]
+    assert [text for report in swept for text in report.texts] == texts
+    for found, counts in (("nfe", wanted.nfe), ("work", wanted.work), ("lengths", wanted.lengths)):
+        np.testing.assert_allclose(np.concatenate([getattr(report, found) for report in swept]), counts, rtol=1e-6)
     first, second, third = (report.nfe.sum() for report in swept)
     assert first > second > third, "the values must matter, or the test says nothing"
 
