@@ -39,7 +39,9 @@ def run(arguments: Sequence[str], cache: Path) -> tuple[float, float, str]:
     named = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(HOME)}
     named.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode
     since = time.perf_counter()
-    with subprocess.Popen([*COMMAND, *arguments], env=named, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [*COMMAND, *arguments], env=named, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         first = process.stdout.read(1)
         until_first = time.perf_counter() - since
