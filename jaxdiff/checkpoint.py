@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh, Sharding
 
 from jaxdiff.convert import kinds, stream, text
@@ -25,12 +24,10 @@ from jaxdiff.convert.engine import Sharded, assemble, params_from
 from jaxdiff.convert.prompts import Tokenizer
 from jaxdiff.files import (
     copy_present,
-    orbax_silenced,
     read_object,
     refusing,
     replaced,
     saving,
-    without_patterns,
     write_object,
 )
 from jaxdiff.models import family_name, in_dtype, leaf_dtype
@@ -138,7 +135,7 @@ def load(
     else:
         target = in_dtype(shapes, model.config.dtype)
         if then is None:
-            params = _restore(folder, target, None if mesh is None else shardings(model.config, target, mesh))
+            params = stream.restore(folder, target, None if mesh is None else shardings(model.config, target, mesh))
         else:
             made = functools.partial(_read, folder, model.config.dtype)
             params = assemble(stream.stored(folder, target), made, sharding=_sharding(model, target, mesh), then=then)
@@ -177,13 +174,15 @@ def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | N
     """Write a model folder as a whole or not at all: params in bfloat16 (int8 weights multiplied out, a router's in
     float32), the config, a copy of the tokenizer.
     """
+    from jaxdiff.convert import writer
+
     with replaced(folder) as new:
         config = dataclasses.asdict(model.config) | {"dtype": "bfloat16", "family": family_name(model)}
         write_object(new / "config.json", config)
         params = plain(params)
         small = jax.tree.map(lambda x, s: np.asarray(x.astype(s.dtype)), params, in_dtype(params, "bfloat16"))
         with saving(folder):
-            _save(new / "params", small)
+            writer.save(new / "params", small)
         if tokenizer_from is not None:
             copy_present(text.tokenizer_files(tokenizer_from), tokenizer_from, new)
 
@@ -193,6 +192,8 @@ def save_filter(folder: Path, learned: Learned, *, quota: bool) -> None:
 
     `quota`: whether the policy joins it with one token a step, as the published decode does.
     """
+    from jaxdiff.convert import writer
+
     judge = learned.filter
     config = {
         "kind": next(kind for kind, cls in FILTER_KINDS.items() if type(judge) is cls),
@@ -205,7 +206,7 @@ def save_filter(folder: Path, learned: Learned, *, quota: bool) -> None:
     with replaced(folder) as new:
         write_object(new / FILTER, config)
         with saving(folder):
-            _save(new / "params", judge.layers)
+            writer.save(new / "params", judge.layers)
         copy_present(["README.md"], folder, new)
 
 
@@ -240,7 +241,7 @@ def load_filter(folder: Path) -> tuple[Learned, bool]:
         make = FILTER_KINDS[config["kind"]]
         fields = {f.name: config[f.name] for f in dataclasses.fields(make) if f.name != "layers"}
         tau, quota = float(config["tau"]), bool(config["quota"])
-    layers = _restore(folder / "params", layers)
+    layers = stream.restore(folder / "params", layers)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(layers)):
         raise InputError(f"{folder / 'params'}: found weights that are no numbers (NaN or inf); fit the filter again")
     return Learned(make(layers=layers, **fields), tau), quota
@@ -259,32 +260,3 @@ def _check_widths(config: dict[str, Any]) -> None:
         ends = (local_width(reach, features), 1)
     if (widths[0], widths[-1]) != ends:
         raise ValueError(f"found widths from {widths[0]} to {widths[-1]}, expected from {ends[0]} to {ends[1]}")
-
-
-def _save(path: Path, params: Any) -> None:
-    with without_patterns(path.parent) as there, ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(there / path.name, params)
-    mark = path / "commit_success.txt"
-    if mark.is_file():  # on some file systems; it names a folder of this machine that is gone a moment later
-        mark.write_text("The checkpoint was written whole.\n", encoding="utf-8")
-
-
-def _restore(path: Path, target: Any, laid: Any = None) -> Params:
-    """The arrays of shapes `target`; where `laid` is given, padded with zeros and spread over devices as it says."""
-    if not path.is_dir():
-        raise InputError(f"{path}: missing; the folder holds a config but no parameters")
-    unread = refusing(f"{path}: cannot be read", stream.AGAIN)
-    with orbax_silenced(), unread, without_patterns(path) as there, ocp.StandardCheckpointer() as checkpointer:
-        if laid is None:
-            params = checkpointer.restore(there, target)
-            _check_shapes(params, target)
-        else:
-            _check_shapes(checkpointer.metadata(there).item_metadata.tree, target)
-            params = checkpointer.restore(there, laid, strict=False)  # pads, and would cut as well
-    return jax.tree.map(jnp.asarray, params)  # on the device once, not at each call
-
-
-def _check_shapes(found: Any, wanted: Any) -> None:
-    for (name, leaf), there in zip(jax.tree.leaves_with_path(wanted), jax.tree.leaves(found), strict=True):
-        if there.shape != leaf.shape:
-            raise ValueError(f"{jax.tree_util.keystr(name)}: {there.shape}, config.json says {leaf.shape}")

@@ -14,7 +14,7 @@ from jaxdiff.cli import options, requests
 from jaxdiff.cli.hosts import Hosts
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.requests import Job
-from jaxdiff.cli.share import decode_file, share_file
+from jaxdiff.cli.share import decode_file, print_file, share_file
 from jaxdiff.cli.show import note, stderr
 from jaxdiff.cli.tally import Tally, trusted
 from jaxdiff.cli.watch import replay
@@ -34,14 +34,14 @@ def generate(
             "--out",
             metavar="JSONL",
             help="Rows of id, text, token_ids, nfe, work, reason, commit_step, seconds (in its slot); or id, error. "
-            "Stopped, the same command goes on from what lies in JSONL.parts.",
+            "Stopped, the same command goes on from what lies in JSONL.parts. Default stdout, row by row.",
         ),
     ] = None,
     model: options.Model = SHIPPED,
     policy: options.Policy = "fixed",
     fill: options.Fill = "parallel",
     cache: options.Cache = "none",
-    stop: options.Stop = "none",
+    stop: options.GenerateStop = None,
     gen_length: options.GenLength = 256,
     block_length: options.BlockLength = None,
     steps: options.Steps = None,
@@ -78,8 +78,12 @@ def generate(
     """Generate text after a prompt, or after (or into) each row of a file."""
     if (prompt is None) == (in_file is None):
         raise InputError("give a PROMPT or --in FILE.jsonl, one of the two")
-    if (in_file is None) != (out_file is None):
-        raise InputError("--in and --out go together: name the JSONL file to read and the one to write")
+    if in_file is None and out_file is not None:
+        raise InputError("--out is for the rows of a file; name it with --in, or leave --out out")
+    if in_file is not None and out_file is None and as_json:
+        raise InputError(
+            "--json sums up a file on stdout, where its rows go without --out; give --out, or leave it out"
+        )
     if watch and in_file is not None:
         raise InputError("--watch shows a single PROMPT; leave it out with --in")
     if log_prob and in_file is None and not as_json:
@@ -89,10 +93,12 @@ def generate(
     hosts = Hosts(coordinator, processes, process_id)
     if not distributed and hosts != Hosts():
         raise InputError("--coordinator, --processes and --process-id say where hosts meet; give --distributed too")
-    if in_file is None or out_file is None:
-        if distributed:
-            raise InputError("--distributed shares a file between hosts; give --in and --out")
+    if distributed and (in_file is None or out_file is None):
+        raise InputError("--distributed shares a file between hosts; give --in and --out")
+    if in_file is None:
         return _one(str(prompt), make_decoding(), job, watch, as_json)
+    if out_file is None:
+        return print_file(in_file, make_decoding(), job)
     if distributed:
         return share_file(hosts, in_file, out_file, make_decoding, job, as_json)
     return decode_file(in_file, out_file, make_decoding(), job, as_json)

@@ -13,6 +13,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,9 @@ from jaxdiff.cli.learn import collect, fit
 from jaxdiff.cli.show import drop, stderr
 from jaxdiff.cli.train import train
 from jaxdiff.files import FULL, clear_scratch
+
+MIN_SECONDS = "jax_persistent_cache_min_compile_time_secs"
+GOOGLE = "0x1ae0"  # who makes TPUs, as PCI devices name it
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 for command in (demo, generate, evaluate, train, collect, fit, convert, export, inspect, bench):
@@ -67,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _leave_on_interrupt()
     _open_streams()
     _use_compilation_cache()
+    _pass_libtpu_by()
     _debug.set(False)
     try:
         with jax.enable_x64(False):  # whatever JAX_ENABLE_X64 says: models compute in float32 or bfloat16
@@ -132,7 +137,7 @@ def _leave_on_interrupt() -> None:
     def leave(number: int, frame: object) -> None:
         """That the thread below leaves is enough: an exception in the middle of someone's clean-up would be printed."""
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, leave)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, leave)
@@ -157,9 +162,23 @@ def _use_compilation_cache() -> None:
     Where there is no such folder that can be written, programs are compiled anew by each command. A program that cannot
     be kept or read, as on a full disk, is compiled again: nothing to tell.
     """
+    if MIN_SECONDS.upper() not in os.environ:  # small programs too: there are a few, and each is a wait
+        jax.config.update(MIN_SECONDS, 0.0)
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache", UserWarning)
     if jax.config.values["jax_compilation_cache_dir"] is None and (folder := _cache_folder()) is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _pass_libtpu_by() -> None:
+    """Where libtpu is installed and no TPU is there, JAX is not to try it: it says so at length on stderr.
+
+    A plugin for another device is left to JAX, and so is any device of Google's, which may be a TPU.
+    """
+    if jax.config.values["jax_platforms"] or "JAX_FORCE_TPU_INIT" in os.environ or find_spec("libtpu") is None:
+        return
+    vendors = (file.read_text(encoding="ascii").strip() for file in Path("/sys/bus/pci/devices").glob("*/vendor"))
+    if find_spec("jax_plugins") is None and GOOGLE not in vendors:
+        jax.config.update("jax_platforms", "cpu")
 
 
 def _cache_folder() -> Path | None:

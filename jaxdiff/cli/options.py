@@ -50,6 +50,15 @@ Stop = Annotated[
         "--stop", help="When a row ends: none (at the canvas' end), eos, eotp:way=official|block|safe,tau=0.9,keep=128."
     ),
 ]
+GenerateStop = Annotated[
+    str | None,
+    typer.Option(
+        "--stop",
+        metavar="NAME[:K=V,...]",
+        help="When a row ends: none (at the canvas' end), eos, eotp:way=official|block|safe,tau=0.9,keep=128. Default "
+        "eos, of which the text is that of none; on a canvas none.",
+    ),
+]
 GenLength = Annotated[int, typer.Option("--gen-length", min=1, help="Tokens to generate.")]
 BlockLength = Annotated[
     int | None,
@@ -117,7 +126,7 @@ class Decoding:
     policy: str = "fixed"
     fill: str = "parallel"
     cache: str = "none"
-    stop: str = "none"
+    stop: str | None = "none"  # None: eos after a prompt, none on a canvas, whose holes are all to be filled
     steps: int | None = None
     gen_length: int = 256
     block_length: int | None = None
@@ -142,7 +151,7 @@ class Decoding:
         if self.dtype not in (None, *DTYPES):
             raise InputError(f"dtype: found {self.dtype!r}, expected {' or '.join(DTYPES)}")
         check_weights(self.weights)
-        check_cache(CACHES.parse(self.cache), STOPPERS.parse(self.stop))
+        check_cache(CACHES.parse(self.cache), self.stopper())
         FILLS.parse(self.fill)
         self.parse(self.steps)
         if self.steps is not None and numbers_of(self.parse(1)) == numbers_of(self.parse(2)):
@@ -155,6 +164,9 @@ class Decoding:
     def parse(self, steps: int | None) -> jaxdiff.Policy:
         """The policy, for `steps` in a block; a learned one is looked for in the model's folder."""
         return parse(self.policy, learned=functools.partial(learned_policy, self.model), steps=steps)
+
+    def stopper(self, *, canvas: bool = False) -> jaxdiff.Stopper:
+        return STOPPERS.parse(self.stop or ("none" if canvas else "eos"))
 
     def load(self) -> jaxdiff.Checkpoint:
         """The model, laid over the mesh. Raises as `jaxdiff.load`."""
@@ -185,7 +197,7 @@ class Decoding:
             policy=self.parse(None if self.steps is None else self.steps // blocks),
             fill=FILLS.parse(self.fill),
             cache=CACHES.parse(self.cache),
-            stop=STOPPERS.parse(self.stop),
+            stop=self.stopper(canvas=canvas),
             sampling=jaxdiff.Sampling(
                 temperature=self.temperature,
                 top_p=self.top_p,

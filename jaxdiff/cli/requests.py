@@ -13,6 +13,7 @@ import jax
 from jaxdiff.checkpoint import Checkpoint
 from jaxdiff.cli.options import Decoding
 from jaxdiff.decode import Decoder
+from jaxdiff.decode.batches import widths_of
 from jaxdiff.decode.result import Reason
 from jaxdiff.files import parse_json
 from jaxdiff.parallel.mesh import parse_mesh
@@ -99,9 +100,8 @@ def read(data: bytes, checkpoint: Checkpoint, decoding: Decoding, *, special: bo
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:
-    """The order in which rows are decoded: refusals, prompts, canvases by their length, and the longest prompts first.
-
-    Rows that are alike share the slots, and the longest prompt shows at once whether memory holds it.
+    """The order in which processes share rows out: refusals, prompts, canvases by their length, the longest prompts
+    first, so that each gets as many of each.
     """
     return sorted(rows, key=lambda row: (-1, 0) if isinstance(row, Refusal) else (_canvas_length(row), -len(row.ids)))
 
@@ -109,10 +109,20 @@ def in_order(rows: Sequence[Row]) -> list[Row]:
 def answers(
     checkpoint: Checkpoint, requests: Sequence[Request], decoding: Decoding, job: Job, meter: Meter
 ) -> Iterator[Answer]:
-    """Decode requests that were checked, in `in_order`; each answer comes when it is there."""
-    for canvas, rows in groupby(in_order(requests), key=_canvas_length):
+    """Decode requests that were checked: prompts, then canvases by their length, else in the order given; each answer
+    comes when it is there.
+
+    Prompts of a file are padded to one width or to two, the wider ones first, which show at once whether memory holds
+    them. A prompt alone is padded to a bucket of an endless queue, so that the next one finds its program compiled.
+    """
+    for canvas, rows in groupby(sorted(requests, key=_canvas_length), key=_canvas_length):
         alike = [row for row in rows if isinstance(row, Request)]
         length = canvas or decoding.gen_length
+        widths: tuple[int, ...] = ()
+        if len(alike) > 1 and not canvas:
+            room = checkpoint.model.config.max_sequence_length - length
+            widths = widths_of([len(row.ids) for row in alike], length, room)
+            alike.sort(key=lambda row: len(row.ids) <= widths[0] < widths[-1])
         yield from decode_stream(  # type: ignore[misc]
             *(checkpoint.model, checkpoint.params, alike),
             decoding.decoder(checkpoint.model, length, canvas=bool(canvas)),
@@ -120,6 +130,7 @@ def answers(
             gen_length=length,
             key=jax.random.key(job.seed),
             mesh=parse_mesh(decoding.mesh),
+            widths=widths,
             meter=meter,
         )
 

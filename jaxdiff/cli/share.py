@@ -1,4 +1,4 @@
-"""`jaxdiff generate --in --out`: the rows of one file, by one process or shared between several.
+"""`jaxdiff generate --in`: the rows of one file, by one process or shared between several.
 
     meet -> agree on input, model, settings, versions -> part: each decodes its share into its own part file
          -> whoever ends last merges the parts, in the order of the input
@@ -10,8 +10,10 @@ again, with as many processes or more or fewer, decodes what no part holds yet.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +27,7 @@ from jaxdiff.checkpoint import Checkpoint, load
 from jaxdiff.cli import requests
 from jaxdiff.cli.hosts import Hosts, agree, together
 from jaxdiff.cli.options import Decoding
-from jaxdiff.cli.show import tell
+from jaxdiff.cli.show import note, tell
 from jaxdiff.cli.tally import Tally, decode_rows, trusted
 from jaxdiff.files import check_writable, json_line
 from jaxdiff.serve import Refusal
@@ -84,6 +86,34 @@ def decode_file(in_file: Path, out: Path, decoding: Decoding, job: requests.Job,
     said = f"{tally.rows} rows written to {out}, {tally.refused} refused{there} · {tally.line()}"
     tell(numbers, said, as_json=as_json)
     sound = _trusted(work, lines)
+    return 1 if tally.refused or not sound else 0
+
+
+def print_file(in_file: Path, decoding: Decoding, job: requests.Job) -> int:
+    """All rows to stdout, in the order of the file: each as soon as it and those before it are done.
+
+    Returns 1 if a row was refused or met scores that are no numbers, else 0.
+    """
+    data = in_file.read_bytes()
+    checkpoint = decoding.load()
+    rows = requests.read(data, checkpoint, decoding, special=job.special)
+    # A progress bar sends what is printed to its own terminal: right where that is stdout's too.
+    out = None if sys.stdout.isatty() else sys.stdout
+    waiting: dict[int, parts.Line] = {}
+    left = collections.deque(row.number for row in rows)
+    not_finite: dict[int, int] = {}
+
+    def keep(line: parts.Line) -> None:
+        waiting[line["number"]] = line["row"]
+        while left and left[0] in waiting:
+            number = left.popleft()
+            row = waiting.pop(number)
+            not_finite[number] = row.get("not_finite", 0)
+            print(json_line(row), file=out, flush=True)
+
+    tally = decode_rows(checkpoint, rows, decoding, in_file, job, keep)
+    note(f"{tally.rows} rows, {tally.refused} refused · {tally.line()}")
+    sound = trusted(decoding.model, f"{in_file} line", not_finite)
     return 1 if tally.refused or not sound else 0
 
 

@@ -50,6 +50,8 @@ def convert(
     Raises InputError, before anything is written, for a folder that is damaged, of an unknown family, whose config is
     not known in full, whose chat template fails, or whose tensors do not fit it.
     """
+    from jaxdiff.convert import writer  # orbax is slow to import, and not needed to read
+
     _check_new(target)
     described = describe(source, ignore=ignore)
     tensors, tokenizer, plan, dtypes = described.files, described.tokenizer, described.plan, described.dtypes
@@ -68,7 +70,7 @@ def convert(
         report(done, total)
         return array
 
-    pending = {leaf: stream.Pending(shape, dtypes[leaf], partial(made, leaf)) for leaf, shape in plan.leaves.items()}
+    pending = {leaf: writer.Pending(shape, dtypes[leaf], partial(made, leaf)) for leaf, shape in plan.leaves.items()}
     total = sum(leaf.nbytes for leaf in pending.values())
     config = dataclasses.asdict(described.config) | {"family": family_name(described.model)}
     with saving(target), replaced(target) as new:
@@ -77,7 +79,7 @@ def convert(
             copy_tokenizer(tokenizer.fast, source, new)
         (new / ORIGINAL).mkdir()
         copy_present(CONFIGS, source, new / ORIGINAL)
-        stream.write(new / "params", pending)
+        writer.write(new / "params", pending)
 
 
 def export(

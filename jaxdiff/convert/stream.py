@@ -1,93 +1,98 @@
-"""orbax params written and read a leaf at a time, so that a model larger than memory can be converted."""
+"""What orbax wrote (`writer`) read by tensorstore, as orbax would: zarr arrays, by the names of their leaves, in one
+OCDBT store.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict, unflatten_dict
-from orbax.checkpoint import type_handlers
+import tensorstore as ts
 
-from jaxdiff.convert.table import Shape
 from jaxdiff.files import refusing, without_patterns
-from jaxdiff.types import InputError
+from jaxdiff.types import InputError, Params
 
-# What the writer buffers beside a leaf: the chunks it is compressing, and data files until they have this size.
-CHUNK_BYTES, DATA_FILE_BYTES = 64 << 20, 256 << 20
 AGAIN = "restore or convert it again"  # what helps where params cannot be read
+open_array, open_store = ts.open, ts.KvStore.open  # by names that are not those of opening a text
+DRIVERS = {".zarray": "zarr", "zarr.json": "zarr3"}  # by the file that describes an array
 
 
-@dataclasses.dataclass(frozen=True)
-class Pending:
-    """A leaf that is made when it is written."""
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[dict[str, ts.TensorStore]]:
+    """The arrays of a folder's params, by path (`layers/q_proj/kernel`); of their numbers none is read yet.
 
-    shape: Shape
-    dtype: np.dtype
-    make: Callable[[], np.ndarray]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-class _PendingHandler(type_handlers.NumpyHandler):
-    """Writes pending leaves as arrays, one after the other; each is let go before the next is made."""
-
-    def __init__(self) -> None:
-        super().__init__(deepcopy_host_arrays=False)
-
-    async def serialize(self, values: Sequence[Any], infos: Sequence[Any], args: Sequence[Any] | None = None) -> Any:
-        for value, info, arg in zip(values, infos, args or [ocp.SaveArgs()] * len(values), strict=True):
-            for written in await super().serialize([value.make()], [info], [arg]):
-                written.result()
-        return []
-
-
-def write(path: Path, leaves: Mapping[str, Pending]) -> None:
-    """Write leaves by path as the params of a folder; no more than one is in memory at a time."""
-    tree = unflatten_dict(dict(leaves), sep="/")
-    arrays = (jax.Array, type_handlers.ArrayHandler())  # none is written, but orbax warns where it cannot
-    registry = type_handlers.create_type_handler_registry((Pending, _PendingHandler()), arrays)
-    arguments = ocp.args.PyTreeSave(
-        tree,
-        save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree),
-        ocdbt_target_data_file_size=DATA_FILE_BYTES,
-    )
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-    with without_patterns(path.parent) as there, ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(there / path.name, args=arguments)
+    Raises InputError for whatever goes wrong with them.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path}: missing; the folder holds a config but no parameters")
+    with refusing(f"{path}: cannot be read", AGAIN), without_patterns(path) as there:
+        store: dict[str, Any] = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{there}/"}}
+        files = [key.decode().rpartition("/") for key in open_store(store).result().list().result()]
+        opening = {
+            name.replace(".", "/"): open_array({"driver": DRIVERS[file], "kvstore": store | {"path": f"{name}/"}})
+            for name, _, file in files
+            if file in DRIVERS
+        }
+        yield {leaf: array.result() for leaf, array in opening.items()}
 
 
 def stored(path: Path, shapes: Any) -> dict[str, np.dtype]:
     """The dtype of each leaf of a folder's params. Raises InputError where their shapes are not `shapes`, a model's."""
-    unread = refusing(f"{path}: cannot be read", AGAIN)
-    with unread, without_patterns(path) as there, ocp.StandardCheckpointer() as checkpointer:
-        metadata: Any = checkpointer.metadata(there)
-        tree: Any = flatten_dict(metadata.item_metadata.tree, sep="/")
-    flat: Any = flatten_dict(shapes, sep="/")
-    expected = {leaf: tuple(x.shape) for leaf, x in flat.items()}
-    for leaf in sorted(tree | expected):
-        shape = tuple(tree[leaf].shape) if leaf in tree else "nothing"
-        if shape != expected.get(leaf):
-            raise InputError(f"{path} {leaf}: found {shape}, expected {expected.get(leaf, 'no such leaf')}")
-    return {leaf: np.dtype(x.dtype) for leaf, x in tree.items()}
+    with _opened(path) as arrays:
+        expected = {leaf: tuple(x.shape) for leaf, x in _by_path(shapes).items()}
+        for leaf in sorted(arrays | expected):
+            shape = tuple(arrays[leaf].shape) if leaf in arrays else "nothing"
+            if shape != expected.get(leaf):
+                raise InputError(f"{path} {leaf}: found {shape}, expected {expected.get(leaf, 'no such leaf')}")
+        return {leaf: array.dtype.numpy_dtype for leaf, array in arrays.items()}
 
 
 def read(path: Path, leaves: Iterable[str]) -> dict[str, np.ndarray]:
     """Some leaves of a folder's params, in host memory, and no others. Raises InputError for a damaged folder."""
-    wanted: Any = unflatten_dict(dict.fromkeys(leaves, 0), sep="/")
-    arguments = ocp.args.PyTreeRestore(
-        wanted,
-        restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
-        partial_restore=True,
-    )
-    unread, handler = refusing(f"{path}: cannot be read", AGAIN), ocp.PyTreeCheckpointHandler()
-    with unread, without_patterns(path) as there, ocp.Checkpointer(handler) as checkpointer:
-        tree: Any = flatten_dict(checkpointer.restore(there, args=arguments), sep="/")
-    return tree
+    with _opened(path) as arrays:
+        return {leaf: arrays[leaf].read().result() for leaf in leaves}
+
+
+def restore(path: Path, target: Params, laid: Params | None = None) -> Params:
+    """All arrays of a folder, of the shapes and dtypes `target`, on the device, a leaf at a time.
+
+    `laid`: shapes with their shardings: each device reads its own part, padded with zeros where a shape is larger.
+
+    Raises InputError for a folder that is damaged or holds others.
+    """
+    with _opened(path) as arrays:
+        wanted = _by_path(target)
+        for leaf in sorted(arrays | wanted):
+            found = tuple(arrays[leaf].shape) if leaf in arrays else "nothing"
+            said = tuple(wanted[leaf].shape) if leaf in wanted else "nothing"
+            if found != said:
+                raise ValueError(f"{leaf}: {found}, config.json says {said}")
+        there = jax.tree.leaves(target if laid is None else laid)
+        made = [_placed(arrays[leaf], where) for leaf, where in zip(wanted, there, strict=True)]
+        return jax.tree.unflatten(jax.tree.structure(target), made)
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree, in JAX's order."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def _placed(array: ts.TensorStore, there: jax.ShapeDtypeStruct) -> jax.Array:
+    def part(index: Any) -> np.ndarray:
+        spans = [span.indices(size) for span, size in zip(index, there.shape, strict=True)]
+        inside = [
+            (min(first, size), min(last, size)) for (first, last, _), size in zip(spans, array.shape, strict=True)
+        ]
+        found = array[tuple(slice(*ends) for ends in inside)].read().result().astype(there.dtype, copy=False)
+        missing = [last - first - size for (first, last, _), size in zip(spans, found.shape, strict=True)]
+        return np.pad(found, [(0, size) for size in missing]) if any(missing) else found
+
+    if there.sharding is None:
+        return jax.device_put(part(tuple(map(slice, there.shape))))
+    return jax.make_array_from_callback(there.shape, there.sharding, part)

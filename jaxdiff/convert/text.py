@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxdiff.convert.plain import open_plain
 from jaxdiff.files import copy_present, first_line, read_object, refusing
 from jaxdiff.types import InputError
 
@@ -35,7 +36,8 @@ def tokenizer_files(folder: Path) -> list[str]:
 
 
 def open_tokenizer(folder: Path, family: str | None = None) -> Any:
-    """A transformers tokenizer from a folder's files, or None where it has none; no code of the folder is run.
+    """A transformers tokenizer from a folder's files, or one that does the same without (`plain`), or None where it has
+    none; no code of the folder is run.
 
     A folder with `vocab.json` and `merges.txt` alone holds Qwen's byte-level BPE, as Dream and SDAR are published.
     Where the files give no chat template, it has the fallback of `family`.
@@ -45,11 +47,13 @@ def open_tokenizer(folder: Path, family: str | None = None) -> Any:
     whole = (folder / "tokenizer.json").is_file()
     if not whole and not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
         return None
+    _check_template(folder)
+    if (plain := open_plain(folder, tokenizer_files(folder))) is not None:
+        return plain
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch: none is needed
     from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer  # slow to import, and not needed for ids
 
     kind: Any = PreTrainedTokenizerFast if whole else Qwen2Tokenizer
-    _check_template(folder)
     with _unmarked(folder) as clean:
         try:
             fast = kind.from_pretrained(str(clean), trust_remote_code=False)

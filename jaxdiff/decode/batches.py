@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
 from jaxdiff.decode.api import pad_prompts
+from jaxdiff.decode.state import row_keys
 
 BUCKET = 32  # prompts are padded to a multiple of this, so that batches share compiled programs
+SAVES = 0.25  # of a queue's columns, for which a second width is worth its compiling
 
 
 def batches(count: int, size: int) -> Iterator[Int[np.ndarray, " B"]]:
@@ -38,6 +39,22 @@ def bucket(length: int, room: int) -> int:
     return min(width, room)
 
 
+def widths_of(lengths: Iterable[int], generated: int, room: int) -> tuple[int, ...]:
+    """The widths that prompts of known lengths are padded to, ascending; each is a program to compile.
+
+    A multiple of BUCKET, at most `room`, for the longest; a second one for the shorter prompts where it saves SAVES of
+    all columns.
+    """
+    needed = [min(-(-length // BUCKET) * BUCKET, room) for length in lengths]
+    longest = max(needed)
+
+    def columns(narrow: int) -> int:
+        return sum((narrow if width <= narrow else longest) + generated for width in needed)
+
+    best = min(set(needed), key=columns)
+    return (best, longest) if columns(best) <= (1 - SAVES) * columns(longest) else (longest,)
+
+
 def request_keys(seed: int, requests: Int[np.ndarray, " B"]) -> Key[Array, " B"]:
     """The key of each request of a run: the same in whatever batch it is decoded."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(requests))
+    return row_keys(jax.random.key(seed), np.asarray(requests, np.int32))

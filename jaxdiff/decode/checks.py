@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, Key
 
 from jaxdiff.caches import CACHES
 from jaxdiff.decode.decoder import BLOCK_LENGTH, Decoder
+from jaxdiff.decode.state import row_keys
 from jaxdiff.protocols import Cache, Model, Stopper
 from jaxdiff.pytree import named_numbers
 from jaxdiff.types import InputError
@@ -102,13 +103,18 @@ def checked_origin(origin: Any, rows: int, width: int) -> Int[Array, " B"]:
 def checked_keys(key: Any, rows: int) -> Key[Array, " B"]:
     """A key for each row: those given, or the one given (default key 0) folded with the row's number."""
     key = jax.random.key(0) if key is None else key
-    if not jnp.issubdtype(getattr(key, "dtype", None) or np.asarray(key).dtype, jax.dtypes.prng_key):
-        raise InputError("key: found no typed key; make one with jax.random.key(seed)")
+    check_typed(key)
     if key.ndim == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+        return row_keys(key, np.arange(rows, dtype=np.int32))
     if key.shape != (rows,):
         raise InputError(f"key: found shape {key.shape}, expected () or ({rows},), one for each row")
     return key
+
+
+def check_typed(key: Any) -> None:
+    """Raises InputError for what is no key, nor an array of them."""
+    if not jnp.issubdtype(getattr(key, "dtype", None) or np.asarray(key).dtype, jax.dtypes.prng_key):
+        raise InputError("key: found no typed key; make one with jax.random.key(seed)")
 
 
 def checked_reference(model: Model, reference: Any, rows: int, length: int, overhang: int) -> Int[Array, "B L"]:

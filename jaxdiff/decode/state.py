@@ -71,6 +71,12 @@ def live(model: Model, state: State) -> Bool[Array, " B"]:
     return jnp.any(holes(model, state), axis=1) | state.holds
 
 
+@jax.jit
+def row_keys(key: Key[Array, ""], numbers: Int[Array, " B"]) -> Key[Array, " B"]:
+    """A run's key, folded with each row's number, in one program."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+
+
 def fold(keys: Key[Array, " B"], data: int | Int[Array, ""] | Int[Array, " B"]) -> Key[Array, " B"]:
     """Each row's key, folded with one number or with its own."""
     return jax.vmap(jax.random.fold_in, (0, 0 if jnp.ndim(data) else None))(keys, data)

@@ -4,7 +4,9 @@
                 ^ rows that are done are replaced before the next serve step
 
 Python sees serve steps, never decode steps. Requests of mixed lengths share the slots: a canvas is as wide as the
-longest prompt in flight, in buckets that double, and is repadded on the left while rows are in it.
+longest prompt in flight, in buckets that double or in the widths that the caller names, and is repadded on the left
+while rows are in it. What goes in is made by numpy and put on the device: `jnp.asarray` is a program to compile, for
+each shape.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Bool, Int, Key, UInt32
 
 from jaxdiff.decode import api, checks
 from jaxdiff.decode.batches import bucket
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.layout import Setup, layout_of
 from jaxdiff.decode.loop import begin
-from jaxdiff.decode.state import Rows, State
+from jaxdiff.decode.state import Rows, State, row_keys
 from jaxdiff.parallel.mesh import check_axes, everywhere
 from jaxdiff.parallel.rules import place
 from jaxdiff.protocols import Model
@@ -48,6 +50,7 @@ def decode_stream(
     mesh: Mesh | None = None,
     free: int = 1,
     most: int = UNBOUNDED,
+    widths: Sequence[int] = (),
     meter: Meter | None = None,
 ) -> Iterator[Answer | Refusal]:
     """Decode a queue of requests, `slots` at a time; yields each answer when it is there.
@@ -66,6 +69,8 @@ def decode_stream(
         key: of the run; request i draws from `fold_in(key, i)` unless it has a key of its own.
         free: rows that must be done before the compiled loop is left to look at the queue.
         most: steps after which it is left in any case.
+        widths: columns that prompts are padded to, ascending, for a queue whose lengths are known
+            (`decode.batches.widths_of`); a prompt that fits none has 32 doubled until it does, as all have without.
         meter: told of time and of the slots' work, and keeps the compiled programs: give the same one again, and
             nothing is compiled twice.
 
@@ -87,7 +92,8 @@ def decode_stream(
         params, devices = place(model.config, params, mesh), mesh.shape["data"]
     jax.eval_shape(lambda: decoder.policy.init(1, block))
     key = jax.random.key(0) if key is None else key
-    if checks.checked_keys(key, getattr(key, "size", 1)).size > 1:
+    checks.check_typed(key)
+    if key.size > 1:
         raise InputError(f"key: found {key.size} of them, expected one; request i draws from fold_in(key, i)")
     meter = Meter() if meter is None else meter
     if REFERENCE in decoder.policy.needs:
@@ -99,12 +105,14 @@ def decode_stream(
             key=key,
             mesh=mesh,
             free=free,
+            widths=widths,
             meter=meter.beside(),
         )
         requests = map(_with_reference, answers)  # type: ignore[assignment]
     layout = layout_of(model, decoder, first=0, generated=gen_length, block=block, mesh=mesh)
     laid = decoder if mesh is None else everywhere(decoder, mesh)
-    engine = _Engine(Setup(api.guided(model, decoder), params, laid, layout), gen_length, key, (free, most), meter)
+    setup = Setup(api.guided(model, decoder), params, laid, layout)
+    engine = _Engine(setup, gen_length, key, (free, most), tuple(widths), meter)
     return engine.serve(numbered(requests), slots, devices)
 
 
@@ -133,12 +141,19 @@ class _Engine:
     """The slots on the host: who is in them since when, how wide the canvas is, and the state on the device."""
 
     def __init__(
-        self, setup: Setup, gen_length: int, key: Key[Array, ""], bounds: tuple[int, int], meter: Meter
+        self,
+        setup: Setup,
+        gen_length: int,
+        key: Key[Array, ""],
+        bounds: tuple[int, int],
+        widths: tuple[int, ...],
+        meter: Meter,
     ) -> None:
         """`setup`: its layout is replaced as requests come in; `bounds`: `free` and `most` of `serve_step`."""
         self.setup, self.gen_length, self.key, self.meter = setup, gen_length, key, meter
         self.numbers = [np.asarray(number) for number in numbers_of(setup.decoder)]
-        self.bounds = [jnp.asarray(bound, jnp.int32) for bound in bounds]
+        self.bounds, self.widths = [np.asarray(bound, np.int32) for bound in bounds], widths
+        self.words = jax.eval_shape(jax.random.key_data, key).shape
         self.room = setup.model.config.max_sequence_length - gen_length
         self.slots: list[_Slot | None] = []
         self.fresh: set[int] = set()
@@ -200,7 +215,7 @@ class _Engine:
     def _serve_step(self) -> Iterator[Answer]:
         present = [(number, slot) for number, slot in enumerate(self.slots) if slot is not None]
         prompts = [slot.request for _, slot in present if not slot.request.is_canvas]
-        first = max((bucket(len(request.ids), self.room) for request in prompts), default=0)
+        first = max((self._width(len(request.ids)) for request in prompts), default=0)
         incoming = self._incoming(first)
         self._fit(first, incoming)
         done = self.meter.call(serve_step, self.setup, self.state, incoming, *self.bounds, donate=(1,))
@@ -226,13 +241,16 @@ class _Engine:
                     seconds=self.meter.seconds - slot.since,
                 )
 
+    def _width(self, length: int) -> int:
+        return next((width for width in self.widths if width >= length), bucket(length, self.room))
+
     def _incoming(self, first: int) -> Incoming:
         """The requests that are new in their slots, as arrays; the other rows generate nothing."""
         rows, length = len(self.slots), first + self.kind.generated + self.kind.overhang
         canvas = np.full((rows, length), self.setup.model.config.mask_token_id, np.int32)
         reference = canvas.copy()
         origin, last, fresh = np.zeros(rows, np.int32), np.zeros(rows, np.int32), np.zeros(rows, bool)
-        keys = np.array(np.broadcast_to(jax.random.key_data(self.key), (rows, *jax.random.key_data(self.key).shape)))
+        places, own, has_own = np.zeros(rows, np.int32), np.zeros((rows, *self.words), np.uint32), np.zeros(rows, bool)
         numbers = [np.full(rows, number, number.dtype) for number in self.numbers]
         for slot in self.fresh:
             request = self.slots[slot].request  # type: ignore[union-attr]
@@ -240,24 +258,18 @@ class _Engine:
             fresh[slot], origin[slot] = True, end - len(request.ids)
             canvas[slot, origin[slot] : end] = request.ids
             last[slot] = first + (request.max_tokens or self.kind.generated)
-            own = jax.random.fold_in(self.key, request.number) if request.key is None else request.key
-            keys[slot] = jax.random.key_data(own)
+            places[slot], has_own[slot] = request.number, request.key is not None
+            if request.key is not None:
+                own[slot] = jax.random.key_data(request.key)
             asked = self.numbers if request.decoder is None else numbers_of(request.decoder)
             for column, number in zip(numbers, asked, strict=True):
                 column[slot] = number
             if request.reference is not None:
                 reference[slot, first : first + len(request.reference)] = request.reference
-        return Incoming(
-            fresh=jnp.asarray(fresh),
-            rows=Rows(
-                canvas=jnp.asarray(canvas),
-                origin=jnp.asarray(origin),
-                last=jnp.asarray(last),
-                keys=jax.random.wrap_key_data(jnp.asarray(keys), impl=jax.random.key_impl(self.key)),
-                reference=jnp.asarray(reference) if REFERENCE in self.setup.decoder.policy.needs else None,
-            ),
-            numbers=tuple(map(jnp.asarray, numbers)),
-        )
+        keys = _keys(self.key, places, own, has_own)
+        given = reference if REFERENCE in self.setup.decoder.policy.needs else None
+        fresh, canvas, origin, last, given, numbers = jax.device_put((fresh, canvas, origin, last, given, numbers))
+        return Incoming(fresh=fresh, rows=Rows(canvas, origin, last, keys, given), numbers=tuple(numbers))
 
     def _fit(self, first: int, incoming: Incoming) -> None:
         """The layout of prompts that end at column `first`, and a state of that width."""
@@ -279,3 +291,12 @@ class _Engine:
             self.state = self.meter.call(begin, setup, incoming.rows)
         elif layout != before:
             self.state = self.meter.call(repad, self.setup, before, self.state)
+
+
+@jax.jit
+def _keys(
+    key: Key[Array, ""], numbers: Int[Array, " B"], own: UInt32[Array, "B words"], has_own: Bool[Array, " B"]
+) -> Key[Array, " B"]:
+    """Each request's own key, from its words, or the run's folded with its number."""
+    words = jnp.where(has_own[:, None], own, jax.random.key_data(row_keys(key, numbers)))
+    return jax.random.wrap_key_data(words, impl=jax.random.key_impl(key))

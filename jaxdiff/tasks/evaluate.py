@@ -17,13 +17,12 @@ from jaxtyping import Bool, Float, Int
 
 from jaxdiff import parts
 from jaxdiff.checkpoint import Checkpoint
-from jaxdiff.decode.api import prepare
-from jaxdiff.decode.batches import batches, pad_to_bucket, request_keys
+from jaxdiff.decode.batches import widths_of
 from jaxdiff.decode.checks import block_of, check_lengths
 from jaxdiff.decode.decoder import Decoder
-from jaxdiff.decode.program import Timed
 from jaxdiff.files import check_writable
 from jaxdiff.metrics import tpf, wilson
+from jaxdiff.serve import Answer, Meter, Refusal, Request, decode_stream
 from jaxdiff.tasks import task
 from jaxdiff.tasks.base import Problem
 from jaxdiff.types import InputError
@@ -47,7 +46,7 @@ class Report:
     near_ties: Int[np.ndarray, " n"]
     not_finite: Int[np.ndarray, " n"]  # positions whose scores were no numbers, as of `Result`
     seconds: float  # decoding alone, warm
-    compile_seconds: float  # past the persistent cache
+    compile_seconds: float  # tracing and compiling, or reading from the persistent cache
 
     def summary(self) -> dict[str, float | int]:
         """The numbers to report: accuracy with its 95 % Wilson interval, mean NFE, TPF as total over total, times, and
@@ -76,7 +75,7 @@ def evaluate(checkpoint: Checkpoint, task_name: str, decoder: Decoder | None = N
 def sweep(
     checkpoint: Checkpoint,
     task_name: str,
-    decoder: Callable[[Float[np.ndarray, " B"]], Decoder],
+    decoder: Callable[[Any], Decoder],
     values: Sequence[float],
     *,
     n: int = 100,
@@ -90,14 +89,14 @@ def sweep(
 ) -> tuple[Report, ...]:
     """One report for each value of a decoder's number, from one compiled program: rows are values x problems.
 
-    `decoder` makes a decoder from the values of a batch's rows. `seed` is that of the problems and of the decode's
-    randomness, where each problem has its own key. Problems whose worked answers are about as long share a batch, and
-    end together. `progress` is called after each batch with the rows, the tokens and the seconds so far. A report's
-    seconds are its rows' share of their batches'.
+    `decoder` makes a decoder from one value, or from a vector of them. `seed` is that of the problems and of the
+    decode's randomness, where each problem has its own key. The rows go through `batch_size` slots (`decode_stream`),
+    value after value, the longest prompts first. `progress` is called after each row with the rows, the tokens and the
+    seconds so far. A row's seconds are those since the row before it was done: they add up to those of the decode.
 
     `out`: a JSONL file of the rows, value after value, in the task's order: number (value x n + problem), question,
-    text, correct, nfe, work, length, near_ties, not_finite. Rows are written to `parts.folder_of(out)` as their batches
-    end; the same call goes on from what lies there, and its reports count all rows.
+    text, correct, nfe, work, length, near_ties, not_finite. Rows are written to `parts.folder_of(out)` as they are
+    done; the same call goes on from what lies there, and its reports count all rows.
 
     Raises InputError for a task that is not known, the training split, a model without a tokenizer, what `decode`
     refuses, an `out` that cannot be written, and rows of another run beside it.
@@ -114,14 +113,13 @@ def sweep(
         raise InputError(f"n: found {n}, but {task_name}/{split} has {len(problems)} problems; ask for fewer")
     questions = [tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question) for p in problems]
     numbers = np.asarray(values, np.float32)
-    block = block_of(checkpoint.model, decoder(numbers[:1]).block_length)
+    decoders = [decoder(np.asarray(number)) for number in numbers]
+    block = block_of(checkpoint.model, decoders[0].block_length)
     check_lengths(checkpoint.model, max(map(len, questions)), gen_length, block)
-    config = checkpoint.model.config
-    prompts, origin = pad_to_bucket(questions, fill=config.eos_token_id, room=config.max_sequence_length - gen_length)
-    by_length = np.argsort([len(problem.worked) for problem in problems], kind="stable")
-
-    order = (np.arange(len(values))[:, None] * n + by_length).reshape(-1)
-    run, lines = Timed(persistent_cache=False), {}
+    own = decoders if len(values) > 1 else [None]
+    room = checkpoint.model.config.max_sequence_length - gen_length
+    order = sorted(range(len(values) * n), key=lambda number: (number // n, -len(questions[number % n])))
+    meter, lines = Meter(), {}
     with ExitStack() as stack:
         keep: Callable[[Mapping[str, Any]], None] | None = None
         if out is not None:
@@ -129,46 +127,56 @@ def sweep(
             depends = _run_of(checkpoint, task_name, split, questions, decoder(numbers), gen_length, seed)
             lines = parts.written(out, depends)
             keep = stack.enter_context(parts.Part(out, 0, depends)).write
-        left = np.asarray([number for number in order if number not in lines], np.int64)
-        for rows in batches(left.size, batch_size):
-            which, at = np.divmod(left[rows], n)
-            before = run.seconds
-            call = prepare(
-                *(checkpoint.model, checkpoint.params, prompts[at], decoder(numbers[which])),
-                gen_length=gen_length,
-                origin=origin[at],
-                key=request_keys(seed, at),
-                mesh=mesh,
-            )
-            result = jax.device_get(run.run(call))
-            fresh = len(np.unique(rows))  # the last batch repeats its own
-            for place, number in enumerate(left[rows[:fresh]].tolist()):
-                problem = problems[number % n]
-                text = tokenizer.decode(result.tokens[place, prompts.shape[1] :])
-                row = {
-                    "number": number,
-                    "question": problem.question,
-                    "text": text,
-                    "correct": bool(module.verify(text, problem)),
-                    "nfe": int(result.nfe[place]),
-                    "work": float(result.work[place]),
-                    "length": int(result.lengths[place]),
-                    "near_ties": int(result.near_ties[place]),
-                    "not_finite": int(result.not_finite[place]),
-                }
-                lines[number] = {"number": number, "row": row, "seconds": (run.seconds - before) / fresh}
-                if keep is not None:
-                    keep(lines[number])
+        answers = decode_stream(
+            *(checkpoint.model, checkpoint.params),
+            # Each row of a problem has the problem's number, and with it its key.
+            [
+                Request(questions[number % n], number, number % n, decoder=own[number // n])
+                for number in order
+                if number not in lines
+            ],
+            decoders[0],
+            slots=batch_size,
+            gen_length=gen_length,
+            key=jax.random.key(seed),
+            mesh=mesh,
+            widths=widths_of(map(len, questions), gen_length, room),
+            meter=meter,
+        )
+        tokens, told = sum(line["row"]["length"] for line in lines.values()), 0.0
+        for answer in answers:
+            if isinstance(answer, Refusal):
+                raise InputError(answer.error)
+            number = answer.request.id
+            row = _row(number, problems[number % n], answer, tokenizer.decode(answer.tokens), module)
+            lines[number] = {"number": number, "row": row, "seconds": meter.seconds - told}
+            tokens, told = tokens + answer.length, meter.seconds
+            if keep is not None:
+                keep(lines[number])
             if progress is not None:
-                progress(len(lines), sum(line["row"]["length"] for line in lines.values()), run.seconds)
-    done = [lines[number] for number in range(order.size)]
+                progress(len(lines), tokens, meter.seconds)
+    done = [lines[number] for number in range(len(order))]
     if out is not None:
         parts.finish(out, done)
         parts.remove(out)
     return tuple(
-        _report(task_name, split, seed, problems, done[first : first + n], run.compile_seconds)
-        for first in range(0, order.size, n)
+        _report(task_name, split, seed, problems, done[first : first + n], meter.compile_seconds)
+        for first in range(0, len(order), n)
     )
+
+
+def _row(number: int, problem: Problem, answer: Answer, text: str, module: Any) -> dict[str, Any]:
+    return {
+        "number": number,
+        "question": problem.question,
+        "text": text,
+        "correct": bool(module.verify(text, problem)),
+        "nfe": answer.nfe,
+        "work": answer.work,
+        "length": answer.length,
+        "near_ties": answer.near_ties,
+        "not_finite": answer.not_finite,
+    }
 
 
 def _report(

@@ -3,6 +3,7 @@
 import json
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -49,6 +50,24 @@ def test_report(run, refused, parity, folder, tmp_path):
     assert [row["correct"] for row in rows] == [True, False, True, False, True]
     assert sum(row["nfe"] for row in rows) == pytest.approx(5 * got["nfe"])
     assert "split: found 'train', expected test or validation" in refused(*asked, "--split", "train")
+
+
+def test_another_threshold_seed_and_split_compile_nothing(run, parity, folder):
+    asked = ("eval", "--task", "parity", "--model", folder, *SHORT, "--batch-size", 2, "--json")
+    first = run(*asked, "--n", 3, "--policy", "threshold:tau=0.9", "--seed", 1).json
+    misses = []
+
+    def listen(event, **_):
+        if event == "/jax/compilation_cache/cache_misses":
+            misses.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        second = run(*asked, "--n", 4, "--policy", "threshold:tau=0.05", "--seed", 2, "--split", "validation").json
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+    assert not misses
+    assert second["nfe"] < first["nfe"]
 
 
 def test_table(run, folder, monkeypatch):

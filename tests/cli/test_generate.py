@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import re
+import sys
 
 import jax
 import numpy as np
@@ -211,6 +212,34 @@ def test_file_keeps_its_order_and_reports_bad_rows(run, folder, tmp_path):
     ]
     assert 0 not in hole["token_ids"]
     assert sorted(tmp_path.iterdir()) == [source, tmp_path / "out.jsonl"]
+
+
+def test_rows_go_to_stdout_as_they_are_done_in_the_files_order(run, folder, tmp_path, monkeypatch):
+    source, written = write(tmp_path / "in.jsonl", ROWS), []
+    whole = ("generate", "--in", source, "--model", folder, *SHORT)
+    run(*whole, "--out", tmp_path / "out.jsonl")
+    plain = requests.line_of
+    # As each row is done: how many are on stdout by then. Those done before it in the order of the file are.
+    monkeypatch.setattr(
+        requests, "line_of", lambda *a, **k: written.append(sys.stdout.getvalue().count("\n")) or plain(*a, **k)
+    )
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    ran = run(*whole, "--batch-size", 1)
+    rows, kept = [json.loads(line) for line in sys.stdout.getvalue().splitlines()], read(tmp_path / "out.jsonl")
+    assert ran.code == 1
+    assert [row | {"seconds": 0} for row in rows] == [row | {"seconds": 0} for row in kept]
+    assert written == [0, 1, 3, 4]  # the third and the last line were refused before any was decoded
+
+
+def test_a_file_compiles_one_width(checkpoint):
+    """Prompts of 3 to 70 ids, in buckets that double three widths and the way from each to the next."""
+    rows = [jaxdiff.Request([5] * length, number=n) for n, length in enumerate((3, 70, 40, 66, 10))]
+    job, meter = requests.Job(seed=0, slots=2), jaxdiff.Meter()
+    done = {answer.request.number: answer for answer in requests.answers(checkpoint, rows, DECODING, job, meter)}
+    assert meter.programs == 2  # blank slots, and a serve step
+    (alone,) = requests.answers(checkpoint, rows[:1], DECODING, job, jaxdiff.Meter())
+    np.testing.assert_array_equal(done[0].tokens, alone.tokens)
+    assert len(done) == len(rows)
 
 
 def test_rows_do_not_depend_on_the_batch(run, folder, tmp_path):

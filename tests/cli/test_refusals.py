@@ -69,8 +69,8 @@ MEET = ("--distributed", "--coordinator", "127.0.0.1:1", "--processes", "2")
 COMMANDS = [
     (("generate",), "give a PROMPT or --in FILE.jsonl"),
     (("generate", "x", "--in", "a", "--out", "b"), "one of the two"),
-    (("generate", "--in", "a"), "--in and --out go together"),
-    (("generate", "x", "--out", "b"), "--in and --out go together"),
+    (("generate", "--in", "a", "--json"), "--json sums up a file on stdout, where its rows go without --out"),
+    (("generate", "x", "--out", "b"), "--out is for the rows of a file; name it with --in"),
     (("generate", "--in", "a", "--out", "b", "--watch"), "--watch shows a single PROMPT"),
     (("generate", "x", "--distributed"), "--distributed shares a file between hosts; give --in and --out"),
     (("generate", "x", "--processes", "2"), "say where hosts meet; give --distributed too"),

@@ -6,7 +6,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxdiff.decode import Timed, api
-from jaxdiff.decode.batches import BUCKET, batches, pad_to_bucket, request_keys
+from jaxdiff.decode.batches import BUCKET, batches, pad_to_bucket, request_keys, widths_of
 from tests import small
 
 
@@ -34,6 +34,19 @@ def test_keys_follow_the_request():
     together = request_keys(3, np.arange(4))
     assert (together[np.asarray([2, 0])] == request_keys(3, np.asarray([2, 0]))).all()
     assert not (together == request_keys(4, np.arange(4))).any()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "widths"),
+    [
+        ([5], (32,)),
+        ([5, 33, 60, 64], (64,)),  # of 4 x 128 columns a second width saves 32
+        ([5] * 9 + [300], (32, 320)),
+        ([5] * 9 + [300, 310, 490], (32, 490)),  # the room that is left, not a multiple
+    ],
+)
+def test_widths_of_known_lengths(lengths, widths):
+    assert widths_of(lengths, 64, 490) == widths
 
 
 @pytest.fixture

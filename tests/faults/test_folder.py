@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 import jaxdiff
 from jaxdiff import InputError, Tokenizer, build
 from jaxdiff.cli.main import main
-from jaxdiff.convert import convert, export, from_tensors
+from jaxdiff.convert import convert, export, from_tensors, writer
 from jaxdiff.stoppers import STOPPERS
 from tests.convert import published as hf
 from tests.convert.test_folder import same
@@ -231,7 +231,7 @@ def test_a_full_disk_blames_what_is_written(step, errno_, source, tmp_path, monk
         monkeypatch.setattr(shutil, "copy", full)
     else:
         monkeypatch.setattr(jaxdiff.convert.folder, "save_file", full_weights)
-        monkeypatch.setattr(jaxdiff.convert.stream, "write", full_weights)
+        monkeypatch.setattr(writer, "write", full_weights)
     for call, start in ((convert, source), (export, tmp_path / "ours")):
         with pytest.raises(InputError) as caught:
             call(start, tmp_path / "new")

@@ -202,7 +202,7 @@ def damaged(tmp_path_factory):
 
 
 def test_the_command_line_says_which_rows(damaged, tmp_path, capsys):
-    shape = ("--gen-length", "8", "--block-length", "8", "--batch-size", "1")
+    shape = ("--gen-length", "8", "--block-length", "8", "--batch-size", "1", "--stop", "none")
     options = ("--model", str(damaged), *shape, "--policy", "threshold")
 
     def ran(*arguments):

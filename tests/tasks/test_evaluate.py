@@ -4,13 +4,11 @@ import json
 import types
 from pathlib import Path
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
-from jaxdiff import Checkpoint, InputError, Result, Tokenizer, parts
-from jaxdiff.decode import Timed
-from jaxdiff.decode.api import prepare
+from jaxdiff import Answer, Checkpoint, InputError, Tokenizer, decode, decode_stream, pad_prompts, parts
 from jaxdiff.decode.batches import request_keys
 from jaxdiff.policies import Threshold
 from jaxdiff.stoppers import Eos
@@ -19,9 +17,8 @@ from jaxdiff.tasks.base import Problem
 from jaxdiff.tasks.evaluate import evaluate, sweep
 from tests import small
 
-N, BATCH = 5, 2
+N, SLOTS = 5, 2
 TAUS = (0.9, 0.6, 0.3)
-RUN = Timed.run
 
 
 class Letters:
@@ -53,35 +50,30 @@ def calls(monkeypatch):
     monkeypatch.setitem(TASKS, "letters", module)
     seen = []
 
-    def prepare(model, params, prompts, decoder, *, origin, key, gen_length, mesh):
-        options = {"decoder": decoder, "mesh": mesh, "gen_length": gen_length}
-        seen.append({"origin": origin, "key": key, "shape": prompts.shape, "before": prompts[:, -2], **options})
-        rows = prompts.shape[0]
-        said = prompts[:, -1] + (prompts[:, -1] == 12)
-        tail = np.full((rows, gen_length - 1), small.EOS, np.int32)
-        order = jnp.asarray(prompts[:, -1] - 10, jnp.int32)
-        return Result(
-            tokens=jnp.asarray(np.concatenate([prompts, said[:, None], tail], axis=1)),
-            origin=jnp.asarray(origin),
-            lengths=order + 1,
-            nfe=order + 2,
-            cheap=jnp.zeros((rows,), jnp.int32),
-            work=order / 2.0,
-            commit_step=jnp.zeros((rows, gen_length), jnp.int32),
-            log_prob=jnp.zeros((rows, gen_length)),
-            reason=jnp.zeros((rows,), jnp.int32),
-            near_ties=order,
-            not_finite=jnp.zeros((rows,), jnp.int32),
-            policy=(),
-        )
+    def stream(model, params, requests, decoder, *, gen_length, meter, **options):
+        seen.append({"requests": requests, "decoder": decoder, "gen_length": gen_length, **options})
+        meter.compile_seconds = 3.0
+        for request in requests:
+            asked = request.ids[-1]
+            said = [asked + (asked == 12)] + [small.EOS] * (gen_length - 1)
+            order = int(asked) - 10
+            meter.seconds += 0.5
+            yield Answer(
+                request=request,
+                tokens=np.asarray(said, np.int32),
+                commit_step=np.zeros(gen_length, np.int32),
+                log_prob=np.zeros(gen_length, np.float32),
+                length=order + 1,
+                nfe=order + 2,
+                cheap=0,
+                work=order / 2.0,
+                reason=0,
+                near_ties=order,
+                not_finite=0,
+                seconds=0.5,
+            )
 
-    def run(timed, result):
-        timed.seconds += 0.5
-        timed.compile_seconds = 3.0
-        return result
-
-    monkeypatch.setattr("jaxdiff.tasks.evaluate.prepare", prepare)
-    monkeypatch.setattr("jaxdiff.tasks.evaluate.Timed.run", run)
+    monkeypatch.setattr("jaxdiff.tasks.evaluate.decode_stream", stream)
     return seen
 
 
@@ -92,7 +84,7 @@ def test_report_counts_each_problem_once(checkpoint, calls):
         "letters",
         small.decoder(),
         n=N,
-        batch_size=BATCH,
+        batch_size=SLOTS,
         gen_length=small.GEN,
         progress=lambda *told: heard.append(told),
     )
@@ -107,12 +99,12 @@ def test_report_counts_each_problem_once(checkpoint, calls):
     assert (summary["accuracy"], summary["nfe"], summary["tpf"], summary["n"]) == (0.8, 4.0, 15 / 20, 5)
     assert summary["work"] == 1.0
     assert summary["accuracy_low"] < 0.8 < summary["accuracy_high"]
-    assert (summary["seconds"], summary["compile_seconds"]) == (1.5, 3.0)
-    assert heard == [(2, 3, 0.5), (4, 10, 1.0), (5, 15, 1.5)]
+    assert (summary["seconds"], summary["compile_seconds"]) == (2.5, 3.0)
+    assert heard == [(1, 1, 0.5), (2, 4, 1.0), (3, 8, 1.5), (4, 13, 2.0), (5, 15, 2.5)]  # b is the shortest
 
 
-def test_rows_are_kept_as_batches_end_and_gone_on_with(checkpoint, calls, tmp_path, monkeypatch):
-    out, options = tmp_path / "out.jsonl", {"n": N, "batch_size": BATCH, "gen_length": small.GEN}
+def test_rows_are_kept_as_they_are_done_and_gone_on_with(checkpoint, calls, tmp_path, monkeypatch):
+    out, options = tmp_path / "out.jsonl", {"n": N, "batch_size": SLOTS, "gen_length": small.GEN}
     alone = evaluate(checkpoint, "letters", small.decoder(), **options)
 
     def stop(done, *_):
@@ -128,7 +120,7 @@ def test_rows_are_kept_as_batches_end_and_gone_on_with(checkpoint, calls, tmp_pa
         evaluate(checkpoint, "letters", small.decoder(stop=Eos()), out=out, seed=1, **options)
     calls.clear()
     report = evaluate(checkpoint, "letters", small.decoder(), out=out, **options)
-    assert len(calls) == 1
+    assert [request.id for request in calls[0]["requests"]] == [1]
     assert report.summary() == alone.summary() | {"seconds": report.seconds}
     assert report.seconds == pytest.approx(alone.seconds)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -140,57 +132,44 @@ def test_rows_are_kept_as_batches_end_and_gone_on_with(checkpoint, calls, tmp_pa
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_problems_of_like_length_share_a_batch(checkpoint, calls, monkeypatch):
-    worked = {"a": "....", "b": "", "c": "...", "d": "", "e": ""}
-    made = [Problem(letter, text, letter) for letter, text in worked.items()]
+def test_the_longest_prompts_come_first_and_keep_their_keys(checkpoint, calls, monkeypatch):
+    made = [Problem(text, "", text[-1]) for text in ("a", "bbb", "cc", "dd")]
     monkeypatch.setattr(TASKS["letters"], "problems", lambda split, seed: iter(made))
-    report = evaluate(checkpoint, "letters", small.decoder(), n=N, batch_size=BATCH, gen_length=small.GEN)
-    order = [1, 3, 4, 2, 0, 0]  # the last batch repeats its own
-    for call, rows in zip(calls, (order[:2], order[2:4], order[4:]), strict=True):
-        assert (call["key"] == request_keys(0, np.asarray(rows))).all()
-    assert report.texts == ("a", "b", "d", "d", "e")
+    report = evaluate(checkpoint, "letters", small.decoder(), n=4, batch_size=SLOTS, gen_length=small.GEN, seed=3)
+    (call,) = calls
+    assert [(request.id, request.number) for request in call["requests"]] == [(n, n) for n in (1, 2, 3, 0)]
+    assert (call["slots"], call["widths"], call["gen_length"]) == (SLOTS, (32,), small.GEN)
+    assert call["key"] == jax.random.key(3)
+    assert report.texts == ("a", "b", "d", "d")
 
 
 def test_a_sweep_equals_an_evaluation_of_each_value(calls, monkeypatch):
-    """3 values x 4 problems in batches of 5: batches straddle values, and the last one is filled up."""
-    monkeypatch.setattr("jaxdiff.tasks.evaluate.prepare", prepare)
-    monkeypatch.setattr("jaxdiff.tasks.evaluate.Timed.run", RUN)
+    """3 values x 4 problems through 5 slots: neighbours have other values. A row is what `decode` gives."""
+    monkeypatch.setattr("jaxdiff.tasks.evaluate.decode_stream", decode_stream)
     checkpoint = Checkpoint(small.MODEL, small.params(), Tokenizer(Letters(), small.EOS), Path("tiny"))
-    options = {"n": 4, "gen_length": small.GEN}
 
     def decoder(tau):
         return small.decoder(policy=Threshold(tau=tau), stop=Eos())
 
-    swept = sweep(checkpoint, "letters", decoder, TAUS, batch_size=5, **options)
-    for report, tau in zip(swept, TAUS, strict=True):
-        alone = evaluate(checkpoint, "letters", decoder(tau), **options)
-        assert report.texts == alone.texts
-        np.testing.assert_array_equal(report.nfe, alone.nfe)
-        np.testing.assert_array_equal(report.work, alone.work)
-        np.testing.assert_array_equal(report.lengths, alone.lengths)
+    swept = sweep(checkpoint, "letters", decoder, TAUS, batch_size=5, n=4, gen_length=small.GEN)
+    tokenizer = checkpoint.tokenizer
+    questions = [tokenizer.encode(letter) if letter == "b" else tokenizer.prompt(letter) for letter in "abcd"]
+    prompts, origin = pad_prompts(questions * len(TAUS), fill=small.EOS)
+    given = checkpoint.model, checkpoint.params, prompts, decoder(np.repeat(TAUS, len(questions)))
+    keys = request_keys(0, np.tile(np.arange(len(questions)), len(TAUS)))
+    wanted = decode(*given, gen_length=small.GEN, origin=origin, key=keys)
+    texts = [tokenizer.decode(tokens[prompts.shape[1] :]) for tokens in wanted.tokens]
+    assert [text for report in swept for text in report.texts] == texts
+    for found, counts in (("nfe", wanted.nfe), ("work", wanted.work), ("lengths", wanted.lengths)):
+        np.testing.assert_allclose(np.concatenate([getattr(report, found) for report in swept]), counts, rtol=1e-6)
     first, second, third = (report.nfe.sum() for report in swept)
     assert first > second > third, "the values must matter, or the test says nothing"
 
 
 def test_what_is_to_be_gone_on_with_is_no_turn_of_a_chat(checkpoint, calls):
     evaluate(checkpoint, "letters", small.decoder(), n=3, gen_length=small.GEN)
-    assert (calls[0]["before"] == small.EOT).tolist() == [True, False, True]
-
-
-def test_batches_share_one_shape_and_problems_keep_their_keys(checkpoint, calls):
-    settings = {"decoder": small.decoder(temperature=1.0), "n": N, "gen_length": small.GEN}
-    evaluate(checkpoint, "letters", batch_size=BATCH, **settings)
-    pairs = [call for call in calls if call["decoder"].sampling.temperature == 1.0]
-    assert {call["shape"] for call in pairs} == {(BATCH, 32)}
-    evaluate(checkpoint, "letters", batch_size=N, **settings)
-    together = calls[-1]["key"]
-    assert (jnp.concatenate([call["key"] for call in pairs])[:N] == together).all()
-
-
-def test_padding_gives_way_to_the_context(checkpoint, calls):
-    room = small.CONFIG.max_sequence_length - 56
-    evaluate(checkpoint, "letters", small.decoder(), n=2, gen_length=56)
-    assert calls[0]["shape"] == (2, room)
+    asked = {request.id: list(request.ids) for request in calls[0]["requests"]}
+    assert asked == {0: [small.EOT, 10], 1: [11], 2: [small.EOT, 12]}
 
 
 @pytest.mark.parametrize(
