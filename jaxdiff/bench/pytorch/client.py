@@ -7,7 +7,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -83,10 +82,7 @@ def worker(
 
     Raises InputError where PyTorch is not installed, for another family than LLaDA, and for a filter of another kind.
     """
-    if importlib.util.find_spec("torch") is None:
-        raise InputError("pytorch: not installed; install torch, or pass --no-pytorch")
-    if not isinstance(model, Llada):
-        raise InputError(f"pytorch: found {type(model).__name__}, expected Llada; pass --no-pytorch")
+    check_pytorch(model)
     if learned is not None and not isinstance(learned.filter, BlockFilter):
         raise InputError(f"pytorch: found a {type(learned.filter).__name__}, expected Learn2PD's, a BlockFilter")
     with tempfile.TemporaryDirectory(prefix="jaxdiff-bench-") as name:
@@ -110,9 +106,12 @@ def worker(
                     process.kill()
 
 
-def compiler() -> str | None:
-    """The C++ compiler that torch.compile takes on a CPU; None where there is none."""
-    return shutil.which(os.environ.get("CXX", "g++"))
+def check_pytorch(model: Model) -> None:
+    """Raises InputError where PyTorch is not installed, and for another family than LLaDA."""
+    if importlib.util.find_spec("torch") is None:
+        raise InputError("pytorch: not installed; install torch, or pass --no-pytorch")
+    if not isinstance(model, Llada):
+        raise InputError(f"pytorch: found {type(model).__name__}, expected Llada; pass --no-pytorch")
 
 
 def _write(

@@ -27,7 +27,6 @@ from torch.nn import functional as F
 from jaxdiff.bench.pytorch.model import KV, Filter, Join, Llada, alone
 
 TAU = 0.9  # Fast-dLLM's threshold
-ONE_ROW = ("learn2pd", "eotp")  # are published for one row
 
 
 class Choice(Protocol):
@@ -150,7 +149,7 @@ class Uncached:
     ) -> tuple[torch.Tensor, KV]:
         """Tokens [B T] at `columns` after one step, and their keys and values; `block`: which of T are the block's."""
         candidate, confidence, kv = self.believe(tokens, columns, seen, join)
-        open_ = (tokens == self.model.mask) & (columns <= columns[block[-1]])
+        open_ = (tokens == self.model.mask) & (columns <= columns[block[-1:]])
         return candidate.where(self.choose(confidence, open_, block), tokens), kv
 
     def believe(
@@ -184,7 +183,9 @@ class Prefix(Uncached):
                 forwards += 1
         return canvas, forwards
 
-    def _later(self, tokens: torch.Tensor, columns: torch.Tensor, own: torch.Tensor, seen: Any, past: KV) -> torch.Tensor:
+    def _later(
+        self, tokens: torch.Tensor, columns: torch.Tensor, own: torch.Tensor, seen: Any, past: KV
+    ) -> torch.Tensor:
         def behind(layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return torch.cat([past[layer][0], k], 2), torch.cat([past[layer][1], v], 2)
 
@@ -243,7 +244,7 @@ class Predicted(Uncached):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         candidate, confidence, _ = self.believe(canvas, columns, None)
         masked = canvas == self.model.mask
-        open_ = masked & (columns <= columns[block[-1]])
+        open_ = masked & (columns <= columns[block[-1:]])
         ends = candidate == self.model.eos
         accepted = ends & self.choose.alone(confidence, open_, block)
         foreseen = confidence.where(ends & masked, -torch.inf)

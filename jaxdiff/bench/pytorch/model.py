@@ -26,7 +26,7 @@ class Llada(nn.Module):
     """Every position sees all, but for a row's padding."""
 
     def __init__(self, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
-        """`config`: fields of `LladaConfig`; `weights`: jaxdiff's leaves by path (`layers/q_proj/kernel` [N in out])."""
+        """`config`: fields of `LladaConfig`; `weights`: jaxdiff's leaves by path, such as `layers/q_proj/kernel`."""
         super().__init__()
         self.mask, self.eos = int(config["mask_token_id"]), int(config["eos_token_id"])
         heads, kv_heads = int(config["n_heads"]), int(config["n_kv_heads"])
@@ -71,9 +71,7 @@ class Llada(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(
-        self, leaves: Mapping[str, torch.Tensor], heads: int, kv_heads: int, size: int, eps: float
-    ) -> None:
+    def __init__(self, leaves: Mapping[str, torch.Tensor], heads: int, kv_heads: int, size: int, eps: float) -> None:
         super().__init__()
         self.size, self.grouped = size, heads != kv_heads
         self.attn_norm, self.ff_norm = (Norm(leaves[f"{name}/weight"], eps) for name in ("attn_norm", "ff_norm"))
