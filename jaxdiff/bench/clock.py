@@ -42,18 +42,18 @@ def in_turn(
 
     Raises InputError for no rounds.
     """
+    for way in ways.values():
+        way()
     return told({name: functools.partial(_seconds, way) for name, way in ways.items()}, rounds, progress)
 
 
 def told(
     clocks: Mapping[str, Callable[[], float]], rounds: int, progress: Callable[[int], None] | None = None
 ) -> dict[str, Float[np.ndarray, " n"]]:
-    """As `in_turn`, for ways that return their own seconds: another process has its clock."""
+    """As `in_turn`, for ways that ran once and return their own seconds: another process has its clock."""
     if rounds < 1:
         raise InputError(f"rounds: found {rounds}, expected at least 1")
     names = list(clocks)
-    for clock in clocks.values():
-        clock()
     seconds = {name: np.zeros(rounds) for name in names}
     for index in range(rounds):
         first = index % len(names)

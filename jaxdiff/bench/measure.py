@@ -42,13 +42,13 @@ class Work:
 
 
 class Timing:
-    """A compiled decode, and the result and the seconds of its first run; None where nothing can be run."""
+    """A compiled decode, and its first run: the seconds, and the result, which is None where nothing can be run."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
         since = time.perf_counter()
         self.result = program() if program.runs else None
-        self.first_seconds = None if self.result is None else time.perf_counter() - since
+        self.first_seconds = time.perf_counter() - since
 
     @property
     def steps(self) -> int:

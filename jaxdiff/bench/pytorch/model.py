@@ -75,8 +75,13 @@ class Layer(nn.Module):
         super().__init__()
         self.size, self.grouped = size, heads != kv_heads
         self.attn_norm, self.ff_norm = (Norm(leaves[f"{name}/weight"], eps) for name in ("attn_norm", "ff_norm"))
-        for name in ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"):
-            self.add_module(name, _linear(leaves[f"{name}/kernel"], leaves.get(f"{name}/bias")))
+
+        def linear(name: str) -> nn.Linear:
+            return _linear(leaves[f"{name}/kernel"], leaves.get(f"{name}/bias"))
+
+        self.q_proj, self.k_proj, self.v_proj = linear("q_proj"), linear("k_proj"), linear("v_proj")
+        self.attn_out = linear("attn_out")
+        self.ff_proj, self.up_proj, self.ff_out = linear("ff_proj"), linear("up_proj"), linear("ff_out")
 
     def forward(
         self, x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], seen: torch.Tensor | None, join: Any
