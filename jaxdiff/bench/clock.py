@@ -44,7 +44,7 @@ def in_turn(
     """
     for way in ways.values():
         way()
-    return told({name: functools.partial(_seconds, way) for name, way in ways.items()}, rounds, progress)
+    return told({name: functools.partial(seconds_of, way) for name, way in ways.items()}, rounds, progress)
 
 
 def told(
@@ -69,7 +69,8 @@ def ratio(slow: Float[np.ndarray, " n"], fast: Float[np.ndarray, " n"]) -> Media
     return Median.of(slow / fast)
 
 
-def _seconds(way: Callable[[], object]) -> float:
+def seconds_of(way: Callable[[], object]) -> float:
+    """Of one call."""
     since = time.perf_counter()
     way()
     return time.perf_counter() - since

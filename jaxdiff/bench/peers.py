@@ -15,14 +15,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxdiff.bench.clock import Median, ratio, told
+from jaxdiff.bench.clock import Median, ratio, seconds_of, told
 from jaxdiff.bench.measure import Timing, Work
 from jaxdiff.bench.pytorch.client import Ran, Worker, worker
 from jaxdiff.bench.starts import warm_compile_seconds
@@ -128,7 +127,7 @@ def _compared(
     except InputError as error:
         why = str(error)
     ways = {way: functools.partial(_worker_seconds, torch, name, way == "compiled") for way in firsts}
-    seconds = told({"jaxdiff": functools.partial(_seconds, ours)} | ways, work.rounds, progress)
+    seconds = told({"jaxdiff": functools.partial(seconds_of, ours.program)} | ways, work.rounds, progress)
     assert ours.result is not None
     tokens = np.asarray(ours.result.tokens)[:, work.prompts.shape[1] :]
 
@@ -156,12 +155,6 @@ def _compared(
         "not_compiled": why,
         "torch": torch.version,
     }
-
-
-def _seconds(timing: Timing) -> float:
-    since = time.perf_counter()
-    timing.program()
-    return time.perf_counter() - since
 
 
 def _worker_seconds(torch: Worker, name: str, compiled: bool) -> float:

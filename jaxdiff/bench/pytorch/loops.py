@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.nn import functional as F
@@ -29,6 +29,7 @@ from jaxdiff.bench.pytorch.model import KV, Filter, Join, Llada, alone
 TAU = 0.9  # Fast-dLLM's threshold
 
 
+@runtime_checkable
 class Choice(Protocol):
     """What a step commits, [B T]."""
 
@@ -37,6 +38,7 @@ class Choice(Protocol):
         ...
 
 
+@runtime_checkable
 class Compile(Protocol):
     """A step as it is, or compiled; `dynamic` where its shapes change from step to step."""
 
