@@ -95,7 +95,7 @@ def against_pytorch(
             worker,
             work.model,
             work.params,
-            [row[first:] for row, first in zip(work.prompts, work.origin, strict=True)],
+            [row[first:].tolist() for row, first in zip(work.prompts, work.origin, strict=True)],
             gen_length=work.gen_length,
             block_length=work.block_length,
             learned=learned,

@@ -87,7 +87,7 @@ def worker(
         raise InputError(f"pytorch: found a {type(learned.filter).__name__}, expected Learn2PD's, a BlockFilter")
     with tempfile.TemporaryDirectory(prefix="jaxdiff-bench-") as name:
         folder = Path(name)
-        _write(folder, model, params, prompts, gen_length, block_length, learned)
+        write_task(folder, model, params, prompts, gen_length, block_length, learned)
         place = {"TORCHINDUCTOR_CACHE_DIR": str(cache or folder / "compiled"), "JAX_PLATFORMS": "cpu"}
         with (folder / "stderr").open("w") as errors:
             process = subprocess.Popen(
@@ -114,7 +114,7 @@ def check_pytorch(model: Model) -> None:
         raise InputError(f"pytorch: found {type(model).__name__}, expected Llada; pass --no-pytorch")
 
 
-def _write(
+def write_task(
     folder: Path,
     model: Model,
     params: Params,
@@ -123,6 +123,7 @@ def _write(
     block_length: int,
     learned: Learned | None,
 ) -> None:
+    """What the worker reads, into its folder."""
     weights = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree.leaves_with_path(plain(params))

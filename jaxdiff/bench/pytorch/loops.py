@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch.nn import functional as F
@@ -103,7 +103,7 @@ def confident(confidence: torch.Tensor, open_: torch.Tensor, block: torch.Tensor
 class Accepted:
     """Those that the filter accepts, and the most confident."""
 
-    filter: Filter
+    filter: Callable[[torch.Tensor], torch.Tensor]
 
     def __call__(self, confidence: torch.Tensor, open_: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
         return self.alone(confidence, open_, block) | most_confident(confidence, open_, block)
@@ -114,8 +114,8 @@ class Accepted:
         return torch.zeros_like(open_).index_copy(1, block, accepted) & open_
 
 
-class Uncached:
-    """Each step runs the whole canvas.
+class Loop:
+    """Without a cache: each step runs the whole canvas.
 
     `confidence`: what the softmax computes in; None for the model's dtype.
     """
@@ -164,12 +164,14 @@ class Uncached:
         return candidate[..., 0], prob[..., 0], kv
 
 
-class Prefix(Uncached):
-    """A block's first step runs the canvas and keeps what lies left of the block; the others run what does not."""
+class Cached(Loop):
+    """A block's first step runs the canvas and keeps keys and values; the others run a window that holds the block."""
+
+    dynamic: ClassVar[bool] = False  # whether windows differ in length
 
     def prepare(self, compile_: Compile) -> None:
         self.first = compile_(self.advance, dynamic=False)
-        self.step = compile_(self._later, dynamic=True)
+        self.step = compile_(self._later, dynamic=self.dynamic)
 
     def __call__(self, task: Task) -> tuple[torch.Tensor, int]:
         canvas, forwards = task.canvas(self.model.mask), 0
@@ -179,49 +181,63 @@ class Prefix(Uncached):
             block = columns[start : start + task.block_length]
             canvas, kv = self.first(canvas, columns, block, task.seen)
             forwards += 1
-            past = [(k[:, :, :start], v[:, :, :start]) for k, v in kv]
+            window, kept = self.window(start, task.block_length), self.kept(kv, start)
             while self.unfinished(canvas, block):
-                canvas[:, start:] = self.step(canvas[:, start:], columns[start:], own, task.seen, past)
+                canvas[:, window] = self.step(canvas[:, window], columns[window], own, task.seen, kept)
                 forwards += 1
         return canvas, forwards
+
+    def window(self, start: int, block_length: int) -> slice:
+        """The columns of a later step; it begins with the block."""
+        raise NotImplementedError
+
+    def kept(self, kv: KV, start: int) -> KV:
+        """What of the first step's keys and values is kept."""
+        raise NotImplementedError
+
+    def joined(self, kept: torch.Tensor, columns: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """Keys, or values, that a later step attends to, given its own."""
+        raise NotImplementedError
 
     def _later(
-        self, tokens: torch.Tensor, columns: torch.Tensor, own: torch.Tensor, seen: Any, past: KV
+        self, tokens: torch.Tensor, columns: torch.Tensor, own: torch.Tensor, seen: torch.Tensor | None, kept: KV
     ) -> torch.Tensor:
-        def behind(layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return torch.cat([past[layer][0], k], 2), torch.cat([past[layer][1], v], 2)
+        def join(layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.joined(kept[layer][0], columns, k), self.joined(kept[layer][1], columns, v)
 
-        return self.advance(tokens, columns, own, seen, behind)[0]
-
-
-class Dual(Uncached):
-    """A block's first step runs the canvas and keeps all; the others run the block, which replaces its own."""
-
-    def prepare(self, compile_: Compile) -> None:
-        self.first = compile_(self.advance, dynamic=False)
-        self.step = compile_(self._later, dynamic=False)
-
-    def __call__(self, task: Task) -> tuple[torch.Tensor, int]:
-        canvas, forwards = task.canvas(self.model.mask), 0
-        columns = torch.arange(canvas.shape[1], device=canvas.device)
-        own = columns[: task.block_length]
-        for start in task.starts():
-            block = columns[start : start + task.block_length]
-            canvas, kv = self.first(canvas, columns, block, task.seen)
-            forwards += 1
-            while self.unfinished(canvas, block):
-                canvas[:, block] = self.step(canvas[:, block], block, own, task.seen, kv)
-                forwards += 1
-        return canvas, forwards
-
-    def _later(self, tokens: torch.Tensor, block: torch.Tensor, own: torch.Tensor, seen: Any, kv: KV) -> torch.Tensor:
-        def within(layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return kv[layer][0].index_copy_(2, block, k), kv[layer][1].index_copy_(2, block, v)
-
-        return self.advance(tokens, block, own, seen, within)[0]
+        return self.advance(tokens, columns, own, seen, join)[0]
 
 
-class Predicted(Uncached):
+class Prefix(Cached):
+    """Keeps what lies left of the block; runs all the rest."""
+
+    dynamic = True
+
+    def window(self, start: int, block_length: int) -> slice:
+        del block_length
+        return slice(start, None)
+
+    def kept(self, kv: KV, start: int) -> KV:
+        return [(k[:, :, :start], v[:, :, :start]) for k, v in kv]
+
+    def joined(self, kept: torch.Tensor, columns: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        return torch.cat([kept, new], 2)
+
+
+class Dual(Cached):
+    """Keeps all; runs the block, whose keys and values replace those that were there."""
+
+    def window(self, start: int, block_length: int) -> slice:
+        return slice(start, start + block_length)
+
+    def kept(self, kv: KV, start: int) -> KV:
+        return kv
+
+    def joined(self, kept: torch.Tensor, columns: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        return kept.index_copy_(2, columns, new)
+
+
+class Predicted(Loop):
     """Each step cuts the canvas behind the end-of-text that it foresees: the next one runs a shorter one. One row.
 
     That is the leftmost that the filter accepts; else, of all masks of the canvas, the most confident. What it kept may
@@ -255,14 +271,14 @@ class Predicted(Uncached):
         return candidate.where(self.choose(confidence, open_, block), canvas), end
 
 
-def loop(name: str, model: Llada, filter_: Filter | None, compile_: Compile) -> Uncached:
+def loop(name: str, model: Llada, filter_: Filter | None, compile_: Compile) -> Loop:
     """One of the table above. Raises KeyError for another name."""
-    makes: dict[str, Callable[[], Uncached]] = {
-        "standard": lambda: Uncached(model, most_confident, compile_),
-        "threshold": lambda: Uncached(model, confident, compile_, torch.float64),
+    makes: dict[str, Callable[[], Loop]] = {
+        "standard": lambda: Loop(model, most_confident, compile_),
+        "threshold": lambda: Loop(model, confident, compile_, torch.float64),
         "prefix": lambda: Prefix(model, confident, compile_, torch.float64),
         "dual": lambda: Dual(model, confident, compile_, torch.float64),
-        "learn2pd": lambda: Uncached(model, Accepted(_given(filter_)), compile_),
+        "learn2pd": lambda: Loop(model, Accepted(_given(filter_)), compile_),
         "eotp": lambda: Predicted(model, Accepted(_given(filter_)), compile_),
     }
     return makes[name]()

@@ -42,7 +42,7 @@ class Worker:
         self.filter = None if tau is None else Filter(weights, tau).to(device)
         self.gen_length = setting["gen_length"]
         self.task = loops.Task.of(setting["prompts"], self.gen_length, setting["block_length"], device)
-        self.loops: dict[tuple[str, bool], loops.Uncached] = {}
+        self.loops: dict[tuple[str, bool], loops.Loop] = {}
 
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         """One decode."""
