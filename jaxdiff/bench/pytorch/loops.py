@@ -12,7 +12,9 @@ argmax) and its confidence (the candidate's probability).
 | `learn2pd` | Learn2PD `generate_learn2parallel` | canvas | what the filter accepts, and the most confident |
 | `eotp` | Learn2PD `generate_l2p_eot` | canvas, which is cut | the same |
 
-Where the published code goes over rows and positions in Python to choose, this computes with whole tensors.
+Confidences are computed in float64 by Fast-dLLM's code, in the model's dtype by the two others', where confident
+positions then often tie, and the first is taken. Where the published code goes over rows and positions in Python to
+choose, this computes with whole tensors.
 """
 
 from __future__ import annotations
