@@ -99,7 +99,7 @@ def against_pytorch(
             gen_length=work.gen_length,
             block_length=work.block_length,
             learned=learned,
-            cache=Path(folder),
+            compiled=Path(folder),
         )
         with start() as torch:
             for index, name in enumerate(names):

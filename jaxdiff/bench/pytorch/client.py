@@ -71,14 +71,14 @@ def worker(
     *,
     gen_length: int,
     block_length: int,
-    learned: Learned | None = None,
-    cache: Path | None = None,
+    learned: Learned | None,
+    compiled: Path,
 ) -> Iterator[Worker]:
     """A worker for these prompts, on the device that JAX computes on; it ends with the block.
 
     Args:
         learned: Learn2PD's filter and threshold, for the loops that ask it.
-        cache: where torch.compile keeps what it made; default a new folder, so that nothing is there before.
+        compiled: the folder where torch.compile keeps what it made.
 
     Raises InputError where PyTorch is not installed, for another family than LLaDA, and for a filter of another kind.
     """
@@ -88,7 +88,7 @@ def worker(
     with tempfile.TemporaryDirectory(prefix="jaxdiff-bench-") as name:
         folder = Path(name)
         write_task(folder, model, params, prompts, gen_length, block_length, learned)
-        place = {"TORCHINDUCTOR_CACHE_DIR": str(cache or folder / "compiled"), "JAX_PLATFORMS": "cpu"}
+        place = {"TORCHINDUCTOR_CACHE_DIR": str(compiled), "JAX_PLATFORMS": "cpu"}
         with (folder / "stderr").open("w") as errors:
             process = subprocess.Popen(
                 [sys.executable, "-m", "jaxdiff.bench.pytorch.worker", str(folder)],
@@ -102,8 +102,9 @@ def worker(
             with process:
                 try:
                     yield Worker(process, folder / "stderr")
-                finally:
+                except BaseException:
                     process.kill()
+                    raise
 
 
 def check_pytorch(model: Model) -> None:
