@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdiff.bench import ceilings
 from jaxdiff.bench.clock import Median, in_turn, ratio
-from jaxdiff.bench.pytorch import Eager
-from jaxdiff.caches import Dual
 from jaxdiff.decode import Decoder, Program, lower
-from jaxdiff.policies import Fixed
 from jaxdiff.protocols import Model
 from jaxdiff.types import Inputs, Params, Span
 from jaxdiff.weights import full
@@ -44,11 +42,13 @@ class Work:
 
 
 class Timing:
-    """A compiled decode, and the result of its first run; None where nothing can be run."""
+    """A compiled decode, and its first run: the seconds, and the result, which is None where nothing can be run."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
+        since = time.perf_counter()
         self.result = program() if program.runs else None
+        self.first_seconds = time.perf_counter() - since
 
     @property
     def steps(self) -> int:
@@ -121,43 +121,6 @@ def cache_speedups(
             "same_tokens": _same(program, made),
         }
         for name, made in programs.items()
-    }
-
-
-def against_pytorch(work: Work, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
-    """Standard decoding of the first prompt: seconds of the eager PyTorch loop over jaxdiff's, on the same cores.
-
-    And over those of the work's own policy with the `dual` cache: other tokens, in fewer and cheaper forwards.
-    """
-    row, origin = work.prompts[:1, int(work.origin[0]) :], np.zeros(1, np.int32)
-    one = dataclasses.replace(work, prompts=row, origin=origin)
-    eager = Eager(work.model, work.params)
-    program, asked = one.program(policy=Fixed()), one.program(cache=Dual())
-    found = eager.decode(row[0], work.gen_length, work.block_length)
-    seconds = in_turn(
-        {
-            "jaxdiff": program.program,
-            "dual": asked.program,
-            "pytorch": lambda: eager.decode(row[0], work.gen_length, work.block_length),
-        },
-        work.rounds,
-        progress,
-    )
-    assert program.result is not None
-    assert asked.result is not None
-    dtype = work.model.config.dtype
-    return {
-        "ratio": dataclasses.asdict(ratio(seconds["pytorch"], seconds["jaxdiff"])),
-        "pytorch_seconds": dataclasses.asdict(Median.of(seconds["pytorch"])),
-        "jaxdiff_seconds": dataclasses.asdict(Median.of(seconds["jaxdiff"])),
-        "same_tokens": float(np.mean(found == np.asarray(program.result.tokens[0]))),
-        "dual": {
-            "ratio": dataclasses.asdict(ratio(seconds["pytorch"], seconds["dual"])),
-            "seconds": dataclasses.asdict(Median.of(seconds["dual"])),
-            "same_tokens": float(np.mean(found == np.asarray(asked.result.tokens[0]))),
-        },
-        "pytorch_matmul_gflops": eager.matmul_flops(ceilings.SIZE) / 1e9,
-        "jax_matmul_gflops": ceilings.matmul_flops(dtype) / 1e9,
     }
 
 

@@ -12,22 +12,27 @@ import typer
 from rich.table import Table
 
 from jaxdiff.bench import measure
+from jaxdiff.bench.peers import ONE_ROW, PEERS, STANDARD, against_pytorch, parse_peers
+from jaxdiff.bench.pytorch.client import check_pytorch
 from jaxdiff.bench.shapes import SHAPES, abstract_params, random_params, shaped
 from jaxdiff.bench.targets import tpu
 from jaxdiff.caches import CACHES, NoCache
-from jaxdiff.checkpoint import SHIPPED, Checkpoint, load
+from jaxdiff.checkpoint import FILTERS, SHIPPED, Checkpoint, load, load_filter, model_folder
 from jaxdiff.cli import options
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import note, progress, tell
 from jaxdiff.decode import Program
 from jaxdiff.decode.batches import pad_to_bucket
 from jaxdiff.decode.checks import block_of
+from jaxdiff.policies import Learned
 from jaxdiff.tasks import task
 from jaxdiff.types import InputError, Params
 from jaxdiff.weights import quantised
 
 PROMPT_LENGTH = 64  # of random ids, where the model has no tokenizer
 ROUNDS = 5
+WAYS = ("eager", "compiled")  # of PyTorch
+OFFICIAL = "official"  # Learn2PD's filter as published, of a model's own
 
 
 def bench(
@@ -40,7 +45,15 @@ def bench(
     block_length: options.BlockLength = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows decoded together.")] = 1,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Each way runs once a round, in turn.")] = ROUNDS,
-    pytorch: Annotated[bool, typer.Option(help="Against an eager PyTorch loop (dense LLaDA alone).")] = True,
+    against: Annotated[
+        str,
+        typer.Option(
+            "--against",
+            metavar="NAME[,NAME...]",
+            help=f"Which published loops, in PyTorch, eager and compiled: {', '.join(PEERS)}.",
+        ),
+    ] = STANDARD,
+    pytorch: Annotated[bool, typer.Option(help="Against PyTorch at all (dense LLaDA alone).")] = True,
     roofline: Annotated[bool, typer.Option("--roofline", help="Against this machine's measured ceilings.")] = False,
     compile_only: Annotated[
         bool, typer.Option("--compile-only", help="Compile time and memory alone: no weights are made.")
@@ -68,10 +81,17 @@ def bench(
     for name, given, default in (("target", target, None), ("cache", cache, "none")):
         if given != default and not compile_only:
             raise InputError(f"{name}: found {given!r} where the decode is run, expected --compile-only beside it")
+    peers = parse_peers(against, batch_size)
+    without = (
+        (not pytorch and "--no-pytorch")
+        or (compile_only and "--compile-only, which runs nothing")
+        or (shape is not None and "--shape, which PyTorch has no weights of")
+    )
     idle = {
         "roofline": roofline and compile_only and "--compile-only, which runs nothing",
         "rounds": rounds != ROUNDS and compile_only and "--compile-only, which runs nothing",
         "no-plain": not plain and weights is None and "no --weights, which alone has the plain ones beside it",
+        "against": against != STANDARD and without,
         "model": model != SHIPPED and shape is not None and "--shape, which makes a model of its own",
         "ignore-config": bool(ignore_config) and shape is not None and "--shape, which reads no config.json",
     }
@@ -90,6 +110,10 @@ def bench(
         made, params = checkpoint.model, checkpoint.params
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params) if compile_only else params
     whole, params = (params, quantised(params)) if compared else (None, params)
+    learned = None
+    if not without:
+        check_pytorch(made)
+        learned = load_filter(model_folder(model) / FILTERS / OFFICIAL)[0] if set(peers) & set(ONE_ROW) else None
     decoder = decoding.decoder(made, gen_length)
     prompts, origin = _prompts(checkpoint, made, batch_size, gen_length)
     work = measure.Work(
@@ -107,7 +131,9 @@ def bench(
     if compile_only:
         found = _facts(work.program(cache=decoder.cache).program)
     else:
-        found = _measured(work, whole, pytorch=pytorch and shape is None, roofline=roofline)
+        found = _measured(work, whole, roofline=roofline)
+        if not without:
+            found = _beside_pytorch(found, work, peers, learned)
     setting = {
         "model": shape or model,
         "device": (chip or jax.devices()[0]).device_kind,
@@ -134,7 +160,7 @@ def _facts(program: Program) -> dict[str, Any]:
     }
 
 
-def _measured(work: measure.Work, whole: Params | None, *, pytorch: bool, roofline: bool) -> dict[str, Any]:
+def _measured(work: measure.Work, whole: Params | None, *, roofline: bool) -> dict[str, Any]:
     """The medians that scripts read, and under `details` their intervals and what they are ratios of.
 
     `whole`: the plain params, where the work's are to be compared with them.
@@ -153,14 +179,23 @@ def _measured(work: measure.Work, whole: Params | None, *, pytorch: bool, roofli
         with progress("int8", work.rounds) as update:
             each = details["int8"] = measure.against_plain(work, program, whole, update)
         found["int8"] = {"speedup": each["ratio"]["median"], "logit_error": each["logit_error"]}
-    if pytorch:
-        with progress("pytorch", work.rounds) as update:
-            details["pytorch_ratio"] = measure.against_pytorch(work, update)
-        found["pytorch_ratio"] = details["pytorch_ratio"]["ratio"]["median"]
     found["step_over_forward"] = details["step_over_forward"]["ratio"]["median"]
     if roofline:
         details["roofline"] = measure.roofline(work)
     return found | {"details": details}
+
+
+def _beside_pytorch(
+    found: dict[str, Any], work: measure.Work, peers: tuple[str, ...], learned: Learned | None
+) -> dict[str, Any]:
+    """What was found, and the comparison with PyTorch in it: its ratios, and all else under `details`."""
+    with progress("pytorch", work.rounds * len(peers)) as update:
+        each = against_pytorch(work, peers, learned=learned, progress=update)
+    for why in sorted({one["not_compiled"] for one in each.values() if one["not_compiled"]}):
+        note(f"eager alone, without torch.compile: {why}")
+    ratios = {name: {way: one[way] and one[way]["ratio"]["median"] for way in WAYS} for name, one in each.items()}
+    found |= {"against": ratios, "details": found["details"] | {"against": each}}
+    return found | ({"pytorch_ratio": ratios[STANDARD]["eager"]} if STANDARD in ratios else {})
 
 
 def _prompts(checkpoint: Checkpoint | None, model: Any, rows: int, gen_length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -197,10 +232,10 @@ def _table(found: dict[str, Any], setting: dict[str, Any]) -> Table:
 
     if "step_over_forward" in details:
         row("a decoding step / a bare forward with its head", details["step_over_forward"])
-    if "pytorch_ratio" in details:
-        row("eager PyTorch loop / jaxdiff, standard decoding", details["pytorch_ratio"])
-        says = f"eager PyTorch loop, standard / jaxdiff, {setting['policy']}, cache dual"
-        row(says, details["pytorch_ratio"]["dual"], same=True)
+    for name, each in details.get("against", {}).items():
+        for way in WAYS:
+            if each[way] is not None:
+                row(f"{way} PyTorch / jaxdiff, {name}", each[way], same=True)
     for name, each in details.get("cache_speedup", {}).items():
         row(f"no cache / cache {name}", each, same=True)
     if "int8" in details:
@@ -213,7 +248,17 @@ def _table(found: dict[str, Any], setting: dict[str, Any]) -> Table:
         table.add_row("forward / roofline", f"{at['share_of_roofline']:.0%}", "")
     if "step_over_forward" in details:
         table.add_row("a step", f"{details['step_over_forward']['step_seconds']['median'] * 1e3:.2f} ms", "")
+    for name, each in details.get("against", {}).items():
+        for way in ("jaxdiff", *WAYS):
+            if each[way] is not None:
+                table.add_row(f"{name}, {way}: a decode", f"{each[way]['seconds']['median']:.3f} s", _starts(each[way]))
     table.add_row("compiling", f"{found['compile_seconds']:.1f} s", "")
     table.add_row("arguments", f"{found['argument_bytes'] / 1e6:,.1f} MB", "")
     table.add_row("temporaries", f"{found['peak_temp_bytes'] / 1e6:,.1f} MB", "")
     return table
+
+
+def _starts(way: dict[str, Any]) -> str:
+    """Forwards of a decode, and what the first one of a process takes."""
+    warm = f", compiling {way['warm_compile_seconds']:.1f} s from disk" if "warm_compile_seconds" in way else ""
+    return f"{way['forwards']} forwards; the first {way['first_seconds']:.1f} s{warm}"

@@ -7,11 +7,7 @@ import pytest
 from jaxdiff import InputError
 from jaxdiff.bench.ceilings import forward_cost
 from jaxdiff.bench.clock import Median, in_turn, ratio
-from jaxdiff.bench.measure import Work, against_pytorch
 from jaxdiff.bench.shapes import abstract_params, shaped
-from jaxdiff.caches import Dual
-from jaxdiff.policies import Fixed, Threshold
-from tests import small
 
 
 def test_ways_run_in_turn_and_each_is_first_once():
@@ -32,44 +28,6 @@ def test_the_median_and_its_interval():
         Median.of([])
     with pytest.raises(InputError, match="found 0"):
         in_turn({}, 0)
-
-
-def work_of(prompts, origin, policy):
-    return Work(
-        model=small.MODEL,
-        params=small.params(),
-        prompts=prompts,
-        origin=origin,
-        decoder=small.decoder(policy=policy),
-        gen_length=small.GEN,
-        block_length=small.BLOCK,
-        rounds=1,
-    )
-
-
-def test_the_pytorch_loop_decodes_the_same_tokens():
-    pytest.importorskip("torch", reason="PyTorch is not installed: there is nothing to compare with")
-    from jaxdiff.bench.pytorch import Eager
-
-    prompt = np.asarray([5, 6, 7, 9], np.int32)
-    origin = np.zeros(1, np.int32)
-    expected = work_of(prompt[None], origin, Fixed()).program().result
-    found = Eager(small.MODEL, small.params()).decode(prompt, small.GEN, small.BLOCK)
-    np.testing.assert_array_equal(found, np.asarray(expected.tokens[0]))
-
-
-def test_pytorch_is_compared_with_standard_decoding_and_with_the_policy_that_was_asked_for():
-    pytest.importorskip("torch", reason="PyTorch is not installed: there is nothing to compare with")
-    padded, origin = np.asarray([[9, 9, 5, 6, 7, 9]], np.int32), np.asarray([2], np.int32)
-    work = work_of(padded, origin, Threshold(tau=0.0))
-    found = against_pytorch(work)
-    assert found["same_tokens"] == 1.0
-    at_once = work.program(cache=Dual()).result
-    standard = work.program(policy=Fixed()).result
-    assert found["dual"]["same_tokens"] == np.mean(at_once.tokens[0, 2:] == standard.tokens[0, 2:]) < 1.0
-    seconds = found["pytorch_seconds"]["median"]
-    assert found["ratio"]["median"] == pytest.approx(seconds / found["jaxdiff_seconds"]["median"])
-    assert found["dual"]["ratio"]["median"] == pytest.approx(seconds / found["dual"]["seconds"]["median"])
 
 
 @pytest.mark.parametrize(("name", "billions"), [("llada-8b", 8.0156), ("dream-7b", 7.6156), ("llada2-mini", 16.3)])

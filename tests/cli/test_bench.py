@@ -4,18 +4,27 @@ import jax
 import pytest
 
 from jaxdiff.bench.shapes import SHAPES, abstract_params, shaped
+from jaxdiff.cli import bench
 
 SMALL = {"d_model": 64, "n_heads": 2, "n_kv_heads": 2, "mlp_hidden_size": 64}
 
 
-def test_it_prints_what_scripts_read(run, ids_folder):
+def test_it_prints_what_scripts_read(run, ids_folder, monkeypatch):
+    median = {"median": 2.0, "low": 1.0, "high": 3.0}
+    way = {"ratio": median, "seconds": median, "same_tokens": 1.0, "forwards": 16, "first_seconds": 3.0}
+    peer = {"jaxdiff": way, "eager": way, "compiled": None, "not_compiled": "no g++"}
+    monkeypatch.setattr(bench, "against_pytorch", lambda work, names, **_: dict.fromkeys(names, peer))
     blocks = ("--gen-length", 16, "--block-length", 8)
-    options = ("--rounds", 2, "--json", "--no-pytorch", "--roofline", "--weights", "int8")
-    found = run("bench", "--model", ids_folder, *blocks, *options).json
+    options = ("--rounds", 2, "--json", "--against", "standard,dual", "--roofline", "--weights", "int8")
+    done = run("bench", "--model", ids_folder, *blocks, *options)
+    assert "eager alone, without torch.compile: no g++" in done.err
+    found = done.json
     assert set(found) == {
         *("step_over_forward", "cache_speedup", "compile_seconds", "argument_bytes", "peak_temp_bytes", "int8"),
-        *("details", "setting"),
+        *("pytorch_ratio", "against", "details", "setting"),
     }
+    assert found["pytorch_ratio"] == 2.0
+    assert found["against"] == {name: {"eager": 2.0, "compiled": None} for name in ("standard", "dual")}
     assert set(found["int8"]) == {"speedup", "logit_error"}
     assert 0 < found["int8"]["logit_error"] < 0.04
     assert found["details"]["int8"]["argument_bytes"] < 0.4 * found["details"]["int8"]["plain_argument_bytes"]
@@ -38,6 +47,8 @@ def test_a_shape_compiles_without_its_weights(run, monkeypatch):
 
 
 def test_what_cannot_be_measured_is_refused(refused, folder):
+    assert "found it beside --no-pytorch" in refused("bench", "--against", "dual", "--no-pytorch")
+    assert "published for one row" in refused("bench", "--against", "eotp", "--batch-size", 8)
     assert "expected llada-8b, dream-7b, llada2-mini" in refused("bench", "--shape", "gpt-2")
     assert "expected less than the model's context 96" in refused("bench", "--model", folder, "--gen-length", 128)
     assert "found 'v5e:1x1' where the decode is run, expected --compile-only" in refused("bench", "--target", "v5e:1x1")
