@@ -106,7 +106,7 @@ def main() -> None:
         "canvas": PROMPT + GEN_LENGTH,
         "block": BLOCK_LENGTH,
         "model": {k: getattr(CONFIG, k) for k in ("vocab_size", "d_model", "n_layers", "n_heads", "mlp_hidden_size")},
-    } | count(CONFIG, collectives(Hlo(text)))
+    } | count(CONFIG, collectives(Hlo(text).runs()))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "collectives.json").write_text(json.dumps(numbers, indent=2) + "\n")
     for each in numbers["collectives"]:

@@ -9,12 +9,12 @@ The loop whose length is not known is the decode's.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -108,13 +108,17 @@ class Instruction:
 class Run:
     """An instruction, and how often it runs each time the decode's loop body (or, `step` False, the program) does.
 
-    `among`: all instructions of its computation, by name; `fused`: they are one kernel.
+    Attributes:
+        part: of a step, the conditional or the loop of unknown length that it is in, by name; else empty.
+        among: all instructions of its computation, by name.
+        fused: they are one kernel.
     """
 
     instruction: Instruction
-    among: dict[str, Instruction]
     times: int
     step: bool
+    part: str
+    among: dict[str, Instruction]
     fused: bool
 
 
@@ -178,27 +182,26 @@ class Hlo:
 
     def runs(self, weigh: Callable[[Run], int] | None = None) -> list[Run]:
         """Every instruction that runs; of a conditional's branches all, or the one that weighs most."""
-        weights: dict[tuple[str, bool], int] = {}
 
-        def weight(name: str, fused: bool) -> int:
-            if (name, fused) not in weights:
-                assert weigh is not None
-                weights[name, fused] = sum(run.times * weigh(run) for run in walk(name, 1, True, fused))
-            return weights[name, fused]
+        @functools.cache
+        def weight(name: str) -> int:
+            assert weigh is not None
+            return sum(run.times * weigh(run) for run in walk(name, 1, True, "", False))
 
-        def walk(name: str, times: int, step: bool, fused: bool) -> Iterator[Run]:
+        def walk(name: str, times: int, step: bool, part: str, fused: bool) -> Iterator[Run]:
             among = self.computations[name]
             for each in among.values():
-                yield Run(each, among, times, step, fused)
+                yield Run(each, times, step, part, among, fused)
                 trips = self._trips(each) if each.kind == "while" else 1
                 others = each.called + each.branches
                 if each.branches and weigh is not None:
-                    others = [max(each.branches, key=lambda branch: weight(branch, fused))]
+                    others = [max(each.branches, key=weight)]
+                here = part or (each.name if step and (each.branches or trips is None) else "")
                 for other in others:
                     inside = fused or each.kind not in CALLS
-                    yield from walk(other, times * (trips or 1), step or trips is None, inside)
+                    yield from walk(other, times * (trips or 1), step or trips is None, here, inside)
 
-        return list(walk(self.entry, 1, False, False))
+        return list(walk(self.entry, 1, False, "", False))
 
     def _trips(self, loop: Instruction) -> int | None:
         """Rounds of a loop that counts from 0 to a constant; None for any other."""
@@ -286,33 +289,42 @@ class Hlo:
         return of(root)
 
 
-def collectives(hlo: Hlo, weigh: Callable[[Run], int] | None = None) -> list[Collective]:
-    """Every collective of a program, with how often it runs; `weigh` as in `Hlo.runs`."""
-    found = []
-    for run in hlo.runs(weigh):
-        kind = run.instruction.kind.removesuffix("-start")
-        if kind in KINDS:
-            found.append(Collective(kind, _received(run.instruction), run.times, run.step, run.instruction.line))
-    return found
+def collectives(runs: Iterable[Run]) -> list[Collective]:
+    """Those among what runs."""
+    kinds = ((run, run.instruction.kind.removesuffix("-start")) for run in runs)
+    return [
+        Collective(kind, _received(run.instruction), run.times, run.step, run.instruction.line)
+        for run, kind in kinds
+        if kind in KINDS
+    ]
 
 
-def step_cost(text: str) -> dict[str, object]:
-    """Of one device in the dearest step that the program has: of each conditional the branch with most products.
+def step_cost(text: str) -> dict[str, Any]:
+    """What one device does in a step.
 
-    `flops`: of its matrix products; `bytes_accessed`: moved between main memory and the chip; `collectives`: by kind,
-    how many, and the bytes of their results.
+    `always`: in every one; `passes`: in turn, what is done once for each piece of the rows that need it: a conditional,
+    in its dearest branch, or one round of a loop. Each: `flops`, of matrix products; `bytes_accessed`, moved between
+    main memory and the chip; `collectives`, by kind how many, and the bytes of their results.
     """
     hlo = Hlo(text)
-    runs = [run for run in hlo.runs(flops) if run.step]
-    kinds: dict[str, dict[str, int]] = collections.defaultdict(lambda: {"count": 0, "bytes": 0})
-    for each in collectives(hlo, flops):
-        if each.step:
-            kinds[each.kind]["count"] += each.times
-            kinds[each.kind]["bytes"] += each.times * each.bytes
+    parts: dict[str, list[Run]] = {"": []}
+    for run in hlo.runs(flops):
+        if run.step:
+            parts.setdefault(run.part, []).append(run)
+    always, *passes = (_cost(hlo, runs) for runs in parts.values())
+    return {"always": always, "passes": [each for each in passes if each["flops"]]}
+
+
+def _cost(hlo: Hlo, runs: list[Run]) -> dict[str, Any]:
+    kinds: dict[str, dict[str, int]] = {}
+    for each in collectives(runs):
+        kind = kinds.setdefault(each.kind, {"count": 0, "bytes": 0})
+        kind["count"] += each.times
+        kind["bytes"] += each.times * each.bytes
     return {
         "flops": sum(run.times * flops(run) for run in runs),
         "bytes_accessed": sum(run.times * hlo.traffic(run) for run in runs),
-        "collectives": dict(sorted(kinds.items())),
+        "collectives": kinds,
     }
 
 

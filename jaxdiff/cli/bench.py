@@ -231,10 +231,11 @@ def _table(found: dict[str, Any], setting: dict[str, Any]) -> Table:
     table.add_row("arguments", f"{found['argument_bytes'] / 1e6:,.1f} MB", "")
     table.add_row("temporaries", f"{found['peak_temp_bytes'] / 1e6:,.1f} MB", "")
     if "step" in found:
-        at = found["step"]
         table.add_row("peak, on each chip as all of these", f"{found['peak_bytes'] / 1e6:,.1f} MB", "")
-        table.add_row("products of a step", f"{at['flops'] / 1e12:,.3f} TFLOP", "")
-        table.add_row("memory traffic of a step", f"{at['bytes_accessed'] / 1e6:,.1f} MB", "")
-        for kind, each in at["collectives"].items():
-            table.add_row(f"{kind} of a step", f"{each['bytes'] / 1e6:,.3f} MB", f"in {each['count']}")
+        passes = {f"pass {i + 1}": each for i, each in enumerate(found["step"]["passes"])}
+        for part, each in ({"every step": found["step"]["always"]} | passes).items():
+            table.add_row(f"{part}: products", f"{each['flops'] / 1e12:,.3f} TFLOP", "")
+            table.add_row(f"{part}: memory traffic", f"{each['bytes_accessed'] / 1e6:,.1f} MB", "")
+            for kind, exchanged in each["collectives"].items():
+                table.add_row(f"{part}: {kind}", f"{exchanged['bytes'] / 1e6:,.3f} MB", f"in {exchanged['count']}")
     return table

@@ -161,7 +161,7 @@ def test_devices_tell_each_other_no_more_than_they_must(family, monkeypatch):
     model = family((LladaMoeConfig if experts else LladaConfig)(**shape, **experts))
     config, mesh = model.config, make_mesh(2, shards)
     shape = dict(rows=rows, prompt=prompt, generated=small.GEN, block=small.BLOCK)
-    found = collectives(Hlo(compiled_text(model, mesh, **shape)))
+    found = collectives(Hlo(compiled_text(model, mesh, **shape)).runs())
     for each in found:
         assert each.groups is not None, each.line
         for group in each.groups:
@@ -200,7 +200,7 @@ def test_keys_and_values_stay_with_the_devices_of_their_heads():
     rows, prompt, shards = 4, 8, 4
     model = Llada(LladaConfig(**SHAPE | {"vocab_size": shards * TILE + 600, "n_kv_heads": shards}))
     shape = dict(rows=rows, prompt=prompt, generated=small.GEN, block=small.BLOCK)
-    found = collectives(Hlo(compiled_text(model, make_mesh(2, shards), cache=Dual(), **shape)))
+    found = collectives(Hlo(compiled_text(model, make_mesh(2, shards), cache=Dual(), **shape)).runs())
     gathered = {each.elements for each in found if each.kind == "all-gather"}
     assert gathered == {shards * rows // 2 * small.BLOCK}
     assert {each.kind for each in found} == {"all-gather", "all-reduce"}
