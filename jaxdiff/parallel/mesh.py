@@ -36,7 +36,13 @@ def make_mesh(data: int, model: int, devices: Sequence[jax.Device] | None = None
             f"mesh: found {data}x{model} = {data * model} devices, expected 1 to {len(devices)}, as many as there are"
         )
     axes = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((data, model), (DATA, MODEL), axis_types=axes, devices=devices[: data * model])
+    try:
+        return jax.make_mesh((data, model), (DATA, MODEL), axis_types=axes, devices=devices[: data * model])
+    except AssertionError as error:  # of a TPU, whose chips must lie in a rectangle
+        raise InputError(
+            f"mesh: found {data}x{model}, which the first {data * model} of {len(devices)} chips do not form; "
+            f"try one of {len(devices)} chips, such as 1x{len(devices)}"
+        ) from error
 
 
 def parse_mesh(text: str) -> Mesh | None:

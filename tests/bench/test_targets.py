@@ -134,6 +134,7 @@ def test_what_chips_tell_each_other_is_what_devices_here_do(spread):
     [
         ("4x4", "mesh: found 4x4 = 16 devices, expected 1 to 8"),
         ("8", "mesh: found '8', expected DxM"),
+        ("1x3", "mesh: found 1x3, which the first 3 of 8 chips do not form"),
     ],
 )
 def test_a_mesh_that_the_slice_does_not_hold_is_refused(chip, mesh, message):
