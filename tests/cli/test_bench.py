@@ -44,8 +44,12 @@ def test_what_cannot_be_measured_is_refused(refused, folder):
     for option, value in (("--cache", "dual"), ("--mesh", "2x4")):
         words = f"found '{value}' where the decode is run, expected --compile-only beside it"
         assert words in refused("bench", option, value)
-    apart = ("bench", "--shape", "llada-8b", "--compile-only", "--mesh", "1x3")
-    assert "found 32 attention heads for a model axis of 3, expected a multiple" in refused(*apart)
+
+
+def test_a_model_that_does_not_spread_over_the_mesh_is_refused(run):
+    ran = run("bench", "--shape", "llada-8b", "--compile-only", "--mesh", "1x3")
+    assert (ran.code, ran.out) == (2, "")
+    assert "mesh: found 32 attention heads for a model axis of 3, expected a multiple of it" in ran.err
 
 
 def test_it_compiles_for_a_tpu_that_is_not_here(run, ids_folder):
