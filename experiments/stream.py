@@ -59,7 +59,7 @@ class EndsAt:
     codes: Int[Array, " n"]
     ends: Int[Array, " n"]
 
-    wants_tail = cuts = False
+    wants_tail = cuts = hides = False
 
     def init(self, rows: int) -> PartState:
         del rows

@@ -14,21 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdiff.parallel.mesh import platform
 from jaxdiff.pytree import pytree, static
 from jaxdiff.types import Inputs, KVCache
-from jaxdiff.windows import put, take
 
 COLUMNS = 3  # the axis of columns in a leaf
-# Each row's window [K T E] of a leaf [N B K M E], addressed by layer, row and first column; nothing is transposed.
-READS = jax.lax.GatherDimensionNumbers(offset_dims=(1, 2, 3), collapsed_slice_dims=(0, 1), start_index_map=(0, 1, 3))
-WRITES = jax.lax.ScatterDimensionNumbers(
-    update_window_dims=(1, 2, 3), inserted_window_dims=(0, 1), scatter_dims_to_operand_dims=(0, 1, 3)
-)
-IN_BOUNDS: dict[str, Any] = {"indices_are_sorted": True, "unique_indices": True, "mode": "promise_in_bounds"}
-
-Pair = tuple[Float[Array, "N B K M E"], Float[Array, "N B K M E"]]  # keys and values of a group of layers
+Pair = tuple[Float[Array, "N b K M E"], Float[Array, "N b K M E"]]  # keys and values of a group of layers
 # What one layer sees of its keys or its values (the columns of the pass, or all of them), and the whole group's.
-LayerKV = tuple[Float[Array, "B K _ E"], Float[Array, "N B K M E"]]
+LayerKV = tuple[Float[Array, "B K _ E"], Float[Array, "N b K M E"]]
 
 
 def empty(layers: int, rows: int, kv_heads: int, columns: int, head_dim: int, dtype: str) -> Pair:
@@ -40,6 +33,11 @@ def empty(layers: int, rows: int, kv_heads: int, columns: int, head_dim: int, dt
 def repad(kv: KVCache, by: int) -> KVCache:
     """The cache with `by` more columns on the left, or, negative, with fewer."""
     return jax.tree.map(lambda leaf: shift_columns(leaf, by, 0, COLUMNS), kv)
+
+
+def rows_of(kv: KVCache) -> int:
+    """How many rows there are, copies counted."""
+    return jax.tree.leaves(kv)[0].shape[1]
 
 
 def emptied(kv: KVCache, rows: Bool[Array, " B"]) -> KVCache:
@@ -65,7 +63,7 @@ class LayerAccess:
 
     Attributes:
         pair: keys and values of the whole group; `layer`: which of them this is.
-        fresh, at: as in `Inputs` and `Model.apply`.
+        fresh, at, rows: as in `Inputs` and `Model.apply`.
         columns: how many of the cache's columns this pass sees, from 0 on.
         store: as in `Inputs`.
     """
@@ -74,12 +72,13 @@ class LayerAccess:
     layer: Int[Array, ""]
     fresh: Bool[Array, "B T"]
     at: Int[Array, " B"] | Int[Array, "B T"] | None
+    rows: Int[Array, " B"] | None
     columns: int = static()
     store: bool = static(default=True)
 
     @classmethod
     def of(cls, pair: Pair, layer: Int[Array, ""], inputs: Inputs, at: Any) -> LayerAccess:
-        return cls(pair, layer, inputs.fresh, at, columns=inputs.valid.shape[1], store=inputs.store)
+        return cls(pair, layer, inputs.fresh, at, inputs.rows, columns=inputs.valid.shape[1], store=inputs.store)
 
     def update(
         self, keys: Float[Array, "B T K E"], values: Float[Array, "B T K E"]
@@ -92,51 +91,45 @@ class LayerAccess:
         )
         return keys, values, (all_keys, all_values)
 
-    def _update(self, new: Float[Array, "B K T E"], kept: Float[Array, "N B K M E"]) -> LayerKV:
-        if self.at is None:
-            old = self._own(kept)[:, :, : self.columns]
-            own, kept = self._put_back(jnp.where(self.fresh[:, None, :, None], new, old), kept)
-        elif self.at.ndim == 2:
-            own, kept = self._indices(new, kept)
-        elif not self.store:
-            own, kept = self._by_layer(new, kept, self.at)
+    def _update(self, new: Float[Array, "B K T E"], kept: Float[Array, "N b K M E"]) -> LayerKV:
+        """Of keys or values. Where the pass stores they are written and then read: so XLA writes in place."""
+        rows = jnp.arange(new.shape[0], dtype=jnp.int32)
+        if self.at is not None and self.at.ndim == 2:
+            own, at = self._read(kept), self.at
+            old = jax.vmap(lambda row, at: row[:, at])(own, at)
+            new = jnp.where(self.fresh[:, None, :, None], new, old)
+            own = jax.vmap(lambda row, at, new: row.at[:, at].set(new))(own, at, new)
+            kept = jax.lax.dynamic_update_slice(kept, own[None], (self.layer, 0, 0, 0, 0)) if self.store else kept
+        elif self.store:
+            kept = self._written(new, kept, self.layer, rows if self.rows is None else self.rows)
+            own = self._read(kept)
+            # Else XLA reads the leaf where the layer is used, and copies all of it since it was written in between.
+            own = jax.lax.optimization_barrier(own) if platform() == "tpu" else own
         else:
-            # A TPU's scatter wants another layout of the cache, and copies all of it.
-            own, kept = jax.lax.platform_dependent(new, kept, self.at, tpu=self._by_layer, default=self._by_window)
+            own = self._written(new, self._read(kept)[None], jnp.int32(0), rows)[0]
         return own[:, :, : self.columns], kept
 
-    def _by_window(
-        self, new: Float[Array, "B K T E"], kept: Float[Array, "N B K M E"], start: Int[Array, " B"]
-    ) -> LayerKV:
-        """Each row's window is written into the cache, and the layer read."""
-        rows = jnp.arange(new.shape[0], dtype=jnp.int32)
-        at = jnp.stack([jnp.full_like(rows, self.layer), rows, start], axis=1)
-        old = jax.lax.gather(kept, at, READS, (1, 1, *new.shape[1:]), **IN_BOUNDS)
-        new = jnp.where(self.fresh[:, None, :, None], new, old)
-        kept = jax.lax.scatter(kept, at, new, WRITES, **IN_BOUNDS)
-        return self._own(kept), kept
+    def _read(self, kept: Float[Array, "N b K M E"]) -> Float[Array, "B K M E"]:
+        """All columns of the rows in this layer."""
+        own = jax.lax.dynamic_index_in_dim(kept, self.layer, keepdims=False)
+        return own if self.rows is None else own[self.rows]
 
-    def _by_layer(
-        self, new: Float[Array, "B K T E"], kept: Float[Array, "N B K M E"], start: Int[Array, " B"]
-    ) -> LayerKV:
-        """The layer is read, its windows written, and it goes back as a whole where the pass stores."""
-        own = self._own(kept)
-        old = take(own, start, new.shape[2], axis=2)
-        return self._put_back(put(own, jnp.where(self.fresh[:, None, :, None], new, old), start, axis=2), kept)
+    def _written(
+        self,
+        new: Float[Array, "B K T E"],
+        kept: Float[Array, "n c K M E"],
+        layer: Int[Array, ""],
+        rows: Int[Array, " B"],
+    ) -> Float[Array, "n c K M E"]:
+        """With the windows in these rows of a layer, one after the other: of a gather or a scatter a TPU copies all."""
+        columns = jnp.zeros_like(rows) if self.at is None else self.at
 
-    def _indices(self, new: Float[Array, "B K T E"], kept: Float[Array, "N B K M E"]) -> LayerKV:
-        """As `_by_layer`, at any columns."""
-        own, at = self._own(kept), self.at
-        old = jax.vmap(lambda row, at: row[:, at])(own, at)
-        new = jnp.where(self.fresh[:, None, :, None], new, old)
-        return self._put_back(jax.vmap(lambda row, at, new: row.at[:, at].set(new))(own, at, new), kept)
+        def one(index: Int[Array, ""], kept: Float[Array, "n c K M E"]) -> Float[Array, "n c K M E"]:
+            part, fresh = (jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (new, self.fresh))
+            place = (layer, rows[index], 0, columns[index], 0)
+            old = jax.lax.dynamic_slice(kept, place, (1, 1, *part.shape))
+            return jax.lax.dynamic_update_slice(
+                kept, jnp.where(fresh[None, None, None, :, None], part[None, None], old), place
+            )
 
-    def _put_back(self, own: Float[Array, "B K m E"], kept: Float[Array, "N B K M E"]) -> LayerKV:
-        """The layer's first m columns are written where the pass stores."""
-        if not self.store:
-            return own, kept
-        kept = jax.lax.dynamic_update_slice(kept, own[None], (self.layer, 0, 0, 0, 0))
-        return self._own(kept), kept
-
-    def _own(self, kept: Float[Array, "N B K M E"]) -> Float[Array, "B K M E"]:
-        return jax.lax.dynamic_index_in_dim(kept, self.layer, keepdims=False)
+        return jax.lax.fori_loop(0, new.shape[0], one, kept)

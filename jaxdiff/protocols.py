@@ -183,7 +183,8 @@ class Stopper(Protocol):
     """When a row's end moves left (it never moves right).
 
     `wants_tail` (static): the head is to run over the whole canvas, so that `Progress.tail` is there. `cuts` (static):
-    ends move left of masks, so that shorter forwards are worth compiling.
+    ends move left of masks, so that shorter forwards are worth compiling. `hides` (static): what lies past a row's end
+    is shown to the policy with probability 0.
     """
 
     @property
@@ -191,6 +192,9 @@ class Stopper(Protocol):
 
     @property
     def cuts(self) -> bool: ...
+
+    @property
+    def hides(self) -> bool: ...
 
     def init(self, rows: int) -> PartState: ...
 

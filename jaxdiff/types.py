@@ -7,6 +7,7 @@ Shape letters, used in every public docstring and annotation:
     C positions of a group D hidden size            V vocabulary
     N layers               H query heads            K key/value heads
     E head size            M columns of a KV cache  r tokens read of T
+    b rows of a KV cache
 
 Policies, fills, caches and stoppers import this module, `jaxdiff.protocols`, `jaxdiff.pytree` and helpers of their own
 folder; `decode` knows them through the protocols alone.
@@ -66,6 +67,7 @@ class Inputs:
         given: the token is part of the prompt or of what infilling was given: what guidance masks.
         scale: classifier-free guidance, w in un + (w + 1) (cond - un); a model that is not guided ignores it.
         sees: visibility beyond the model's own rule; a token sees a column only where both allow it. None: no limit.
+        rows: of the KV cache, the row of each row that is fed; None: the same.
         store: the KV cache keeps the keys and values of fresh tokens. False: they are seen by this pass alone, and the
             cache is handed back as it came.
     """
@@ -79,6 +81,7 @@ class Inputs:
     given: Bool[Array, "B T"] | None = None
     scale: Float[Array, " B"] | None = None
     sees: Bool[Array, "B T L"] | None = None
+    rows: Int[Array, " B"] | None = None
     store: bool = static(default=True)
 
     @classmethod

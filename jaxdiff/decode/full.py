@@ -16,11 +16,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.decode.passes import StepPasses
-from jaxdiff.decode.state import keep
+from jaxdiff.decode.state import keep, pick
 from jaxdiff.parallel.mesh import platform
-from jaxdiff.pytree import pytree
-from jaxdiff.types import KV, NEVER, KVCache, Score, Tail, is_text_end
+from jaxdiff.pytree import pytree, with_numbers
+from jaxdiff.types import KV, NEVER, KVCache, Score, Tail
 from jaxdiff.windows import put, take
+
+# Tokens that go through the layers together, by platform: fewer would not use the machine, more save nothing.
+TOGETHER, ELSEWHERE = {"cpu": 256}, 4096
+TAILS = 4  # a stopper looks at that part of them together
+NOBODY = 2**30  # sorts behind every length
 
 
 @pytree
@@ -33,7 +38,24 @@ class Reading:
     kv: KVCache | None
 
 
-@dataclasses.dataclass(frozen=True)
+@pytree
+class Fed:
+    """What one pass gave: the block's features; all of them in their columns, where a stopper asks; keys and values.
+
+    The tokens from column `first` up to `stop` were fed.
+    """
+
+    hidden: Float[Array, "B W D"]
+    features: Float[Array, "B L D"] | None
+    first: Int[Array, " B"]
+    stop: Int[Array, " B"]
+    kv: KVCache | None
+
+
+Way = Callable[["FullPass", Bool[Array, " B"], Reading], Reading]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FullPass(StepPasses):
     """The full pass of a step; `open_`: positions that the step may commit."""
 
@@ -43,29 +65,66 @@ class FullPass(StepPasses):
         """The step's one full pass: the score of each row's block, and what else it gave.
 
         Where only some rows are due for a refresh, the others take their ordinary pass in the same step: one over the
-        canvas for those, one over the window for these. Neither touches the other's rows, or one that is done.
+        canvas for those, one over the window for these. A row that is done takes none.
         """
-        if self.setup.decoder.cache.window == "canvas":
-            reading = self._over_canvas(live, self._nothing())
+        cache, columns = self.setup.decoder.cache, self.state.given.shape[1]
+        if cache.window == "canvas":
+            reading = self._some(live, FullPass._over_canvas, columns, self._nothing())
         else:
-            due = live & self.setup.decoder.cache.due(self.place)
-            others = live & ~due
-            reading = jax.lax.cond(jnp.any(due), lambda r: self._over_canvas(due, r), lambda r: r, self._nothing())
-            reading = jax.lax.cond(jnp.any(others), lambda r: self._over_window(others, r), lambda r: r, reading)
+            due = live & cache.due(self.place)
+            reading = self._some(due, FullPass._over_canvas, columns, self._nothing())
+            reading = self._some(live & ~due, FullPass._over_window, self.setup.layout.spans[-1], reading)
         return self._score(reading.hidden), reading
+
+    def _some(self, rows: Bool[Array, " B"], way: Way, tokens: int, before: Reading) -> Reading:
+        """`way` over these rows, whose pass is of so many `tokens` each; the others keep what was `before`.
+
+        A step costs what these rows cost, and not the whole batch: they are taken out of it in pieces of one size, the
+        shortest first, and what a piece gave is put back. The last piece is filled up with its own last row, which is
+        read and written twice alike.
+        """
+        count = rows.shape[0]
+        pieces = -(-count // max(1, TOGETHER.get(platform(), ELSEWHERE) // tokens))
+        size = -(-count // pieces)
+        if size == count:
+            return jax.lax.cond(jnp.any(rows), lambda was: way(self, rows, was), lambda was: was, before)
+        order = jnp.argsort(jnp.where(rows, self.state.end - self.state.rows.origin, NOBODY)).astype(jnp.int32)
+        total = jnp.sum(rows, dtype=jnp.int32)
+
+        def piece(carry: tuple[Int[Array, ""], Reading]) -> tuple[Int[Array, ""], Reading]:
+            done, before = carry
+            at = order[jnp.minimum(done + jnp.arange(size, dtype=jnp.int32), total - 1)]
+            everyone, own = jnp.ones((size,), bool), dataclasses.replace(before, kv=None)
+            part = way(self._of(at), everyone, dataclasses.replace(pick(own, at), kv=before.kv))
+            own = jax.tree.map(lambda old, new: old.at[at].set(new), own, dataclasses.replace(part, kv=None))
+            return done + size, dataclasses.replace(own, kv=part.kv)
+
+        return jax.lax.while_loop(lambda carry: carry[0] < total, piece, (jnp.int32(0), before))[1]
+
+    def _of(self, at: Int[Array, " C"]) -> FullPass:
+        """The same pass for these rows of the batch alone."""
+        state = dataclasses.replace(self.state, kv=None)
+        numbers = pick(state.numbers, at)
+        return FullPass(
+            setup=dataclasses.replace(self.setup, decoder=with_numbers(self.setup.decoder, numbers)),
+            state=pick(state, at),
+            place=pick(self.place, at),
+            kv=self.kv,
+            at=at,
+            open_=self.open_[at],
+        )
 
     def _over_canvas(self, rows: Bool[Array, " B"], before: Reading) -> Reading:
         """A pass over as much of the canvas as holds these rows' ends, and the blocks that these lie in."""
         overhang, longest = self.setup.layout.overhang, self.state.given.shape[1]
         rungs = [rung + overhang for rung in self.setup.layout.ladder if rung + overhang < longest]
 
-        def on(length: int) -> Callable[[], Reading]:
+        def on(length: int) -> Callable[[], Fed]:
             fresh = jnp.broadcast_to(rows[:, None], (rows.shape[0], length))
-            return lambda: self._pass(rows, before, None, fresh, columns=length, kept=True)
+            return lambda: self._pass(before.kv, None, fresh, columns=length, kept=True)
 
-        needed = jnp.max(jnp.where(rows, self.state.end, 0)) + overhang
-        reading = _shortest(on, (*rungs, longest), needed)
-        return self._charged(reading, rows, self.state.end - self.state.rows.origin)
+        fed = _shortest(on, (*rungs, longest), jnp.max(jnp.where(rows, self.state.end, 0)) + overhang)
+        return self._read(rows, before, fed, self.state.end - self.state.rows.origin)
 
     def _over_window(self, rows: Bool[Array, " B"], before: Reading) -> Reading:
         """A pass over each row's window. A shifted model reads a window's first token from the column before it."""
@@ -77,29 +136,28 @@ class FullPass(StepPasses):
         # What nobody reads later is not written where a TPU would hold a second KV cache for it.
         kept = block or cache.keeps or KV in self.setup.decoder.fill.needs or platform() != "tpu"
 
-        def on(span: int) -> Callable[[], Reading]:
+        def on(span: int) -> Callable[[], Fed]:
             length = min(span + lead, columns)
             start = jnp.clip(reach - lead, 0, columns - length)
             at = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
             fresh = rows[:, None] & (at >= reach[:, None] - lead) & (at < stop[:, None])
-            return lambda: self._pass(rows, before, start, fresh, columns=columns, kept=kept)
+            return lambda: self._pass(before.kv, start, fresh, columns=columns, kept=kept)
 
-        reading = _shortest(on, self.setup.layout.spans, jnp.max(jnp.where(rows, self.state.end - reach, 0)))
+        fed = _shortest(on, self.setup.layout.spans, jnp.max(jnp.where(rows, self.state.end - reach, 0)))
         origin = self.state.rows.origin
-        return self._charged(reading, rows, jnp.minimum(stop, self.state.end) - jnp.maximum(reach - lead, origin))
+        return self._read(rows, before, fed, jnp.minimum(stop, self.state.end) - jnp.maximum(reach - lead, origin))
 
     def _pass(
         self,
-        rows: Bool[Array, " B"],
-        before: Reading,
+        kv: KVCache | None,
         start: Int[Array, " B"] | None,
         fresh: Bool[Array, "B T"],
         *,
         columns: int,
         kept: bool,
-    ) -> Reading:
-        """One pass over a window of the first `columns` columns; `before` stays in rows that are not these."""
-        length, stop = fresh.shape[1], self.setup.decoder.stop
+    ) -> Fed:
+        """One pass over a window of the first `columns` columns."""
+        length, wants_tail = fresh.shape[1], self.setup.decoder.stop.wants_tail
         at = None if start is None or length == columns else start
         first = jnp.zeros_like(self.place.start) if at is None else at
         tokens, given = self.state.rows.canvas[:, :columns], self.state.given[:, :columns]
@@ -107,14 +165,38 @@ class FullPass(StepPasses):
             tokens, given = take(tokens, at, length), take(given, at, length)
         inputs = self.inputs(tokens, at, columns, fresh, given=given, store=kept)
         block = self.block(first)
-        alone = length > self.setup.layout.block_length + int(self.setup.model.shifted) and not stop.wants_tail
-        features, kv = self.setup.model.apply(self.setup.params, inputs, before.kv, at, block if alone else None)
+        alone = length > self.setup.layout.block_length + int(self.setup.model.shifted) and not wants_tail
+        features, kv = self.setup.model.apply(self.setup.params, inputs, kv, at, block if alone else None)
         hidden = features if alone else take(features, block.start, block.count)
-        tail = self._tail(features, first) if stop.wants_tail else None
-        new = Reading(hidden=hidden, tail=tail, work=before.work, kv=None)
-        if self.setup.decoder.cache.window != "canvas":
-            new = keep(rows, new, dataclasses.replace(before, kv=None))
-        return dataclasses.replace(new, kv=kv)
+        if not wants_tail:
+            return Fed(hidden, None, first, first, kv)
+        whole = jnp.zeros((*self.state.given.shape, features.shape[-1]), features.dtype)
+        return Fed(hidden, put(whole, features, first), first, first + length, kv)
+
+    def _read(self, rows: Bool[Array, " B"], before: Reading, fed: Fed, tokens: Int[Array, " B"]) -> Reading:
+        """What these rows' pass over so many tokens gave; `before` stays in the others."""
+        tail = None if fed.features is None else self._tail(rows, fed, fed.features)
+        new = Reading(hidden=fed.hidden, tail=tail, work=self.work(tokens), kv=None)
+        return dataclasses.replace(keep(rows, new, dataclasses.replace(before, kv=None)), kv=fed.kv)
+
+    def _tail(self, rows: Bool[Array, " B"], fed: Fed, features: Float[Array, "B L D"]) -> Tail:
+        """Where these rows foresee an end of the text among the open positions, so many at a time."""
+        columns = self.state.given.shape[1]
+        length = min(columns, TOGETHER.get(platform(), ELSEWHERE) // TAILS)
+        first, stop = self.place.start, jnp.minimum(self.state.end, fed.stop)
+
+        def piece(index: Int[Array, ""], tail: Tail) -> Tail:
+            start = jnp.clip(first + index * length, 0, columns - length)
+            column = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
+            foreseen, log_odds = self.text_ends(take(features, start, length), column)
+            ends = (
+                foreseen & take(self.open_, start, length) & (column >= fed.first[:, None]) & (column < stop[:, None])
+            )
+            log_odds = jnp.where(ends, log_odds, NEVER)
+            return Tail(ends=put(tail.ends, ends, start), log_odds=put(tail.log_odds, log_odds, start))
+
+        pieces = -(-jnp.max(jnp.where(rows, stop - first, 0)) // length)
+        return jax.lax.fori_loop(0, pieces, piece, self._no_tail())
 
     def _score(self, hidden: Float[Array, "B W D"]) -> Score:
         state, place, window = self.state, self.place, self.setup.layout.block_length
@@ -123,7 +205,10 @@ class FullPass(StepPasses):
         masked = standing == mask
         wanted = None if state.rows.reference is None else take(state.rows.reference, place.start, window)
         named = jnp.stack([standing] if wanted is None else [standing, wanted], axis=-1)
-        belief = self.believe(hidden, self.columns(), 0, named)
+        belief, inside = self.believe(hidden, self.columns(), 0, named), self.columns() < state.end[:, None]
+        if self.setup.decoder.stop.hides:
+            there = jnp.where(inside, belief.log_odds, NEVER)
+            belief = dataclasses.replace(belief, log_odds=there, prob=jnp.where(inside, belief.prob, 0.0))
         # Past the reference's end, in an overhang, any candidate will do.
         reference = None if wanted is None else jnp.where(wanted == mask, belief.token, wanted)
         return Score(
@@ -131,7 +216,7 @@ class FullPass(StepPasses):
             hidden=hidden,
             masked=masked,
             eligible=take(self.open_, place.start, window),
-            editable=~masked & ~take(state.given, place.start, window) & (self.columns() < state.end[:, None]),
+            editable=~masked & ~take(state.given, place.start, window) & inside,
             canvas=canvas,
             start=place.start,
             origin=state.rows.origin,
@@ -139,15 +224,6 @@ class FullPass(StepPasses):
             row_step=state.row_step,
             reference=reference,
         )
-
-    def _tail(self, features: Float[Array, "B T D"], start: Int[Array, " B"]) -> Tail:
-        length = features.shape[1]
-        columns = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
-        everywhere = self.believe(features, columns, 0)
-        ends = take(self.open_, start, length) & is_text_end(everywhere.token, self.setup.model.config)
-        log_odds = jnp.where(ends, everywhere.log_odds, NEVER)
-        nowhere = self._no_tail()
-        return Tail(ends=put(nowhere.ends, ends, start), log_odds=put(nowhere.log_odds, log_odds, start))
 
     def _nothing(self) -> Reading:
         """What is known before any pass of the step."""
@@ -160,12 +236,8 @@ class FullPass(StepPasses):
         shape = self.state.given.shape
         return Tail(ends=jnp.zeros(shape, bool), log_odds=jnp.full(shape, NEVER, jnp.float32))
 
-    def _charged(self, reading: Reading, rows: Bool[Array, " B"], tokens: Int[Array, " B"]) -> Reading:
-        """The reading with the work of one more pass over so many tokens in these rows."""
-        return dataclasses.replace(reading, work=reading.work + jnp.where(rows, self.work(tokens), 0.0))
 
-
-def _shortest(on: Callable[[int], Callable[[], Reading]], lengths: tuple[int, ...], needed: Int[Array, ""]) -> Reading:
+def _shortest(on: Callable[[int], Callable[[], Fed]], lengths: tuple[int, ...], needed: Int[Array, ""]) -> Fed:
     """On the shortest of the lengths that holds what is needed; each is compiled."""
     if len(lengths) == 1:
         return on(lengths[0])()

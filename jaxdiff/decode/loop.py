@@ -72,7 +72,7 @@ def step(setup: Setup, state: State) -> State:
     place = next_place(layout, state, open_)
     decides = takes_part & ~decoder.cache.stores(place)
 
-    score, reading = FullPass(setup, state, place, state.kv, open_ & decides[:, None]).run(takes_part)
+    score, reading = FullPass(setup, state, place, state.kv, open_=open_ & decides[:, None]).run(takes_part)
     score = dataclasses.replace(score, editable=score.editable & decides[:, None])
 
     step_keys = fold(state.rows.keys, state.row_step)

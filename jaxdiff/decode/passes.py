@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.layout import Setup
-from jaxdiff.decode.score import Draws, Vocabulary, believe
+from jaxdiff.decode.score import Draws, Vocabulary, believe, text_ends
 from jaxdiff.decode.state import State
 from jaxdiff.types import KV, Belief, Inputs, KVCache, Place, Span
 
@@ -22,6 +23,7 @@ class StepPasses:
     state: State
     place: Place
     kv: KVCache | None  # of the state; for a fill, that after the full pass
+    at: Int[Array, " B"] | None = None  # its row of each row here; None: the same
 
     def canvas(self, canvas: Int[Array, "B L"], draw: int | Int[Array, ""]) -> tuple[Belief, Float[Array, " B"]]:
         """As `Passes.canvas`."""
@@ -88,6 +90,7 @@ class StepPasses:
             prompt_length=jnp.maximum(self.setup.layout.first - origin, 0),
             given=None if scale is None else given,
             scale=None if scale is None else jnp.broadcast_to(jnp.asarray(scale), origin.shape),
+            rows=self.at,
             store=store,
         )
 
@@ -98,11 +101,28 @@ class StepPasses:
         draw: int | Int[Array, ""],
         named: Int[Array, "B C n"] | None = None,
     ) -> Belief:
-        rows, sampling = self.state.rows, self.setup.decoder.sampling
+        head, sampling, mesh = self._head(), self.setup.decoder.sampling, self.setup.layout.mesh
+        return believe(hidden, head, self._ids(), sampling, self._draws(columns, draw), named=named, mesh=mesh)
+
+    def text_ends(
+        self, hidden: Float[Array, "B C D"], columns: Int[Array, "B C"]
+    ) -> tuple[Bool[Array, "B C"], Float[Array, "B C"]]:
+        """Where the full pass' candidate ends a text, and how surely."""
+        head, sampling, config = self._head(), self.setup.decoder.sampling, self.setup.model.config
+        ends = tuple(token for token in config.eos_ids if token not in config.turn_ends)
+        draws, mesh = self._draws(columns, 0), self.setup.layout.mesh
+        return text_ends(hidden, head, self._ids(), sampling, draws, ends, mesh=mesh)
+
+    def _head(self) -> Float[Any, "D V"]:
+        return self.setup.model.head(self.setup.params)
+
+    def _ids(self) -> Vocabulary:
+        return Vocabulary.of(self.setup.model, self.setup.decoder.sampling)
+
+    def _draws(self, columns: Int[Array, "B C"], draw: int | Int[Array, ""]) -> Draws:
+        rows = self.state.rows
         positions = jnp.maximum(columns - rows.origin[:, None], 0)
-        draws = Draws(rows.keys, self.state.row_step, jnp.asarray(draw, jnp.int32), positions)
-        head, vocabulary = self.setup.model.head(self.setup.params), Vocabulary.of(self.setup.model, sampling)
-        return believe(hidden, head, vocabulary, sampling, draws, named=named, mesh=self.setup.layout.mesh)
+        return Draws(rows.keys, self.state.row_step, jnp.asarray(draw, jnp.int32), positions)
 
     def columns(self) -> Int[Array, "B W"]:
         """Those of the block."""

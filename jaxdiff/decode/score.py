@@ -1,80 +1,25 @@
-"""From features to belief: the only code that reduces over the vocabulary.
+"""From features to belief, position by position.
 
-The head runs on the block alone, one tile of the vocabulary at a time, and keeps of each tile what the merge needs:
-no [B, W, V] array outlives a tile.
-
-    features [B W D] --(per tile of V)--> logits [B W tile] -> Running [B W] each -> Belief
-
-Over a mesh each shard of the vocabulary scans its own tiles, and the summaries alone are gathered.
-With top-p or top-k the tiles are gone over first for the lowest logit that they leave (`nucleus.py`).
+features [B W D] --(per tile of V, `tiles.py`)--> Running [B W] each, merged (`running.py`) -> Belief
+--(the same, of the ids that end a text alone)--> TextEnds
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.decode.decoder import Sampling
-from jaxdiff.decode.nucleus import lowest_kept, sortable
 from jaxdiff.decode.running import Running, finish, merge, summarise
-from jaxdiff.decode.state import fold
-from jaxdiff.parallel.mesh import over_vocabulary
-from jaxdiff.parallel.rules import LANE
-from jaxdiff.protocols import Model
+from jaxdiff.decode.tiles import TILE as TILE
+from jaxdiff.decode.tiles import Asked, Draws, Tile, Vocabulary, over_tiles
 from jaxdiff.pytree import pytree
 from jaxdiff.types import NEVER, Belief
-from jaxdiff.weights import full
-
-TILE = 4096  # vocabulary entries per tile, a multiple of LANE
-COLDEST = 1e-20  # what logits are divided by at least: a smaller temperature would carry them past NEVER, or to inf
-
-
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """What the ids mean.
-
-    Attributes:
-        size: ids from here on are padding, without mass.
-        forbidden: ids without mass: [MASK], and end-of-text under LLaDA's `logits_eos_inf`.
-        deferred: ids whose positions go last, with probability 0 (LLaDA's `confidence_eos_eot_inf`).
-        tempered: the belief is of softmax(logits / temperature), as Dream, LLaDA2 and SDAR have it, and not of
-            softmax(logits), as LLaDA's `generate.py` does. Either way it is of what top-p and top-k leave.
-    """
-
-    size: int
-    forbidden: tuple[int, ...]
-    deferred: tuple[int, ...] = ()
-    tempered: bool = False
-
-    @classmethod
-    def of(cls, model: Model, sampling: Sampling) -> Vocabulary:
-        config = model.config
-        text_ends = [token for token in config.eos_ids if token not in config.turn_ends]
-        forbidden = (config.mask_token_id, *(text_ends if sampling.forbid_eos else ()))
-        return cls(config.vocab_size, forbidden, config.eos_ids if sampling.defer_eos else (), model.tempered)
-
-    @property
-    def stand_in(self) -> int:
-        """The candidate where none has mass: the first id that is not forbidden."""
-        return next(token for token in range(self.size) if token not in self.forbidden)
-
-
-@pytree
-class Draws:
-    """What noise is keyed by: the row's key, its step, the pass of the step, and the absolute position; so that it is
-    the same however the vocabulary is cut into tiles and shards.
-    """
-
-    keys: Key[Array, " B"]
-    step: Int[Array, " B"]
-    number: Int[Array, ""]  # of the pass: 0 the full one, from 2 on the cheap ones
-    positions: Int[Array, "B C"]
 
 
 def believe(
@@ -97,106 +42,107 @@ def believe(
         named: ids whose log-softmax is wanted beside the candidate's.
         mesh: what the head's second axis is spread over; None for one device.
     """
-    named = jnp.zeros((*features.shape[:2], 0), jnp.int32) if named is None else named
-    wide = jnp.broadcast_to(jnp.asarray(sampling.temperature), draws.keys.shape).astype(jnp.float32)[:, None, None]
-    divisor = jnp.where(wide > 0.0, jnp.maximum(wide, COLDEST), 1.0)
-    noise_scale = jnp.where(wide > 0.0, 1.0, 0.0) if vocabulary.tempered else wide
-    scan = functools.partial(_scan, vocabulary=vocabulary, mesh=mesh)
-    cuts = (sampling.top_p, sampling.top_k)
-    parts = over_vocabulary(mesh, scan, head, features, divisor, noise_scale, draws, named, cuts)
-    return finish(functools.reduce(merge, parts), vocabulary.deferred, vocabulary.stand_in)
+    names = jnp.zeros((*features.shape[:2], 0), jnp.int32) if named is None else named
+
+    def summary(tile: Tile) -> Running:
+        return _summary(tile, names)
+
+    running = over_tiles(Asked.of(features, vocabulary, sampling, draws), head, summary, merge, mesh)
+    return finish(running, vocabulary.deferred, vocabulary.stand_in)
 
 
-def _scan(
-    head: Float[Any, "D v"],
-    begin: Int[Array, ""],
-    features: Float[Array, "B W D"],
-    divisor: Float[Array, "B 1 1"],
-    noise_scale: Float[Array, "B 1 1"],
-    draws: Draws,
-    named: Int[Array, "B W n"],
-    cuts: tuple[Any, Any],
-    *,
-    vocabulary: Vocabulary,
-    mesh: Mesh | None,
-) -> Running:
-    """The part of the vocabulary that starts with id `begin` (a multiple of LANE), tile by tile.
+def _summary(tile: Tile, named: Int[Array, "B W n"]) -> Running:
+    asked, plain, logits, ids = tile.asked, tile.plain, tile.logits, tile.ids
+    # Where no row draws, keys are logits, and the compiler finds half of the passes to be the other half.
+    running = jax.lax.cond(
+        asked.drawn, lambda: summarise(logits, tile.noisy(), ids), lambda: summarise(logits, logits, ids)
+    )
+    at = named - ids[0]
+    inside = (named >= tile.start) & (at < ids.shape[0])
+    wanted = jnp.take_along_axis(plain, jnp.clip(at, 0, ids.shape[0] - 1), axis=-1)
+    running = dataclasses.replace(running, named=jnp.where(inside, wanted, NEVER))
+    if not (asked.cuts or asked.vocabulary.tempered):
+        return running
+    own = jnp.take_along_axis(plain, (running.token - ids[0])[..., None], axis=-1)[..., 0]
 
-    `divisor` is the temperature, 1 where that is 0; `noise_scale` what Gumbel noise is multiplied with.
+    def summed() -> Float[Array, "B W"]:
+        return jnp.maximum(jax.nn.logsumexp(plain, axis=-1), NEVER)
+
+    if asked.cuts:
+        everything = summed()
+    else:  # tempered: at temperature 0 the sum is there already
+        whole = jnp.maximum(running.top + jnp.log1p(running.mass), NEVER)
+        everything = jax.lax.cond(asked.drawn, summed, lambda: whole)
+    return dataclasses.replace(running, plain=own, all_plain=everything)
+
+
+@pytree
+class Ends:
+    """What tells whether the candidate ends a text, merged over the tiles so far; n ids do.
+
+    Attributes:
+        keys, logits: of each of these ids: its sort key (the logit, plus noise at temperature > 0) and its logit.
+        best_other: highest sort key of all other ids.
+        top, mass: highest logit of the others, and the sum of their exp(l - top).
     """
-    size = head.shape[1]
-    tile = min(TILE, size)
-    tiles = -(-size // tile)
-    tempered = vocabulary.tempered
 
-    def ids_of(index: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, " v"]]:
-        # The last tile is moved back to end with the part; what it then shares with its neighbour is masked.
-        first = jnp.minimum(index * tile, size - tile)
-        return first, begin + first + jnp.arange(tile, dtype=jnp.int32)
-
-    def plain_of(index: Int[Array, ""]) -> Float[Array, "B W v"]:
-        first, ids = ids_of(index)
-        allowed = (ids >= begin + index * tile) & (ids < vocabulary.size)
-        for token in vocabulary.forbidden:
-            allowed &= ids != token
-        part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, tile, axis=1), head)
-        logits = jnp.matmul(features, full(part, features.dtype), preferred_element_type=jnp.float32)
-        # -inf is no mass, as NEVER is; NaN and +inf stay, and are told of in the belief.
-        return jnp.maximum(jnp.where(allowed[None, None], logits, NEVER), NEVER)
-
-    def scaled(plain: Float[Array, "B W v"]) -> Float[Array, "B W v"]:
-        return jnp.where(plain == NEVER, NEVER, plain / divisor) if tempered else plain
-
-    least = None
-    if any(cut is not None for cut in cuts):
-        by = jnp.ones_like(divisor) if tempered else 1.0 / divisor
-        least = lowest_kept(lambda index: scaled(plain_of(index)), tiles, by, *cuts, mesh)
-
-    def one_tile(index: Int[Array, ""]) -> Running:
-        first, ids = ids_of(index)
-        plain = plain_of(index)
-        logits = scaled(plain)
-        if least is not None:
-            logits = jnp.where(sortable(logits) >= least[..., None], logits, NEVER)
-
-        def drawn() -> Float[Array, "B W v"]:
-            # Keys are folded here and not once for all tiles: at temperature 0 that would be a tenth of a small step.
-            own = fold(fold(draws.keys, draws.step), draws.number)
-            position_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(own, draws.positions)
-            lanes = (begin + index * tile) // LANE + jnp.arange(-(-tile // LANE), dtype=jnp.int32)
-            noise = jax.vmap(jax.vmap(lambda key: jax.vmap(lambda lane: _lane(key, lane))(lanes)))(position_keys)
-            return jnp.take(noise.reshape(*noise.shape[:2], -1), (ids - begin - index * tile) % tile, axis=-1)
-
-        def noisy() -> Running:
-            return summarise(logits, jnp.where(logits > NEVER, logits + noise_scale * drawn(), NEVER), ids)
-
-        # Where no row draws, keys are logits, and the compiler finds half of the passes to be the other half.
-        running = jax.lax.cond(jnp.any(noise_scale > 0.0), noisy, lambda: summarise(logits, logits, ids))
-        at = named - (begin + first)
-        inside = (at >= 0) & (at < tile)
-        wanted = jnp.take_along_axis(plain, jnp.clip(at, 0, tile - 1), axis=-1)
-        running = dataclasses.replace(running, named=jnp.where(inside, wanted, NEVER))
-        if least is None and not tempered:
-            return running
-        own = jnp.take_along_axis(plain, (running.token - (begin + first))[..., None], axis=-1)[..., 0]
-
-        def summed() -> Float[Array, "B W"]:
-            return jnp.maximum(jax.nn.logsumexp(plain, axis=-1), NEVER)
-
-        if least is None:  # tempered: at temperature 0 the sum is there already
-            whole = jnp.maximum(running.top + jnp.log1p(running.mass), NEVER)
-            everything = jax.lax.cond(jnp.any(noise_scale > 0.0), summed, lambda: whole)
-        else:
-            everything = summed()
-        return dataclasses.replace(running, plain=own, all_plain=everything)
-
-    running = one_tile(jnp.int32(0))
-    if tiles > 1:
-        more = jnp.arange(1, tiles, dtype=jnp.int32)
-        running, _ = jax.lax.scan(lambda carry, index: (merge(carry, one_tile(index)), None), running, more)
-    return running
+    keys: Float[Array, "B C n"]
+    logits: Float[Array, "B C n"]
+    best_other: Float[Array, "B C"]
+    top: Float[Array, "B C"]
+    mass: Float[Array, "B C"]
 
 
-def _lane(key: Key[Array, ""], lane: Int[Array, ""]) -> Float[Array, " l"]:
-    # Mode "high": the fast one draws no value above 17, and a large vocabulary reaches that.
-    return jax.random.gumbel(jax.random.fold_in(key, lane), (LANE,), mode="high")
+def text_ends(
+    features: Float[Array, "B C D"],
+    head: Float[Any, "D V"],
+    vocabulary: Vocabulary,
+    sampling: Sampling,
+    draws: Draws,
+    ends: tuple[int, ...],
+    *,
+    mesh: Mesh | None = None,
+) -> tuple[Bool[Array, "B C"], Float[Array, "B C"]]:
+    """Where the candidate is one of the ids `ends`, and its log-odds there, as in `Belief`; elsewhere NEVER.
+
+    For many positions at once: it goes over a tile's logits twice, and `believe` several times as often.
+    """
+
+    def summary(tile: Tile) -> Ends:
+        keys = jax.lax.cond(asked.drawn, tile.noisy, lambda: tile.logits)
+        at = jnp.asarray(ends, jnp.int32) - tile.ids[0]
+        inside = (at >= 0) & (at < tile.ids.shape[0])
+        at, other = jnp.clip(at, 0, tile.ids.shape[0] - 1), ~jnp.isin(tile.ids, jnp.asarray(ends))
+        logits = jnp.where(other, tile.logits, NEVER)
+        top = jnp.max(logits, axis=-1)
+        return Ends(
+            keys=jnp.where(inside, keys[..., at], NEVER),
+            logits=jnp.where(inside, tile.logits[..., at], NEVER),
+            best_other=jnp.max(jnp.where(other, keys, NEVER), axis=-1),
+            top=top,
+            mass=jnp.sum(jnp.exp(logits - top[..., None]), axis=-1),
+        )
+
+    if not ends:
+        return jnp.zeros(features.shape[:2], bool), jnp.full(features.shape[:2], NEVER, jnp.float32)
+    asked = Asked.of(features, vocabulary, sampling, draws)
+    found = over_tiles(asked, head, summary, _merge_ends, mesh)
+    best = jnp.argmax(found.keys, axis=-1, keepdims=True)
+    logit = jnp.take_along_axis(found.logits, best, axis=-1)[..., 0]
+    others = jnp.where(jnp.arange(len(ends)) == best, NEVER, found.logits)
+    log_odds = logit - jnp.logaddexp(found.top + jnp.log(found.mass), jax.nn.logsumexp(others, axis=-1))
+    sound = jnp.isfinite(log_odds) & (logit > NEVER)
+    foreseen = sound & (jnp.max(found.keys, axis=-1) > found.best_other)
+    last = jnp.isin(jnp.asarray(ends)[best[..., 0]], jnp.asarray(vocabulary.deferred, jnp.int32))
+    return foreseen, jnp.where(foreseen & ~last, log_odds, NEVER)
+
+
+def _merge_ends(a: Ends, b: Ends) -> Ends:
+    top = jnp.maximum(a.top, b.top)
+    return Ends(
+        keys=jnp.maximum(a.keys, b.keys),
+        logits=jnp.maximum(a.logits, b.logits),
+        best_other=jnp.maximum(a.best_other, b.best_other),
+        top=top,
+        mass=a.mass * jnp.exp(a.top - top) + b.mass * jnp.exp(b.top - top),
+    )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from jaxdiff import kvcache
 from jaxdiff.protocols import Model
 from jaxdiff.types import Inputs, KVCache, Params, Span
 
@@ -62,6 +63,8 @@ class Guided:
         assert inputs.given is not None and inputs.scale is not None  # noqa: PT018
         blind = jnp.where(inputs.given, self.config.mask_token_id, inputs.tokens)
         blind = dataclasses.replace(inputs, tokens=blind)
+        if kv is not None and inputs.rows is not None:
+            blind = dataclasses.replace(blind, rows=inputs.rows + kvcache.rows_of(kv) // self.copies)
         both = jax.tree.map(lambda *pair: jnp.concatenate(pair), inputs, blind)
         twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), (at, read))
         features, kv = self.model.apply(params, both, kv, *twice)

@@ -17,7 +17,7 @@ class Eos:
     token, what decoding the whole canvas gives: this stopper costs no quality under any policy.
     """
 
-    wants_tail = cuts = False
+    wants_tail = cuts = hides = False
 
     def init(self, rows: int) -> PartState:
         del rows

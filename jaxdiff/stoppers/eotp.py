@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxdiff.pytree import number, pytree
+from jaxdiff.pytree import choice, number, pytree
 from jaxdiff.stoppers.eos import Eos
 from jaxdiff.types import Count, Leaf, PartState, Progress, is_text_end, per_row
 
@@ -19,6 +19,7 @@ class _Cuts:
     """What the three have in common."""
 
     wants_tail = cuts = True
+    hides = False
 
     def init(self, rows: int) -> PartState:
         del rows
@@ -29,12 +30,24 @@ class _Cuts:
 class OfficialEotp(_Cuts):
     """`official`: the leftmost end-of-text that the policy itself accepts in the block, else the most confident
     candidate of end-of-text anywhere on the canvas, however unsure.
+
+    What was cut off a block is shown to the policy with probability 0.
+
+    Attributes:
+        ties: which candidate is the most confident: `first`, as published, takes the leftmost of those whose float32
+            probability is highest (at the first forward of a long canvas some 200 have probability 1); `log_odds`, our
+            own, tells them apart.
     """
+
+    ties: str = choice(("first", "log_odds"), default="first")
+
+    hides = True
 
     def update(self, state: PartState, progress: Progress) -> tuple[Int[Array, " B"], PartState]:
         assert progress.tail is not None
-        surest = jnp.argmax(progress.tail.log_odds, axis=1).astype(jnp.int32)
-        return _published(progress, surest, jnp.any(progress.tail.ends, axis=1)), state
+        ends, log_odds = progress.tail.ends, progress.tail.log_odds
+        rank = log_odds if self.ties == "log_odds" else jnp.where(ends, jax.nn.sigmoid(log_odds), -1.0)
+        return _published(progress, jnp.argmax(rank, axis=1).astype(jnp.int32), jnp.any(ends, axis=1)), state
 
 
 @pytree

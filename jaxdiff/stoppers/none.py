@@ -12,7 +12,7 @@ from jaxdiff.types import PartState, Progress
 class NoStop:
     """Decode the whole canvas."""
 
-    wants_tail = cuts = False
+    wants_tail = cuts = hides = False
 
     def init(self, rows: int) -> PartState:
         del rows
