@@ -6,7 +6,7 @@
 `depth`: the model that ships, made 8 and 32 layers deep, in float32, and the 8B shape of as many, in bfloat16; programs
 take turns, ROUNDS times, past every cache. `temporaries`: LLaDA-8B's shape with its 32 layers, L 1280, V 126464, from
 the compiler's memory analysis, beside keys and values: in float32 for the device at hand, in int8 for a TPU chip that
-is not here (in bfloat16: `tpu_memory.py`). A CPU has no bfloat16 products: it would convert the weights. Nothing is run.
+is not here (in bfloat16: `tpu_memory.py`). A CPU would convert bfloat16 weights. Nothing is run.
 Writes results/programs.json.
 """
 
