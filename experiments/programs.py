@@ -5,9 +5,9 @@
 
 `depth`: the model that ships, made 8 and 32 layers deep, in float32, and the 8B shape of as many, in bfloat16; programs
 take turns, ROUNDS times, past every cache. `temporaries`: LLaDA-8B's shape with its 32 layers, L 1280, V 126464, from
-the compiler's memory analysis, beside keys and values: in float32 for the device at hand, in bfloat16 and int8 for one
-chip of TPUs that are not here. (A CPU has no bfloat16 products: it would convert the weights, in temporaries.) Nothing
-is run. Writes results/programs.json.
+the compiler's memory analysis, beside keys and values: in float32 for the device at hand, in int8 for a TPU chip that
+is not here (in bfloat16: `tpu_memory.py`). A CPU would convert bfloat16 weights. Nothing is run.
+Writes results/programs.json.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ ROUNDS, DEPTHS, BLOCK = 5, (8, 32), 32
 PROMPT, GENERATED = 64, 1216
 CHIPS = (  # None is the device at hand; dtype, weights, rows, caches
     (None, "float32", None, 8, ("none", "dual")),
-    ("v5p:2x2x1", "bfloat16", None, 8, ("none", "dual", "prefix", "frozen")),
     ("v5e:1x1", "bfloat16", "int8", 1, ("none", "dual")),
 )
 RESULTS = Path(__file__).parent / "results"

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxdiff.bench import ceilings
@@ -32,7 +33,7 @@ class Work:
     gen_length: int
     block_length: int
     rounds: int
-    target: jax.Device | None = None  # a chip that is not here; then nothing can be run
+    target: Mesh | None = None  # devices that need not be here; then nothing can be run
 
     def program(self, **changes: Any) -> Timing:
         """The decode with these parts of its decoder changed, compiled; run once where there are weights for it."""

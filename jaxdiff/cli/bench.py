@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from jaxdiff.bench import measure
+from jaxdiff.bench.hlo import step_cost
 from jaxdiff.bench.peers import ONE_ROW, PEERS, STANDARD, against_pytorch, parse_peers
 from jaxdiff.bench.pytorch.client import check_pytorch
 from jaxdiff.bench.shapes import SHAPES, abstract_params, random_params, shaped
@@ -24,6 +25,7 @@ from jaxdiff.cli.show import note, progress, tell
 from jaxdiff.decode import Program
 from jaxdiff.decode.batches import pad_to_bucket
 from jaxdiff.decode.checks import block_of
+from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.policies import Learned
 from jaxdiff.tasks import task
 from jaxdiff.types import InputError, Params
@@ -62,9 +64,10 @@ def bench(
         str | None,
         typer.Option(
             "--target",
-            help="With --compile-only: for one chip of a TPU that is not here: v5e:1x1, v6e:2x2 (needs libtpu).",
+            help="With --compile-only: for a TPU slice that is not here: v5e:1x1, v5e:2x4 (needs libtpu).",
         ),
     ] = None,
+    spread: options.Mesh = "1x1",
     cache: Annotated[
         str, typer.Option("--cache", help="With --compile-only: of the decode; else each is measured against none.")
     ] = "none",
@@ -78,7 +81,7 @@ def bench(
 ) -> None:
     """Measure a decode: step over bare forward, caches over none, PyTorch over jaxdiff, compiling, memory."""
     decoding = Decoding.of(locals())
-    for name, given, default in (("target", target, None), ("cache", cache, "none")):
+    for name, given, default in (("target", target, None), ("mesh", spread, "1x1"), ("cache", cache, "none")):
         if given != default and not compile_only:
             raise InputError(f"{name}: found {given!r} where the decode is run, expected --compile-only beside it")
     peers = parse_peers(against, batch_size)
@@ -98,8 +101,8 @@ def bench(
     for name, beside in idle.items():
         if beside:
             raise InputError(f"{name}: found it beside {beside}; leave one of the two out")
-    chip = None if target is None else tpu(target)
-    dtype = dtype or (None if chip is None else "bfloat16")  # not what is fast on the device at hand
+    chips = parse_mesh(spread) if target is None else tpu(target, spread)
+    dtype = dtype or (None if target is None else "bfloat16")  # not what is fast on the device at hand
     compared = weights is not None and plain and not compile_only
     first = None if compared else weights
     checkpoint = None if shape else load(model, dtype=dtype, weights=first, ignore=decoding.ignore_config)
@@ -125,18 +128,21 @@ def bench(
         gen_length=gen_length,
         block_length=block_of(made, block_length),
         rounds=rounds,
-        target=chip,
+        target=chips,
     )
     note("compiling")
     if compile_only:
-        found = _facts(work.program(cache=decoder.cache).program)
+        program = work.program(cache=decoder.cache).program
+        found = _facts(program) | (_of_each_chip(program) if chips else {})
     else:
         found = _measured(work, whole, roofline=roofline)
         if not without:
             found = _beside_pytorch(found, work, peers, learned)
     setting = {
         "model": shape or model,
-        "device": (chip or jax.devices()[0]).device_kind,
+        "device": (chips.devices.flat[0] if chips else jax.devices()[0]).device_kind,
+        "target": target,
+        "mesh": spread if compile_only else None,
         "cache": cache if compile_only else None,
         "dtype": made.config.dtype,
         "weights": weights,
@@ -157,6 +163,14 @@ def _facts(program: Program) -> dict[str, Any]:
         "compile_seconds": program.compile_seconds,
         "argument_bytes": program.argument_bytes,
         "peak_temp_bytes": program.temp_bytes,
+    }
+
+
+def _of_each_chip(program: Program) -> dict[str, Any]:
+    """Of each device of a mesh: the memory that it needs at most, and what it does in a step."""
+    return {
+        "peak_bytes": program.argument_bytes + program.temp_bytes,
+        "step": step_cost(program.compiled.as_text() or ""),
     }
 
 
@@ -255,6 +269,14 @@ def _table(found: dict[str, Any], setting: dict[str, Any]) -> Table:
     table.add_row("compiling", f"{found['compile_seconds']:.1f} s", "")
     table.add_row("arguments", f"{found['argument_bytes'] / 1e6:,.1f} MB", "")
     table.add_row("temporaries", f"{found['peak_temp_bytes'] / 1e6:,.1f} MB", "")
+    if "step" in found:
+        table.add_row("peak, on each chip as all of these", f"{found['peak_bytes'] / 1e6:,.1f} MB", "")
+        passes = {f"pass {i + 1}": each for i, each in enumerate(found["step"]["passes"])}
+        for part, each in ({"every step": found["step"]["always"]} | passes).items():
+            table.add_row(f"{part}: products", f"{each['flops'] / 1e12:,.3f} TFLOP", "")
+            table.add_row(f"{part}: memory traffic", f"{each['bytes_accessed'] / 1e6:,.1f} MB", "")
+            for kind, exchanged in each["collectives"].items():
+                table.add_row(f"{part}: {kind}", f"{exchanged['bytes'] / 1e6:,.3f} MB", f"in {exchanged['count']}")
     return table
 
 

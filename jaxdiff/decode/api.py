@@ -93,13 +93,14 @@ def lower(
     prompts: Int[Array, "B P"] | np.ndarray,
     decoder: Decoder | None = None,
     *,
-    target: jax.Device | None = None,
+    target: Mesh | None = None,
     **options: Any,
 ) -> Program:
     """The program of a decode, compiled ahead of time and not run: to time it, or to read its memory and HLO.
 
-    Args and errors are `decode`'s; `target` is a chip to compile for that is not here (`jaxdiff.bench.targets`), and
-    params may be `jax.ShapeDtypeStruct`. Neither reads nor fills JAX's persistent compilation cache.
+    Args and errors are `decode`'s; `target` stands in for `mesh`: devices to compile for, one or more, that need
+    not be here (`jaxdiff.bench.targets`). Params may be `jax.ShapeDtypeStruct`. Neither reads nor fills JAX's
+    persistent compilation cache.
     """
     return Program(prepare(model, params, prompts, decoder, **options), target)
 

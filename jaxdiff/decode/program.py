@@ -11,13 +11,14 @@ from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding
 
 from jaxdiff.decode import loop
 from jaxdiff.decode.layout import Setup
 from jaxdiff.decode.result import Result
 from jaxdiff.decode.state import Rows
-from jaxdiff.parallel.mesh import compiling_for
+from jaxdiff.parallel.mesh import WHOLE, compiling_for
+from jaxdiff.parallel.rules import shardings
 from jaxdiff.types import InputError
 
 
@@ -32,32 +33,43 @@ class Call:
         with jax.enable_x64(False):
             return loop.run(self.setup, self.rows)
 
+    def on(self, mesh: Mesh) -> Call:
+        """Its shapes, laid over devices that need not be here as `prepare` lays arrays over a mesh; nothing to run.
+
+        Raises InputError for a model that does not spread over them.
+        """
+        there = NamedSharding(mesh, WHOLE)
+        setup, rows = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), (self.setup, self.rows)
+        )
+        if mesh.size > 1:  # one device needs no mesh
+            params = shardings(setup.model.config, setup.params, mesh)
+            setup = dataclasses.replace(setup, params=params, layout=dataclasses.replace(setup.layout, mesh=mesh))
+        return Call(setup, rows)
+
 
 class Program:
     """A decode compiled ahead of time, past JAX's persistent cache, kept with its arguments.
 
     Attributes:
         compile_seconds: tracing and compiling.
-        argument_bytes: the parameters above all, as the device holds them.
-        temp_bytes: what the program needs beyond its arguments and results, keys and values included, from the
-            compiler's memory analysis.
+        argument_bytes: the parameters above all, as the device holds them; over a mesh, each of its devices.
+        temp_bytes: what the program needs there beyond its arguments and results, keys and values included, from
+            the compiler's memory analysis.
         out_info: shapes of the result.
         compiled: JAX's own `jax.stages.Compiled`, with its HLO and cost analysis.
     """
 
-    def __init__(self, call: Call, target: jax.Device | None = None) -> None:
-        """`target`: a chip that is not here: compiled for, not run.
+    def __init__(self, call: Call, target: Mesh | None = None) -> None:
+        """`target`: devices that need not be here: compiled for, not run.
 
-        Raises InputError for a target that is too small.
+        Raises InputError for a target that is too small, or that the model does not spread over.
         """
-        self.target, self._arguments = target, (call.setup, call.rows)
-        if target is not None:
-            there = SingleDeviceSharding(target)
-            self._arguments = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), self._arguments
-            )
+        self._chip = None if target is None else target.devices.flat[0]
+        call = call if target is None else call.on(target)
+        self._arguments = (call.setup, call.rows)
         since = time.perf_counter()
-        with ahead_of_time(), past_persistent_cache(), compiling_for(None if target is None else target.platform):
+        with ahead_of_time(), past_persistent_cache(), compiling_for(self._chip and self._chip.platform):
             lowered = jax.jit(lambda *given: loop.run(*given)).lower(*self._arguments)
             self.compiled = self._compile(lowered)
         self.compile_seconds = time.perf_counter() - since
@@ -65,7 +77,7 @@ class Program:
         memory: Any = self.compiled.memory_analysis()
         self.argument_bytes = int(memory.argument_size_in_bytes)
         self.temp_bytes = int(memory.temp_size_in_bytes)
-        if (target or jax.devices()[0]).platform == "tpu":  # whose compiler may count its heap twice there
+        if (self._chip or jax.devices()[0]).platform == "tpu":  # whose compiler may count its heap twice there
             self.temp_bytes = int(memory.peak_memory_in_bytes) - self.argument_bytes
 
     def __call__(self) -> Result:
@@ -83,12 +95,12 @@ class Program:
         try:
             return lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            if self.target is None or "RESOURCE_EXHAUSTED" not in str(error):
+            if self._chip is None or "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             what = re.sub(r".*?RESOURCE_EXHAUSTED: ", "", str(error).splitlines()[0])
             raise InputError(
-                f"target: found a program too large for {self.target.device_kind}: {what} Take --weights int8, fewer "
-                "rows or a larger chip"
+                f"target: found a program too large for {self._chip.device_kind}: {what} Take --weights int8, fewer "
+                "rows, a larger chip or a mesh of several"
             ) from error
 
 

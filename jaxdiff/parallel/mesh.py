@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,24 +28,35 @@ WHOLE = PartitionSpec()
 compiling_for = jax.make_user_context(None)
 
 
-def make_mesh(data: int, model: int) -> Mesh:
-    """The first data x model devices of this host as a mesh. Raises InputError where there are fewer."""
-    devices = jax.local_devices()
+def make_mesh(data: int, model: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of the first data x model devices, default of this host. Raises InputError where there are fewer."""
+    devices = jax.local_devices() if devices is None else devices
     if data < 1 or model < 1 or data * model > len(devices):
         raise InputError(
             f"mesh: found {data}x{model} = {data * model} devices, expected 1 to {len(devices)}, as many as there are"
         )
     axes = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((data, model), (DATA, MODEL), axis_types=axes, devices=devices[: data * model])
+    try:
+        return jax.make_mesh((data, model), (DATA, MODEL), axis_types=axes, devices=devices[: data * model])
+    except AssertionError as error:  # of a TPU, whose chips must lie in a rectangle
+        raise InputError(
+            f"mesh: found {data}x{model}, which the first {data * model} of {len(devices)} chips do not form; "
+            f"try one of {len(devices)} chips, such as 1x{len(devices)}"
+        ) from error
 
 
 def parse_mesh(text: str) -> Mesh | None:
     """What `--mesh DxM` means; None for 1x1, which needs no mesh. Raises InputError for any other text."""
+    data, model = mesh_shape(text)
+    return None if data == model == 1 else make_mesh(data, model)
+
+
+def mesh_shape(text: str) -> tuple[int, int]:
+    """The data and the model devices of `DxM`. Raises InputError for any other text."""
     found = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text, re.ASCII)
     if found is None:
         raise InputError(f"mesh: found {text!r}, expected DxM, the data and the model devices, such as 4x2")
-    data, model = int(found[1]), int(found[2])
-    return None if data == model == 1 else make_mesh(data, model)
+    return int(found[1]), int(found[2])
 
 
 def check_axes(mesh: Mesh) -> None:

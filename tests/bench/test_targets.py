@@ -1,13 +1,16 @@
 """Compiling for a TPU that is not here: real compilations by libtpu, nothing is run."""
 
 import importlib.util
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff import InputError
+from jaxdiff.bench.hlo import step_cost
 from jaxdiff.bench.measure import Work
 from jaxdiff.bench.shapes import abstract_params, shaped
 from jaxdiff.bench.targets import tpu
@@ -15,6 +18,7 @@ from jaxdiff.caches import Dual
 from jaxdiff.decode import Decoder
 from jaxdiff.models.layers import attend
 from jaxdiff.parallel.mesh import compiling_for, platform
+from jaxdiff.parallel.rules import shardings
 from jaxdiff.policies import Threshold
 
 SHAPE = {"vocab_size": 1024, "mask_token_id": 0, "eos_token_id": 1, "d_model": 256, "n_heads": 2, "n_kv_heads": 2}
@@ -69,6 +73,83 @@ def test_what_is_traced_for_a_chip_is_not_what_this_device_runs():
     assert str(traced.trace(q, k, k, seen).jaxpr) == here
 
 
+def test_what_a_step_costs_is_read_from_the_program(chip):
+    """Loops of a known length count all rounds, though a TPU's do not say theirs; of a conditional one branch."""
+    layers, rows, heads, width = 6, 256, 4, 128
+
+    def decode(x, weights):
+        def layer(x, w):
+            scores = jnp.einsum("rhe,she->hrs", x, x)  # a TPU makes a convolution of it
+            return jnp.einsum("hrs,she->rhe", scores, x) @ w, None
+
+        def step(x):
+            return jax.lax.cond(
+                x[0, 0, 0] > 1, lambda x: jax.lax.scan(layer, x, weights)[0], lambda x: x @ weights[0], x
+            )
+
+        return jax.lax.while_loop(lambda x: jnp.sum(x) > 0, step, x)
+
+    there = NamedSharding(chip, PartitionSpec())
+    x = jax.ShapeDtypeStruct((rows, heads, width), jnp.bfloat16, sharding=there)
+    weights = jax.ShapeDtypeStruct((layers, width, width), jnp.bfloat16, sharding=there)
+    found = step_cost(jax.jit(decode).lower(x, weights).compile().as_text())
+    assert found["always"]["flops"] == 0
+    (found,) = found["passes"]
+    size = 2 * rows * heads * width
+    assert found["flops"] == layers * (2 * 2 * heads * rows * rows * width + 2 * rows * heads * width * width)
+    assert layers * 2 * width**2 < found["bytes_accessed"] < layers * (2 * width**2 + 12 * size)
+    assert found["collectives"] == {}
+
+
+@pytest.fixture(scope="module")
+def spread(chip):
+    """A decode over a slice of eight chips, two shards of rows and four of weights."""
+    model = shaped("llada-8b", n_layers=4, mlp_hidden_size=256, **SHAPE | {"n_heads": 4, "n_kv_heads": 4})
+    work = work_of(model, np.full((8, 64), 7, np.int32), 64, tpu("v5e:2x4", "2x4"))
+    return work, work.program().program
+
+
+def test_a_decode_over_a_slice_lies_there_as_on_devices_that_are_here(spread):
+    work, program = spread
+    laid = shardings(work.model.config, work.params, work.target)
+    each = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(laid))
+    assert each < program.argument_bytes < each + 1e5
+    assert program.temp_bytes > 0
+    with pytest.raises(InputError, match="found shapes, expected arrays"):
+        program()
+
+
+def test_what_chips_tell_each_other_is_what_devices_here_do(spread):
+    """On each chip, for its rows: two sums a layer, the last one's of the block; one for the embedding."""
+    work, program = spread
+    config, rows, fed = work.model.config, 4, 128
+    cost = step_cost(program.compiled.as_text())
+    (stack,) = cost["passes"]
+    assert set(stack["collectives"]) == {"all-reduce"}
+    assert set(cost["always"]["collectives"]) == {"all-gather"}  # the score's summaries
+    summed = (2 * (config.n_layers - 1) + 1) * rows * fed + 2 * rows * work.block_length
+    assert stack["collectives"]["all-reduce"]["bytes"] == pytest.approx(2 * summed * config.d_model, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ("4x4", "mesh: found 4x4 = 16 devices, expected 1 to 8"),
+        ("8", "mesh: found '8', expected DxM"),
+        ("1x3", "mesh: found 1x3, which the first 3 of 8 chips do not form"),
+    ],
+)
+def test_a_mesh_that_the_slice_does_not_hold_is_refused(chip, mesh, message):
+    with pytest.raises(InputError, match=message):
+        tpu("v5e:2x4", mesh)
+
+
+def test_a_model_that_does_not_spread_over_the_mesh_is_refused(chip):
+    work = work_of(shaped("llada-8b", n_layers=2, **SHAPE), np.full((1, 4), 7, np.int32), 32, tpu("v5e:2x4", "1x8"))
+    with pytest.raises(InputError, match="found 2 attention heads for a model axis of 8, expected a multiple of it"):
+        work.program()
+
+
 def test_without_libtpu_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"libtpu is not installed; pip install 'jax\[tpu\]"):
@@ -76,7 +157,7 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch):
 
 
 def test_a_chip_that_is_not_known_is_refused(chip):
-    with pytest.raises(InputError, match=r"found 'v9:1x1', expected a TPU that libtpu knows, such as v5e:1x1"):
+    with pytest.raises(InputError, match=r"found 'v9:1x1', expected a TPU that libtpu knows, such as v5e:1x1, v5e:2x4"):
         tpu("v9:1x1")
 
 

@@ -52,16 +52,34 @@ def test_what_cannot_be_measured_is_refused(refused, folder):
     assert "expected llada-8b, dream-7b, llada2-mini" in refused("bench", "--shape", "gpt-2")
     assert "expected less than the model's context 96" in refused("bench", "--model", folder, "--gen-length", 128)
     assert "found 'v5e:1x1' where the decode is run, expected --compile-only" in refused("bench", "--target", "v5e:1x1")
-    assert "found 'dual' where the decode is run, expected --compile-only beside it" in refused(
-        "bench", "--cache", "dual"
-    )
+    for option, value in (("--cache", "dual"), ("--mesh", "2x4")):
+        words = f"found '{value}' where the decode is run, expected --compile-only beside it"
+        assert words in refused("bench", option, value)
+
+
+def test_a_model_that_does_not_spread_over_the_mesh_is_refused(run):
+    ran = run("bench", "--shape", "llada-8b", "--compile-only", "--mesh", "1x3")
+    assert (ran.code, ran.out) == (2, "")
+    assert "mesh: found 32 attention heads for a model axis of 3, expected a multiple of it" in ran.err
 
 
 def test_it_compiles_for_a_tpu_that_is_not_here(run, ids_folder):
     asked = ("bench", "--model", ids_folder, "--compile-only", "--gen-length", 16, "--block-length", 8, "--json")
     pytest.importorskip("libtpu", reason="libtpu is not installed: there is nothing to compile for a TPU with")
     here = run(*asked).json
-    found = run(*asked, "--target", "v5e:1x1", "--cache", "dual").json
+    found = run(*asked, "--target", "v5e:2x4", "--mesh", "2x2", "--cache", "dual").json
     assert (found["setting"]["device"], found["setting"]["cache"]) == ("TPU v5 lite", "dual")
+    assert (found["setting"]["target"], found["setting"]["mesh"]) == ("v5e:2x4", "2x2")
     assert (here["setting"]["dtype"], found["setting"]["dtype"]) == ("float32", "bfloat16")
-    assert found["peak_temp_bytes"] > 0
+    assert found["peak_bytes"] == found["argument_bytes"] + found["peak_temp_bytes"]
+    refresh, window = found["step"]["passes"]
+    assert refresh["flops"] > window["flops"] > found["step"]["always"]["flops"] > 0
+    assert "all-reduce" in refresh["collectives"]
+    assert "step" not in here
+
+
+def test_it_compiles_for_a_mesh_that_is_here(run, ids_folder):
+    asked = ("bench", "--model", ids_folder, "--compile-only", "--gen-length", 16, "--block-length", 8, "--mesh", "1x2")
+    ran = run(*asked)
+    assert ran.code == 0
+    assert "pass 1: all-reduce" in ran.out

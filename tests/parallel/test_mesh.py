@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.collectives import Collective, collectives, compiled_text
+from experiments.collectives import compiled_text
 from jaxdiff import Decoder, Sampling, decode, make_mesh
+from jaxdiff.bench.hlo import Array, Collective, Hlo, collectives
 from jaxdiff.caches import Dual
 from jaxdiff.decode.layout import Layout, Setup
 from jaxdiff.decode.score import TILE, Draws, Vocabulary, believe
@@ -160,7 +161,7 @@ def test_devices_tell_each_other_no_more_than_they_must(family, monkeypatch):
     model = family((LladaMoeConfig if experts else LladaConfig)(**shape, **experts))
     config, mesh = model.config, make_mesh(2, shards)
     shape = dict(rows=rows, prompt=prompt, generated=small.GEN, block=small.BLOCK)
-    found = collectives(compiled_text(model, mesh, **shape))
+    found = collectives(Hlo(compiled_text(model, mesh, **shape)).runs())
     for each in found:
         assert each.groups is not None, each.line
         for group in each.groups:
@@ -191,7 +192,7 @@ def test_devices_tell_each_other_no_more_than_they_must(family, monkeypatch):
 )
 def test_groups_of_devices_are_read_as_each_jax_writes_them(groups, expected):
     line = f"%x = f32[4]{{0}} all-reduce(%y), channel_id=1, replica_groups={groups}, use_global_device_ids=true"
-    assert Collective("all-reduce", ((4,),), 1, True, line).groups == expected
+    assert Collective("all-reduce", (Array("f32", (4,)),), 1, True, line).groups == expected
 
 
 def test_keys_and_values_stay_with_the_devices_of_their_heads():
@@ -199,7 +200,7 @@ def test_keys_and_values_stay_with_the_devices_of_their_heads():
     rows, prompt, shards = 4, 8, 4
     model = Llada(LladaConfig(**SHAPE | {"vocab_size": shards * TILE + 600, "n_kv_heads": shards}))
     shape = dict(rows=rows, prompt=prompt, generated=small.GEN, block=small.BLOCK)
-    found = collectives(compiled_text(model, make_mesh(2, shards), cache=Dual(), **shape))
+    found = collectives(Hlo(compiled_text(model, make_mesh(2, shards), cache=Dual(), **shape)).runs())
     gathered = {each.elements for each in found if each.kind == "all-gather"}
     assert gathered == {shards * rows // 2 * small.BLOCK}
     assert {each.kind for each in found} == {"all-gather", "all-reduce"}
