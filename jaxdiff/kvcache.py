@@ -70,7 +70,7 @@ class LayerAccess:
 
     pair: Pair
     layer: Int[Array, ""]
-    fresh: Bool[Array, "B T"]
+    fresh: Bool[Array, "B T"] | None
     at: Int[Array, " B"] | Int[Array, "B T"] | None
     rows: Int[Array, " B"] | None
     columns: int = static()
@@ -96,15 +96,14 @@ class LayerAccess:
         rows = jnp.arange(new.shape[0], dtype=jnp.int32)
         if self.at is not None and self.at.ndim == 2:
             own, at = self._read(kept), self.at
-            old = jax.vmap(lambda row, at: row[:, at])(own, at)
-            new = jnp.where(self.fresh[:, None, :, None], new, old)
+            if self.fresh is not None:
+                old = jax.vmap(lambda row, at: row[:, at])(own, at)
+                new = jnp.where(self.fresh[:, None, :, None], new, old)
             own = jax.vmap(lambda row, at, new: row.at[:, at].set(new))(own, at, new)
             kept = jax.lax.dynamic_update_slice(kept, own[None], (self.layer, 0, 0, 0, 0)) if self.store else kept
         elif self.store:
             kept = self._written(new, kept, self.layer, rows if self.rows is None else self.rows)
-            own = self._read(kept)
-            if self.at is None:  # where all is fresh the compiler then reads nothing
-                own = jnp.where(self.fresh[:, None, :, None], new, own[:, :, : new.shape[2]])
+            own = new if self.at is None and self.fresh is None else self._read(kept)
             # Else XLA reads the leaf where the layer is used, and copies all of it since it was written in between.
             own = jax.lax.optimization_barrier(own) if platform() == "tpu" else own
         else:
@@ -127,11 +126,11 @@ class LayerAccess:
         columns = jnp.zeros_like(rows) if self.at is None else self.at
 
         def one(index: int | Int[Array, ""], kept: Float[Array, "n c K M E"]) -> Float[Array, "n c K M E"]:
-            part, fresh = (jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (new, self.fresh))
+            part = jax.lax.dynamic_index_in_dim(new, index)[None]
             place = (layer, rows[index], 0, columns[index], 0)
-            old = jax.lax.dynamic_slice(kept, place, (1, 1, *part.shape))
-            return jax.lax.dynamic_update_slice(
-                kept, jnp.where(fresh[None, None, None, :, None], part[None, None], old), place
-            )
+            if self.fresh is not None:
+                fresh = jax.lax.dynamic_index_in_dim(self.fresh, index)[None, :, None, :, None]
+                part = jnp.where(fresh, part, jax.lax.dynamic_slice(kept, place, part.shape))
+            return jax.lax.dynamic_update_slice(kept, part, place)
 
         return jax.lax.fori_loop(0, new.shape[0], one, kept)

@@ -62,7 +62,7 @@ class Inputs:
         positions: their absolute positions, column - origin; negative for padding.
         valid: of every column that may be attended to: False for padding, and past a row's end.
         origin: canvas column of position 0 of each row; column c holds position c - origin.
-        fresh: the token's own keys and values are seen by this pass; elsewhere those of the KV cache are.
+        fresh: the token's own keys and values are seen by this pass; else those of the KV cache are. None: all are.
         prompt_length: how many first positions do not see the others, in a model whose config says `prefix_lm`.
         given: the token is part of the prompt or of what infilling was given: what guidance masks.
         scale: classifier-free guidance, w in un + (w + 1) (cond - un); a model that is not guided ignores it.
@@ -76,7 +76,7 @@ class Inputs:
     positions: Int[Array, "B T"]
     valid: Bool[Array, "B L"]
     origin: Int[Array, " B"]
-    fresh: Bool[Array, "B T"]
+    fresh: Bool[Array, "B T"] | None = None
     prompt_length: Int[Array, " B"] | None = None
     given: Bool[Array, "B T"] | None = None
     scale: Float[Array, " B"] | None = None
@@ -96,8 +96,7 @@ class Inputs:
         column = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         origin = jnp.zeros((tokens.shape[0],), jnp.int32) if origin is None else origin
         positions = column - origin[:, None]
-        fresh = jnp.ones(tokens.shape, bool)
-        return cls(tokens, positions, positions >= 0, origin, fresh, prompt_length=prompt_length)
+        return cls(tokens, positions, positions >= 0, origin, prompt_length=prompt_length)
 
 
 @pytree

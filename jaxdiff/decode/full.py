@@ -16,16 +16,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.decode.passes import StepPasses
-from jaxdiff.decode.state import keep, pick
+from jaxdiff.decode.pieces import in_pieces, pick, put_back, together
+from jaxdiff.decode.state import keep
 from jaxdiff.parallel.mesh import platform
 from jaxdiff.pytree import pytree, with_numbers
 from jaxdiff.types import KV, NEVER, KVCache, Score, Tail
 from jaxdiff.windows import put, take
 
-# Tokens that go through the layers together, by platform: fewer would not use the machine, more save nothing.
-TOGETHER, ELSEWHERE = {"cpu": 1536}, 4096
-TAILS = 4  # a stopper looks at that part of them together
-NOBODY = 2**30  # sorts behind every length
+LOOK = {"cpu": 64}  # positions that a stopper looks at together, by platform; elsewhere all
 
 
 @pytree
@@ -52,7 +50,8 @@ class Fed:
     kv: KVCache | None
 
 
-Way = Callable[["FullPass", Bool[Array, " B"], Reading], Reading]
+# A pass of the rows that are marked, or of all; and what is known before it.
+Way = Callable[["FullPass", Bool[Array, " B"] | None, Reading], Reading]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,27 +78,18 @@ class FullPass(StepPasses):
     def _some(self, rows: Bool[Array, " B"], way: Way, tokens: int, before: Reading) -> Reading:
         """`way` over these rows, whose pass is of so many `tokens` each; the others keep what was `before`.
 
-        A step costs what these rows cost, and not the whole batch: they are taken out of it in pieces of one size, the
-        shortest first, and what a piece gave is put back. The last piece is filled up with its own last row, which is
-        read and written twice alike.
+        A step costs what these rows cost, and not the whole batch.
         """
-        count = rows.shape[0]
-        pieces = -(-count // max(1, TOGETHER.get(platform(), ELSEWHERE) // tokens))
-        size = -(-count // pieces)
-        if size == count:
+        size = together(rows.shape[0], tokens)
+        if size == rows.shape[0]:
             return jax.lax.cond(jnp.any(rows), lambda was: way(self, rows, was), lambda was: was, before)
-        order = jnp.argsort(jnp.where(rows, self.state.end - self.state.rows.origin, NOBODY)).astype(jnp.int32)
-        total = jnp.sum(rows, dtype=jnp.int32)
 
-        def piece(carry: tuple[Int[Array, ""], Reading]) -> tuple[Int[Array, ""], Reading]:
-            done, before = carry
-            at = order[jnp.minimum(done + jnp.arange(size, dtype=jnp.int32), total - 1)]
-            everyone, own = jnp.ones((size,), bool), dataclasses.replace(before, kv=None)
-            part = way(self._of(at), everyone, dataclasses.replace(pick(own, at), kv=before.kv))
-            own = jax.tree.map(lambda old, new: old.at[at].set(new), own, dataclasses.replace(part, kv=None))
-            return done + size, dataclasses.replace(own, kv=part.kv)
+        def piece(at: Int[Array, " C"], before: Reading) -> Reading:
+            own = dataclasses.replace(before, kv=None)
+            part = way(self._of(at), None, dataclasses.replace(pick(own, at), kv=before.kv))
+            return dataclasses.replace(put_back(own, dataclasses.replace(part, kv=None), at), kv=part.kv)
 
-        return jax.lax.while_loop(lambda carry: carry[0] < total, piece, (jnp.int32(0), before))[1]
+        return in_pieces(rows, self.state.end - self.state.rows.origin, size, piece, before)
 
     def _of(self, at: Int[Array, " C"]) -> FullPass:
         """The same pass for these rows of the batch alone."""
@@ -114,19 +104,19 @@ class FullPass(StepPasses):
             open_=self.open_[at],
         )
 
-    def _over_canvas(self, rows: Bool[Array, " B"], before: Reading) -> Reading:
+    def _over_canvas(self, rows: Bool[Array, " B"] | None, before: Reading) -> Reading:
         """A pass over as much of the canvas as holds these rows' ends, and the blocks that these lie in."""
         overhang, longest = self.setup.layout.overhang, self.state.given.shape[1]
         rungs = [rung + overhang for rung in self.setup.layout.ladder if rung + overhang < longest]
 
         def on(length: int) -> Callable[[], Fed]:
-            fresh = jnp.broadcast_to(rows[:, None], (rows.shape[0], length))
-            return lambda: self._pass(before.kv, None, fresh, columns=length, kept=True)
+            fresh = None if rows is None else jnp.broadcast_to(rows[:, None], (rows.shape[0], length))
+            return lambda: self._pass(before.kv, None, length, fresh, columns=length, kept=True)
 
-        fed = _shortest(on, (*rungs, longest), jnp.max(jnp.where(rows, self.state.end, 0)) + overhang)
+        fed = _shortest(on, (*rungs, longest), _most(self.state.end, rows) + overhang)
         return self._read(rows, before, fed, self.state.end - self.state.rows.origin)
 
-    def _over_window(self, rows: Bool[Array, " B"], before: Reading) -> Reading:
+    def _over_window(self, rows: Bool[Array, " B"] | None, before: Reading) -> Reading:
         """A pass over each row's window. A shifted model reads a window's first token from the column before it."""
         cache, columns = self.setup.decoder.cache, self.state.given.shape[1]
         lead = int(self.setup.model.shifted)
@@ -140,10 +130,11 @@ class FullPass(StepPasses):
             length = min(span + lead, columns)
             start = jnp.clip(reach - lead, 0, columns - length)
             at = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
-            fresh = rows[:, None] & (at >= reach[:, None] - lead) & (at < stop[:, None])
-            return lambda: self._pass(before.kv, start, fresh, columns=columns, kept=kept)
+            fresh = (at >= reach[:, None] - lead) & (at < stop[:, None])
+            fresh = fresh if rows is None else rows[:, None] & fresh
+            return lambda: self._pass(before.kv, start, length, fresh, columns=columns, kept=kept)
 
-        fed = _shortest(on, self.setup.layout.spans, jnp.max(jnp.where(rows, self.state.end - reach, 0)))
+        fed = _shortest(on, self.setup.layout.spans, _most(self.state.end - reach, rows))
         origin = self.state.rows.origin
         return self._read(rows, before, fed, jnp.minimum(stop, self.state.end) - jnp.maximum(reach - lead, origin))
 
@@ -151,13 +142,14 @@ class FullPass(StepPasses):
         self,
         kv: KVCache | None,
         start: Int[Array, " B"] | None,
-        fresh: Bool[Array, "B T"],
+        length: int,
+        fresh: Bool[Array, "B T"] | None,
         *,
         columns: int,
         kept: bool,
     ) -> Fed:
-        """One pass over a window of the first `columns` columns."""
-        length, wants_tail = fresh.shape[1], self.setup.decoder.stop.wants_tail
+        """One pass over a window of the first `columns` columns, `length` tokens from `start` on."""
+        wants_tail = self.setup.decoder.stop.wants_tail
         at = None if start is None or length == columns else start
         first = jnp.zeros_like(self.place.start) if at is None else at
         tokens, given = self.state.rows.canvas[:, :columns], self.state.given[:, :columns]
@@ -173,16 +165,17 @@ class FullPass(StepPasses):
         whole = jnp.zeros((*self.state.given.shape, features.shape[-1]), features.dtype)
         return Fed(hidden, put(whole, features, first), first, first + length, kv)
 
-    def _read(self, rows: Bool[Array, " B"], before: Reading, fed: Fed, tokens: Int[Array, " B"]) -> Reading:
+    def _read(self, rows: Bool[Array, " B"] | None, before: Reading, fed: Fed, tokens: Int[Array, " B"]) -> Reading:
         """What these rows' pass over so many tokens gave; `before` stays in the others."""
         tail = None if fed.features is None else self._tail(rows, fed, fed.features)
         new = Reading(hidden=fed.hidden, tail=tail, work=self.work(tokens), kv=None)
-        return dataclasses.replace(keep(rows, new, dataclasses.replace(before, kv=None)), kv=fed.kv)
+        new = new if rows is None else keep(rows, new, dataclasses.replace(before, kv=None))
+        return dataclasses.replace(new, kv=fed.kv)
 
-    def _tail(self, rows: Bool[Array, " B"], fed: Fed, features: Float[Array, "B L D"]) -> Tail:
+    def _tail(self, rows: Bool[Array, " B"] | None, fed: Fed, features: Float[Array, "B L D"]) -> Tail:
         """Where these rows foresee an end of the text among the open positions, so many at a time."""
         columns = self.state.given.shape[1]
-        length = min(columns, TOGETHER.get(platform(), ELSEWHERE) // TAILS)
+        length = min(columns, LOOK.get(platform(), columns))
         first, stop = self.place.start, jnp.minimum(self.state.end, fed.stop)
 
         def piece(index: int | Int[Array, ""], tail: Tail) -> Tail:
@@ -195,7 +188,7 @@ class FullPass(StepPasses):
             log_odds = jnp.where(ends, log_odds, NEVER)
             return Tail(ends=put(tail.ends, ends, start), log_odds=put(tail.log_odds, log_odds, start))
 
-        pieces = -(-jnp.max(jnp.where(rows, stop - first, 0)) // length)
+        pieces = -(-_most(stop - first, rows) // length)
         return jax.lax.fori_loop(0, pieces, piece, self._no_tail())
 
     def _score(self, hidden: Float[Array, "B W D"]) -> Score:
@@ -235,6 +228,11 @@ class FullPass(StepPasses):
     def _no_tail(self) -> Tail:
         shape = self.state.given.shape
         return Tail(ends=jnp.zeros(shape, bool), log_odds=jnp.full(shape, NEVER, jnp.float32))
+
+
+def _most(lengths: Int[Array, " B"], rows: Bool[Array, " B"] | None) -> Int[Array, ""]:
+    """The greatest of these rows."""
+    return jnp.max(lengths if rows is None else jnp.where(rows, lengths, 0))
 
 
 def _shortest(on: Callable[[int], Callable[[], Fed]], lengths: tuple[int, ...], needed: Int[Array, ""]) -> Fed:

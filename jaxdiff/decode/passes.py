@@ -27,7 +27,7 @@ class StepPasses:
 
     def canvas(self, canvas: Int[Array, "B L"], draw: int | Int[Array, ""]) -> tuple[Belief, Float[Array, " B"]]:
         """As `Passes.canvas`."""
-        inputs = self.inputs(canvas, None, canvas.shape[1], jnp.ones(canvas.shape, bool), given=self.state.given)
+        inputs = self.inputs(canvas, None, canvas.shape[1], None, given=self.state.given)
         block = self.block(jnp.zeros_like(self.place.start))
         features, _ = self.setup.model.apply(self.setup.params, inputs, read=block)
         return self.believe(features, self.columns(), draw), self.work(self.state.end - self.state.rows.origin)
@@ -44,7 +44,7 @@ class StepPasses:
         if self.setup.model.shifted:
             fed, at, read = self._with_the_columns_before(tokens, columns)
         given = jnp.take_along_axis(self.state.given, at, axis=1)
-        inputs = self.inputs(fed, at, self.state.given.shape[1], jnp.ones(fed.shape, bool), given=given, store=False)
+        inputs = self.inputs(fed, at, self.state.given.shape[1], None, given=given, store=False)
         features, _ = self.setup.model.apply(self.setup.params, inputs, self.kv, at, read)
         valid = (columns >= self.state.rows.origin[:, None]) & (columns < self.state.end[:, None])
         cost = self.work((1 + int(self.setup.model.shifted)) * jnp.sum(valid, axis=1, dtype=jnp.int32))
@@ -71,7 +71,7 @@ class StepPasses:
         tokens: Int[Array, "B T"],
         at: Int[Array, " B"] | Int[Array, "B T"] | None,
         columns: int,
-        fresh: Bool[Array, "B T"],
+        fresh: Bool[Array, "B T"] | None,
         *,
         given: Bool[Array, "B T"],
         store: bool = True,

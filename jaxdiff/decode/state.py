@@ -85,8 +85,3 @@ def fold(keys: Key[Array, " B"], data: int | Int[Array, ""] | Int[Array, " B"]) 
 def keep(mask: Bool[Array, " B"], new: Any, old: Any) -> Any:
     """`new` in the marked rows, `old` elsewhere; every leaf leads with B."""
     return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
-
-
-def pick(tree: Any, at: Int[Array, " C"]) -> Any:
-    """These rows of every leaf; one without an axis serves all rows, and stays."""
-    return jax.tree.map(lambda leaf: leaf[at] if leaf.ndim else leaf, tree)

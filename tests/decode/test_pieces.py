@@ -1,7 +1,6 @@
 """Rows go through the layers in pieces: a decode stays the same, and a step runs what its rows need, and no more."""
 
 import dataclasses
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +8,16 @@ import numpy as np
 import pytest
 
 from jaxdiff.caches import CACHES
-from jaxdiff.decode import api, loop, lower
+from jaxdiff.decode import api, loop, lower, pieces
 from jaxdiff.policies import POLICIES
 from jaxdiff.stoppers import STOPPERS
 from tests import small
 
-full = sys.modules["jaxdiff.decode.full"]
 FIELDS = ("tokens", "nfe", "work", "commit_step", "log_prob", "reason")
 
 
 def decoded(monkeypatch, together, model=small.MODEL, **parts):
-    monkeypatch.setattr(full, "TOGETHER", {"cpu": together})
+    monkeypatch.setattr(pieces, "TOGETHER", {"cpu": together})
     prompts, origin = small.batch()
     decoder = small.decoder(**({} if model.attention_block is None else {"block_length": None}), **parts)
     options = dict(gen_length=small.GEN, origin=origin, key=small.keys(4))
@@ -38,18 +36,18 @@ def decoded(monkeypatch, together, model=small.MODEL, **parts):
 )
 def test_pieces_change_nothing(cache, stop, model, scale, monkeypatch):
     parts = dict(policy=POLICIES.parse("threshold:tau=0.5"), cache=CACHES.parse(cache), stop=STOPPERS.parse(stop))
-    whole, *pieces = (
+    whole, *others = (
         decoded(monkeypatch, together, model, cfg_scale=scale, **parts) for together in (10_000, 1, 3 * 22)
     )
     assert len(set(whole.nfe.tolist())) > 1, "rows that are never apart show nothing"
-    for found in pieces:
+    for found in others:
         for field in FIELDS:
             np.testing.assert_allclose(getattr(found, field), getattr(whole, field), rtol=1e-4, atol=1e-4)
 
 
 def test_a_step_runs_what_its_rows_need(monkeypatch):
     """Of four rows one is due for a refresh and one is done: a canvas of one row, and windows of two."""
-    monkeypatch.setattr(full, "TOGETHER", {"cpu": 1})
+    monkeypatch.setattr(pieces, "TOGETHER", {"cpu": 1})
     prompts, origin = small.batch()
     decoder = small.decoder(policy=POLICIES.parse("fixed"), cache=CACHES.parse("dual"))
     call = api.prepare(small.MODEL, small.params(), prompts, decoder, gen_length=small.GEN, origin=origin)
