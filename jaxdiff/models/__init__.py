@@ -1,5 +1,6 @@
 """One file per family. `build` turns a config.json into a model."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,17 @@ def model_of(config: Mapping[str, Any], file: Path, *, ignore: Iterable[str] = (
     """
     try:
         model = build(config, ignore=ignore)
-        return model, jax.eval_shape(model.init, jax.random.key(0))
+        return model, _shapes(model)
     except InputError as error:
         raise InputError(f"{file}: {str(error).removeprefix('config.json').lstrip(': ')}") from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"{file}: makes no model ({first_line(error)}); restore the file") from error
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(model: Model) -> Any:
+    """Of the params. Tracing takes a tenth of a second, and a folder is often read more than once."""
+    return jax.eval_shape(model.init, jax.random.key(0))
 
 
 def in_dtype(params: Any, dtype: str) -> Any:
