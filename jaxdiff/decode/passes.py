@@ -109,7 +109,7 @@ class StepPasses:
     ) -> tuple[Bool[Array, "B C"], Float[Array, "B C"]]:
         """Where the full pass' candidate ends a text, and how surely."""
         head, sampling, config = self._head(), self.setup.decoder.sampling, self.setup.model.config
-        ends = tuple(token for token in config.eos_ids if token not in config.turn_ends)
+        ends = tuple(sorted(set(config.eos_ids) - set(config.turn_ends)))
         draws, mesh = self._draws(columns, 0), self.setup.layout.mesh
         return text_ends(hidden, head, self._ids(), sampling, draws, ends, mesh=mesh)
 

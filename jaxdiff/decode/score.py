@@ -79,13 +79,14 @@ class Ends:
 
     Attributes:
         keys, logits: of each of these ids: its sort key (the logit, plus noise at temperature > 0) and its logit.
-        best_other: highest sort key of all other ids.
+        before, after: highest sort key of the other ids that are lower than each of these, and higher.
         top, mass: highest logit of the others, and the sum of their exp(l - top).
     """
 
     keys: Float[Array, "B C n"]
     logits: Float[Array, "B C n"]
-    best_other: Float[Array, "B C"]
+    before: Float[Array, "B C n"]
+    after: Float[Array, "B C n"]
     top: Float[Array, "B C"]
     mass: Float[Array, "B C"]
 
@@ -100,22 +101,28 @@ def text_ends(
     *,
     mesh: Mesh | None = None,
 ) -> tuple[Bool[Array, "B C"], Float[Array, "B C"]]:
-    """Where the candidate is one of the ids `ends`, and its log-odds there, as in `Belief`; elsewhere NEVER.
+    """Where the candidate is one of the ids `ends`, in ascending order, and its log-odds there, as in `Belief`;
+    elsewhere NEVER.
 
     For many positions at once: it goes over a tile's logits twice, and `believe` several times as often.
     """
 
     def summary(tile: Tile) -> Ends:
-        keys = jax.lax.cond(asked.drawn, tile.noisy, lambda: tile.logits)
+        keys = jax.lax.cond(tile.asked.drawn, tile.noisy, lambda: tile.logits)
         at = jnp.asarray(ends, jnp.int32) - tile.ids[0]
         inside = (at >= 0) & (at < tile.ids.shape[0])
         at, other = jnp.clip(at, 0, tile.ids.shape[0] - 1), ~jnp.isin(tile.ids, jnp.asarray(ends, jnp.int32))
         logits = jnp.where(other[None, None], tile.logits, NEVER)
         top = jnp.max(logits, axis=-1)
+
+        def best(among: Bool[Array, " v"]) -> Float[Array, "B C"]:
+            return jnp.max(jnp.where((other & among)[None, None], keys, NEVER), axis=-1)
+
         return Ends(
             keys=jnp.where(inside[None, None], keys[..., at], NEVER),
             logits=jnp.where(inside[None, None], tile.logits[..., at], NEVER),
-            best_other=jnp.max(jnp.where(other[None, None], keys, NEVER), axis=-1),
+            before=jnp.stack([best(tile.ids < end) for end in ends], axis=-1),
+            after=jnp.stack([best(tile.ids > end) for end in ends], axis=-1),
             top=top,
             mass=jnp.sum(jnp.exp(logits - top[..., None]), axis=-1),
         )
@@ -125,11 +132,13 @@ def text_ends(
     asked = Asked.of(features, vocabulary, sampling, draws)
     found = over_tiles(asked, head, summary, _merge_ends, mesh)
     best = jnp.argmax(found.keys, axis=-1, keepdims=True)
-    logit = jnp.take_along_axis(found.logits, best, axis=-1)[..., 0]
+    key, logit, before, after = (
+        jnp.take_along_axis(x, best, axis=-1)[..., 0] for x in (found.keys, found.logits, found.before, found.after)
+    )
     others = jnp.where(jnp.arange(len(ends))[None, None] == best, NEVER, found.logits)
     log_odds = logit - jnp.logaddexp(found.top + jnp.log(found.mass), jax.nn.logsumexp(others, axis=-1))
     sound = jnp.isfinite(log_odds) & (logit > NEVER)
-    foreseen = sound & (jnp.max(found.keys, axis=-1) > found.best_other)
+    foreseen = sound & (key > before) & (key >= after)  # on equal keys the lower id is the candidate
     last = jnp.isin(jnp.asarray(ends)[best[..., 0]], jnp.asarray(vocabulary.deferred, jnp.int32))
     return foreseen, jnp.where(foreseen & ~last, log_odds, NEVER)
 
@@ -139,7 +148,8 @@ def _merge_ends(a: Ends, b: Ends) -> Ends:
     return Ends(
         keys=jnp.maximum(a.keys, b.keys),
         logits=jnp.maximum(a.logits, b.logits),
-        best_other=jnp.maximum(a.best_other, b.best_other),
+        before=jnp.maximum(a.before, b.before),
+        after=jnp.maximum(a.after, b.after),
         top=top,
         mass=a.mass * jnp.exp(a.top - top) + b.mass * jnp.exp(b.top - top),
     )

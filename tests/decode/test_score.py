@@ -219,3 +219,10 @@ def test_ends_of_text_are_those_of_the_whole_belief(vocabulary, seed, ends, temp
     wanted = np.isin(belief.token, ends)
     np.testing.assert_array_equal(foreseen, wanted)
     np.testing.assert_allclose(log_odds, np.where(wanted, belief.log_odds, NEVER), rtol=1e-4, atol=1e-4)
+
+
+def test_on_equal_logits_the_lower_id_is_the_candidate():
+    features, head = case(50)
+    for ends, wanted in (((0,), True), ((5,), False), ((0, 5), True)):
+        foreseen, _ = ends_of(features, 0.0 * head, Vocabulary(50, (3,)), Sampling(), draws(), ends)
+        assert (np.asarray(foreseen) == wanted).all()

@@ -33,7 +33,7 @@ WINDOW = jnp.array([3, 0, 2, 4])
 
 def fed(canvas, at, **fields):
     """The tokens of these columns; `at` [B T]."""
-    own = {name: jnp.take_along_axis(getattr(canvas, name), at, axis=1) for name in ("tokens", "positions", "fresh")}
+    own = {name: jnp.take_along_axis(getattr(canvas, name), at, axis=1) for name in ("tokens", "positions")}
     return dataclasses.replace(canvas, **own | fields)
 
 

@@ -89,7 +89,7 @@ def worker(
         folder = Path(name)
         write_task(folder, model, params, prompts, gen_length, block_length, learned)
         place = {"TORCHINDUCTOR_CACHE_DIR": str(compiled), "JAX_PLATFORMS": "cpu"}
-        with (folder / "stderr").open("w") as errors:
+        with (folder / "stderr").open("w", encoding="utf-8") as errors:
             process = subprocess.Popen(
                 [sys.executable, "-m", "jaxdiff.bench.pytorch.worker", str(folder)],
                 stdin=subprocess.PIPE,
