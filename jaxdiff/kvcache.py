@@ -100,7 +100,7 @@ class LayerAccess:
                 old = jax.vmap(lambda row, at: row[:, at])(own, at)
                 new = jnp.where(self.fresh[:, None, :, None], new, old)
             own = jax.vmap(lambda row, at, new: row.at[:, at].set(new))(own, at, new)
-            kept = jax.lax.dynamic_update_slice(kept, own[None], (self.layer, 0, 0, 0, 0)) if self.store else kept
+            kept = kept.at[self.layer, rows if self.rows is None else self.rows].set(own) if self.store else kept
         elif self.store:
             kept = self._written(new, kept, self.layer, rows if self.rows is None else self.rows)
             own = new if self.at is None and self.fresh is None else self._read(kept)

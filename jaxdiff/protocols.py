@@ -52,7 +52,8 @@ class Model(Protocol):
         """One pass: features after the last norm, whose row i predicts token i of those read; and the KV cache.
 
         Args:
-            kv: keys and values of M >= L columns; None: the tokens are the whole canvas, and nothing is kept.
+            kv: keys and values of M >= L columns, and of more rows than are fed where `inputs.rows` says which; None:
+                the tokens are the whole canvas, and nothing is kept.
             at: the columns of the tokens: None, the canvas from column 0 on (T = L); [B], a window of T columns from
                 each row's column on (0 to M - T, not checked); [B T], any columns (fed twice, the same token).
             read: the only tokens whose features are wanted; None is all of them.
@@ -182,9 +183,9 @@ class Cache(Protocol):
 class Stopper(Protocol):
     """When a row's end moves left (it never moves right).
 
-    `wants_tail` (static): the head is to run over the whole canvas, so that `Progress.tail` is there. `cuts` (static):
-    ends move left of masks, so that shorter forwards are worth compiling. `hides` (static): what lies past a row's end
-    is shown to the policy with probability 0.
+    `wants_tail` (static): ends of text are looked for at all open positions, so that `Progress.tail` is there. `cuts`
+    (static): ends move left of masks, so that shorter forwards are worth compiling. `hides` (static): what lies past a
+    row's end is shown to the policy with probability 0 and log-odds NEVER.
     """
 
     @property

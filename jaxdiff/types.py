@@ -233,9 +233,11 @@ class Place:
 
 @pytree
 class Tail:
-    """What a stopper that asks is told of the whole canvas: where the candidate ends an answer, and how surely."""
+    """What a stopper that asks is told of the open positions that were fed: where the candidate ends a text, and how
+    surely. Where the belief is no number it ends none.
+    """
 
-    ends: Bool[Array, "B L"]  # still masked before the commit, and the candidate is an id that ends an answer
+    ends: Bool[Array, "B L"]  # still masked before the commit, and the candidate is an id that ends a text
     log_odds: Float[Array, "B L"]  # of those; elsewhere NEVER
 
 

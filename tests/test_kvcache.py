@@ -17,6 +17,7 @@ LAYERS, ROWS, HEADS, COLUMNS, SIZE = 3, 4, 2, 7, 5
 WAYS = {  # of writing: the columns of the fed tokens, None for the first ones
     "whole": lambda draw, width: None,
     "window": lambda draw, width: draw.integers(0, COLUMNS - width + 1, ROWS),
+    "indices, some rows": lambda draw, width: np.stack([draw.permutation(COLUMNS)[:width] for _ in range(ROWS)]),
     "whole, some rows": lambda draw, width: None,
     "window, some rows": lambda draw, width: draw.integers(0, COLUMNS - width + 1, ROWS),
     "indices": lambda draw, width: np.stack([draw.permutation(COLUMNS)[:width] for _ in range(ROWS)]),
@@ -44,7 +45,11 @@ def test_every_way_of_writing_equals_numpy(way, seed, layer, width):
     pair = [draw.normal(size=(LAYERS, (1 + some) * ROWS, HEADS, COLUMNS, SIZE)).astype(np.float32) for _ in range(2)]
     new = [draw.normal(size=(ROWS, width, HEADS, SIZE)).astype(np.float32) for _ in range(2)]
     fresh, at = draw.random((ROWS, width)) < 0.6, WAYS[way](draw, width)
-    fed = at if way == "indices" else np.zeros((ROWS, 1), int) + np.arange(width) + (0 if at is None else at[:, None])
+    fed = (
+        at
+        if way.startswith("indices")
+        else np.zeros((ROWS, 1), int) + np.arange(width) + (0 if at is None else at[:, None])
+    )
     columns = width if at is None else COLUMNS - width % 2  # a canvas may be shorter than the cache
     expected = [np.array(leaf) for leaf in pair]
     for row, token in itertools.product(range(ROWS), range(width)):

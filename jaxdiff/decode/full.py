@@ -3,7 +3,7 @@
 without a cache   canvas [B L] -> its first n columns, n on the ladder -> features [B W D] of the block,
                   or of all n for a stopper that asks
 with one          rows that are due: the same, into the KV cache; the others: a window [B T] over the KV cache
-of the features   the block [B W D] -> Belief -> Score;  all of them [B T D] -> Belief -> Tail
+of the features   the block [B W D] -> Belief -> Score;  those of open positions -> ends of text -> Tail
 """
 
 from __future__ import annotations
@@ -66,19 +66,23 @@ class FullPass(StepPasses):
         Where only some rows are due for a refresh, the others take their ordinary pass in the same step: one over the
         canvas for those, one over the window for these. A row that is done takes none.
         """
-        cache, columns = self.setup.decoder.cache, self.state.given.shape[1]
+        cache, state, columns = self.setup.decoder.cache, self.state, self.state.given.shape[1]
         if cache.window == "canvas":
-            reading = self._some(live, FullPass._over_canvas, columns, self._nothing())
+            reading = self._some(live, FullPass._over_canvas, columns, state.end, self._nothing())
         else:
             due = live & cache.due(self.place)
-            reading = self._some(due, FullPass._over_canvas, columns, self._nothing())
-            reading = self._some(live & ~due, FullPass._over_window, self.setup.layout.spans[-1], reading)
+            reading = self._some(due, FullPass._over_canvas, columns, state.end, self._nothing())
+            longest, lengths = self.setup.layout.spans[-1], state.end - cache.reach(self.place)
+            reading = self._some(live & ~due, FullPass._over_window, longest, lengths, reading)
         return self._score(reading.hidden), reading
 
-    def _some(self, rows: Bool[Array, " B"], way: Way, tokens: int, before: Reading) -> Reading:
-        """`way` over these rows, whose pass is of so many `tokens` each; the others keep what was `before`.
+    def _some(
+        self, rows: Bool[Array, " B"], way: Way, tokens: int, lengths: Int[Array, " B"], before: Reading
+    ) -> Reading:
+        """`way` over these rows; the others keep what was `before`. A row's pass is of at most so many `tokens`, and
+        hangs on its own of the `lengths`.
 
-        A step costs what these rows cost, and not the whole batch.
+        Where not all rows of a batch go together anyway, a step costs what these rows cost.
         """
         size = together(rows.shape[0], tokens)
         if size == rows.shape[0]:
@@ -89,7 +93,7 @@ class FullPass(StepPasses):
             part = way(self._of(at), None, dataclasses.replace(pick(own, at), kv=before.kv))
             return dataclasses.replace(put_back(own, dataclasses.replace(part, kv=None), at), kv=part.kv)
 
-        return in_pieces(rows, self.state.end - self.state.rows.origin, size, piece, before)
+        return in_pieces(rows, lengths, size, piece, before)
 
     def _of(self, at: Int[Array, " C"]) -> FullPass:
         """The same pass for these rows of the batch alone."""
@@ -99,8 +103,8 @@ class FullPass(StepPasses):
             setup=dataclasses.replace(self.setup, decoder=with_numbers(self.setup.decoder, numbers)),
             state=pick(state, at),
             place=pick(self.place, at),
-            kv=self.kv,
-            at=at,
+            kv=None,  # it goes from piece to piece
+            kv_rows=at,
             open_=self.open_[at],
         )
 

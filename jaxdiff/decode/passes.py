@@ -23,7 +23,7 @@ class StepPasses:
     state: State
     place: Place
     kv: KVCache | None  # of the state; for a fill, that after the full pass
-    at: Int[Array, " B"] | None = None  # its row of each row here; None: the same
+    kv_rows: Int[Array, " B"] | None = None  # the KV cache's row of each row here; None: row i is row i
 
     def canvas(self, canvas: Int[Array, "B L"], draw: int | Int[Array, ""]) -> tuple[Belief, Float[Array, " B"]]:
         """As `Passes.canvas`."""
@@ -90,7 +90,7 @@ class StepPasses:
             prompt_length=jnp.maximum(self.setup.layout.first - origin, 0),
             given=None if scale is None else given,
             scale=None if scale is None else jnp.broadcast_to(jnp.asarray(scale), origin.shape),
-            rows=self.at,
+            rows=self.kv_rows,
             store=store,
         )
 

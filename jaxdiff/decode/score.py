@@ -1,7 +1,7 @@
 """From features to belief, position by position.
 
 features [B W D] --(per tile of V, `tiles.py`)--> Running [B W] each, merged (`running.py`) -> Belief
---(the same, of the ids that end a text alone)--> TextEnds
+--(the same, of the ids that end a text alone)--> Ends, merged -> where, and how surely
 """
 
 from __future__ import annotations

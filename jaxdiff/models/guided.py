@@ -59,7 +59,9 @@ class Guided:
         at: Int[Array, " B"] | Int[Array, "B T"] | None = None,
         read: Span | None = None,
     ) -> tuple[Float[Array, "B r D"], KVCache | None]:
-        """As `jaxdiff.protocols.Model.apply`; reads `inputs.given` and `inputs.scale`."""
+        """As `jaxdiff.protocols.Model.apply`; reads `inputs.given` and `inputs.scale`; `inputs.rows` are those of one
+        copy.
+        """
         assert inputs.given is not None and inputs.scale is not None  # noqa: PT018
         blind = jnp.where(inputs.given, self.config.mask_token_id, inputs.tokens)
         blind = dataclasses.replace(inputs, tokens=blind)

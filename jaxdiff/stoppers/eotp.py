@@ -46,13 +46,15 @@ class OfficialEotp(_Cuts):
     def update(self, state: PartState, progress: Progress) -> tuple[Int[Array, " B"], PartState]:
         assert progress.tail is not None
         ends, log_odds = progress.tail.ends, progress.tail.log_odds
-        rank = log_odds if self.ties == "log_odds" else jnp.where(ends, jax.nn.sigmoid(log_odds), -1.0)
+        rank = jnp.where(ends, log_odds if self.ties == "log_odds" else jax.nn.sigmoid(log_odds), -jnp.inf)
         return _published(progress, jnp.argmax(rank, axis=1).astype(jnp.int32), jnp.any(ends, axis=1)), state
 
 
 @pytree
 class BlockEotp(_Cuts):
-    """`block`: as `official` with the block alone in place of the canvas, as the published cached loops have it."""
+    """`block`: the same rule with the block alone in place of the canvas, as the published cached loops have it; the
+    surest candidate is that of the highest log-odds, and nothing is hidden from the policy.
+    """
 
     wants_tail = False
 

@@ -65,6 +65,12 @@ def test_the_published_ways_equal_a_plain_loop(way):
     assert cut > 4, "the case does not exercise the rule"
 
 
+def test_ends_that_are_put_off_cut_no_more_than_they_foresee():
+    for ties in ("first", "log_odds"):
+        result = small.decode(gen_length=GEN, policy=Threshold(0.6), stop=OfficialEotp(ties=ties), defer_eos=True)
+        assert (result.lengths > 1).any()
+
+
 def test_the_safe_way_never_costs_a_forward_and_without_certainty_it_is_eos():
     for seed in SEEDS:
         eos, never = run(Eos(), seed), run(SafeEotp(tau=1.0), seed)
