@@ -7,7 +7,8 @@ import pytest
 
 from jaxdiff import InputError, decode
 from jaxdiff.decode import api, layout
-from jaxdiff.policies import Fixed, Threshold
+from jaxdiff.policies import Fixed, Learned, Threshold
+from jaxdiff.policies.filters import BlockFilter, Linear
 from jaxdiff.stoppers import STOPPERS, BlockEotp, Eos, OfficialEotp, SafeEotp
 from jaxdiff.types import Progress, Score, Tail
 from tests import reference, small
@@ -23,8 +24,11 @@ def run(stop, seed=0):
     return small.decode(model_seed=seed, gen_length=GEN, policy=Threshold(0.6), stop=stop)
 
 
-def plain(tree, prompt, tau, way):
-    """Learned-to-parallel-decode's loop with end-of-text prediction: the canvas is cut for real."""
+def plain(tree, prompt, tau, way, least=None):
+    """Learned-to-parallel-decode's loop with end-of-text prediction: the canvas is cut for real.
+
+    `least`: accept all of a block, or nothing, by the sum of its confidences, in place of `tau`.
+    """
     x, nfe, fed = np.array([*prompt, *[small.MASK] * GEN]), 0, 0
     for start in range(len(prompt), len(prompt) + GEN, BLOCK):
         while (x[start : start + BLOCK] == small.MASK).any():
@@ -34,6 +38,8 @@ def plain(tree, prompt, tau, way):
             masked = x == small.MASK
             block = [i for i in range(start, min(start + BLOCK, len(x))) if masked[i]]
             accepted = [i for i in block if conf[i] >= tau]
+            if least is not None:  # what was cut off is not there, and adds nothing
+                accepted = block if conf[start : start + BLOCK].sum() > least else []
             for i in accepted or [max(block, key=lambda i, conf=conf: conf[i])]:
                 x[i] = token[i]
             scope = block if way == "block" else np.flatnonzero(masked)
@@ -62,6 +68,20 @@ def test_the_published_ways_equal_a_plain_loop(way):
             assert result.nfe[row] == nfe
             np.testing.assert_allclose(result.work[row], fed / (len(prompt) + GEN), rtol=1e-5)
             cut += len(tokens) < GEN
+    assert cut > 4, "the case does not exercise the rule"
+
+
+def test_a_filter_sees_nothing_behind_the_end():
+    least, cut = 4.5, 0
+    everything = Linear(jnp.ones((BLOCK, BLOCK)), jnp.full((BLOCK,), -least))
+    for seed in SEEDS:
+        policy = Learned(BlockFilter((everything,)), tau=0.5)
+        result = small.decode(model_seed=seed, gen_length=GEN, policy=policy, stop=OfficialEotp())
+        for row, prompt in enumerate(small.PROMPTS):
+            tokens, nfe, _ = plain(small.params(seed), prompt, 0.0, "official", least)
+            np.testing.assert_array_equal(np.asarray(result.tokens[row, -GEN:])[: len(tokens)], tokens)
+            assert result.nfe[row] == nfe
+            cut += bool(len(tokens) % BLOCK)
     assert cut > 4, "the case does not exercise the rule"
 
 
