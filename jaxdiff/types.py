@@ -265,9 +265,14 @@ def is_end(tokens: Int[Array, "B n"], eos_ids: tuple[int, ...]) -> Bool[Array, "
     return found
 
 
+def text_end_ids(ids: Progress | Any) -> tuple[int, ...]:
+    """The ids that end a text and fill what follows, ascending; `ids` has `eos_ids` and `turn_ends`, as a config."""
+    return tuple(sorted(set(ids.eos_ids) - set(ids.turn_ends)))
+
+
 def is_text_end(tokens: Int[Array, "B n"], ids: Progress | Any) -> Bool[Array, "B n"]:
-    """Where an id stands that ends a text and fills what follows; `ids` has `eos_ids` and `turn_ends`, as a config."""
-    return is_end(tokens, ids.eos_ids) & ~is_end(tokens, ids.turn_ends)
+    """Where one of `text_end_ids` stands."""
+    return is_end(tokens, text_end_ids(ids))
 
 
 def first_end(tokens: Int[Array, "B L"], among: Bool[Array, "B L"], eos_ids: tuple[int, ...]) -> Int[Array, " B"]:

@@ -12,7 +12,7 @@ from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.layout import Setup
 from jaxdiff.decode.score import Draws, Vocabulary, believe, text_ends
 from jaxdiff.decode.state import State
-from jaxdiff.types import KV, Belief, Inputs, KVCache, Place, Span
+from jaxdiff.types import KV, Belief, Inputs, KVCache, Place, Span, text_end_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +109,8 @@ class StepPasses:
     ) -> tuple[Bool[Array, "B C"], Float[Array, "B C"]]:
         """Where the full pass' candidate ends a text, and how surely."""
         head, sampling, config = self._head(), self.setup.decoder.sampling, self.setup.model.config
-        ends = tuple(sorted(set(config.eos_ids) - set(config.turn_ends)))
         draws, mesh = self._draws(columns, 0), self.setup.layout.mesh
-        return text_ends(hidden, head, self._ids(), sampling, draws, ends, mesh=mesh)
+        return text_ends(hidden, head, self._ids(), sampling, draws, text_end_ids(config), mesh=mesh)
 
     def _head(self) -> Float[Any, "D V"]:
         return self.setup.model.head(self.setup.params)

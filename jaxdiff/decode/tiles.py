@@ -26,7 +26,7 @@ from jaxdiff.parallel.mesh import over_vocabulary
 from jaxdiff.parallel.rules import LANE
 from jaxdiff.protocols import Model
 from jaxdiff.pytree import pytree, static
-from jaxdiff.types import NEVER, Count, Leaf
+from jaxdiff.types import NEVER, Count, Leaf, text_end_ids
 from jaxdiff.weights import full
 
 TILE = 4096  # vocabulary entries per tile, a multiple of LANE
@@ -54,8 +54,7 @@ class Vocabulary:
     @classmethod
     def of(cls, model: Model, sampling: Sampling) -> Vocabulary:
         config = model.config
-        text_ends = [token for token in config.eos_ids if token not in config.turn_ends]
-        forbidden = (config.mask_token_id, *(text_ends if sampling.forbid_eos else ()))
+        forbidden = (config.mask_token_id, *(text_end_ids(config) if sampling.forbid_eos else ()))
         return cls(config.vocab_size, forbidden, config.eos_ids if sampling.defer_eos else (), model.tempered)
 
     @property
