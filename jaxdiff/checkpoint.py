@@ -3,6 +3,7 @@
 jaxdiff.load("gsm-1m")      one of the models that ship
 jaxdiff.load("runs/mine")   a folder that `jaxdiff train` or `jaxdiff convert` wrote
 jaxdiff.load("LLaDA-8B")    a folder as its authors publish it: config.json and safetensors
+jaxdiff.load("LLaDA-8B", adapter="runs/lora")    with a LoRA adapter in it
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Checkpoint:
     params: Params
     tokenizer: Tokenizer | None
     path: Path
+    adapter: Path | None = None  # the folder of the adapter that its params hold
 
     def tokenizer_for(self, task: str) -> Tokenizer:
         """The tokenizer that a task of text needs. Raises InputError where the folder has none."""
@@ -85,12 +87,14 @@ def model_folder(path: str | Path) -> Path:
     raise InputError(f"model: no config.json in {str(path)!r}; {mend} or a shipped model ({known})")
 
 
-def inspect(path: str | Path = SHIPPED, *, ignore: Iterable[str] = ()) -> Description:
+def inspect(
+    path: str | Path = SHIPPED, *, ignore: Iterable[str] = (), adapter: str | Path | None = None
+) -> Description:
     """What a model folder holds, as `load` understands it, without reading a number of its weights.
 
-    `ignore` as of `load`. Raises InputError for whatever `load` refuses before it reads weights.
+    `ignore` and `adapter` as of `load`. Raises InputError for whatever `load` refuses before it reads weights.
     """
-    return describe(model_folder(path), ignore=ignore)
+    return describe(model_folder(path), ignore=ignore, adapter=None if adapter is None else Path(adapter))
 
 
 def load(
@@ -101,6 +105,7 @@ def load(
     weights: str | None = None,
     ignore: Iterable[str] = (),
     check: bool = False,
+    adapter: str | Path | None = None,
 ) -> Checkpoint:
     """A model, its params and its tokenizer (None where the folder has none).
 
@@ -114,24 +119,28 @@ def load(
         ignore: keys of config.json that the family does not know, to be left alone. Without it they are refused, since
             they may change what the model computes; a key that the family knows cannot be ignored.
         check: refuse weights that hold NaN or infinity, by name; all are read once more for it.
+        adapter: the folder of a LoRA adapter, as peft saves it, that is merged into the weights as they are read: they
+            are what its merge_and_unload would give in float32, in `dtype`.
 
     Raises InputError for a folder that is missing, incomplete or damaged, for a config that the family's code does not
-    do in full, for a mesh that the model does not spread over, and for weights that are not known or whose package is
-    missing, in one line.
+    do in full, for a mesh that the model does not spread over, for weights that are not known or whose package is
+    missing, and for an adapter that is damaged, of another kind or of another model, in one line.
     """
     check_weights(weights)
     if dtype is None and jax.default_backend() == "cpu":
         dtype = "float32"
     if mesh is not None:
         check_axes(mesh)
-    described = describe(model_folder(path), dtype=dtype, ignore=ignore)
+    there = None if adapter is None else Path(adapter)
+    described = describe(model_folder(path), dtype=dtype, ignore=ignore, adapter=there)
     if check:
         described.check_numbers()
     model, shapes = described.model, described.shapes
     folder, then = described.path / "params", None if weights is None else quantised
-    if described.files is not None:
-        laid = _sharding(model, shapes, mesh)
-        params = params_from(described.plan, described.files, dtype=dtype, sharding=laid, then=then)
+    if described.files is not None or described.adapter is not None:
+        laid, asked = _sharding(model, shapes, mesh), dtype if described.files is not None else model.config.dtype
+        tensors, dtypes = described.tensors, described.dtypes
+        params = params_from(described.plan, tensors, dtype=asked, dtypes=dtypes, sharding=laid, then=then)
     else:
         target = in_dtype(shapes, model.config.dtype)
         if then is None:
@@ -141,7 +150,7 @@ def load(
             params = assemble(stream.stored(folder, target), made, sharding=_sharding(model, target, mesh), then=then)
     if mesh is not None:
         params = place(model.config, params, mesh)
-    return Checkpoint(model, params, described.tokenizer, described.path)
+    return Checkpoint(model, params, described.tokenizer, described.path, there)
 
 
 def _read(params: Path, dtype: str, leaf: str) -> np.ndarray:

@@ -10,14 +10,15 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdiff.convert import kinds, published, stream, text
-from jaxdiff.convert.engine import ROWS, check, plan_of
+from jaxdiff.convert import fp8, kinds, names, published, stream, text
+from jaxdiff.convert.adapter import Adapter
+from jaxdiff.convert.engine import DTYPES, ROWS, Tensors, check, most_dtype, plan_of
 from jaxdiff.convert.prompts import Tokenizer
 from jaxdiff.convert.table import Plan
 from jaxdiff.files import read_object
@@ -50,32 +51,43 @@ class Description:
         model: with its config: family, shapes, ids, positions, dtype of the computation.
         shapes: of the model's params, abstract.
         tokenizer: None where the folder has none.
-        files: the headers of a published folder's tensors; None for a folder of ours.
+        plan: what the family calls its tensors, and where each goes.
+        files: a published folder's tensors under the family's names, none of them read yet; None for a folder of ours.
+        adapter: what is merged into the tensors as they are read, if anything is.
         warnings: what contradicts itself or was passed over, though the folder can be used; a line each.
+        notes: those of them that are about the tensors.
     """
 
     path: Path
     model: Model
     shapes: Params
     tokenizer: Tokenizer | None
-    files: published.Files | None
+    plan: Plan
+    files: Tensors | None
+    adapter: Adapter | None
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
 
     @property
     def config(self) -> Config:
         return self.model.config
 
     @functools.cached_property
-    def plan(self) -> Plan:
-        """What the family calls its tensors, and where each goes. Raises InputError as `plan_of`."""
-        return plan_of(self.model, self.shapes, most=None if self.files is None else len(self.files.specs))
-
-    @functools.cached_property
     def dtypes(self) -> dict[str, np.dtype]:
         """The dtype of each leaf as it is stored. Raises InputError where the stored tensors are not the model's."""
-        if self.files is not None:
+        if self.files is None:
+            return stream.stored(self.path / "params", self.shapes)
+        try:
             return check(self.plan, self.files)
-        return stream.stored(self.path / "params", self.shapes)
+        except InputError as error:
+            raise InputError("; ".join([str(error), *self.notes])) from error
+
+    @functools.cached_property
+    def tensors(self) -> Tensors:
+        """What the model's params are made of, under the family's names, with the adapter in it. Raises as `dtypes`."""
+        dtypes = self.dtypes
+        tensors = stream.Leaves(self.path / "params", self.plan, dtypes) if self.files is None else self.files
+        return tensors if self.adapter is None else self.adapter.merged(tensors)
 
     def unsound(self) -> Iterator[Unsound]:
         """Reads every tensor, a few rows at a time (of ours a leaf), and gives those with NaN or infinity."""
@@ -95,14 +107,14 @@ class Description:
     def _numbers(self) -> Iterator[tuple[str, str, int, Iterator[np.ndarray]]]:
         """File, name, size and rows of each tensor."""
         leaves = self.dtypes
-        if self.files is None:
+        if self.files is None and self.adapter is None:
             params = self.path / "params"
             for leaf in leaves:
                 yield str(params), leaf, math.prod(self.plan.leaves[leaf]), iter(stream.read(params, [leaf]).values())
             return
-        for key, spec in self.files.specs.items():
+        for key, spec in self.tensors.specs.items():
             starts = range(0, spec.shape[0], ROWS)
-            rows = (self.files.read(key, slice(at, min(at + ROWS, spec.shape[0]))) for at in starts)
+            rows = (self.tensors.read(key, slice(at, min(at + ROWS, spec.shape[0]))) for at in starts)
             yield spec.file, key, math.prod(spec.shape), rows
 
     def facts(self) -> dict[str, Any]:
@@ -138,15 +150,18 @@ class Description:
         }
 
 
-def describe(folder: Path, *, dtype: str | None = None, ignore: Iterable[str] = ()) -> Description:
+def describe(
+    folder: Path, *, dtype: str | None = None, ignore: Iterable[str] = (), adapter: Path | None = None
+) -> Description:
     """Understand a folder, published or ours; no number of its weights is read, but buffers of rotary frequencies.
 
     Args:
         dtype: of the computation; default of a published folder that of its tensors, of one of ours its config's.
         ignore: unknown keys of its config.json that are left alone (`jaxdiff.load`).
+        adapter: the folder of a LoRA adapter that is to be merged into it.
 
     Raises InputError for a folder that is missing, of another kind, damaged, of an unknown family, or whose config is
-    not known in full or contradicts itself.
+    not known in full or contradicts itself; for weights that are packed; and for an adapter that does not fit.
     """
     ignore = {ignore} if isinstance(ignore, str) else set(ignore)
     if folder.is_dir():
@@ -157,27 +172,56 @@ def describe(folder: Path, *, dtype: str | None = None, ignore: Iterable[str] = 
         raise InputError(f"model: found no folder {str(folder)!r}; name one that holds a model")
     config = read_object(folder / published.CONFIG)
     warnings = [f"config.json {key}: ignored, as was asked" for key in sorted(ignore & config.keys())]
-    files = None
+    notes: list[str] = []
+    files: Tensors | None = None
     if published.is_published(folder, config):
-        config, notes = published.with_ids(config, folder)
+        config, said = published.with_ids(config, folder)
+        warnings += said
         kinds.check_plain(folder, config, ignore)
-        config = {key: value for key, value in config.items() if value or key != kinds.QUANTISED}  # {} asks for nothing
-        files = published.Files(folder)
-        kinds.check_names(folder, files.specs)
-        stored = config.get("torch_dtype") or config.get("dtype")
-        if isinstance(stored, str) and stored.removeprefix("torch.") != files.most:
-            notes.append(f"config.json names the dtype {stored}, the tensors are {files.most}: they count")
-        warnings += notes
-        dtype = dtype or files.dtype
+        files, notes = _opened(folder, config)
+        config = {key: value for key, value in config.items() if key != kinds.QUANTISED}  # `_opened` has heeded it
+        dtype = dtype or _computed_in(files)
     model, shapes = model_of(
         config | ({} if dtype is None else {"dtype": dtype}), folder / "config.json", ignore=ignore
     )
+    plan = plan_of(model, shapes, most=None if files is None else len(files.specs))
     if files is not None:
-        files.leave_frequencies(model.config.rope_theta, model.config.rotary_dim)
-        warnings += files.notes
+        files, taken = names.unwrapped(files, plan)
+        files, said = names.without_frequencies(files, model.config)
+        notes += [f"names of tensors: {taken}"] * bool(taken) + said
     tokenizer = _tokenizer(folder, model)
-    warnings += _doubts(model.config, tokenizer)
-    return Description(folder, model, shapes, tokenizer, files, tuple(warnings))
+    warnings += [*notes, *_doubts(model.config, tokenizer)]
+    merged = None if adapter is None else Adapter.of(adapter, plan)
+    return Description(folder, model, shapes, tokenizer, plan, files, merged, tuple(warnings), tuple(notes))
+
+
+def _opened(folder: Path, config: Mapping[str, Any]) -> tuple[Tensors, list[str]]:
+    """A published folder's tensors, those in float8 to be multiplied out as they are read; and notes."""
+    files = published.Files(folder)
+    kinds.check_names(folder, files.specs)
+    named, notes = _named_dtype(config), files.notes
+    tensors: Tensors = files
+    if any(fp8.SCALES.match(key) or spec.dtype == published.FLOAT8.name for key, spec in files.specs.items()):
+        tensors = fp8.Dequantised(files, named or "bfloat16", fp8.block_of(config.get(kinds.QUANTISED)))
+        notes.append(tensors.note)
+    elif config.get(kinds.QUANTISED):
+        notes.append(f"config.json {kinds.QUANTISED} says that weights are quantised, the tensors are not: they count")
+    if (most := most_dtype(tensors)) != named and named is not None:
+        notes.append(f"config.json names the dtype {named}, the tensors are {most}: they count")
+    return tensors, notes
+
+
+def _named_dtype(config: Mapping[str, Any]) -> str | None:
+    stored = config.get("torch_dtype") or config.get("dtype")
+    return stored.removeprefix("torch.") if isinstance(stored, str) else None
+
+
+def _computed_in(tensors: Tensors) -> str:
+    """What to compute in: the dtype of most of the numbers; float32 for float16, whose numbers it holds exactly."""
+    most = most_dtype(tensors)
+    if most not in DTYPES:
+        raise InputError(f"{tensors.name}: found tensors of dtype {most}, expected {', '.join(DTYPES)}")
+    return "float32" if most == "float16" else most
 
 
 def _tokenizer(folder: Path, model: Model) -> Tokenizer | None:
