@@ -271,26 +271,27 @@ def _matrices(plan: Plan, low: set[str], config: Mapping[str, Any]) -> list[str]
 
 
 def _is_target(module: str, config: Mapping[str, Any], folder: Path) -> bool:
-    """Whether an adapter's config means a module, as peft reads it."""
+    """Whether an adapter's config means a module, as peft reads it (`check_target_module_exists`)."""
     targets, exclude = config.get("target_modules"), config.get("exclude_modules")
     if isinstance(exclude, str):
         excluded = _matches(exclude, module, folder / CONFIG)
     else:
         excluded = _is_named(module, _strings(config, "exclude_modules", folder))
-    if excluded or targets == ALL_LINEAR:
-        return not excluded
+    if excluded or _is_named(module, _strings(config, "modules_to_save", folder)):
+        return False
     if isinstance(targets, str):
-        return _matches(targets, module, folder / CONFIG)
-    return _is_named(module, _strings(config, "target_modules", folder)) and _is_in_layers(module, config, folder)
+        return targets == ALL_LINEAR or _matches(targets, module, folder / CONFIG)
+    named = _strings(config, "target_modules", folder)
+    return module in named or (_is_named(module, named) and _is_in_layers(module, config, folder))
 
 
 def _is_in_layers(module: str, config: Mapping[str, Any], folder: Path) -> bool:
     """Whether a module's layer is one of `layers_to_transform`, if there are such."""
     layers = config.get("layers_to_transform")
-    if layers is None:
+    if layers in (None, []):
         return True
     patterns = [re.escape(name) for name in _strings(config, "layers_pattern", folder)] or ["[^.]*"]
-    found = next((m for p in patterns if (m := re.match(rf".*\.{p}\.(\d+)\.", module))), None)
+    found = next((m for p in patterns if (m := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", module))), None)
     return found is not None and int(found[1]) in (layers if isinstance(layers, list) else [layers])
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxdiff.convert import published
+from jaxdiff.convert import kinds, published
 from jaxdiff.convert.description import describe
 from jaxdiff.convert.engine import fill
 from jaxdiff.convert.text import copy_tokenizer, tokenizer_files
-from jaxdiff.files import copy_present, replaced, saving, write_object
+from jaxdiff.files import copy_present, read_object, replaced, saving, write_object
 from jaxdiff.models import ARCHITECTURES, family_name
 from jaxdiff.protocols import Model
 from jaxdiff.types import InputError
@@ -82,7 +82,7 @@ def convert(
         if tokenizer is not None:
             copy_tokenizer(tokenizer.fast, source, new)
         (new / ORIGINAL).mkdir()
-        copy_present(CONFIGS, source if described.files is not None else source / ORIGINAL, new / ORIGINAL)
+        _copy_configs(source if described.files is not None else source / ORIGINAL, new / ORIGINAL)
         writer.write(new / "params", pending)
 
 
@@ -112,8 +112,8 @@ def export(
     if described.files is not None:
         raise InputError(f"{source}: is published already; name a folder with params/")
     dtypes, plan, published_tensors = described.dtypes, described.plan, described.tensors
-    kinds = {key: dtypes[plan.by_tensor[key][0].leaf] for key in plan.tensors}
-    sizes = {key: math.prod(shape) * kinds[key].itemsize for key, shape in plan.tensors.items()}
+    stored = {key: dtypes[plan.by_tensor[key][0].leaf] for key in plan.tensors}
+    sizes = {key: math.prod(shape) * stored[key].itemsize for key, shape in plan.tensors.items()}
     shards = _shards(sizes, shard_bytes)
     total, done = sum(sizes.values()), 0
     with saving(target), replaced(target) as new:
@@ -123,7 +123,7 @@ def export(
         for name, keys in shards.items():
             tensors = {}
             for key in keys:
-                tensors[key] = published_tensors.read(key, slice(None)).astype(kinds[key], copy=False)
+                tensors[key] = published_tensors.read(key, slice(None)).astype(stored[key], copy=False)
                 done += tensors[key].nbytes
             save_file(tensors, new / name, metadata={"format": "pt"})
             report(done, total)
@@ -131,6 +131,14 @@ def export(
             where = {key: name for name, keys in shards.items() for key in keys}
             index = {"metadata": {"total_size": total}, "weight_map": where}
             write_object(new / f"{published.SAFETENSORS}.index.json", index)
+
+
+def _copy_configs(source: Path, target: Path) -> None:
+    """Copy what a model was published with; it no longer says that its weights are quantised."""
+    copy_present(CONFIGS, source, target)
+    config = read_object(target / published.CONFIG, optional=True)
+    if kinds.QUANTISED in config:
+        write_object(target / published.CONFIG, {k: v for k, v in config.items() if k != kinds.QUANTISED})
 
 
 def _check_new(target: Path) -> None:

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 import jaxdiff
 from jaxdiff import InputError
-from jaxdiff.convert import convert
+from jaxdiff.convert import convert, export
 from jaxdiff.convert.engine import InMemory
 from jaxdiff.convert.fp8 import Dequantised
 from tests.convert import published as hf
@@ -91,7 +91,9 @@ def test_float8_is_what_pytorch_makes_of_it(form, tmp_path):
     rounded = {key: each.to(torch.bfloat16).to(torch.float32).numpy() for key, each in plain.items()}
     _, exact = jaxdiff.convert.from_tensors(config, rounded)
     jax.tree.map(np.testing.assert_array_equal, jaxdiff.load(tmp_path / "ours", dtype="float32").params, exact)
-    assert json.loads((tmp_path / "ours" / "config.json").read_text())["dtype"] == "bfloat16"
+    export(tmp_path / "ours", tmp_path / "back")  # nothing of it says float8
+    assert "quantization_config" not in json.loads((tmp_path / "back" / "config.json").read_text())
+    assert jaxdiff.load(tmp_path / "back").model == jaxdiff.load(source).model
 
 
 def test_blocks_of_128_are_read_in_pieces():
@@ -163,7 +165,7 @@ def test_packed_weights_are_refused_by_name(tmp_path):
         )
         assert "--weights int8" in str(caught.value)
     edit(source / "config.json", quantization_config=None, quantization={"group_size": 64, "bits": 4})
-    with pytest.raises(InputError, match="config.json quantization: found weights quantised by MLX"):
+    with pytest.raises(InputError, match=r"config.json quantization: found weights quantised by MLX"):
         jaxdiff.load(source)
     edit(source / "config.json", quantization=None)
     for method, name in TENSORS.items():
