@@ -20,9 +20,11 @@ import numpy as np
 from jax.sharding import Mesh, Sharding
 
 from jaxdiff.convert import kinds, stream, text
+from jaxdiff.convert.adapter import read_config
 from jaxdiff.convert.description import Description, describe
 from jaxdiff.convert.engine import Sharded, assemble, params_from
 from jaxdiff.convert.prompts import Tokenizer
+from jaxdiff.convert.survey import survey as survey_folder
 from jaxdiff.files import (
     copy_present,
     read_object,
@@ -94,7 +96,21 @@ def inspect(
 
     `ignore` and `adapter` as of `load`. Raises InputError for whatever `load` refuses before it reads weights.
     """
-    return describe(model_folder(path), ignore=ignore, adapter=None if adapter is None else Path(adapter))
+    there = _adapter_folder(adapter)
+    return describe(model_folder(path), ignore=ignore, adapter=there)
+
+
+def survey(
+    path: str | Path = SHIPPED, *, ignore: Iterable[str] = (), adapter: str | Path | None = None, mesh: str = "1x1"
+) -> dict[str, Any]:
+    """What `jaxdiff inspect` shows: as `inspect(...).facts()`, but of a folder that cannot be loaded too, as far as it
+    can be read; `faults` says why not.
+
+    `mesh`: `DxM`, of devices that need not be here. Raises InputError where there is no config.json that can be read,
+    and for a mesh that the model does not spread over.
+    """
+    there = _adapter_folder(adapter)
+    return survey_folder(model_folder(path), ignore=ignore, adapter=there, mesh=mesh)
 
 
 def load(
@@ -131,14 +147,14 @@ def load(
         dtype = "float32"
     if mesh is not None:
         check_axes(mesh)
-    there = None if adapter is None else Path(adapter)
+    there = _adapter_folder(adapter)
     described = describe(model_folder(path), dtype=dtype, ignore=ignore, adapter=there)
     if check:
         described.check_numbers()
     model, shapes = described.model, described.shapes
     folder, then = described.path / "params", None if weights is None else quantised
-    if described.files is not None or described.adapter is not None:
-        laid, asked = _sharding(model, shapes, mesh), dtype if described.files is not None else model.config.dtype
+    if described.published or described.adapter is not None:
+        laid, asked = _sharding(model, shapes, mesh), dtype if described.published else model.config.dtype
         tensors, dtypes = described.tensors, described.dtypes
         params = params_from(described.plan, tensors, dtype=asked, dtypes=dtypes, sharding=laid, then=then)
     else:
@@ -151,6 +167,14 @@ def load(
     if mesh is not None:
         params = place(model.config, params, mesh)
     return Checkpoint(model, params, described.tokenizer, described.path, there)
+
+
+def _adapter_folder(path: str | Path | None) -> Path | None:
+    """Where an adapter lies. Raises InputError for a folder that holds none, before the model is looked for."""
+    if path is None:
+        return None
+    read_config(Path(path))
+    return Path(path)
 
 
 def _read(params: Path, dtype: str, leaf: str) -> np.ndarray:

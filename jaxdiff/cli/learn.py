@@ -26,6 +26,7 @@ def collect(
     ],
     model: options.Model = SHIPPED,
     ignore_config: options.IgnoreConfig = None,
+    adapter: options.Adapter = None,
     task_name: Annotated[str, typer.Option("--task", help=f"{' or '.join(TASKS)}: its training problems.")] = (
         "gsm_symbolic"
     ),
@@ -56,7 +57,7 @@ def collect(
 
     stopper, source = STOPPERS.parse(stop), task(task_name)
     policy = parse(answer, learned=functools.partial(learned_policy, model))
-    checkpoint = load(model, ignore=ignore_config or ())
+    checkpoint = load(model, ignore=ignore_config or (), adapter=adapter)
     tokenizer = checkpoint.tokenizer_for(task_name)
     problems = list(itertools.islice(source.problems("train", seed), n))
     prompts = [tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question) for p in problems]
@@ -74,7 +75,7 @@ def collect(
             taus=tau,
             progress=update,
         )
-    numbers = {"prompts": len(prompts), "rows": int(traces.prompt.size), "seed": seed}
+    numbers = {"prompts": len(prompts), "rows": int(traces.prompt.size), "seed": seed, "adapter": adapter}
     tell(numbers, f"{numbers['rows']} rows of {numbers['prompts']} prompts in {out}", as_json=as_json)
 
 

@@ -54,7 +54,8 @@ _HARMLESS = (
 # A tensor's name: the module, which of its tensors it is, and the adapter's own name, which peft leaves out.
 _PIECE = re.compile(r"^(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.\w+)??(?:\.weight)?$")
 _WHOLE = "whole"
-_SAVED = re.compile(r"\.modules_to_save(?:\.\w+)?(?=\.weight$|\.bias$)")
+# A whole tensor: of a module in `modules_to_save`, or of an embedding that has an adapter too.
+_SAVED = re.compile(r"\.(?:modules_to_save(?:\.\w+)?|base_layer)(?=\.weight$|\.bias$)")
 
 
 class Low(NamedTuple):
@@ -89,7 +90,7 @@ class Adapter:
         Raises InputError for a folder that holds no adapter of LoRA, one of a kind that is not computed here, and one
         that does not fit the model.
         """
-        config = _config(folder)
+        config = read_config(folder)
         files = Files(folder, FILES)
         adapter = cls(folder, files, *_sorted_out(files, plan, config, folder))
         if there := sorted(plan.tied & (adapter.low.keys() | adapter.saved.keys())):
@@ -166,7 +167,7 @@ class Merged:
         return base.astype(np.float32) + low.scale * (a[:, rows].T @ b.T if low.embedding else b[rows] @ a)
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     """An adapter's config. Raises InputError for one that asks for what is not computed here."""
     file = folder / CONFIG
     if not file.is_file():

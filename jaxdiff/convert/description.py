@@ -6,7 +6,6 @@ all start from it.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import math
@@ -16,11 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdiff.convert import fp8, kinds, names, published, stream, text
+from jaxdiff.convert import kinds, published, stream, text
 from jaxdiff.convert.adapter import Adapter
-from jaxdiff.convert.engine import DTYPES, ROWS, Tensors, check, most_dtype, plan_of
+from jaxdiff.convert.engine import ROWS, Tensors, check, plan_of
+from jaxdiff.convert.facts import facts_of
 from jaxdiff.convert.prompts import Tokenizer
 from jaxdiff.convert.table import Plan
+from jaxdiff.convert.weights import Weights, opened
 from jaxdiff.files import read_object
 from jaxdiff.models import family_name, model_of
 from jaxdiff.models.config import Config
@@ -48,45 +49,53 @@ class Description:
 
     Attributes:
         path: the folder.
+        given: its config.json.
         model: with its config: family, shapes, ids, positions, dtype of the computation.
         shapes: of the model's params, abstract.
         tokenizer: None where the folder has none.
         plan: what the family calls its tensors, and where each goes.
-        files: a published folder's tensors under the family's names, none of them read yet; None for a folder of ours.
+        weights: a published folder's tensors, none of them read yet; None for a folder of ours.
         adapter: what is merged into the tensors as they are read, if anything is.
         warnings: what contradicts itself or was passed over, though the folder can be used; a line each.
-        notes: those of them that are about the tensors.
     """
 
     path: Path
+    given: Mapping[str, Any]
     model: Model
     shapes: Params
     tokenizer: Tokenizer | None
     plan: Plan
-    files: Tensors | None
+    weights: Weights | None
     adapter: Adapter | None
     warnings: tuple[str, ...]
-    notes: tuple[str, ...]
 
     @property
     def config(self) -> Config:
         return self.model.config
 
+    @property
+    def published(self) -> bool:
+        """Whether the folder is as its family publishes it, and not one of ours."""
+        return self.weights is not None
+
     @functools.cached_property
     def dtypes(self) -> dict[str, np.dtype]:
         """The dtype of each leaf as it is stored. Raises InputError where the stored tensors are not the model's."""
-        if self.files is None:
+        if self.weights is None:
             return stream.stored(self.path / "params", self.shapes)
         try:
-            return check(self.plan, self.files)
+            return check(self.plan, self.weights.tensors)
         except InputError as error:
-            raise InputError("; ".join([str(error), *self.notes])) from error
+            raise InputError("; ".join([str(error), *self.weights.notes])) from error
 
     @functools.cached_property
     def tensors(self) -> Tensors:
         """What the model's params are made of, under the family's names, with the adapter in it. Raises as `dtypes`."""
         dtypes = self.dtypes
-        tensors = stream.Leaves(self.path / "params", self.plan, dtypes) if self.files is None else self.files
+        if self.weights is None:
+            tensors: Tensors = stream.Leaves(self.path / "params", self.plan, dtypes)
+        else:
+            tensors = self.weights.tensors
         return tensors if self.adapter is None else self.adapter.merged(tensors)
 
     def unsound(self) -> Iterator[Unsound]:
@@ -107,7 +116,7 @@ class Description:
     def _numbers(self) -> Iterator[tuple[str, str, int, Iterator[np.ndarray]]]:
         """File, name, size and rows of each tensor."""
         leaves = self.dtypes
-        if self.files is None and self.adapter is None:
+        if self.weights is None and self.adapter is None:
             params = self.path / "params"
             for leaf in leaves:
                 yield str(params), leaf, math.prod(self.plan.leaves[leaf]), iter(stream.read(params, [leaf]).values())
@@ -117,37 +126,9 @@ class Description:
             rows = (self.tensors.read(key, slice(at, min(at + ROWS, spec.shape[0]))) for at in starts)
             yield spec.file, key, math.prod(spec.shape), rows
 
-    def facts(self) -> dict[str, Any]:
-        """What `jaxdiff inspect` shows, as plain data for JSON. Raises InputError as `dtypes`."""
-        c = self.config
-        stored: collections.Counter[np.dtype] = collections.Counter()
-        for leaf, dtype in self.dtypes.items():
-            stored[dtype] += math.prod(self.plan.leaves[leaf])
-        files = sorted({spec.file for spec in self.files.specs.values()}) if self.files else [str(self.path / "params")]
-        return {
-            "path": str(self.path),
-            "layout": "ours" if self.files is None else "published",
-            "family": family_name(self.model),
-            "parameters": sum(stored.values()),
-            "bytes": sum(count * dtype.itemsize for dtype, count in stored.items()),
-            "stored": {dtype.name: count for dtype, count in stored.most_common()},
-            "dtype": c.dtype,
-            "vocab_size": c.vocab_size,
-            "embedding_rows": c.embedding_rows,
-            "context": c.max_sequence_length,
-            "layers": c.n_layers,
-            "width": c.d_model,
-            "heads": {"query": c.n_heads, "key_value": c.n_kv_heads, "size": c.head_dim},
-            "positions": {"theta": c.rope_theta, "rotated": c.rotary_dim, "dtype": c.rope_dtype},
-            "attention_block": self.model.attention_block,
-            "shifted": self.model.shifted,
-            "tied_head": c.tied,
-            "ids": {"mask": c.mask_token_id, "ends": list(c.eos_ids), "turn_ends": list(c.turn_ends)},
-            "config": dataclasses.asdict(c),
-            "files": files,
-            "tokenizer": None if self.tokenizer is None else _of_tokenizer(self.tokenizer),
-            "warnings": list(self.warnings),
-        }
+    def facts(self, *, mesh: str = "1x1") -> dict[str, Any]:
+        """What `jaxdiff inspect` shows, as plain data for JSON. Raises InputError for a mesh that does not fit."""
+        return facts_of(self, mesh=mesh)
 
 
 def describe(
@@ -170,58 +151,27 @@ def describe(
             raise InputError(kinds.without_config(folder))
     else:
         raise InputError(f"model: found no folder {str(folder)!r}; name one that holds a model")
-    config = read_object(folder / published.CONFIG)
+    config = given = read_object(folder / published.CONFIG)
     warnings = [f"config.json {key}: ignored, as was asked" for key in sorted(ignore & config.keys())]
-    notes: list[str] = []
-    files: Tensors | None = None
-    if published.is_published(folder, config):
-        config, said = published.with_ids(config, folder)
+    weights: Weights | None = None
+    if published.is_published(folder, given):
+        config, said = published.with_ids(given, folder)
         warnings += said
         kinds.check_plain(folder, config, ignore)
-        files, notes = _opened(folder, config)
-        config = {key: value for key, value in config.items() if key != kinds.QUANTISED}  # `_opened` has heeded it
-        dtype = dtype or _computed_in(files)
+        weights = opened(folder, config)
+        config = {key: value for key, value in config.items() if key != kinds.QUANTISED}  # `opened` has heeded it
+        dtype = dtype or weights.computed_in
     model, shapes = model_of(
         config | ({} if dtype is None else {"dtype": dtype}), folder / "config.json", ignore=ignore
     )
-    plan = plan_of(model, shapes, most=None if files is None else len(files.specs))
-    if files is not None:
-        files, taken = names.unwrapped(files, plan)
-        files, said = names.without_frequencies(files, model.config)
-        notes += [f"names of tensors: {taken}"] * bool(taken) + said
+    plan = plan_of(model, shapes, most=None if weights is None else len(weights.held))
+    if weights is not None:
+        weights = weights.fitted(plan, model.config)
+        warnings += weights.notes
     tokenizer = _tokenizer(folder, model)
-    warnings += [*notes, *_doubts(model.config, tokenizer)]
+    warnings += _doubts(model.config, tokenizer)
     merged = None if adapter is None else Adapter.of(adapter, plan)
-    return Description(folder, model, shapes, tokenizer, plan, files, merged, tuple(warnings), tuple(notes))
-
-
-def _opened(folder: Path, config: Mapping[str, Any]) -> tuple[Tensors, list[str]]:
-    """A published folder's tensors, those in float8 to be multiplied out as they are read; and notes."""
-    files = published.Files(folder)
-    kinds.check_names(folder, files.specs)
-    named, notes = _named_dtype(config), files.notes
-    tensors: Tensors = files
-    if any(fp8.SCALES.match(key) or spec.dtype == published.FLOAT8.name for key, spec in files.specs.items()):
-        tensors = fp8.Dequantised(files, named or "bfloat16", fp8.block_of(config.get(kinds.QUANTISED)))
-        notes.append(tensors.note)
-    elif config.get(kinds.QUANTISED):
-        notes.append(f"config.json {kinds.QUANTISED} says that weights are quantised, the tensors are not: they count")
-    if (most := most_dtype(tensors)) != named and named is not None:
-        notes.append(f"config.json names the dtype {named}, the tensors are {most}: they count")
-    return tensors, notes
-
-
-def _named_dtype(config: Mapping[str, Any]) -> str | None:
-    stored = config.get("torch_dtype") or config.get("dtype")
-    return stored.removeprefix("torch.") if isinstance(stored, str) else None
-
-
-def _computed_in(tensors: Tensors) -> str:
-    """What to compute in: the dtype of most of the numbers; float32 for float16, whose numbers it holds exactly."""
-    most = most_dtype(tensors)
-    if most not in DTYPES:
-        raise InputError(f"{tensors.name}: found tensors of dtype {most}, expected {', '.join(DTYPES)}")
-    return "float32" if most == "float16" else most
+    return Description(folder, given, model, shapes, tokenizer, plan, weights, merged, tuple(warnings))
 
 
 def _tokenizer(folder: Path, model: Model) -> Tokenizer | None:
@@ -247,14 +197,3 @@ def _doubts(config: Config, tokenizer: Tokenizer | None) -> list[str]:
         if backend.id_to_token(token) is None:
             found.append(f"the model's {name} {token} has no token in the tokenizer")
     return found + ([] if tokenizer.fault is None else [tokenizer.fault])
-
-
-def _of_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    names = {str(i): tokenizer.backend.id_to_token(i) for i in tokenizer.eos_ids}
-    return {
-        "tokens": tokenizer.backend.get_vocab_size(with_added_tokens=True),
-        "ends": names,
-        "template": None if tokenizer.fast.chat_template is None else tokenizer.template,
-        "prompt": None if tokenizer.fault else tokenizer.fast.decode(tokenizer.prompt("hi")),
-        "fault": tokenizer.fault,
-    }

@@ -58,7 +58,7 @@ def convert(
     _check_new(target)
     described = describe(source, ignore=ignore, adapter=adapter)
     tokenizer, plan, dtypes = described.tokenizer, described.plan, described.dtypes
-    if described.files is None and adapter is None:
+    if not described.published and adapter is None:
         raise InputError(f"{source}: is converted already; name a published folder")
     tensors = described.tensors
     if tokenizer is not None and tokenizer.fault is not None:
@@ -82,7 +82,7 @@ def convert(
         if tokenizer is not None:
             copy_tokenizer(tokenizer.fast, source, new)
         (new / ORIGINAL).mkdir()
-        _copy_configs(source if described.files is not None else source / ORIGINAL, new / ORIGINAL)
+        _copy_configs(source if described.published else source / ORIGINAL, new / ORIGINAL)
         writer.write(new / "params", pending)
 
 
@@ -109,7 +109,7 @@ def export(
     """
     _check_new(target)
     described = describe(source, ignore=ignore, adapter=adapter)
-    if described.files is not None:
+    if described.published:
         raise InputError(f"{source}: is published already; name a folder with params/")
     dtypes, plan, published_tensors = described.dtypes, described.plan, described.tensors
     stored = {key: dtypes[plan.by_tensor[key][0].leaf] for key in plan.tensors}

@@ -71,7 +71,7 @@ class Dequantised:
         self.name, self._tensors = tensors.name, tensors
         self._scales: dict[str, tuple[str, Shape]] = {}  # by weight: its scale, and the block of weights of a number
         self.specs: dict[str, Spec] = {}
-        self.unread = [key for key in tensors.specs if _UNREAD.search(key)]
+        self.unread = tuple(key for key in tensors.specs if _UNREAD.search(key))
         scaled = {f"{found[1]}.weight": key for key in tensors.specs if (found := SCALES.match(key))}
         for key, spec in tensors.specs.items():
             if key in scaled and spec.dtype == FLOAT8.name:

@@ -45,7 +45,7 @@ def unwrapped(tensors: Tensors, plan: Plan) -> tuple[Tensors, str]:
         return len(plan.tensors.keys() & names.keys())
 
     plain = {_AROUND.sub("", name): name for name in tensors.specs}
-    best, taken = dict(plain), "" if plain.keys() == tensors.specs.keys() else "_orig_mod. and the like"
+    best, taken = dict(plain), "" if plain.keys() == tensors.specs.keys() else "_orig_mod."
     for before in _before(plain, known):
         stripped = {name.removeprefix(before): there for name, there in plain.items() if name.startswith(before)}
         if len(stripped) == len(plain) == len(tensors.specs) and found(stripped) > found(best):
@@ -68,9 +68,14 @@ def _before(names: Mapping[str, str], known: Container[str]) -> list[str]:
     return found[::-1]
 
 
+def told(prefix: str) -> str:
+    """What `unwrapped` did to the names, for people."""
+    return f"{prefix[1:]!r} was added to all" if prefix.startswith("-") else f"{prefix!r} was taken from all"
+
+
 def without_frequencies(tensors: Tensors, config: Config) -> tuple[Tensors, list[str]]:
-    """Without the buffers of rotary frequencies that older PyTorch code stored: they follow from config.json; and a
-    note that they were there.
+    """Without the buffers of rotary frequencies that older PyTorch code stored, which follow from config.json; and the
+    names of those.
 
     Raises InputError where they do not.
     """
@@ -84,7 +89,5 @@ def without_frequencies(tensors: Tensors, config: Config) -> tuple[Tensors, list
                 f"{tensors.specs[key].file} {key}: found other rotary frequencies than those of config.json's "
                 f"rope_theta {theta:g} in {rotated} dimensions; correct config.json"
             )
-    if not names:
-        return tensors, []
-    kept = Chosen(tensors, {key: key for key in tensors.specs if key not in names})
-    return kept, [f"rotary_emb.inv_freq ({len(names)} buffers): what config.json says, and not read"]
+    kept = {key: key for key in tensors.specs if key not in names}
+    return (Chosen(tensors, kept) if names else tensors), names
