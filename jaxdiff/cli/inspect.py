@@ -57,7 +57,7 @@ def _shown(facts: dict[str, Any], unsound: list[str] | None) -> Table:
 
 
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    heads, positions, ids, tokenizer = facts["heads"], facts["positions"], facts["ids"], facts["tokenizer"]
+    heads, positions, ids, tokenizer = facts["heads"], facts["positions"], facts["ids"], facts.get("tokenizer")
     past, block, memory = facts["embedding_rows"] - facts["vocab_size"], facts["attention_block"], facts["memory"]
     rows = [
         ("family", f"{facts['family']}, {facts['layout']} layout"),
@@ -78,7 +78,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
             f"{memory['dtype']}",
         ),
     ]
-    if (adapter := facts["adapter"]) is not None:
+    if (adapter := facts.get("adapter")) is not None:
         ranks = ", ".join(map(str, adapter["ranks"])) or "none"
         saved = f", {len(adapter['saved'])} in place of the model's" if adapter["saved"] else ""
         rows.append(("adapter", f"{adapter['path']}: {adapter['matrices']} matrices of rank {ranks}{saved}"))

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxdiff.convert.engine import Spec, misfits_of
 from jaxdiff.convert.prompts import Tokenizer
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 
 def facts_of(described: Description, *, mesh: str = "1x1") -> dict[str, Any]:
     """The facts of a folder that was understood; its `faults` are tensors that do not fit its config."""
-    c, model, faults = described.config, described.model, []
-    keys = keys_of(type(c), described.given)
+    model, faults = described.model, []
+    keys = keys_of(type(model.config), described.given)
     try:
         dtypes = described.dtypes
     except InputError as error:
@@ -42,9 +41,24 @@ def facts_of(described: Description, *, mesh: str = "1x1") -> dict[str, Any]:
     return {
         "path": str(described.path),
         "layout": "published" if described.published else "ours",
-        "family": family_name(model),
-        "parameters": sum(math.prod(shape) for shape in described.plan.leaves.values()),
+        **model_facts(model, described.shapes, mesh),
         **stored(held),
+        "files": files,
+        "keys": keys | {"ignored": sorted(keys["ignored"] + keys["unknown"]), "unknown": []},  # as was asked
+        "tensors": tensors,
+        "adapter": None if described.adapter is None else described.adapter.facts(),
+        "tokenizer": None if described.tokenizer is None else _of_tokenizer(described.tokenizer),
+        "warnings": list(described.warnings),
+        "faults": faults,
+    }
+
+
+def model_facts(model: Model, shapes: Params, mesh: str) -> dict[str, Any]:
+    """What follows from a model's config alone. Raises InputError for a mesh that the model does not spread over."""
+    c = model.config
+    return {
+        "family": family_name(model),
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)),
         "dtype": c.dtype,
         "vocab_size": c.vocab_size,
         "embedding_rows": c.embedding_rows,
@@ -58,14 +72,7 @@ def facts_of(described: Description, *, mesh: str = "1x1") -> dict[str, Any]:
         "tied_head": c.tied,
         "ids": {"mask": c.mask_token_id, "ends": list(c.eos_ids), "turn_ends": list(c.turn_ends)},
         "config": dataclasses.asdict(c),
-        "keys": keys | {"ignored": sorted(keys["ignored"] + keys["unknown"]), "unknown": []},  # as was asked
-        "files": files,
-        "tensors": tensors,
-        "adapter": None if described.adapter is None else described.adapter.facts(),
-        "memory": memory_of(model, described.shapes, mesh),
-        "tokenizer": None if described.tokenizer is None else _of_tokenizer(described.tokenizer),
-        "warnings": list(described.warnings),
-        "faults": faults,
+        "memory": memory_of(model, shapes, mesh),
     }
 
 
@@ -78,9 +85,9 @@ def memory_of(model: Model, shapes: Params, mesh: str) -> dict[str, Any]:
     c, there = model.config, abstract_mesh(mesh)
     laid = jax.tree.leaves(shardings(c, in_dtype(shapes, c.dtype), there))
     params = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in laid)
-    shards = there.shape[MODEL]
-    heads = c.n_kv_heads if c.n_kv_heads % shards else c.n_kv_heads // shards
-    row = 2 * c.n_layers * heads * c.max_sequence_length * c.head_dim * jnp.dtype(c.dtype).itemsize
+    kv = jax.tree.leaves(jax.eval_shape(lambda: model.empty_kv(1, c.max_sequence_length)))
+    shards = 1 if c.n_kv_heads % there.shape[MODEL] else there.shape[MODEL]  # of fewer heads each device has them all
+    row = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in kv) // shards
     return {"mesh": mesh, "dtype": c.dtype, "params_per_device": params, "kv_per_row": row}
 
 

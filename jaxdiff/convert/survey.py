@@ -9,9 +9,10 @@ from typing import Any
 
 from jaxdiff.convert import published
 from jaxdiff.convert.description import describe
-from jaxdiff.convert.facts import keys_of, stored
+from jaxdiff.convert.facts import keys_of, model_facts, stored
+from jaxdiff.convert.kinds import QUANTISED
 from jaxdiff.files import read_object
-from jaxdiff.models import FAMILIES, family_of
+from jaxdiff.models import FAMILIES, family_of, model_of
 from jaxdiff.types import InputError
 
 
@@ -28,12 +29,13 @@ def survey(
     except InputError as error:
         if not (folder / published.CONFIG).is_file():
             raise
-        return _as_far_as_read(folder) | {"faults": [str(error)]}
+        return _as_far_as_read(folder, mesh) | {"faults": [str(error)]}
     return described.facts(mesh=mesh)
 
 
-def _as_far_as_read(folder: Path) -> dict[str, Any]:
-    """What can be told of a folder that is not understood: the keys of its config.json, and its files' tensors.
+def _as_far_as_read(folder: Path, mesh: str) -> dict[str, Any]:
+    """What can be told of a folder that is not understood: the keys of its config.json, the model that it describes,
+    and its files' tensors.
 
     What cannot be told is left out: the fault that keeps it from being told is the one that is shown.
     """
@@ -43,6 +45,11 @@ def _as_far_as_read(folder: Path) -> dict[str, Any]:
     with contextlib.suppress(InputError):
         facts["family"] = family_of(config)
         facts["keys"] = keys_of(FAMILIES[facts["family"]][1], config)
+    with contextlib.suppress(InputError):
+        plain = published.with_ids(config, folder)[0] if layout == "published" else config
+        stored_in = {} if plain.get("dtype") in ("float32", "bfloat16") else {"dtype": "bfloat16"}
+        model, shapes = model_of({k: v for k, v in plain.items() if k != QUANTISED} | stored_in, folder)
+        facts |= model_facts(model, shapes, mesh)
     if layout == "published":
         with contextlib.suppress(InputError):
             files = published.Files(folder)

@@ -62,7 +62,7 @@ class Weights:
 
 
 def opened(folder: Path, config: Mapping[str, Any]) -> Weights:
-    """The weights of a folder with this config.json. Raises InputError for damaged ones, for packed ones, and for none."""
+    """The weights of a folder with this config.json. Raises InputError for damaged, packed or missing ones."""
     files = published.Files(folder)
     kinds.check_names(folder, files.specs)
     notes, given = list(files.notes), config.get(kinds.QUANTISED)

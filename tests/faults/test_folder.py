@@ -140,7 +140,7 @@ def _pointer(path):
 OTHERS = {
     "adapter": (
         lambda f: edit(f / "adapter_config.json", base_model_name_or_path="GSAI-ML/LLaDA-8B-Base"),
-        "holds a LoRA adapter of GSAI-ML/LLaDA-8B-Base (adapter_config.json), expected a whole model; name the model, and",
+        "holds a LoRA adapter of GSAI-ML/LLaDA-8B-Base (adapter_config.json), expected a whole model; name the model",
     ),
     "adapter by its tensors": (lambda f: _rename(f, "q_proj.weight", "q_proj.lora_A.weight"), "holds a LoRA adapter"),
     "gptq": (
