@@ -83,8 +83,12 @@ def memory_of(model: Model, shapes: Params, mesh: str) -> dict[str, Any]:
     Raises InputError for a mesh that the model does not spread over.
     """
     c, there = model.config, abstract_mesh(mesh)
-    laid = jax.tree.leaves(shardings(c, in_dtype(shapes, c.dtype), there))
-    params = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in laid)
+    whole = in_dtype(shapes, c.dtype)
+    if there.size == 1:  # no mesh at all: no vocabulary is padded
+        params = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(whole))
+    else:
+        laid = jax.tree.leaves(shardings(c, whole, there))
+        params = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in laid)
     kv = jax.tree.leaves(jax.eval_shape(lambda: model.empty_kv(1, c.max_sequence_length)))
     shards = 1 if c.n_kv_heads % there.shape[MODEL] else there.shape[MODEL]  # of fewer heads each device has them all
     row = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in kv) // shards
