@@ -4,10 +4,6 @@ import dataclasses
 import json
 import shutil
 
-import numpy as np
-import pytest
-from safetensors.numpy import save_file
-
 from jaxdiff import parts
 from jaxdiff.checkpoint import load
 from jaxdiff.cli.options import Decoding
@@ -15,21 +11,6 @@ from jaxdiff.cli.requests import Job
 from jaxdiff.cli.share import fingerprints
 
 SHORT = ("--gen-length", 16, "--block-length", 8)
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory):
-    """Of the tiny model, large enough to change its answers."""
-    folder, generator, tensors = tmp_path_factory.mktemp("adapters") / "lora", np.random.default_rng(0), {}
-    for n in range(2):
-        name = f"base_model.model.model.transformer.blocks.{n}.ff_out.lora_"
-        tensors[f"{name}A.weight"] = generator.normal(size=(4, 48)).astype(np.float32)
-        tensors[f"{name}B.weight"] = generator.normal(size=(32, 4)).astype(np.float32)
-    folder.mkdir()
-    save_file(tensors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": r".*blocks\.\d\.ff_out", "bias": "none"}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
 
 
 def test_a_prompt_is_answered_by_the_adapted_model(run, folder, adapter, tmp_path):
