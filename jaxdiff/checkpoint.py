@@ -20,9 +20,9 @@ import numpy as np
 from jax.sharding import Mesh, Sharding
 
 from jaxdiff.convert import kinds, stream, text
-from jaxdiff.convert.adapter import read_config
 from jaxdiff.convert.description import Description, describe
 from jaxdiff.convert.engine import Sharded, assemble, params_from
+from jaxdiff.convert.lora import Lora
 from jaxdiff.convert.prompts import Tokenizer
 from jaxdiff.convert.survey import survey as survey_folder
 from jaxdiff.files import (
@@ -173,7 +173,7 @@ def _adapter_folder(path: str | Path | None) -> Path | None:
     """Where an adapter lies. Raises InputError for a folder that holds none, before the model is looked for."""
     if path is None:
         return None
-    read_config(Path(path))
+    Lora.read(Path(path))
     return Path(path)
 
 
