@@ -49,7 +49,8 @@ def cost(chip: str, way: str, shape: tuple[int, int, int], heads: tuple[int, int
         compiled = jax.jit(WAYS[way]).lower(q, k, k, array(rows, keys, dtype=jnp.bool_)).compile()
     hlo = Hlo(compiled.as_text() or "")
     moved = sum(run.times * hlo.traffic(run) for run in hlo.runs())
-    return {"moved": moved, "beside": compiled.memory_analysis().temp_size_in_bytes}
+    memory: Any = compiled.memory_analysis()
+    return {"moved": moved, "beside": memory.temp_size_in_bytes}
 
 
 def main() -> None:

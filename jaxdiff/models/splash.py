@@ -7,6 +7,8 @@ each device's own.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -58,7 +60,8 @@ def attend(
         q: Float[Array, "K R T E"], k: Float[Array, "K S E"], v: Float[Array, "K S E"], seen: Bool[Array, " S"]
     ) -> Float[Array, "K R T E"]:
         segments = kernel.SegmentIds(jnp.ones(queries, jnp.int32), seen.astype(jnp.int32))
-        return jax.vmap(lambda q, k, v: run(q, k, v, segments))(q, k, v)
+        out: Any = jax.vmap(lambda q, k, v: run(q, k, v, segments))(q, k, v)
+        return out
 
     out = over_heads(jax.vmap(row), q, k, v, seen)
     return jnp.moveaxis(out[:, :, :, :length].reshape(rows, heads, length, size), 1, 2)
