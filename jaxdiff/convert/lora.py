@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdiff.files import first_line, read_object
+from jaxdiff.models.config import MOST
 from jaxdiff.types import InputError
 
 CONFIG = "adapter_config.json"
@@ -89,8 +90,8 @@ class Lora:
     def scale(self, module: str, rank: int) -> float:
         """What the product of a module's two matrices is multiplied by; `rank`: theirs."""
         wanted, alpha = self._of("rank_pattern", module, "r"), self._of("alpha_pattern", module, "lora_alpha")
-        numbers = type(wanted) is int and wanted > 0 and isinstance(alpha, int | float) and not isinstance(alpha, bool)
-        if not numbers:
+        number = isinstance(alpha, int | float) and not isinstance(alpha, bool) and abs(alpha) <= MOST
+        if type(wanted) is not int or not 0 < wanted <= MOST or not number:
             raise InputError(f"{self.file}: found r {wanted!r:.80} and lora_alpha {alpha!r:.80}, expected numbers")
         if rank != wanted:
             raise InputError(

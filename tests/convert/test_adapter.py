@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import jaxdiff
@@ -23,6 +25,10 @@ from tests.parity.networks import network
 from tests.parity.test_networks import LONG
 
 BEFORE = "base_model.model."
+CONFIG_KEYS = """
+    peft_type r lora_alpha target_modules use_rslora rank_pattern alpha_pattern modules_to_save layers_to_transform
+    layers_pattern exclude_modules bias use_dora init_lora_weights fan_in_fan_out
+"""
 ATTENTION = ["q_proj", "k_proj", "v_proj"]
 
 
@@ -323,6 +329,40 @@ def test_an_adapter_that_does_not_fit_is_refused_in_one_line(home, tmp_path):
         assert "\n" not in str(caught.value), case
     with pytest.raises(InputError, match=r"holds a LoRA adapter of Dream-org/Dream-v0-Base-7B .*--adapter"):
         jaxdiff.load(adapter)
+
+
+ODD = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 9)
+    | st.floats()
+    | st.sampled_from(
+        ["", "q_proj", "all-linear", ".*(q|v)_proj", "(", "*", "a\nb", "LORA", "none", "x" * 500, 10**400]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["q_proj", "v_proj", "(", ".*1.*", "a\nb"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+KEYS = st.sampled_from([*CONFIG_KEYS.split(), "colour", "a\nb"])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(KEYS, ODD, min_size=1, max_size=2))
+def test_an_odd_config_is_read_or_refused_in_one_line(changes, home, tmp_path_factory):
+    folder, adapter = home
+    other = tmp_path_factory.getbasetemp() / "odd_adapter"
+    shutil.rmtree(other, ignore_errors=True)
+    shutil.copytree(adapter, other)
+    edit(other / "adapter_config.json", **changes)
+    try:
+        described = jaxdiff.inspect(folder, adapter=other)
+    except InputError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        assert len(str(error)) < 900  # noqa: PT017
+        return
+    assert described.adapter.facts()["matrices"] == 4
 
 
 def test_a_tied_embedding_is_not_adapted(tmp_path):

@@ -108,11 +108,13 @@ def worker(
 
 
 def check_pytorch(model: Model) -> None:
-    """Raises InputError where PyTorch is not installed, and for another family than LLaDA."""
+    """Raises InputError where PyTorch is not installed, for another family than LLaDA, and for a tied head."""
     if importlib.util.find_spec("torch") is None:
         raise InputError("pytorch: not installed; install torch, or pass --no-pytorch")
     if not isinstance(model, Llada):
         raise InputError(f"pytorch: found {type(model).__name__}, expected Llada; pass --no-pytorch")
+    if model.config.tied:
+        raise InputError("pytorch: found a head that is the embedding, expected one of its own; pass --no-pytorch")
 
 
 def write_task(
