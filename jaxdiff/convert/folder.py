@@ -25,6 +25,21 @@ from jaxdiff.types import InputError
 ORIGINAL = "published"  # where one of our folders keeps the configs it was converted from
 CONFIGS = (published.CONFIG, published.GENERATION)
 SHARD_BYTES = 4_000_000_000
+MODEL_TYPES = {  # what published classes call their configs
+    "LLaDAModelLM": "llada",
+    "ILLaDAForCausalLM": "illada",
+    "StableDiffcoderForCausalLM": "llama",
+    "DreamModel": "Dream",
+    "LLaDAMoEModelLM": "llada",
+    "LLaDA2MoeModelLM": "llada2_moe",
+    "SDARForCausalLM": "sdar",
+    "SDARMoeForCausalLM": "sdar_moe",
+    "Fast_dLLM_QwenForCausalLM": "Fast_dLLM_Qwen",
+    "A2DQwen2LMHeadModel": "a2d-qwen2",
+    "A2DQwen3LMHeadModel": "a2d-qwen3",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
 Report = Callable[[int, int], None]  # bytes done, bytes in all
 
 
@@ -164,7 +179,7 @@ def published_config(model: Model) -> dict[str, Any]:
     required = {k: [v.value] * c.n_layers if isinstance(v, Each) else v for k, v in c.required.items()}
     return {
         "architectures": [architecture],
-        "model_type": c.model_type,
+        "model_type": MODEL_TYPES[architecture],
         **required,
         **repeated,
         **c.training,

@@ -192,6 +192,28 @@ _LLADA2 = {
     "use_sliding_window": False,
     "vocab_size": 30592,
 }
+# NVlabs/Fast-dLLM v2's class (file id 68684831338, which adds keys of its own to it).
+_FAST_DLLM_V2 = {k: v for k, v in _SDAR.items() if k not in ("attention_bias", "block_size", "head_dim")} | {
+    "bd_size": 32,
+    "mask_token_id": 151665,
+}
+# Classes of transformers, as of 4.57 and 5: LlamaConfig, Qwen3Config, Qwen3MoeConfig (which SDAR's mixture follows).
+_LLAMA = {k: v for k, v in _ILLADA.items() if k != "layer_norm_eps"}
+_QWEN3 = {k: v for k, v in _SDAR.items() if k != "block_size"}
+_SDAR_MOE = _SDAR | {
+    "decoder_sparse_step": 1,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "mlp_only_layers": None,
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": False,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 4,
+    "output_router_logits": False,
+    "router_aux_loss_coef": 0.001,
+}
 DEFAULTS = {
     "llada": _LLADA,
     "illada": _ILLADA,
@@ -199,4 +221,8 @@ DEFAULTS = {
     "llada_moe": _LLADA_MOE,
     "llada2": _LLADA2,
     "sdar": _SDAR,
+    "sdar_moe": _SDAR_MOE,
+    "stable_diffcoder": _LLAMA,
+    "fast_dllm_v2": _FAST_DLLM_V2,
+    "qwen_diffusion": _QWEN3,
 }
