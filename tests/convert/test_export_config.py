@@ -7,8 +7,8 @@ import pytest
 
 from jaxdiff import InputError, build
 from jaxdiff.checkpoint import shipped_folder
-from jaxdiff.convert.folder import published_config
-from jaxdiff.models import FAMILIES
+from jaxdiff.convert.folder import MODEL_TYPES, published_config
+from jaxdiff.models import ARCHITECTURES, FAMILIES
 from tests.convert import published as hf
 from tests.models.class_defaults import DEFAULTS
 from tests.models.published_configs import PUBLISHED
@@ -32,6 +32,10 @@ def test_a_published_class_reads_the_model_that_was_exported(family):
         assert exported["pad_token_id"] < exported["vocab_size"]
         assert exported["torch_dtype"] == "float32"
         assert exported["model_type"] == config.get("model_type", exported["model_type"])
+
+
+def test_every_architecture_has_a_name():
+    assert MODEL_TYPES.keys() >= ARCHITECTURES.keys()
 
 
 @pytest.mark.parametrize("family", ["llada", "llada_moe", "llada2"])
