@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -137,7 +138,17 @@ class Files:
             for path in (folder / f"{name}.index.json", folder / name)
             if path.is_file()
         ]
-        if not there:
+        numbered = [(shards, opened) for name, opened in ways if (shards := _numbered(folder, name))]
+        if there:
+            (path, opened), *others = there
+            self.notes += [f"{other.name} is not read, for {path.name} is there" for other, _ in others]
+            if path.suffix == ".json":
+                self._open_shards(path, opened)
+            else:
+                self._add(*opened(path))
+        elif numbered:
+            self._open_numbered(*numbered[0])
+        else:
             found = sorted(
                 path.name for kind in ("*.safetensors", "*.bin", "*.pt*", "*.h5") for path in folder.glob(kind)
             )
@@ -145,14 +156,9 @@ class Files:
             raise InputError(
                 f"{folder}: no weights; expected {names[0]} or {names[1]}, or the index of one in shards{beside}"
             )
-        (path, opened), *others = there
-        if path.suffix == ".json":
-            self._open_shards(path, opened)
-        else:
-            self._add(*opened(path))
         if not self.specs:
-            raise InputError(f"{path}: found no tensors in it, expected the model's weights; get the file again")
-        self.notes += [f"{other.name} is not read, for {path.name} is there" for other, _ in others]
+            where = there[0][0] if there else folder
+            raise InputError(f"{where}: found no tensors in it, expected the model's weights; get the file again")
 
     def read(self, key: str, rows: slice) -> np.ndarray:
         with refusing(f"{self.specs[key].file} {key}: cannot be read", "get the file again"):
@@ -200,9 +206,31 @@ class Files:
             if keys
         ]
 
+    def _open_numbered(self, shards: list[Path], opened: Callable[[Path], tuple[dict[str, Spec], Read]]) -> None:
+        """All shards of a set that has no index."""
+        for path in shards:
+            specs, read = opened(path)
+            if twice := sorted(specs.keys() & self.specs.keys()):
+                raise InputError(
+                    f"{path} {twice[0]!r}: found in another shard too, and no index names one; get it again"
+                )
+            self._add(specs, read)
+        self.notes.append(f"no index lists the {len(shards)} shards ({shards[0].name} ...), which are all there")
+
     def shard(self, key: str) -> str:
         """The name of the file that holds a tensor."""
         return Path(self.specs[key].file).name
+
+
+def _numbered(folder: Path, name: str) -> list[Path]:
+    """The shards of a file of this name, in order, where all are there and of one set; else none."""
+    stem, suffix = name.rsplit(".", 1)
+    found = {
+        path: (int(match[1]), int(match[2]))
+        for path in sorted(folder.glob(f"{stem}-*-of-*.{suffix}"))
+        if (match := re.fullmatch(rf"{stem}-(\d{{1,6}})-of-(\d{{1,6}})\.{suffix}", path.name))
+    }
+    return list(found) if [*found.values()] == [(i + 1, len(found)) for i in range(len(found))] else []
 
 
 def _some(names: list[str]) -> str:

@@ -85,6 +85,20 @@ def test_an_index_that_is_not_as_its_shards_are(case, homes, expected, tmp_path)
     same(jaxdiff.load(folder).params, expected["llada"])
 
 
+def test_shards_without_an_index(homes, expected, tmp_path):
+    folder = fresh(tmp_path / "hf", homes["llada"])
+    (folder / INDEX).unlink()
+    note = f"no index lists the 2 shards ({FIRST} ...), which are all there"
+    assert note in jaxdiff.inspect(folder).warnings
+    same(jaxdiff.load(folder).params, expected["llada"])
+    copy_to_other(folder, "model.transformer.wte.weight")
+    with pytest.raises(InputError, match=r"wte.weight': found in another shard too, and no index names one"):
+        jaxdiff.load(folder)
+    (folder / SECOND).unlink()
+    with pytest.raises(InputError, match=f"no weights; expected model.safetensors .*, found {FIRST}"):
+        jaxdiff.load(folder)
+
+
 def test_two_shards_hold_a_tensor_and_the_index_says_of_neither(homes, tmp_path):
     folder = fresh(tmp_path / "hf", homes["llada"])
     copy_to_other(folder, "model.transformer.wte.weight")
