@@ -13,6 +13,7 @@ from jaxdiff.convert.facts import keys_of, model_facts, stored
 from jaxdiff.convert.kinds import QUANTISED
 from jaxdiff.files import read_object
 from jaxdiff.models import FAMILIES, family_of, model_of
+from jaxdiff.parallel.mesh import abstract_mesh
 from jaxdiff.types import InputError
 
 
@@ -24,6 +25,7 @@ def survey(
     Raises InputError for a folder without a config.json that can be read, and for a mesh that the model does not spread
     over.
     """
+    abstract_mesh(mesh)  # no folder mends a mesh that is none
     try:
         described = describe(folder, ignore=ignore, adapter=adapter)
     except InputError as error:
