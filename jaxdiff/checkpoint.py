@@ -3,6 +3,7 @@
 jaxdiff.load("gsm-1m")      one of the models that ship
 jaxdiff.load("runs/mine")   a folder that `jaxdiff train` or `jaxdiff convert` wrote
 jaxdiff.load("LLaDA-8B")    a folder as its authors publish it: config.json and safetensors
+jaxdiff.load("org/name")    where no such folder is, a repository of the Hugging Face hub (`jaxdiff.hub`)
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, Sharding
 
+from jaxdiff import hub
 from jaxdiff.convert import kinds, stream, text
-from jaxdiff.convert.description import Description, describe
+from jaxdiff.convert.description import Description, check_config, describe
 from jaxdiff.convert.engine import Sharded, assemble, params_from
 from jaxdiff.convert.prompts import Tokenizer
 from jaxdiff.files import (
@@ -52,6 +54,12 @@ class Checkpoint:
     tokenizer: Tokenizer | None
     path: Path
 
+    @property
+    def revision(self) -> str | None:
+        """The commit of a model that came from the hub; None for a folder elsewhere."""
+        origin = hub.origin_of(self.path)
+        return None if origin is None else origin.revision
+
     def tokenizer_for(self, task: str) -> Tokenizer:
         """The tokenizer that a task of text needs. Raises InputError where the folder has none."""
         if self.tokenizer is None:
@@ -65,32 +73,64 @@ def shipped_folder() -> Path:
     return here / "checkpoints" if (here / "checkpoints").is_dir() else here.parent / "checkpoints"
 
 
-def model_folder(path: str | Path) -> Path:
-    """A folder, or the one of a shipped model's name. Raises InputError where it holds no config.
+def model_folder(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    weights: bool = True,
+    ignore: Iterable[str] = (),
+) -> Path:
+    """The folder of a model by its name: the one place that says what a name means.
 
-    A folder of a shipped model's name in the working directory comes first, if it holds a config.
+    A folder on the disk that holds a config comes first, then a model that ships, then, for a text `org/name` or
+    `org/name@revision`, a repository of the hub, which is fetched as far as the hub's cache does not hold it.
+
+    Args:
+        path: the name; a `Path` is a folder.
+        revision: a branch, a tag or a commit of a repository of the hub.
+        token: of the hub; default that of HF_TOKEN or of `hf auth login`.
+        weights: False for what describes a model alone, as far as it is to be fetched.
+        ignore: as of `load`; a config.json that is refused is refused before weights are fetched.
+
+    Raises InputError where there is none, and for whatever keeps it from being fetched.
     """
     folder, shipped = Path(path), shipped_folder() / Path(path).name
-    if (folder / "config.json").is_file():
-        return folder
-    if Path(path).name == str(path) and (shipped / "config.json").is_file():
-        return shipped
-    if folder.is_dir():
+    here = folder if (folder / "config.json").is_file() else None
+    if here is None and folder.name == str(path) and (shipped / "config.json").is_file():
+        here = shipped
+    if here is None and folder.is_dir():
         kinds.check_kind(folder)
         raise InputError(kinds.without_config(folder))
+    if here is not None:
+        if revision is not None:
+            raise InputError(f"revision: found {revision!r}, but {here} is a folder, which has one alone; leave it out")
+        return here
     if folder.suffix == ".gguf":
         raise InputError(f"model: {folder} is a GGUF file, which llama.cpp reads; get the model's safetensors")
+    if isinstance(path, str) and not folder.is_file() and (name := hub.Name.of(path, revision)) is not None:
+        check = functools.partial(check_config, ignore=ignore)
+        return hub.fetch(name, token=token, weights=weights, check=check)
     known = ", ".join(sorted(p.parent.name for p in shipped_folder().glob("*/config.json")))
     mend = f"name the folder that holds {folder.name}" if folder.is_file() else "name a model folder"
-    raise InputError(f"model: no config.json in {str(path)!r}; {mend} or a shipped model ({known})")
+    raise InputError(
+        f"model: no config.json in {str(path)!r}; {mend}, a shipped model ({known}) or a repository of the hub as "
+        "org/name"
+    )
 
 
-def inspect(path: str | Path = SHIPPED, *, ignore: Iterable[str] = ()) -> Description:
+def inspect(
+    path: str | Path = SHIPPED,
+    *,
+    ignore: Iterable[str] = (),
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> Description:
     """What a model folder holds, as `load` understands it, without reading a number of its weights.
 
-    `ignore` as of `load`. Raises InputError for whatever `load` refuses before it reads weights.
+    `ignore`, `revision` and `token` as of `load`. Raises InputError for whatever `load` refuses before it reads weights.
     """
-    return describe(model_folder(path), ignore=ignore)
+    return describe(model_folder(path, revision=revision, token=token, ignore=ignore), ignore=ignore)
 
 
 def load(
@@ -101,11 +141,14 @@ def load(
     weights: str | None = None,
     ignore: Iterable[str] = (),
     check: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> Checkpoint:
     """A model, its params and its tokenizer (None where the folder has none).
 
     Args:
-        path: a folder of ours or as Hugging Face publishes it, or the name of a model that ships.
+        path: a folder of ours or as Hugging Face publishes it, the name of a model that ships, or `org/name` or
+            `org/name@revision` of the hub, which is fetched into the hub's cache.
         dtype: of the params (but a router's, which are float32) and of the computation; default float32 on CPU (where
             bfloat16 is slower), else the config's (of a published folder, its tensors').
         mesh: what the params are laid over (see `make_mesh`): each device reads its own part of each leaf.
@@ -114,6 +157,8 @@ def load(
         ignore: keys of config.json that the family does not know, to be left alone. Without it they are refused, since
             they may change what the model computes; a key that the family knows cannot be ignored.
         check: refuse weights that hold NaN or infinity, by name; all are read once more for it.
+        revision: a branch, a tag or a commit of a repository of the hub; default its main branch.
+        token: of the hub; default that of HF_TOKEN or of `hf auth login`.
 
     Raises InputError for a folder that is missing, incomplete or damaged, for a config that the family's code does not
     do in full, for a mesh that the model does not spread over, and for weights that are not known or whose package is
@@ -124,7 +169,8 @@ def load(
         dtype = "float32"
     if mesh is not None:
         check_axes(mesh)
-    described = describe(model_folder(path), dtype=dtype, ignore=ignore)
+    folder = model_folder(path, revision=revision, token=token, ignore=ignore)
+    described = describe(folder, dtype=dtype, ignore=ignore)
     if check:
         described.check_numbers()
     model, shapes = described.model, described.shapes
@@ -217,7 +263,7 @@ def learned_policy(model: str | Path, name: str | None = None, tau: float | None
 
     Raises InputError for a filter that the model has not, or that is damaged.
     """
-    home = model_folder(model) / FILTERS
+    home = model_folder(model, weights=False) / FILTERS
     name = BEST_FILTER if name is None else name
     if not (home / name / FILTER).is_file():
         known = ", ".join(sorted(path.parent.name for path in home.glob(f"*/{FILTER}"))) or "none"

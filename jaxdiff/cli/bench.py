@@ -105,7 +105,7 @@ def bench(
     dtype = dtype or (None if target is None else "bfloat16")  # not what is fast on the device at hand
     compared = weights is not None and plain and not compile_only
     first = None if compared else weights
-    checkpoint = None if shape else load(model, dtype=dtype, weights=first, ignore=decoding.ignore_config)
+    checkpoint = None if shape else load(decoding.pinned, dtype=dtype, weights=first, ignore=decoding.ignore_config)
     if checkpoint is None:
         made = shaped(str(shape), dtype or "bfloat16")
         params = abstract_params(made, first) if compile_only else random_params(made, first)
@@ -116,7 +116,7 @@ def bench(
     learned = None
     if not without:
         check_pytorch(made)
-        learned = load_filter(model_folder(model) / FILTERS / OFFICIAL)[0] if set(peers) & set(ONE_ROW) else None
+        learned = load_filter(model_folder(decoding.pinned, weights=False) / FILTERS / OFFICIAL)[0] if set(peers) & set(ONE_ROW) else None
     decoder = decoding.decoder(made, gen_length)
     prompts, origin = _prompts(checkpoint, made, batch_size, gen_length)
     work = measure.Work(
@@ -140,6 +140,7 @@ def bench(
             found = _beside_pytorch(found, work, peers, learned)
     setting = {
         "model": shape or model,
+        "revision": None if checkpoint is None else checkpoint.revision,
         "device": (chips.devices.flat[0] if chips else jax.devices()[0]).device_kind,
         "target": target,
         "mesh": spread if compile_only else None,

@@ -78,6 +78,7 @@ def evaluate(
         "split": split,
         "seed": seed,
         "model": model,
+        "revision": checkpoint.revision,
         "weights": weights,
         "policy": policy,
         "stop": stop,

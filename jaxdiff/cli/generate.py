@@ -119,7 +119,7 @@ def _one(prompt: str, decoding: Decoding, job: Job, watch: bool, as_json: bool) 
     row = line["row"]
     if as_json:
         del row["id"]
-        print(json_line(row | tally.numbers() | {"seed": job.seed}))
+        print(json_line(row | tally.numbers() | {"seed": job.seed, "revision": checkpoint.revision}))
     else:
         print(row["text"])
         note(tally.line())

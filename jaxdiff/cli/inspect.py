@@ -14,9 +14,7 @@ from jaxdiff.cli.show import tell
 
 
 def inspect(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A model folder, published or ours, or the name of a shipped model.")
-    ],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=options.MODEL)],
     check: Annotated[
         bool, typer.Option("--weights", help="Read every tensor too, and report those that hold NaN or infinity.")
     ] = False,
@@ -24,7 +22,7 @@ def inspect(
     as_json: options.Json = False,
 ) -> int:
     """Show what a model folder holds and where it contradicts itself. Exit code 1: weights hold NaN or infinity."""
-    described = jaxdiff.inspect(model, ignore=ignore_config or ())
+    described = jaxdiff.inspect(options.pinned(model), ignore=ignore_config or ())
     facts = described.facts()
     unsound = [str(one) for one in described.unsound()] if check else None
     tell(facts | {"unsound": unsound}, _shown(facts, unsound), as_json=as_json)

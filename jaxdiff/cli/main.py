@@ -70,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         _leave_on_interrupt()
     _open_streams()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as our own
     _use_compilation_cache()
     _pass_libtpu_by()
     _debug.set(False)

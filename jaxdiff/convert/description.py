@@ -180,6 +180,19 @@ def describe(folder: Path, *, dtype: str | None = None, ignore: Iterable[str] = 
     return Description(folder, model, shapes, tokenizer, files, tuple(warnings))
 
 
+def check_config(folder: Path, ignore: Iterable[str] = ()) -> None:
+    """Raises what `describe` does for the configs of a folder whose weights are not there yet."""
+    ignore = {ignore} if isinstance(ignore, str) else set(ignore)
+    kinds.check_kind(folder)
+    config = read_object(folder / published.CONFIG)
+    if published.is_published(folder, config):
+        config, _ = published.with_ids(config, folder)
+        kinds.check_plain(folder, config, ignore)
+        # whatever dtype it says: that of the weights counts
+        config = {key: value for key, value in config.items() if key != kinds.QUANTISED} | {"dtype": "float32"}
+    model_of(config, folder / published.CONFIG, ignore=ignore)
+
+
 def _tokenizer(folder: Path, model: Model) -> Tokenizer | None:
     fast, c = text.open_tokenizer(folder, family_name(model)), model.config
     if fast is None:

@@ -52,7 +52,7 @@ def convert(
     """
     from jaxdiff.convert import writer  # orbax is slow to import, and not needed to read
 
-    _check_new(target)
+    check_new(target)
     described = describe(source, ignore=ignore)
     tensors, tokenizer, plan, dtypes = described.files, described.tokenizer, described.plan, described.dtypes
     if tensors is None:
@@ -101,7 +101,7 @@ def export(
 
     Raises InputError, before anything is written, for a folder that is damaged or does not fit its config.
     """
-    _check_new(target)
+    check_new(target)
     described = describe(source, ignore=ignore)
     if described.files is not None:
         raise InputError(f"{source}: is published already; name a folder with params/")
@@ -132,7 +132,8 @@ def export(
             write_object(new / f"{published.SAFETENSORS}.index.json", index)
 
 
-def _check_new(target: Path) -> None:
+def check_new(target: Path) -> None:
+    """Raises InputError for a folder that is to be made, and is there."""
     if target.exists() or target.is_symlink():
         raise InputError(f"{target}: exists; name a new folder, or remove it")
 
