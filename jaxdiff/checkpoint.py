@@ -128,7 +128,8 @@ def inspect(
 ) -> Description:
     """What a model folder holds, as `load` understands it, without reading a number of its weights.
 
-    `ignore`, `revision` and `token` as of `load`. Raises InputError for whatever `load` refuses before it reads weights.
+    `ignore`, `revision` and `token` as of `load`. Raises InputError for whatever `load` refuses before it reads
+    weights.
     """
     return describe(model_folder(path, revision=revision, token=token, ignore=ignore), ignore=ignore)
 

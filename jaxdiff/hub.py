@@ -36,6 +36,7 @@ OF_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(@(?P<revision>[^@\s]+))?")
 _ADDRESS = re.compile(rf"(https?://[^/]+/|hf://)(models/)?{_NAME.pattern}/?(tree/.*|blob/.*)?")
 _SNAPSHOT = re.compile(r".*/models--(?P<repo>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})", re.DOTALL)
+_UNFINISHED = ".incomplete"  # how huggingface_hub calls a file that it is fetching
 _AGAIN = "give the same command again: what was fetched stays"
 
 
@@ -165,10 +166,20 @@ def _snapshot(name: Name, wanted: Iterable[str], token: str | bool | None) -> Pa
         raise InputError(_line_of(error, name)) from error
 
 
+def clear_unfinished() -> None:
+    """Remove the beginnings of files that this process is fetching, in a program that ends at once: nobody goes on with
+    them. Where the system does not show a process its open files, they stay.
+    """
+    for descriptor in Path("/proc/self/fd").glob("*"):
+        with contextlib.suppress(OSError):
+            if (file := Path(os.readlink(descriptor))).suffix == _UNFINISHED:
+                file.unlink()
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """huggingface_hub tells of each new try and of what it cannot do in its log: the error says it. That a file does not
-    fit the disk is a warning of it, and an error here.
+    """huggingface_hub tells of each new try and of what it cannot do in its log: the error says it. That a file does
+    not fit the disk is a warning there, and an error here.
     """
     from huggingface_hub.utils import logging
 

@@ -69,19 +69,20 @@ def few_memory_maps():
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def hub(tmp_path_factory, monkeypatch):
     """A hub of ours that this process asks in place of the internet's, with an empty cache and no token."""
     from huggingface_hub import constants
 
     from tests.hub import serving
 
     monkeypatch.delenv("HF_TOKEN", raising=False)
+    home = tmp_path_factory.mktemp("hub")
     with serving() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.address)
         template = f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "no token"))
         yield server
 
 

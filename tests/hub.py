@@ -18,6 +18,7 @@ import threading
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 
 PIECE = 1 << 20
@@ -76,6 +77,7 @@ class Hub(ThreadingHTTPServer):
     Attributes:
         cuts: file -> how many bytes of it go out before the connection is cut, one for each of the next answers.
         down: every answer is this status.
+        stalled: file -> what its answer waits for halfway.
     """
 
     daemon_threads = True
@@ -86,6 +88,7 @@ class Hub(ThreadingHTTPServer):
         self.sent: list[Sent] = []
         self.cuts: dict[str, list[int]] = {}
         self.down: int | None = None
+        self.stalled: dict[str, threading.Event] = {}
 
     @property
     def address(self) -> str:
@@ -172,10 +175,15 @@ class _Handler(BaseHTTPRequestHandler):
             return
         cuts, sent = self.server.cuts.get(file, []), 0
         stop = min(end - start, cuts.pop(0)) if cuts else end - start
+        stalled, last = self.server.stalled.get(file), start + stop
+        edges = [start, last] if stalled is None else [start, start + stop // 2, last]
         try:
-            for piece in _pieces(content, start, start + stop):
-                self.wfile.write(piece)
-                sent += len(piece)
+            for first, behind in pairwise(edges):
+                if first > start and stalled is not None:
+                    stalled.wait()
+                for piece in _pieces(content, first, behind):
+                    self.wfile.write(piece)
+                    sent += len(piece)
         finally:
             self.server.sent.append(Sent("GET", self.path, 206 if span else 200, file, start, sent))
         if stop < end - start:

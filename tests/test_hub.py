@@ -62,9 +62,8 @@ def snapshot():
 
 def half(folder):
     """What a folder in the cache must not hold: links that lead nowhere, and files that are not whole."""
-    return [path for path in folder.rglob("*") if path.is_symlink() and not path.exists()] + [
-        path for path in folder.parents[1].rglob("*.incomplete")
-    ]
+    nowhere = [path for path in folder.rglob("*") if path.is_symlink() and not path.exists()]
+    return nowhere + list(folder.parents[1].rglob("*.incomplete"))
 
 
 def test_what_is_read_is_fetched_once_and_nothing_else(tiny, folder, tmp_path, monkeypatch):
@@ -128,7 +127,7 @@ def test_a_folder_of_that_name_comes_first(tiny, folder, tmp_path, monkeypatch):
     found = jaxdiff.load("org/tiny")
     assert (str(found.path), found.revision) == ("org/tiny", None)
     os.unlink(tmp_path / "org" / "tiny" / "config.json")
-    with pytest.raises(InputError, match="no config.json in 'org/tiny', which holds"):
+    with pytest.raises(InputError, match=r"no config.json in 'org/tiny', which holds"):
         jaxdiff.load("org/tiny")
     with pytest.raises(InputError, match=r"no config.json in 'org/none'; name a model folder, a shipped model"):
         jaxdiff.load(Path("org/none"))  # a path is no name
@@ -197,7 +196,9 @@ def test_a_repository_that_holds_no_model_or_no_weights(hub, folder):
     hub.repositories["org/gguf"] = Repository(
         {commit_of("x"): {"config.json": folder / "config.json", "tiny.gguf": b"GGUF"}}, {"main": commit_of("x")}
     )
-    with pytest.raises(InputError, match=r"org/gguf at the hub holds no weights .*found config.json, tiny.gguf; expect"):
+    with pytest.raises(
+        InputError, match=r"org/gguf at the hub holds no weights .*found config.json, tiny.gguf; expect"
+    ):
         jaxdiff.load("org/gguf")
     assert "tiny.gguf" not in bodies(hub)
 

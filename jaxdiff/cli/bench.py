@@ -116,7 +116,8 @@ def bench(
     learned = None
     if not without:
         check_pytorch(made)
-        learned = load_filter(model_folder(decoding.pinned, weights=False) / FILTERS / OFFICIAL)[0] if set(peers) & set(ONE_ROW) else None
+        home = model_folder(decoding.pinned, weights=False) / FILTERS
+        learned = load_filter(home / OFFICIAL)[0] if set(peers) & set(ONE_ROW) else None
     decoder = decoding.decoder(made, gen_length)
     prompts, origin = _prompts(checkpoint, made, batch_size, gen_length)
     work = measure.Work(

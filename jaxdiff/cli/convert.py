@@ -24,7 +24,7 @@ def convert(
         str,
         typer.Argument(
             metavar="SRC",
-            help="A published folder: config.json and safetensors, or PyTorch's .bin; or org/name[@revision] of the hub.",
+            help="A published folder: config.json and safetensors, or PyTorch's .bin, or org/name of the hub.",
         ),
     ],
     target: Target,

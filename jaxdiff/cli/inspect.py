@@ -11,6 +11,7 @@ from rich.text import Text
 import jaxdiff
 from jaxdiff.cli import options
 from jaxdiff.cli.show import tell
+from jaxdiff.hub import origin_of
 
 
 def inspect(
@@ -23,7 +24,8 @@ def inspect(
 ) -> int:
     """Show what a model folder holds and where it contradicts itself. Exit code 1: weights hold NaN or infinity."""
     described = jaxdiff.inspect(options.pinned(model), ignore=ignore_config or ())
-    facts = described.facts()
+    origin = origin_of(described.path)
+    facts = described.facts() | {"revision": None if origin is None else origin.revision}
     unsound = [str(one) for one in described.unsound()] if check else None
     tell(facts | {"unsound": unsound}, _shown(facts, unsound), as_json=as_json)
     return 1 if unsound else 0

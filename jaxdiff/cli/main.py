@@ -32,6 +32,7 @@ from jaxdiff.cli.learn import collect, fit
 from jaxdiff.cli.show import drop, stderr
 from jaxdiff.cli.train import train
 from jaxdiff.files import FULL, clear_scratch
+from jaxdiff.hub import clear_unfinished
 
 MIN_SECONDS = "jax_persistent_cache_min_compile_time_secs"
 GOOGLE = "0x1ae0"  # who makes TPUs, as PCI devices name it
@@ -153,6 +154,7 @@ def _leave_on_interrupt() -> None:
             number = os.read(reader, 1)[0]
         stderr().show_cursor()  # a progress bar may have hidden it
         clear_scratch()
+        clear_unfinished()
         os._exit(128 + number)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -185,7 +185,7 @@ class Decoding:
 
     def parse(self, steps: int | None) -> jaxdiff.Policy:
         """The policy, for `steps` in a block; a learned one is looked for in the model's folder."""
-        return parse(self.policy, learned=lambda *given: learned_policy(self.pinned, *given), steps=steps)
+        return parse(self.policy, learned=lambda name, tau: learned_policy(self.pinned, name, tau), steps=steps)
 
     def stopper(self, *, canvas: bool = False) -> jaxdiff.Stopper:
         return STOPPERS.parse(self.stop or ("none" if canvas else "eos"))
