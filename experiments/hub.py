@@ -3,9 +3,9 @@
     python -m experiments.hub
 
 A hub on loopback (tests/hub.py) serves a random sharded model of LLaDA's layout. First a process with four simulated
-devices loads one of 2 GB over a mesh of 1x4; its anonymous memory is read every 10 ms, and the hub counts what it sends.
-Then a small one is fetched and converted by the command line, 20 times, each with an empty cache and interrupted at a
-random byte: by a connection that is cut once, by one that is cut for good, or by a kill. The same command follows.
+devices loads one of 2 GB over a mesh of 1x4; its anonymous memory is read every 10 ms, and the hub counts what it
+sends. Then a small one is fetched and converted by the command line, 20 times, each with an empty cache and interrupted
+at a random byte: by a connection that is cut once, by one that is cut for good, or by a kill. The same command follows.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def shapes_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def make(folder: Path, config: Mapping[str, Any]) -> dict[str, int]:
-    """A published folder of bfloat16 numbers in shards of about one size; the bytes of all its tensors, and the most."""
+    """A published folder of bfloat16 numbers in shards of about one size; the bytes of its tensors."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     shapes = shapes_of(config)
