@@ -126,12 +126,17 @@ def inspect(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Description:
-    """What a model folder holds, as `load` understands it, without reading a number of its weights.
+    """What a model folder holds, as `load` understands it, without reading a number of its weights. Of safetensors at
+    the hub the headers are fetched alone, and a file when a number of it is asked for (`Description.unsound`).
 
     `ignore`, `revision` and `token` as of `load`. Raises InputError for whatever `load` refuses before it reads
     weights.
     """
-    return describe(model_folder(path, revision=revision, token=token, ignore=ignore), ignore=ignore)
+    folder = model_folder(path, revision=revision, token=token, weights=False)
+    if (origin := hub.origin_of(folder, path)) is None:
+        return describe(folder, ignore=ignore)
+    check_config(folder, ignore)
+    return describe(folder, ignore=ignore, beyond=hub.unfetched(origin, folder, token=token))
 
 
 def load(

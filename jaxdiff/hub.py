@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxdiff.convert import published, text
+from jaxdiff.convert.engine import Spec
 from jaxdiff.files import first_line, read_object, writing
 from jaxdiff.types import InputError
 
@@ -64,10 +65,17 @@ class Name(NamedTuple):
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
 
 
-def origin_of(folder: Path) -> Name | None:
-    """The repository and the commit that a folder in the hub's cache is, as its path says; None for one elsewhere."""
+def origin_of(folder: Path, named: str | Path | None = None) -> Name | None:
+    """The repository and the commit that a folder in the hub's cache is, as its path says; None for one elsewhere.
+
+    `named`: the model's name that led to the folder; None too where that is the folder itself, and no repository's.
+    """
     found = _SNAPSHOT.fullmatch(folder.absolute().as_posix())
-    return None if found is None else Name(found["repo"].replace("--", "/", 1), found["commit"])
+    if found is None:
+        return None
+    origin = Name(found["repo"].replace("--", "/", 1), found["commit"])
+    asked = Name.of(named) if isinstance(named, str) else None
+    return origin if named is None or (asked is not None and asked.repo == origin.repo) else None
 
 
 def fetch(
@@ -100,6 +108,28 @@ def fetch(
         wanted = _weights(at, folder, files, token)
         _complete(at, folder, [file for file in wanted if file in files], token)
     return folder
+
+
+def unfetched(at: Name, folder: Path, *, token: str | bool | None = None) -> dict[str, published.Open]:
+    """How the safetensors files are opened that a commit's folder in the cache lacks: by their headers, which are
+    fetched then; a file itself when a number of it is asked for. Weights of other kinds are fetched at once.
+
+    Raises InputError, now or when one is opened or read, as `fetch`.
+    """
+    from huggingface_hub import HfApi
+
+    files = _listed(at, folder)
+    wanted = [file for file in _weights(at, folder, files, token) if file in files]
+    if not all(file.endswith(".safetensors") for file in wanted):
+        _complete(at, folder, wanted, token)
+
+    def opened(path: Path) -> tuple[dict[str, Spec], published.Read]:
+        with _told(at):
+            header = HfApi().parse_safetensors_file_metadata(at.repo, path.name, revision=at.revision, token=token)
+        tensors = [(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in header.tensors.items()]
+        return published.announced(path, tensors, lambda: _complete(at, folder, [path.name], token))
+
+    return {file: opened for file in wanted if not (folder / file).is_file()}
 
 
 def _weights(at: Name, folder: Path, files: set[str], token: str | bool | None) -> list[str]:
@@ -153,17 +183,11 @@ def _snapshot(name: Name, wanted: Iterable[str], token: str | bool | None) -> Pa
 
     Raises InputError where they cannot be had.
     """
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import snapshot_download
 
     patterns = [file if "*" in file else glob.escape(file) for file in wanted]
-    cache = Path(constants.HF_HUB_CACHE)
-    try:
-        with _quiet(), writing(cache, "free space there, or name another place with HF_HOME"):
-            return Path(snapshot_download(name.repo, revision=name.revision, token=token, allow_patterns=patterns))
-    except InputError:
-        raise
-    except Exception as error:  # of its own, of its HTTP client's, of the system's
-        raise InputError(_line_of(error, name)) from error
+    with _told(name):
+        return Path(snapshot_download(name.repo, revision=name.revision, token=token, allow_patterns=patterns))
 
 
 def clear_unfinished() -> None:
@@ -174,6 +198,22 @@ def clear_unfinished() -> None:
         with contextlib.suppress(OSError):
             if (file := Path(os.readlink(descriptor))).suffix == _UNFINISHED:
                 file.unlink()
+
+
+@contextlib.contextmanager
+def _told(name: Name) -> Iterator[None]:
+    """Raises as an InputError of one line what huggingface_hub cannot do for a repository: errors of its own, of its
+    HTTP client, of the system.
+    """
+    from huggingface_hub import constants
+
+    try:
+        with _quiet(), writing(Path(constants.HF_HUB_CACHE), "free space there, or name another place with HF_HOME"):
+            yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(_line_of(error, name)) from error
 
 
 @contextlib.contextmanager

@@ -110,9 +110,9 @@ def test_a_branch_a_tag_or_a_commit(hub, folder):
         ("org/tiny@refs/pr/4", None, first),
         (f"org/tiny@{first}", first, first),
     ):
-        described = jaxdiff.inspect(name, revision=revision)
-        assert origin_of(described.path) == Name("org/tiny", expected)
-        assert (7 in described.config.eos_ids) == (expected == second)
+        found = jaxdiff.load(name, revision=revision)
+        assert origin_of(found.path) == Name("org/tiny", expected)
+        assert (7 in found.model.config.eos_ids) == (expected == second)
     assert bodies(hub).count("model-00001-of-00003.safetensors") == 1  # the same in both
     with pytest.raises(InputError, match=r"revision: found 'v2' beside the model 'org/tiny@v1'; leave one"):
         jaxdiff.load("org/tiny@v1", revision="v2")
@@ -132,6 +132,24 @@ def test_a_folder_of_that_name_comes_first(tiny, folder, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"no config.json in 'org/none'; name a model folder, a shipped model"):
         jaxdiff.load(Path("org/none"))  # a path is no name
     assert tiny.sent == []
+
+
+def test_inspect_fetches_headers_and_a_file_when_its_numbers_are_asked_for(tiny, folder):
+    described = jaxdiff.inspect("org/tiny")
+    found, expected = described.facts(), jaxdiff.inspect(folder).facts()
+    places = ("path", "files", "warnings")
+    assert {key: value for key, value in found.items() if key not in places} == {
+        key: value for key, value in expected.items() if key not in places
+    }
+    assert (found["path"], found["files"]) == (str(snapshot()), [str(snapshot() / name) for name in sorted(SHARDS)])
+    assert {one.status for one in tiny.bodies() if one.file in SHARDS} == {206}  # parts of files
+    assert {path.name for path in snapshot().iterdir()} == READ
+    tiny.sent.clear()
+    assert list(described.unsound()) == []
+    assert [(one.file, one.status) for one in tiny.bodies()] == [(name, 200) for name in sorted(SHARDS)]
+    tiny.sent.clear()
+    jaxdiff.inspect("org/tiny")
+    assert bodies(tiny) == []
 
 
 @pytest.mark.parametrize("through", ["argument", "variable"])
@@ -221,7 +239,7 @@ def test_an_index_fetches_no_code_and_says_which_shard_lacks(hub, folder):
 def test_a_hub_that_is_not_there(tiny, folder, monkeypatch, impatient, how):
     """What the cache holds as a whole is loaded; the rest is one line."""
     tiny.repositories["org/other"] = Repository.of(folder)
-    jaxdiff.inspect("org/tiny")
+    jaxdiff.load("org/tiny")
     os.unlink(snapshot() / "model-00003-of-00003.safetensors")
     jaxdiff.load("org/other")
     match how:

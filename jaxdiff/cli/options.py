@@ -16,7 +16,7 @@ from jaxdiff.cli.show import note
 from jaxdiff.decode.checks import block_of, check_blocks, check_cache
 from jaxdiff.decode.decoder import BLOCK_LENGTH
 from jaxdiff.fills import FILLS
-from jaxdiff.hub import Name, origin_of
+from jaxdiff.hub import origin_of
 from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.policies import parse
 from jaxdiff.pytree import numbers_of
@@ -123,11 +123,10 @@ def pinned(model: str) -> str:
 
     A command asks the hub once for it, so that all that it reads is of one commit. Raises InputError as `model_folder`.
     """
-    origin = origin_of(model_folder(model, weights=False))
-    name = None if origin is None else Name.of(model)
-    if origin is None or name is None or name.repo != origin.repo:
+    origin = origin_of(model_folder(model, weights=False), model)
+    if origin is None:
         return model
-    if name != origin:
+    if model != str(origin):
         note(f"{origin.repo}: revision {origin.revision}")
     return str(origin)
 

@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,12 +138,19 @@ class Description:
         }
 
 
-def describe(folder: Path, *, dtype: str | None = None, ignore: Iterable[str] = ()) -> Description:
+def describe(
+    folder: Path,
+    *,
+    dtype: str | None = None,
+    ignore: Iterable[str] = (),
+    beyond: Mapping[str, published.Open] | None = None,
+) -> Description:
     """Understand a folder, published or ours; no number of its weights is read, but buffers of rotary frequencies.
 
     Args:
         dtype: of the computation; default of a published folder that of its tensors, of one of ours its config's.
         ignore: unknown keys of its config.json that are left alone (`jaxdiff.load`).
+        beyond: how files of weights are opened that are not in a published folder, by their names.
 
     Raises InputError for a folder that is missing, of another kind, damaged, of an unknown family, or whose config is
     not known in full or contradicts itself.
@@ -162,7 +169,7 @@ def describe(folder: Path, *, dtype: str | None = None, ignore: Iterable[str] = 
         config, notes = published.with_ids(config, folder)
         kinds.check_plain(folder, config, ignore)
         config = {key: value for key, value in config.items() if value or key != kinds.QUANTISED}  # {} asks for nothing
-        files = published.Files(folder)
+        files = published.Files(folder, beyond=beyond)
         kinds.check_names(folder, files.specs)
         stored = config.get("torch_dtype") or config.get("dtype")
         if isinstance(stored, str) and stored.removeprefix("torch.") != files.most:

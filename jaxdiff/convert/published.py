@@ -5,9 +5,10 @@ No code of a checkpoint is run: `auto_map` and Python files are ignored, a pickl
 
 from __future__ import annotations
 
+import functools
 import math
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokeni
 SPECIAL = "special_tokens_map.json"
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 Read = Callable[[str, slice], np.ndarray]
+Open = Callable[[Path], tuple[dict[str, Spec], Read]]
 
 _NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # safetensors' words
 
@@ -116,11 +118,14 @@ def _ids_of_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, int]:
 class Files:
     """The tensors of a folder, as `jaxdiff.convert.engine.Tensors`. Headers are read when it is made, and no number.
 
+    `beyond`: how files are opened that are not in the folder, by their names.
+
     Raises InputError for a folder without weights, a damaged file, and shards that are not those of the index.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, beyond: Mapping[str, Open] | None = None) -> None:
         self.name = str(folder)
+        self._beyond = beyond or {}
         self.notes: list[str] = []  # weights that lie there as well, and are not read
         self.specs: dict[str, Spec] = {}
         self._reads: dict[str, Read] = {}
@@ -129,7 +134,7 @@ class Files:
             (path, opened)
             for name, opened in ways
             for path in (folder / f"{name}.index.json", folder / name)
-            if path.is_file()
+            if self._is_there(path)
         ]
         if not there:
             found = sorted(
@@ -143,7 +148,7 @@ class Files:
         if path.suffix == ".json":
             self._open_shards(path, opened)
         else:
-            self._add(*opened(path))
+            self._add(*self._beyond.get(path.name, opened)(path))
         if not self.specs:
             raise InputError(f"{path}: found no tensors in it, expected the model's weights; get the file again")
         self.notes += [f"{other.name} is not read, for {path.name} is there" for other, _ in others]
@@ -185,11 +190,14 @@ class Files:
         if names:
             self.notes.append(f"rotary_emb.inv_freq ({len(names)} buffers): what config.json says, and not read")
 
+    def _is_there(self, path: Path) -> bool:
+        return path.is_file() or path.name in self._beyond
+
     def _add(self, specs: dict[str, Spec], read: Read) -> None:
         self.specs |= specs
         self._reads |= dict.fromkeys(specs, read)
 
-    def _open_shards(self, index: Path, opened: Callable[[Path], tuple[dict[str, Spec], Read]]) -> None:
+    def _open_shards(self, index: Path, opened: Open) -> None:
         listed = read_object(index).get("weight_map")
         if not isinstance(listed, dict) or not listed or not all(isinstance(f, str) for f in listed.values()):
             raise InputError(f"{index} weight_map: expected an object, tensor to file; restore the file")
@@ -197,10 +205,10 @@ class Files:
         for name in sorted(set(listed.values())):
             if Path(name).name != name:
                 raise InputError(f"{index} weight_map: found {name!r}, expected the name of a file beside it")
-            if not (folder / name).is_file():
+            if not self._is_there(folder / name):
                 faults.append(f"{folder / name}: found no file, expected the shard that {index.name} lists")
                 continue
-            specs, read = opened(folder / name)
+            specs, read = self._beyond.get(name, opened)(folder / name)
             faults += [f"{folder / name} {key!r}: not in {index.name}" for key in specs if listed.get(key) != name]
             faults += [
                 f"{folder / name} {key!r}: found nothing, expected what {index.name} lists"
@@ -226,6 +234,22 @@ def _safetensors(path: Path) -> tuple[dict[str, Spec], Read]:
             for key, one in slices.items()
         }
     return specs, lambda key, rows: slices[key][rows]
+
+
+def announced(
+    path: Path, header: Iterable[tuple[str, str, tuple[int, ...]]], fetch: Callable[[], object]
+) -> tuple[dict[str, Spec], Read]:
+    """The tensors of a safetensors file that is not there, by its header (name, dtype, shape): `fetch` is to put it
+    there when a number is asked for.
+    """
+
+    @functools.cache
+    def opened() -> Read:
+        fetch()
+        return _safetensors(path)[1]
+
+    specs = {key: Spec(tuple(shape), _NAMES.get(dtype, dtype), str(path)) for key, dtype, shape in header}
+    return specs, lambda key, rows: opened()(key, rows)
 
 
 def _pickle(path: Path) -> tuple[dict[str, Spec], Read]:
