@@ -133,10 +133,9 @@ def inspect(
     weights.
     """
     folder = model_folder(path, revision=revision, token=token, weights=False)
-    if (origin := hub.origin_of(folder, path)) is None:
-        return describe(folder, ignore=ignore)
-    check_config(folder, ignore)
-    return describe(folder, ignore=ignore, beyond=hub.unfetched(origin, folder, token=token))
+    origin = hub.origin_of(folder, path)
+    beyond = {} if origin is None else hub.unfetched(origin, folder, token=token)
+    return describe(folder, ignore=ignore, beyond=beyond)
 
 
 def load(

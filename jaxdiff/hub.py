@@ -111,8 +111,9 @@ def fetch(
 
 
 def unfetched(at: Name, folder: Path, *, token: str | bool | None = None) -> dict[str, published.Open]:
-    """How the safetensors files are opened that a commit's folder in the cache lacks: by their headers, which are
-    fetched then; a file itself when a number of it is asked for. Weights of other kinds are fetched at once.
+    """How the files of weights are opened that a commit's folder in the cache lacks: safetensors by their headers,
+    which are fetched then, and the file itself when a number of it is asked for; a pickle is fetched when it is opened.
+    The params of a folder of ours are fetched at once.
 
     Raises InputError, now or when one is opened or read, as `fetch`.
     """
@@ -120,10 +121,13 @@ def unfetched(at: Name, folder: Path, *, token: str | bool | None = None) -> dic
 
     files = _listed(at, folder)
     wanted = [file for file in _weights(at, folder, files, token) if file in files]
-    if not all(file.endswith(".safetensors") for file in wanted):
+    if not all(Path(file).suffix in published.OPEN for file in wanted):
         _complete(at, folder, wanted, token)
 
     def opened(path: Path) -> tuple[dict[str, Spec], published.Read]:
+        if path.suffix != ".safetensors":
+            _complete(at, folder, [path.name], token)
+            return published.OPEN[path.suffix](path)
         with _told(at):
             header = HfApi().parse_safetensors_file_metadata(at.repo, path.name, revision=at.revision, token=token)
         tensors = [(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in header.tensors.items()]

@@ -221,6 +221,19 @@ def test_a_repository_that_holds_no_model_or_no_weights(hub, folder):
     assert "tiny.gguf" not in bodies(hub)
 
 
+def test_a_pickle_is_fetched_where_there_are_no_safetensors(hub, folder):
+    served(hub, folder, without=["model.safetensors", "model-"])
+    for look in (jaxdiff.inspect, jaxdiff.load):
+        with pytest.raises(InputError, match=r"pytorch_model.bin: refused, for it holds more than tensors"):
+            look("org/tiny")  # it is no pickle, but was looked at
+    assert bodies(hub).count("pytorch_model.bin") == 1
+    served(hub, folder, without=["model.safetensors", "model-"], **{"config.json": b'{"architectures": ["Bert"]}'})
+    hub.repositories["org/bert"] = hub.repositories["org/tiny"]
+    with pytest.raises(InputError, match=r"config.json: .*Bert"):
+        jaxdiff.inspect("org/bert")
+    assert bodies(hub).count("pytorch_model.bin") == 1
+
+
 def test_an_index_fetches_no_code_and_says_which_shard_lacks(hub, folder):
     where = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     key = next(iter(where))

@@ -275,3 +275,6 @@ def _pickle(path: Path) -> tuple[dict[str, Spec], Read]:
         for key, tensor in found.items()
     }
     return specs, read
+
+
+OPEN: dict[str, Open] = {".safetensors": _safetensors, ".bin": _pickle}  # by a file's suffix
