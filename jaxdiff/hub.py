@@ -138,9 +138,8 @@ def unfetched(at: Name, folder: Path, *, token: str | bool | None = None) -> dic
 
 def _weights(at: Name, folder: Path, files: set[str], token: str | bool | None) -> list[str]:
     """The names of the files that hold a repository's weights, by the index of those in shards."""
-    if published.CONFIG not in files:
-        return [file for file in OF_ADAPTERS if file in files][:1]
-    if "family" in read_object(folder / published.CONFIG):
+    adapter = [file for file in OF_ADAPTERS if file in files][:1]
+    if "family" in read_object(folder / published.CONFIG, optional=True):
         return sorted(file for file in files if any(fnmatch.fnmatchcase(file, one) for one in OURS))
     for name in (published.SAFETENSORS, published.PICKLE):
         index = f"{name}.index.json"
@@ -148,9 +147,11 @@ def _weights(at: Name, folder: Path, files: set[str], token: str | bool | None) 
             _complete(at, folder, [index], token)
             listed = read_object(folder / index).get("weight_map")
             named = {str(file) for file in listed.values()} if isinstance(listed, dict) else set()  # else refused later
-            return sorted(file for file in named if file.endswith(Path(name).suffix))
+            return adapter + sorted(file for file in named if file.endswith(Path(name).suffix))
         if name in files:
-            return [name]
+            return [*adapter, name]
+    if adapter:
+        return adapter
     raise InputError(
         f"model: {at.repo} at the hub holds no weights that are read here, found {_some(files)}; expected "
         f"{published.SAFETENSORS} or {published.PICKLE}, or the index of one in shards"
