@@ -4,6 +4,7 @@ jaxdiff.load("gsm-1m")      one of the models that ship
 jaxdiff.load("runs/mine")   a folder that `jaxdiff train` or `jaxdiff convert` wrote
 jaxdiff.load("LLaDA-8B")    a folder as its authors publish it: config.json and safetensors
 jaxdiff.load("org/name")    where no such folder is, a repository of the Hugging Face hub (`jaxdiff.hub`)
+jaxdiff.load("LLaDA-8B", adapter="runs/lora")    with a LoRA adapter in it
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ import numpy as np
 from jax.sharding import Mesh, Sharding
 
 from jaxdiff import hub
-from jaxdiff.convert import kinds, stream, text
+from jaxdiff.convert import kinds, published, stream, text
+from jaxdiff.convert.adapter import read_config
 from jaxdiff.convert.description import Description, check_config, describe
 from jaxdiff.convert.engine import Sharded, assemble, params_from
 from jaxdiff.convert.prompts import Tokenizer
+from jaxdiff.convert.survey import survey as survey_folder
 from jaxdiff.files import (
     copy_present,
     read_object,
@@ -53,6 +56,7 @@ class Checkpoint:
     params: Params
     tokenizer: Tokenizer | None
     path: Path
+    adapter: Path | None = None  # the folder of the adapter that its params hold
 
     @property
     def revision(self) -> str | None:
@@ -125,17 +129,48 @@ def inspect(
     ignore: Iterable[str] = (),
     revision: str | None = None,
     token: str | bool | None = None,
+    adapter: str | Path | None = None,
 ) -> Description:
     """What a model folder holds, as `load` understands it, without reading a number of its weights. Of safetensors at
     the hub the headers are fetched alone, and a file when a number of it is asked for (`Description.unsound`).
 
-    `ignore`, `revision` and `token` as of `load`. Raises InputError for whatever `load` refuses before it reads
-    weights.
+    `ignore`, `revision`, `token` and `adapter` as of `load`. Raises InputError for whatever `load` refuses before it
+    reads weights.
     """
+    there = adapter_folder(adapter, token)
+    folder, beyond = _without_weights(path, revision, token)
+    return describe(folder, ignore=ignore, adapter=there, beyond=beyond)
+
+
+def survey(
+    path: str | Path = SHIPPED,
+    *,
+    ignore: Iterable[str] = (),
+    revision: str | None = None,
+    token: str | bool | None = None,
+    adapter: str | Path | None = None,
+    mesh: str = "1x1",
+) -> dict[str, Any]:
+    """What `jaxdiff inspect` shows: as `inspect(...).facts()`, but of a folder that cannot be loaded too, as far as it
+    can be read; `faults` says why not. `revision`: the commit of a repository of the hub.
+
+    `mesh`: `DxM`, of devices that need not be here. Raises InputError where there is no config.json that can be read,
+    and for a mesh that the model does not spread over.
+    """
+    there = adapter_folder(adapter, token)
+    folder, beyond = _without_weights(path, revision, token)
+    origin = hub.origin_of(folder)
+    facts = survey_folder(folder, ignore=ignore, adapter=there, mesh=mesh, beyond=beyond)
+    return facts | {"revision": None if origin is None else origin.revision}
+
+
+def _without_weights(
+    path: str | Path, revision: str | None, token: str | bool | None
+) -> tuple[Path, dict[str, published.Open]]:
+    """A model's folder, and how the files of weights are opened that it lacks: of one of the hub, those not cached."""
     folder = model_folder(path, revision=revision, token=token, weights=False)
     origin = hub.origin_of(folder, path)
-    beyond = {} if origin is None else hub.unfetched(origin, folder, token=token)
-    return describe(folder, ignore=ignore, beyond=beyond)
+    return folder, {} if origin is None else hub.unfetched(origin, folder, token=token)
 
 
 def load(
@@ -148,6 +183,7 @@ def load(
     check: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
+    adapter: str | Path | None = None,
 ) -> Checkpoint:
     """A model, its params and its tokenizer (None where the folder has none).
 
@@ -164,25 +200,29 @@ def load(
         check: refuse weights that hold NaN or infinity, by name; all are read once more for it.
         revision: a branch, a tag or a commit of a repository of the hub; default its main branch.
         token: of the hub; default that of HF_TOKEN or of `hf auth login`.
+        adapter: the folder of a LoRA adapter, as peft saves it, that is merged into the weights as they are read: they
+            are what its merge_and_unload would give in float32, in `dtype`.
 
     Raises InputError for a folder that is missing, incomplete or damaged, for a config that the family's code does not
-    do in full, for a mesh that the model does not spread over, and for weights that are not known or whose package is
-    missing, in one line.
+    do in full, for a mesh that the model does not spread over, for weights that are not known or whose package is
+    missing, and for an adapter that is damaged, of another kind or of another model, in one line.
     """
     check_weights(weights)
     if dtype is None and jax.default_backend() == "cpu":
         dtype = "float32"
     if mesh is not None:
         check_axes(mesh)
+    there = adapter_folder(adapter, token)
     folder = model_folder(path, revision=revision, token=token, ignore=ignore)
-    described = describe(folder, dtype=dtype, ignore=ignore)
+    described = describe(folder, dtype=dtype, ignore=ignore, adapter=there)
     if check:
         described.check_numbers()
     model, shapes = described.model, described.shapes
     folder, then = described.path / "params", None if weights is None else quantised
-    if described.files is not None:
-        laid = _sharding(model, shapes, mesh)
-        params = params_from(described.plan, described.files, dtype=dtype, sharding=laid, then=then)
+    if described.published or described.adapter is not None:
+        laid, asked = _sharding(model, shapes, mesh), dtype if described.published else model.config.dtype
+        tensors, dtypes = described.tensors, described.dtypes
+        params = params_from(described.plan, tensors, dtype=asked, dtypes=dtypes, sharding=laid, then=then)
     else:
         target = in_dtype(shapes, model.config.dtype)
         if then is None:
@@ -192,7 +232,20 @@ def load(
             params = assemble(stream.stored(folder, target), made, sharding=_sharding(model, target, mesh), then=then)
     if mesh is not None:
         params = place(model.config, params, mesh)
-    return Checkpoint(model, params, described.tokenizer, described.path)
+    return Checkpoint(model, params, described.tokenizer, described.path, there)
+
+
+def adapter_folder(path: str | Path | None, token: str | bool | None = None) -> Path | None:
+    """Where an adapter lies: a folder, or where there is none, a repository of the hub. Raises InputError for one that
+    holds none, before the model is looked for.
+    """
+    if path is None:
+        return None
+    folder = Path(path)
+    if isinstance(path, str) and not folder.exists() and (name := hub.Name.of(path)) is not None:
+        folder = hub.fetch(name, token=token, check=read_config)
+    read_config(folder)
+    return folder
 
 
 def _read(params: Path, dtype: str, leaf: str) -> np.ndarray:

@@ -74,6 +74,7 @@ def bench(
     dtype: options.Dtype = None,
     weights: options.Weights = None,
     ignore_config: options.IgnoreConfig = None,
+    adapter: options.Adapter = None,
     plain: Annotated[
         bool, typer.Option(help="With --weights: against the plain ones, which must then fit beside them.")
     ] = True,
@@ -97,6 +98,7 @@ def bench(
         "against": against != STANDARD and without,
         "model": model != SHIPPED and shape is not None and "--shape, which makes a model of its own",
         "ignore-config": bool(ignore_config) and shape is not None and "--shape, which reads no config.json",
+        "adapter": adapter is not None and shape is not None and "--shape, which makes a model of its own",
     }
     for name, beside in idle.items():
         if beside:
@@ -105,7 +107,8 @@ def bench(
     dtype = dtype or (None if target is None else "bfloat16")  # not what is fast on the device at hand
     compared = weights is not None and plain and not compile_only
     first = None if compared else weights
-    checkpoint = None if shape else load(decoding.pinned, dtype=dtype, weights=first, ignore=decoding.ignore_config)
+    further = {"ignore": decoding.ignore_config, "adapter": adapter}
+    checkpoint = None if shape else load(decoding.pinned, dtype=dtype, weights=first, **further)
     if checkpoint is None:
         made = shaped(str(shape), dtype or "bfloat16")
         params = abstract_params(made, first) if compile_only else random_params(made, first)
@@ -142,6 +145,7 @@ def bench(
     setting = {
         "model": shape or model,
         "revision": None if checkpoint is None else checkpoint.revision,
+        "adapter": adapter,
         "device": (chips.devices.flat[0] if chips else jax.devices()[0]).device_kind,
         "target": target,
         "mesh": spread if compile_only else None,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from jaxdiff.checkpoint import model_folder
+from jaxdiff.checkpoint import adapter_folder, model_folder
 from jaxdiff.cli import options
 from jaxdiff.cli.show import copying
 from jaxdiff.convert import convert as run_convert
@@ -29,15 +29,23 @@ def convert(
     ],
     target: Target,
     ignore_config: options.IgnoreConfig = None,
+    adapter: options.Adapter = None,
     check: Annotated[
         bool, typer.Option("--check", help="Read every tensor first, and refuse those that hold NaN or infinity.")
     ] = False,
 ) -> None:
-    """Make a model folder from a published one; bit for bit, no code of it is run."""
+    """Make a model folder from a published one; bit for bit, no code of it is run. With an adapter: the merged one."""
     check_new(target)
     folder = model_folder(options.pinned(source), ignore=ignore_config or ())
     with copying("converting") as report:
-        run_convert(folder, target, report, ignore=ignore_config or (), check=check)
+        run_convert(
+            folder,
+            target,
+            report,
+            ignore=ignore_config or (),
+            check=check,
+            adapter=adapter_folder(adapter),
+        )
     print(target)
 
 
@@ -48,8 +56,9 @@ def export(
         float, typer.Option("--max-shard-gb", min=1e-6, help="The most that one file holds; so does memory.")
     ] = SHARD_BYTES / 1e9,
     ignore_config: options.IgnoreConfig = None,
+    adapter: options.Adapter = None,
 ) -> None:
-    """Make a published folder (safetensors) from a model folder, bit for bit."""
+    """Make a published folder (safetensors) from a model folder, bit for bit. With an adapter: the merged model."""
     if not math.isfinite(max_shard_gb):
         raise InputError(f"max-shard-gb: found {max_shard_gb}, expected a number; leave it out for files of 4 GB")
     check_new(target)
@@ -61,5 +70,6 @@ def export(
             shard_bytes=int(max_shard_gb * 1e9),
             report=report,
             ignore=ignore_config or (),
+            adapter=adapter_folder(adapter),
         )
     print(target)

@@ -42,6 +42,7 @@ def evaluate(
     dtype: options.Dtype = None,
     weights: options.Weights = None,
     ignore_config: options.IgnoreConfig = None,
+    adapter: options.Adapter = None,
     out_file: Annotated[
         Path | None,
         typer.Option(
@@ -79,6 +80,7 @@ def evaluate(
         "seed": seed,
         "model": model,
         "revision": checkpoint.revision,
+        "adapter": adapter,
         "weights": weights,
         "policy": policy,
         "stop": stop,
@@ -89,7 +91,8 @@ def evaluate(
         "near_ties": int(report.near_ties.sum()),
     }
     table = Table(title=f"{task_name}/{split}, n {n}, seed {seed}", box=None, show_header=False, title_justify="left")
-    table.add_row("model", f"{model}, {weights} weights" if weights else model)
+    further = [f"adapter {adapter}"] * (adapter is not None) + [f"{weights} weights"] * (weights is not None)
+    table.add_row("model", ", ".join([model, *further]))
     table.add_row("policy", f"{policy}, stop {stop}, cache {cache}, length {gen_length}, block {decoder.block_length}")
     interval = f"{numbers['accuracy_low']:.1%} to {numbers['accuracy_high']:.1%}"
     table.add_row("accuracy", f"{numbers['accuracy']:.1%}  (95 %: {interval})")

@@ -27,6 +27,7 @@ def collect(
     ],
     model: options.Model = SHIPPED,
     ignore_config: options.IgnoreConfig = None,
+    adapter: options.Adapter = None,
     task_name: Annotated[str, typer.Option("--task", help=f"{' or '.join(TASKS)}: its training problems.")] = (
         "gsm_symbolic"
     ),
@@ -58,7 +59,7 @@ def collect(
     stopper, source = STOPPERS.parse(stop), task(task_name)
     pinned = options.pinned(model)
     policy = parse(answer, learned=functools.partial(learned_policy, pinned))
-    checkpoint = load(pinned, ignore=ignore_config or ())
+    checkpoint = load(pinned, ignore=ignore_config or (), adapter=adapter)
     tokenizer = checkpoint.tokenizer_for(task_name)
     problems = list(itertools.islice(source.problems("train", seed), n))
     prompts = [tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question) for p in problems]
@@ -76,7 +77,8 @@ def collect(
             taus=tau,
             progress=update,
         )
-    numbers = {"prompts": len(prompts), "rows": int(traces.prompt.size), "seed": seed, "revision": checkpoint.revision}
+    numbers = {"prompts": len(prompts), "rows": int(traces.prompt.size), "seed": seed}
+    numbers |= {"revision": checkpoint.revision, "adapter": adapter}
     tell(numbers, f"{numbers['rows']} rows of {numbers['prompts']} prompts in {out}", as_json=as_json)
 
 

@@ -96,6 +96,12 @@ Weights = Annotated[
     str | None,
     typer.Option("--weights", help=f"{' or '.join(WEIGHTS)}: half of bfloat16's bytes (needs qwix). Default none."),
 ]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter", metavar="DIR", help="A LoRA adapter as peft saves it, of a folder or the hub, merged in."
+    ),
+]
 IgnoreConfig = Annotated[
     list[str] | None,
     typer.Option(
@@ -156,6 +162,7 @@ class Decoding:
     dtype: str | None = None
     weights: str | None = None
     ignore_config: tuple[str, ...] = ()
+    adapter: str | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Decoding:
@@ -197,6 +204,7 @@ class Decoding:
             mesh=parse_mesh(self.mesh),
             weights=self.weights,
             ignore=self.ignore_config,
+            adapter=self.adapter,
         )
 
     def decoder(self, model: jaxdiff.Model, length: int, *, canvas: bool = False) -> jaxdiff.Decoder:

@@ -83,6 +83,7 @@ def decode_file(in_file: Path, out: Path, decoding: Decoding, job: requests.Job,
         tally.add(line)
     numbers = {"rows": tally.rows, "refused": tally.refused, **tally.numbers(), "seed": job.seed}
     numbers["revision"] = work.checkpoint.revision
+    numbers["adapter"] = decoding.adapter
     there = f", {len(before)} were there before" if before else ""
     said = f"{tally.rows} rows written to {out}, {tally.refused} refused{there} · {tally.line()}"
     tell(numbers, said, as_json=as_json)
@@ -142,6 +143,7 @@ def share_file(
         decoding = make_decoding()
         # on this process's own device, whatever the mesh
         made = functools.partial(load, decoding.pinned, dtype=decoding.dtype, weights=decoding.weights)
+        made = functools.partial(made, adapter=decoding.adapter)
         work = Work.of(functools.partial(made, ignore=decoding.ignore_config), decoding, job, in_file, out)
         if parts.merged(out, work.run, work.numbers) is None and out.exists():
             raise InputError(f"out: {out} is there already, and no whole parts beside it; move it or name another")
@@ -165,7 +167,9 @@ def share_file(
         f"process {process} of {processes}: {tally.rows} rows written to {part.path}, {tally.refused} refused, "
         f"{sum(number in before for number in work.numbers)} were there before · {tally.line()} · {end}"
     )
-    tell(counts | tally.numbers() | {"seed": job.seed, "revision": work.checkpoint.revision}, line, as_json=as_json)
+    numbers = counts | tally.numbers() | {"seed": job.seed}
+    numbers |= {"revision": work.checkpoint.revision, "adapter": work.decoding.adapter}
+    tell(numbers, line, as_json=as_json)
     done = parts.written(out, work.run)
     sound = _trusted(work, [done[row.number] for row in mine])
     return 1 if any(isinstance(row, Refusal) for row in mine) or not sound else 0
@@ -175,13 +179,15 @@ def fingerprints(data: bytes, checkpoint: Checkpoint, decoding: Decoding, job: r
     """What all processes must have in common, and a restarted job with the parts that it finds: of the input's bytes,
     the model's folder, each setting, each version.
 
-    Not the slots, nor where the model's folder lies: no row depends on them.
+    Not the slots, nor where the folders of the model and of its adapter lie: no row depends on them.
     """
     settings: dict[str, Any] = dataclasses.asdict(decoding) | dataclasses.asdict(job)
     config = dataclasses.asdict(checkpoint.model.config)
     settings["config"] = parts.digest(json_line(dict(sorted(config.items()))).encode())
     settings["revision"] = checkpoint.revision
     del settings["model"], settings["slots"]
+    if checkpoint.adapter is not None:
+        settings["adapter"] = parts.digest_of_folder(checkpoint.adapter)
     names = ("jax", "jaxlib", "flax") if decoding.weights is None else ("jax", "jaxlib", "flax", "qwix")
     versions = {name: version(name) for name in names} | {
         "jaxdiff": jaxdiff.__version__,

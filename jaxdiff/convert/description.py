@@ -6,7 +6,6 @@ all start from it.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import math
@@ -17,9 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdiff.convert import kinds, published, stream, text
-from jaxdiff.convert.engine import ROWS, check, plan_of
+from jaxdiff.convert.adapter import Adapter
+from jaxdiff.convert.engine import ROWS, Tensors, check, plan_of
+from jaxdiff.convert.facts import facts_of
 from jaxdiff.convert.prompts import Tokenizer
 from jaxdiff.convert.table import Plan
+from jaxdiff.convert.weights import Weights, opened
 from jaxdiff.files import read_object
 from jaxdiff.models import family_name, model_of
 from jaxdiff.models.config import Config
@@ -47,35 +49,54 @@ class Description:
 
     Attributes:
         path: the folder.
+        given: its config.json.
         model: with its config: family, shapes, ids, positions, dtype of the computation.
         shapes: of the model's params, abstract.
         tokenizer: None where the folder has none.
-        files: the headers of a published folder's tensors; None for a folder of ours.
+        plan: what the family calls its tensors, and where each goes.
+        weights: a published folder's tensors, none of them read yet; None for a folder of ours.
+        adapter: what is merged into the tensors as they are read, if anything is.
         warnings: what contradicts itself or was passed over, though the folder can be used; a line each.
     """
 
     path: Path
+    given: Mapping[str, Any]
     model: Model
     shapes: Params
     tokenizer: Tokenizer | None
-    files: published.Files | None
+    plan: Plan
+    weights: Weights | None
+    adapter: Adapter | None
     warnings: tuple[str, ...]
 
     @property
     def config(self) -> Config:
         return self.model.config
 
-    @functools.cached_property
-    def plan(self) -> Plan:
-        """What the family calls its tensors, and where each goes. Raises InputError as `plan_of`."""
-        return plan_of(self.model, self.shapes, most=None if self.files is None else len(self.files.specs))
+    @property
+    def published(self) -> bool:
+        """Whether the folder is as its family publishes it, and not one of ours."""
+        return self.weights is not None
 
     @functools.cached_property
     def dtypes(self) -> dict[str, np.dtype]:
         """The dtype of each leaf as it is stored. Raises InputError where the stored tensors are not the model's."""
-        if self.files is not None:
-            return check(self.plan, self.files)
-        return stream.stored(self.path / "params", self.shapes)
+        if self.weights is None:
+            return stream.stored(self.path / "params", self.shapes)
+        try:
+            return check(self.plan, self.weights.tensors)
+        except InputError as error:
+            raise InputError("; ".join([str(error), *self.weights.notes])) from error
+
+    @functools.cached_property
+    def tensors(self) -> Tensors:
+        """What the model's params are made of, under the family's names, with the adapter in it. Raises as `dtypes`."""
+        dtypes = self.dtypes
+        if self.weights is None:
+            tensors: Tensors = stream.Leaves(self.path / "params", self.plan, dtypes)
+        else:
+            tensors = self.weights.tensors
+        return tensors if self.adapter is None else self.adapter.merged(tensors)
 
     def unsound(self) -> Iterator[Unsound]:
         """Reads every tensor, a few rows at a time (of ours a leaf), and gives those with NaN or infinity."""
@@ -95,47 +116,19 @@ class Description:
     def _numbers(self) -> Iterator[tuple[str, str, int, Iterator[np.ndarray]]]:
         """File, name, size and rows of each tensor."""
         leaves = self.dtypes
-        if self.files is None:
+        if self.weights is None and self.adapter is None:
             params = self.path / "params"
             for leaf in leaves:
                 yield str(params), leaf, math.prod(self.plan.leaves[leaf]), iter(stream.read(params, [leaf]).values())
             return
-        for key, spec in self.files.specs.items():
+        for key, spec in self.tensors.specs.items():
             starts = range(0, spec.shape[0], ROWS)
-            rows = (self.files.read(key, slice(at, min(at + ROWS, spec.shape[0]))) for at in starts)
+            rows = (self.tensors.read(key, slice(at, min(at + ROWS, spec.shape[0]))) for at in starts)
             yield spec.file, key, math.prod(spec.shape), rows
 
-    def facts(self) -> dict[str, Any]:
-        """What `jaxdiff inspect` shows, as plain data for JSON. Raises InputError as `dtypes`."""
-        c = self.config
-        stored: collections.Counter[np.dtype] = collections.Counter()
-        for leaf, dtype in self.dtypes.items():
-            stored[dtype] += math.prod(self.plan.leaves[leaf])
-        files = sorted({spec.file for spec in self.files.specs.values()}) if self.files else [str(self.path / "params")]
-        return {
-            "path": str(self.path),
-            "layout": "ours" if self.files is None else "published",
-            "family": family_name(self.model),
-            "parameters": sum(stored.values()),
-            "bytes": sum(count * dtype.itemsize for dtype, count in stored.items()),
-            "stored": {dtype.name: count for dtype, count in stored.most_common()},
-            "dtype": c.dtype,
-            "vocab_size": c.vocab_size,
-            "embedding_rows": c.embedding_rows,
-            "context": c.max_sequence_length,
-            "layers": c.n_layers,
-            "width": c.d_model,
-            "heads": {"query": c.n_heads, "key_value": c.n_kv_heads, "size": c.head_dim},
-            "positions": {"theta": c.rope_theta, "rotated": c.rotary_dim, "dtype": c.rope_dtype},
-            "attention_block": self.model.attention_block,
-            "shifted": self.model.shifted,
-            "tied_head": c.tied,
-            "ids": {"mask": c.mask_token_id, "ends": list(c.eos_ids), "turn_ends": list(c.turn_ends)},
-            "config": dataclasses.asdict(c),
-            "files": files,
-            "tokenizer": None if self.tokenizer is None else _of_tokenizer(self.tokenizer),
-            "warnings": list(self.warnings),
-        }
+    def facts(self, *, mesh: str = "1x1") -> dict[str, Any]:
+        """What `jaxdiff inspect` shows, as plain data for JSON. Raises InputError for a mesh that does not fit."""
+        return facts_of(self, mesh=mesh)
 
 
 def describe(
@@ -143,6 +136,7 @@ def describe(
     *,
     dtype: str | None = None,
     ignore: Iterable[str] = (),
+    adapter: Path | None = None,
     beyond: Mapping[str, published.Open] | None = None,
 ) -> Description:
     """Understand a folder, published or ours; no number of its weights is read, but buffers of rotary frequencies.
@@ -150,10 +144,11 @@ def describe(
     Args:
         dtype: of the computation; default of a published folder that of its tensors, of one of ours its config's.
         ignore: unknown keys of its config.json that are left alone (`jaxdiff.load`).
+        adapter: the folder of a LoRA adapter that is to be merged into it.
         beyond: how files of weights are opened that are not in a published folder, by their names.
 
     Raises InputError for a folder that is missing, of another kind, damaged, of an unknown family, or whose config is
-    not known in full or contradicts itself.
+    not known in full or contradicts itself; for weights that are packed; and for an adapter that does not fit.
     """
     ignore = {ignore} if isinstance(ignore, str) else set(ignore)
     if folder.is_dir():
@@ -162,29 +157,27 @@ def describe(
             raise InputError(kinds.without_config(folder))
     else:
         raise InputError(f"model: found no folder {str(folder)!r}; name one that holds a model")
-    config = read_object(folder / published.CONFIG)
+    config = given = read_object(folder / published.CONFIG)
     warnings = [f"config.json {key}: ignored, as was asked" for key in sorted(ignore & config.keys())]
-    files = None
-    if published.is_published(folder, config):
-        config, notes = published.with_ids(config, folder)
+    weights: Weights | None = None
+    if published.is_published(folder, given):
+        config, said = published.with_ids(given, folder)
+        warnings += said
         kinds.check_plain(folder, config, ignore)
-        config = {key: value for key, value in config.items() if value or key != kinds.QUANTISED}  # {} asks for nothing
-        files = published.Files(folder, beyond=beyond)
-        kinds.check_names(folder, files.specs)
-        stored = config.get("torch_dtype") or config.get("dtype")
-        if isinstance(stored, str) and stored.removeprefix("torch.") != files.most:
-            notes.append(f"config.json names the dtype {stored}, the tensors are {files.most}: they count")
-        warnings += notes
-        dtype = dtype or files.dtype
+        weights = opened(folder, config, beyond)
+        config = {key: value for key, value in config.items() if key != kinds.QUANTISED}  # `opened` has heeded it
+        dtype = dtype or weights.computed_in
     model, shapes = model_of(
         config | ({} if dtype is None else {"dtype": dtype}), folder / "config.json", ignore=ignore
     )
-    if files is not None:
-        files.leave_frequencies(model.config.rope_theta, model.config.rotary_dim)
-        warnings += files.notes
+    plan = plan_of(model, shapes, most=None if weights is None else len(weights.held))
+    if weights is not None:
+        weights = weights.fitted(plan, model.config)
+        warnings += weights.notes
     tokenizer = _tokenizer(folder, model)
     warnings += _doubts(model.config, tokenizer)
-    return Description(folder, model, shapes, tokenizer, files, tuple(warnings))
+    merged = None if adapter is None else Adapter.of(adapter, plan)
+    return Description(folder, given, model, shapes, tokenizer, plan, weights, merged, tuple(warnings))
 
 
 def check_config(folder: Path, ignore: Iterable[str] = ()) -> None:
@@ -223,14 +216,3 @@ def _doubts(config: Config, tokenizer: Tokenizer | None) -> list[str]:
         if backend.id_to_token(token) is None:
             found.append(f"the model's {name} {token} has no token in the tokenizer")
     return found + ([] if tokenizer.fault is None else [tokenizer.fault])
-
-
-def _of_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    names = {str(i): tokenizer.backend.id_to_token(i) for i in tokenizer.eos_ids}
-    return {
-        "tokens": tokenizer.backend.get_vocab_size(with_added_tokens=True),
-        "ends": names,
-        "template": None if tokenizer.fast.chat_template is None else tokenizer.template,
-        "prompt": None if tokenizer.fault else tokenizer.fast.decode(tokenizer.prompt("hi")),
-        "fault": tokenizer.fault,
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -41,8 +42,19 @@ class Tensors(Protocol):
     specs: dict[str, Spec]
 
     def read(self, key: str, rows: slice) -> np.ndarray:
-        """Rows of one tensor. Raises InputError where the file does not give them."""
+        """Rows of one tensor; in float32 where its numbers are computed. Raises InputError where the file does not give
+        them.
+        """
         ...
+
+
+class Misfit(NamedTuple):
+    """A tensor that a plan and a folder do not agree on."""
+
+    file: str
+    key: str
+    found: str
+    expected: str
 
 
 class InMemory:
@@ -58,6 +70,26 @@ class InMemory:
         return self._arrays[key][rows]
 
 
+class Chosen:
+    """Some of the tensors of others, under other names. `names`: theirs by ours."""
+
+    def __init__(self, tensors: Tensors, names: Mapping[str, str]) -> None:
+        self.name = tensors.name
+        self.specs = {name: tensors.specs[there] for name, there in names.items()}
+        self._tensors, self._names = tensors, names
+
+    def read(self, key: str, rows: slice) -> np.ndarray:
+        return self._tensors.read(self._names[key], rows)
+
+
+def most_dtype(tensors: Tensors) -> str:
+    """The dtype of most of the numbers."""
+    sizes: dict[str, int] = {}
+    for spec in tensors.specs.values():
+        sizes[spec.dtype] = sizes.get(spec.dtype, 0) + math.prod(spec.shape)
+    return max(sizes, key=lambda name: sizes[name], default="none")
+
+
 def plan_of(model: Model, shapes: Any, *, most: int | None = None) -> Plan:
     """What a model's family calls its tensors, and where each goes. `shapes`: its params, abstract.
 
@@ -70,48 +102,55 @@ def plan_of(model: Model, shapes: Any, *, most: int | None = None) -> Plan:
 def check(plan: Plan, tensors: Tensors) -> dict[str, np.dtype]:
     """The dtype of each leaf, where every tensor is used exactly once and every leaf filled.
 
-    Raises InputError that lists all the misfits: tensors that lack, that nothing asks for, that have another shape or
-    dtype than the model, or than the rest of their leaf; a tied head that is stored too, and is not the embedding.
+    A leaf whose tensors are stored in several dtypes is of float32, which holds them all.
+
+    Raises InputError that lists all the misfits (`misfits_of`).
+    """
+    if misfits := misfits_of(plan, tensors):
+        lines = gathered(misfits)
+        raise InputError(f"{len(misfits)} misfits: {'; '.join(lines)}" if len(misfits) > 1 else lines[0])
+    kinds = {leaf: {DTYPES[tensors.specs[part.key].dtype] for part in parts} for leaf, parts in plan.by_leaf.items()}
+    return {leaf: next(iter(found)) if len(found) == 1 else DTYPES["float32"] for leaf, found in kinds.items()}
+
+
+def misfits_of(plan: Plan, tensors: Tensors) -> list[Misfit]:
+    """Tensors that lack, that nothing asks for, that have another shape or dtype than the model's; a tied head that is
+    stored too, and is not the embedding.
     """
     specs = tensors.specs
     misfits = [
-        (tensors.name, key, "found nothing", f"expected shape {list(shape)}")
+        Misfit(tensors.name, key, "found nothing", f"expected shape {list(shape)}")
         for key, shape in plan.tensors.items()
         if key not in specs
     ]
-    dtypes = {}
-    for leaf, parts in plan.by_leaf.items():
-        kinds = [specs[part.key].dtype for part in parts if part.key in specs and specs[part.key].dtype in DTYPES]
-        if kinds:
-            dtypes[leaf] = max(dict.fromkeys(kinds), key=kinds.count)
     for key, spec in specs.items():
         if plan.copies.get(key) in specs:
             if not _equal(tensors, key, plan.copies[key]):
-                misfits.append((spec.file, key, "found other numbers", f"expected those of {plan.copies[key]}"))
+                misfits.append(Misfit(spec.file, key, "found other numbers", f"expected those of {plan.copies[key]}"))
         elif key not in plan.tensors:
-            misfits.append((spec.file, key, f"found shape {list(spec.shape)}", "expected no such tensor"))
+            misfits.append(Misfit(spec.file, key, f"found shape {list(spec.shape)}", "expected no such tensor"))
         elif spec.shape != plan.tensors[key]:
-            misfits.append((spec.file, key, f"found shape {list(spec.shape)}", f"expected {list(plan.tensors[key])}"))
+            wanted = f"expected {list(plan.tensors[key])}"
+            misfits.append(Misfit(spec.file, key, f"found shape {list(spec.shape)}", wanted))
         elif spec.dtype not in DTYPES:
-            misfits.append((spec.file, key, f"found dtype {spec.dtype}", f"expected {', '.join(DTYPES)}"))
-        elif wrong := [p.leaf for p in plan.by_tensor[key] if dtypes[p.leaf] != spec.dtype]:
-            misfits.append((spec.file, key, f"found dtype {spec.dtype}", f"expected {dtypes[wrong[0]]} as its kin"))
-    if misfits:
-        lines = _gathered(misfits)
-        raise InputError(f"{len(misfits)} misfits: {'; '.join(lines)}" if len(misfits) > 1 else lines[0])
-    return {leaf: DTYPES[dtype] for leaf, dtype in dtypes.items()}
+            misfits.append(Misfit(spec.file, key, f"found dtype {spec.dtype}", f"expected {', '.join(DTYPES)}"))
+    return misfits
 
 
 def _equal(tensors: Tensors, left: str, right: str) -> bool:
-    """Whether two tensors are the same to the bit; a few rows of each are held at a time."""
-    if tensors.specs[left][:2] != tensors.specs[right][:2]:
+    """Whether two tensors hold the same numbers; a few rows of each are held at a time."""
+    if tensors.specs[left].shape != tensors.specs[right].shape:
         return False
+
+    def numbers(key: str, part: slice) -> np.ndarray:
+        return tensors.read(key, part).astype(np.float32)
+
     rows = max(tensors.specs[left].shape[:1], default=0)
     parts = (slice(start, min(start + ROWS, rows)) for start in range(0, rows, ROWS))  # a file refuses what lies past
-    return all(tensors.read(left, part).tobytes() == tensors.read(right, part).tobytes() for part in parts)
+    return all(np.array_equal(numbers(left, part), numbers(right, part), equal_nan=True) for part in parts)
 
 
-def _gathered(misfits: Iterable[tuple[str, str, str, str]]) -> list[str]:
+def gathered(misfits: Iterable[Misfit]) -> list[str]:
     """One phrase for each kind of misfit: keys that differ in their first number alone are told together."""
     kinds: dict[tuple[str, ...], list[str]] = {}
     for file, key, found, expected in misfits:
@@ -144,16 +183,23 @@ def tensor(plan: Plan, key: str, leaves: Mapping[str, np.ndarray]) -> np.ndarray
 
 
 def params_from(
-    plan: Plan, tensors: Tensors, *, dtype: str | None = None, sharding: Sharded | None = None, then: Then | None = None
+    plan: Plan,
+    tensors: Tensors,
+    *,
+    dtype: str | None = None,
+    dtypes: Mapping[str, np.dtype] | None = None,
+    sharding: Sharded | None = None,
+    then: Then | None = None,
 ) -> Params:
-    """A plan's params as `assemble` makes them.
+    """A plan's params as `assemble` makes them, in `dtype`, or each leaf as it is stored.
 
-    Raises InputError, before any is made, for tensors that do not fit the plan.
+    `dtypes`: what `check` says of them, if it was asked already. Raises InputError, before any is made, for tensors
+    that do not fit the plan.
     """
-    dtypes = check(plan, tensors)
+    stored = check(plan, tensors) if dtypes is None else dtypes
 
     def made(leaf: str) -> np.ndarray:
-        return fill(plan, tensors, leaf, dtypes[leaf] if dtype is None else DTYPES[leaf_dtype(leaf, dtype)])
+        return fill(plan, tensors, leaf, stored[leaf] if dtype is None else DTYPES[leaf_dtype(leaf, dtype)])
 
     return assemble(plan.leaves, made, sharding=sharding, then=then)
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxdiff.convert import published, stream
+from jaxdiff.convert import kinds, published
 from jaxdiff.convert.description import describe
-from jaxdiff.convert.engine import fill, tensor
+from jaxdiff.convert.engine import fill
 from jaxdiff.convert.text import copy_tokenizer, tokenizer_files
-from jaxdiff.files import copy_present, replaced, saving, write_object
+from jaxdiff.files import copy_present, read_object, replaced, saving, write_object
 from jaxdiff.models import ARCHITECTURES, family_name
 from jaxdiff.protocols import Model
 from jaxdiff.types import InputError
@@ -37,15 +37,18 @@ def convert(
     *,
     ignore: Iterable[str] = (),
     check: bool = False,
+    adapter: Path | None = None,
 ) -> None:
     """Make one of our folders from a published one, a leaf at a time: memory holds the largest stacked leaf.
 
     Args:
         source: config.json and safetensors (or pickled) weights, in one file or shards; a tokenizer if there is one.
+            With an adapter, one of ours too.
         target: must not exist.
         report: told of the bytes written.
         ignore: unknown keys of its config.json that are left alone (`jaxdiff.load`); ours is written without them.
         check: refuse tensors that hold NaN or infinity; all are read once more for it.
+        adapter: the folder of a LoRA adapter that is merged into the weights; each leaf keeps its dtype.
 
     Raises InputError, before anything is written, for a folder that is damaged, of an unknown family, whose config is
     not known in full, whose chat template fails, or whose tensors do not fit it.
@@ -53,10 +56,11 @@ def convert(
     from jaxdiff.convert import writer  # orbax is slow to import, and not needed to read
 
     check_new(target)
-    described = describe(source, ignore=ignore)
-    tensors, tokenizer, plan, dtypes = described.files, described.tokenizer, described.plan, described.dtypes
-    if tensors is None:
+    described = describe(source, ignore=ignore, adapter=adapter)
+    tokenizer, plan, dtypes = described.tokenizer, described.plan, described.dtypes
+    if not described.published and adapter is None:
         raise InputError(f"{source}: is converted already; name a published folder")
+    tensors = described.tensors
     if tokenizer is not None and tokenizer.fault is not None:
         raise InputError(tokenizer.fault)
     if check:
@@ -78,7 +82,7 @@ def convert(
         if tokenizer is not None:
             copy_tokenizer(tokenizer.fast, source, new)
         (new / ORIGINAL).mkdir()
-        copy_present(CONFIGS, source, new / ORIGINAL)
+        _copy_configs(source if described.published else source / ORIGINAL, new / ORIGINAL)
         writer.write(new / "params", pending)
 
 
@@ -89,6 +93,7 @@ def export(
     shard_bytes: int = SHARD_BYTES,
     report: Report = _silent,
     ignore: Iterable[str] = (),
+    adapter: Path | None = None,
 ) -> None:
     """Make a published folder from one of ours: safetensors under the family's names, dtypes kept, to the bit.
 
@@ -98,19 +103,19 @@ def export(
         shard_bytes: a file's most; memory holds as much, and the largest stacked leaf.
         report: told of the bytes written.
         ignore: unknown keys of its config.json that are left alone (`jaxdiff.load`).
+        adapter: as of `convert`.
 
     Raises InputError, before anything is written, for a folder that is damaged or does not fit its config.
     """
     check_new(target)
-    described = describe(source, ignore=ignore)
-    if described.files is not None:
+    described = describe(source, ignore=ignore, adapter=adapter)
+    if described.published:
         raise InputError(f"{source}: is published already; name a folder with params/")
-    dtypes, plan = described.dtypes, described.plan
-    sizes = {
-        key: math.prod(shape) * dtypes[plan.by_tensor[key][0].leaf].itemsize for key, shape in plan.tensors.items()
-    }
+    dtypes, plan, published_tensors = described.dtypes, described.plan, described.tensors
+    stored = {key: dtypes[plan.by_tensor[key][0].leaf] for key in plan.tensors}
+    sizes = {key: math.prod(shape) * stored[key].itemsize for key, shape in plan.tensors.items()}
     shards = _shards(sizes, shard_bytes)
-    total, done, held = sum(sizes.values()), 0, {}
+    total, done = sum(sizes.values()), 0
     with saving(target), replaced(target) as new:
         write_object(new / published.CONFIG, _described(described.model))
         copy_present(tokenizer_files(source), source, new)
@@ -118,11 +123,7 @@ def export(
         for name, keys in shards.items():
             tensors = {}
             for key in keys:
-                wanted = {part.leaf for part in plan.by_tensor[key]}
-                if wanted != held.keys():
-                    held = {}  # let go before the next is read
-                    held = stream.read(source / "params", wanted)
-                tensors[key] = tensor(plan, key, held)
+                tensors[key] = published_tensors.read(key, slice(None)).astype(stored[key], copy=False)
                 done += tensors[key].nbytes
             save_file(tensors, new / name, metadata={"format": "pt"})
             report(done, total)
@@ -130,6 +131,14 @@ def export(
             where = {key: name for name, keys in shards.items() for key in keys}
             index = {"metadata": {"total_size": total}, "weight_map": where}
             write_object(new / f"{published.SAFETENSORS}.index.json", index)
+
+
+def _copy_configs(source: Path, target: Path) -> None:
+    """Copy what a model was published with; it no longer says that its weights are quantised."""
+    copy_present(CONFIGS, source, target)
+    config = read_object(target / published.CONFIG, optional=True)
+    if kinds.QUANTISED in config:
+        write_object(target / published.CONFIG, {k: v for k, v in config.items() if k != kinds.QUANTISED})
 
 
 def check_new(target: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxdiff.convert import fp8
 from jaxdiff.files import read_object
 from jaxdiff.types import InputError
 
@@ -15,13 +16,24 @@ _READ = (".json", ".jinja", ".txt", ".safetensors", ".bin")  # what files that a
 _WEIGHTS = ("*.safetensors", "*.bin", "params")
 # Tensors that a layer of LoRA, or a packed matrix, has beside or in place of its weight.
 _LORA = re.compile(r"\.?lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
-_PACKED = re.compile(
-    r"\.(qweight|qzeros|g_idx|scales|weight_scale|weight_scale_inv|weight_packed|absmax|quant_map|SCB)$|\.quant_state\."
-)
+# Tensors of matrices that are packed, and what packs them so. float8 with scales is read (`fp8`).
+_PACKED = {
+    "GPTQ or AWQ": r"\.(qweight|qzeros|g_idx)$",
+    "bitsandbytes": r"\.(absmax|quant_map|nested_absmax|SCB|weight_format)$|\.quant_state\.",
+    "compressed-tensors": r"\.(weight_packed|weight_zero_point|weight_g_idx)$",
+    "modelopt": r"\.weight_scale_2$",
+    "EETQ": r"\.weight_scales$",
+    "HQQ": r"\.W_q$",
+    "AQLM": r"\.(codebooks|codes)$",
+    "quanto": r"\.weight\._(data|scale)$",
+    "QuIP#": r"\.(Qidxs|SU|SV)$",
+    "MLX": r"\.(scales|biases)$",
+}
 QUANTISED = "quantization_config"  # a key of config.json
 _QUANTISERS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")  # older files of their own
 _PLAIN = (
-    "expected plain float32, bfloat16 or float16; get the model's unquantised weights (weights='int8' is made here)"
+    "expected plain float32, bfloat16 or float16, or float8 (e4m3) with scales; get the weights that these were made "
+    "from (load(weights='int8') or --weights int8 halves bfloat16's memory)"
 )
 
 
@@ -58,16 +70,27 @@ def check_kind(folder: Path) -> None:
 
 def check_plain(folder: Path, config: Mapping[str, Any], ignored: Iterable[str]) -> None:
     """Raises InputError for weights that a config.json, or a file beside it, calls quantised."""
-    given = config.get(QUANTISED)
-    if given and QUANTISED not in ignored:
-        method = given.get("quant_method") or given.get("quant_algo") if isinstance(given, Mapping) else given
-        raise InputError(
-            f"{folder / 'config.json'} {QUANTISED}: found weights quantised by "
-            f"{method or 'an unnamed method'}, {_PLAIN}"
-        )
+    for key in (QUANTISED, "quantization"):
+        given = config.get(key)
+        if given and key not in ignored and not fp8.is_float8(given):
+            raise InputError(
+                f"{folder / 'config.json'} {key}: found weights quantised by {_method(key, given)}, {_PLAIN}"
+            )
     for name in _QUANTISERS:
         if (folder / name).is_file():
             raise InputError(f"{folder / name}: found weights that are quantised, {_PLAIN}")
+
+
+def _method(key: str, given: Any) -> str:
+    """What quantised weights, as a config.json says it."""
+    if not isinstance(given, Mapping):
+        return str(given)[:80]
+    method = given.get("quant_method") or given.get("quant_algo")
+    if method is None:
+        return "MLX" if {"group_size", "bits"} <= given.keys() or key != QUANTISED else "an unnamed method"
+    bits = next((f" in {n} bits" for n in (4, 8) if given.get(f"load_in_{n}bit") is True), "")
+    kind = given.get("format") or given.get("fmt")
+    return f"{method}{bits}" + (f" ({kind})" if isinstance(kind, str) else "")
 
 
 def check_names(folder: Path, names: Iterable[str]) -> None:
@@ -75,8 +98,8 @@ def check_names(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         if _LORA.search(name):
             raise InputError(_adapter(folder, f"tensor {name!r}", None))
-        if _PACKED.search(name):
-            raise InputError(f"{folder}: holds weights that are quantised (tensor {name!r}), {_PLAIN}")
+        if by := next((method for method, pattern in _PACKED.items() if re.search(pattern, name)), None):
+            raise InputError(f"{folder}: holds weights quantised by {by} (tensor {name!r}), {_PLAIN}")
 
 
 def without_config(folder: Path) -> str:
@@ -107,6 +130,6 @@ def _files(folder: Path) -> Iterable[Path]:
 def _adapter(folder: Path, sign: str, base: Any) -> str:
     of = f" of {base}" if isinstance(base, str) else ""
     return (
-        f"{folder}: holds a LoRA adapter{of} ({sign}), expected a whole model; merge it into its base model (peft's "
-        "merge_and_unload), save that with its config.json, and name that folder"
+        f"{folder}: holds a LoRA adapter{of} ({sign}), expected a whole model; name the model, and this folder with "
+        "--adapter (load(adapter=...))"
     )

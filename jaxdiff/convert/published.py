@@ -12,20 +12,23 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from jaxdiff.convert.engine import DTYPES, Spec
-from jaxdiff.files import read_object, refusing
+from jaxdiff.convert.table import Shape
+from jaxdiff.files import parse_json, read_object, refusing
 from jaxdiff.models import family_of
 from jaxdiff.types import InputError
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 SPECIAL = "special_tokens_map.json"
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
+FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
 Read = Callable[[str, slice], np.ndarray]
 Open = Callable[[Path], tuple[dict[str, Spec], Read]]
 
-_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # safetensors' words
+_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F8_E4M3": FLOAT8.name}  # safetensors' words
 
 
 def is_published(folder: Path, config: Mapping[str, Any]) -> bool:
@@ -118,18 +121,28 @@ def _ids_of_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, int]:
 class Files:
     """The tensors of a folder, as `jaxdiff.convert.engine.Tensors`. Headers are read when it is made, and no number.
 
-    `beyond`: how files are opened that are not in the folder, by their names.
+    Of a folder in shards, the index says which files hold the model; what they hold is what their headers say.
 
-    Raises InputError for a folder without weights, a damaged file, and shards that are not those of the index.
+    `names`: of the files that may hold them: safetensors, PyTorch's pickle. `beyond`: how files are opened that are not
+    in the folder, by their names.
+
+    Raises InputError for a folder without weights, a damaged file, a shard that is not there, and a tensor in two
+    shards of which the index names neither.
     """
 
-    def __init__(self, folder: Path, *, beyond: Mapping[str, Open] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        names: tuple[str, str] = (SAFETENSORS, PICKLE),
+        *,
+        beyond: Mapping[str, Open] | None = None,
+    ) -> None:
         self.name = str(folder)
         self._beyond = beyond or {}
-        self.notes: list[str] = []  # weights that lie there as well, and are not read
+        self.notes: list[str] = []  # what lies there as well and is not read; where an index is not as the shards are
         self.specs: dict[str, Spec] = {}
         self._reads: dict[str, Read] = {}
-        ways = ((SAFETENSORS, _safetensors), (PICKLE, _pickle))
+        ways = tuple(zip(names, (_safetensors, _pickle), strict=True))
         there = [
             (path, opened)
             for name, opened in ways
@@ -142,7 +155,7 @@ class Files:
             )
             beside = f", found {', '.join(found[:3])}" if found else ""
             raise InputError(
-                f"{folder}: no weights; expected {SAFETENSORS} or {PICKLE}, or the index of one in shards{beside}"
+                f"{folder}: no weights; expected {names[0]} or {names[1]}, or the index of one in shards{beside}"
             )
         (path, opened), *others = there
         if path.suffix == ".json":
@@ -153,47 +166,14 @@ class Files:
             raise InputError(f"{path}: found no tensors in it, expected the model's weights; get the file again")
         self.notes += [f"{other.name} is not read, for {path.name} is there" for other, _ in others]
 
-    @property
-    def most(self) -> str:
-        """The dtype of most of the numbers."""
-        sizes: dict[str, int] = {}
-        for spec in self.specs.values():
-            sizes[spec.dtype] = sizes.get(spec.dtype, 0) + math.prod(spec.shape)
-        return max(sizes, key=lambda name: sizes[name], default="none")
-
-    @property
-    def dtype(self) -> str:
-        """What to compute in: the dtype of most of the numbers; float32 for float16, whose numbers it holds exactly."""
-        if self.most not in DTYPES:
-            raise InputError(f"{self.name}: found tensors of dtype {self.most}, expected {', '.join(DTYPES)}")
-        return "float32" if self.most == "float16" else self.most
-
     def read(self, key: str, rows: slice) -> np.ndarray:
         with refusing(f"{self.specs[key].file} {key}: cannot be read", "get the file again"):
             return self._reads[key](key, rows)
 
-    def leave_frequencies(self, theta: float, rotated: int) -> None:
-        """Leave out the buffers of rotary frequencies that older PyTorch code stored: they follow from config.json.
-
-        Raises InputError where they do not.
-        """
-        wanted = theta ** (-np.arange(0, rotated, 2) / rotated)
-        names = [key for key in self.specs if key.endswith("rotary_emb.inv_freq")]
-        for key in names:
-            found = self.read(key, slice(None)).astype(np.float64)
-            if found.shape != wanted.shape or not np.allclose(found, wanted, rtol=1e-2, atol=1e-6):
-                raise InputError(
-                    f"{self.specs[key].file} {key}: found other rotary frequencies than those of config.json's "
-                    f"rope_theta {theta:g} in {rotated} dimensions; correct config.json"
-                )
-            del self.specs[key]
-        if names:
-            self.notes.append(f"rotary_emb.inv_freq ({len(names)} buffers): what config.json says, and not read")
-
     def _is_there(self, path: Path) -> bool:
         return path.is_file() or path.name in self._beyond
 
-    def _add(self, specs: dict[str, Spec], read: Read) -> None:
+    def _add(self, specs: Mapping[str, Spec], read: Read) -> None:
         self.specs |= specs
         self._reads |= dict.fromkeys(specs, read)
 
@@ -201,7 +181,7 @@ class Files:
         listed = read_object(index).get("weight_map")
         if not isinstance(listed, dict) or not listed or not all(isinstance(f, str) for f in listed.values()):
             raise InputError(f"{index} weight_map: expected an object, tensor to file; restore the file")
-        folder, faults = index.parent, []
+        folder, faults, twice = index.parent, [], []
         for name in sorted(set(listed.values())):
             if Path(name).name != name:
                 raise InputError(f"{index} weight_map: found {name!r}, expected the name of a file beside it")
@@ -209,18 +189,40 @@ class Files:
                 faults.append(f"{folder / name}: found no file, expected the shard that {index.name} lists")
                 continue
             specs, read = self._beyond.get(name, opened)(folder / name)
-            faults += [f"{folder / name} {key!r}: not in {index.name}" for key in specs if listed.get(key) != name]
-            faults += [
-                f"{folder / name} {key!r}: found nothing, expected what {index.name} lists"
-                for key, file in listed.items()
-                if file == name and key not in specs
-            ]
-            self._add(specs, read)
+            # A tensor that two shards hold is the one that the index names.
+            held = {key: spec for key, spec in specs.items() if key not in self.specs or listed.get(key) == name}
+            twice += [key for key in specs if key in self.specs and listed.get(key) not in (name, self.shard(key))]
+            self._add(held, read)
+        faults += [
+            f"{self.specs[key].file} {key!r}: found in another shard too; {index.name} names none" for key in twice
+        ]
         stem, suffix = index.name.removesuffix(".index.json").rsplit(".", 1)
         beside = {path.name for path in folder.glob(f"{stem}-*-of-*.{suffix}")} - set(listed.values())
-        faults += [f"{folder / name}: found a shard that {index.name} does not list" for name in sorted(beside)]
         if faults:
-            raise InputError("; ".join(faults))
+            raise InputError(
+                "; ".join([*faults, *(f"found {name}, which it does not list" for name in sorted(beside))])
+            )
+        unlisted = [key for key in self.specs if key not in listed]
+        moved = [key for key in self.specs if listed.get(key, self.shard(key)) != self.shard(key)]
+        self.notes += [
+            f"{index.name} {words}: {_some(keys)}"
+            for words, keys in (
+                ("lists tensors that no shard holds", sorted(listed.keys() - self.specs.keys())),
+                ("does not list tensors that its shards hold", unlisted),
+                ("names another shard for", moved),
+                ("does not list files beside it, which are not read", sorted(beside)),
+            )
+            if keys
+        ]
+
+    def shard(self, key: str) -> str:
+        """The name of the file that holds a tensor."""
+        return Path(self.specs[key].file).name
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(ascii(name)[1:-1] for name in names[:3])
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Spec], Read]:
@@ -233,7 +235,21 @@ def _safetensors(path: Path) -> tuple[dict[str, Spec], Read]:
             key: Spec(tuple(one.get_shape()), _NAMES.get(one.get_dtype(), one.get_dtype()), str(path))
             for key, one in slices.items()
         }
-    return specs, lambda key, rows: slices[key][rows]
+
+    def read(key: str, rows: slice) -> np.ndarray:
+        if specs[key].dtype == FLOAT8.name:
+            return _float8(path, key, specs[key].shape)[rows]
+        return slices[key][rows] if specs[key].shape else file.get_tensor(key)
+
+    return specs, read
+
+
+def _float8(path: Path, key: str, shape: Shape) -> np.ndarray:
+    """A tensor of float8, whose numbers stay in the file: safetensors gives numpy none of these."""
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        at = parse_json(file.read(start - 8).decode())[key]["data_offsets"][0]
+    return np.memmap(path, np.uint8, "r", start + at, (math.prod(shape),)).view(FLOAT8).reshape(shape)
 
 
 def announced(
@@ -265,9 +281,11 @@ def _pickle(path: Path) -> tuple[dict[str, Spec], Read]:
         raise InputError(f"{path}: found no tensors by name, expected a state dict; get the safetensors")
 
     def read(key: str, rows: slice) -> np.ndarray:
-        tensor = found[key][rows].contiguous()
+        tensor = (found[key][rows] if found[key].ndim else found[key]).contiguous()
         if tensor.dtype == torch.bfloat16:  # numpy has none of its own
             return tensor.view(torch.int16).numpy().view(DTYPES["bfloat16"])
+        if tensor.dtype == torch.float8_e4m3fn:
+            return tensor.view(torch.uint8).numpy().view(FLOAT8)
         return tensor.numpy()
 
     specs = {

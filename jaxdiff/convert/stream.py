@@ -5,7 +5,7 @@ OCDBT store.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import jax
 import numpy as np
 import tensorstore as ts
 
+from jaxdiff.convert.engine import Spec
+from jaxdiff.convert.table import Plan
 from jaxdiff.files import refusing, without_patterns
 from jaxdiff.types import InputError, Params
 
@@ -55,6 +57,36 @@ def read(path: Path, leaves: Iterable[str]) -> dict[str, np.ndarray]:
     """Some leaves of a folder's params, in host memory, and no others. Raises InputError for a damaged folder."""
     with _opened(path) as arrays:
         return {leaf: arrays[leaf].read().result() for leaf in leaves}
+
+
+class Leaves:
+    """A folder's params as its family would publish them (`jaxdiff.convert.engine.Tensors`).
+
+    The leaves that the last tensor was cut from are held: tensors that are asked for in the order of the plan read each
+    leaf once.
+    """
+
+    def __init__(self, path: Path, plan: Plan, dtypes: Mapping[str, np.dtype]) -> None:
+        self.name = str(path)
+        self.specs = {
+            key: Spec(shape, dtypes[plan.by_tensor[key][0].leaf].name, str(path)) for key, shape in plan.tensors.items()
+        }
+        self._path, self._plan = path, plan
+        self._held: dict[str, np.ndarray] = {}
+
+    def read(self, key: str, rows: slice) -> np.ndarray:
+        start, stop, _ = rows.indices(self.specs[key].shape[0])
+        parts = [part for part in self._plan.by_tensor[key] if part.rows.start < stop and part.rows.stop > start]
+        wanted = {part.leaf for part in parts}
+        if wanted != self._held.keys():
+            self._held = {}  # let go before the next is read
+            self._held = read(self._path, wanted)
+        cut = []
+        for part in parts:
+            one = self._held[part.leaf][part.index]
+            one = one.T if part.transposed else one
+            cut.append(one[max(start - part.rows.start, 0) : stop - part.rows.start])
+        return np.ascontiguousarray(cut[0] if len(cut) == 1 else np.concatenate(cut))
 
 
 def restore(path: Path, target: Params, laid: Params | None = None) -> Params:

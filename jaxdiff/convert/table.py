@@ -78,6 +78,11 @@ class Plan:
     by_leaf: dict[str, list[Part]]
     copies: dict[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def tied(self) -> set[str]:
+        """The tensors that are one: the embedding, and the head that repeats it."""
+        return {*self.copies, *self.copies.values()}
+
     @classmethod
     def make(cls, table: Table, leaves: Mapping[str, Shape], *, most: int | None = None) -> Plan:
         """Spell a table out for a model's leaves, {path: shape}.

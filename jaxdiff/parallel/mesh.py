@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff.parallel.rules import DATA, MODEL, RULES, specs
 from jaxdiff.pytree import number_names, numbers_of, with_numbers
@@ -57,6 +57,14 @@ def mesh_shape(text: str) -> tuple[int, int]:
     if found is None:
         raise InputError(f"mesh: found {text!r}, expected DxM, the data and the model devices, such as 4x2")
     return int(found[1]), int(found[2])
+
+
+def abstract_mesh(text: str) -> AbstractMesh:
+    """The mesh `DxM` of devices that need not be here: for shapes alone. Raises InputError for any other text."""
+    data, model = mesh_shape(text)
+    if data < 1 or model < 1:
+        raise InputError(f"mesh: found {text!r}, expected 1 or more devices on each axis")
+    return AbstractMesh((data, model), (DATA, MODEL))
 
 
 def check_axes(mesh: Mesh) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff.leaves import kind_of, leaf_name
 from jaxdiff.types import InputError, Params
@@ -34,7 +34,7 @@ RULES: Mapping[str, str | None] = {
 }
 
 
-def check_model(config: Any, mesh: Mesh) -> None:
+def check_model(config: Any, mesh: Mesh | AbstractMesh) -> None:
     """Raises InputError where the heads of a model do not spread over the mesh's model axis."""
     shards = mesh.shape[MODEL]
     if config.n_heads % shards:
@@ -43,7 +43,7 @@ def check_model(config: Any, mesh: Mesh) -> None:
         raise InputError(_uneven("key/value heads", config.n_kv_heads, shards))
 
 
-def shardings(config: Any, shapes: Params, mesh: Mesh) -> Params:
+def shardings(config: Any, shapes: Params, mesh: Mesh | AbstractMesh) -> Params:
     """Of each leaf of a model's params (arrays or shapes): a `ShapeDtypeStruct` with its shape there and its sharding.
 
     The vocabulary is padded to whole lanes on each shard; all other shapes stay.

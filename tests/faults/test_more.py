@@ -112,7 +112,7 @@ def test_buffers_of_rotary_frequencies(source):
     frequencies = (10000.0 ** (-np.arange(0, hf.SIZE, 2) / hf.SIZE)).astype(np.float32)
     save_file(tensors | {name: frequencies}, folder / SHARD)
     described = jaxdiff.inspect(folder)
-    assert name not in described.files.specs
+    assert name not in described.weights.tensors.specs
     assert any("inv_freq" in line for line in described.facts()["warnings"])
     save_file(tensors | {name: frequencies / 2}, folder / SHARD)
     assert "inv_freq: found other rotary frequencies" in refused(jaxdiff.inspect, folder)
