@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from huggingface_hub import constants
+from safetensors.numpy import save_file
 
 import jaxdiff
 from jaxdiff import InputError
@@ -95,6 +96,30 @@ def test_a_model_of_ours_comes_from_the_hub_with_its_filters(hub):
     assert found.tokenizer.prompt("26 + 48") == expected.tokenizer.prompt("26 + 48")
     read = ("params/", "filters/", "config.json", "tokenizer", "chat_template", "demo.json")
     assert sorted(bodies(hub)) == sorted(name for name in files_of(source) if name.startswith(read))
+
+
+def test_an_adapter_comes_from_the_hub(tiny, folder, tmp_path):
+    (tmp_path / "lora").mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "bias": "none", "target_modules": ["blocks.0.q_proj"]}
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(config))
+    module, draw = "base_model.model.model.transformer.blocks.0.q_proj", np.random.default_rng(0).normal
+    pair = {"A": draw(size=(2, hf.WIDTH)), "B": draw(size=(hf.WIDTH, 2))}
+    save_file(
+        {f"{module}.lora_{name}.weight": array.astype(np.float32) for name, array in pair.items()},
+        tmp_path / "lora" / "adapter_model.safetensors",
+    )
+    (tmp_path / "lora" / "optimizer.bin").write_bytes(b"of no use")
+    tiny.repositories["org/lora"] = Repository.of(tmp_path / "lora")
+    found = jaxdiff.load("org/tiny", adapter="org/lora")
+    expected = jaxdiff.load(folder, adapter=tmp_path / "lora")
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    plain = jaxdiff.load(folder).params["layers"]["q_proj"]["kernel"]
+    assert np.abs(found.params["layers"]["q_proj"]["kernel"] - plain).max() > 0.1
+    assert sorted(bodies(tiny)) == sorted(READ | SHARDS | {"adapter_config.json", "adapter_model.safetensors"})
+    tiny.sent.clear()
+    with pytest.raises(InputError, match=r"adapter_config\.json"):
+        jaxdiff.load("org/none", adapter="org/tiny")
+    assert bodies(tiny) == []
 
 
 def test_a_branch_a_tag_or_a_commit(hub, folder):

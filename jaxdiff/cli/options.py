@@ -99,7 +99,7 @@ Weights = Annotated[
 Adapter = Annotated[
     str | None,
     typer.Option(
-        "--adapter", metavar="DIR", help="A LoRA adapter as peft saves it, of a folder or the hub, merged in."
+        "--adapter", metavar="DIR", help="A LoRA adapter as peft saves it, a folder or of the hub; merged in."
     ),
 ]
 IgnoreConfig = Annotated[
