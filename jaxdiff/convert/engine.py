@@ -22,6 +22,7 @@ from jaxdiff.weights import plain
 
 DTYPES = {kind.name: kind for kind in map(np.dtype, (np.float32, ml_dtypes.bfloat16, np.float16))}  # kept, to the bit
 ROWS = 4096  # of two tensors that are compared
+TOLD = 5  # of the tensors that lack, and of the others, in one line
 Sharded = Callable[[str], Sharding | None]  # a leaf's path -> where it is to live
 Then = Callable[[Params], Params]  # a leaf by its path -> what stays in its place
 
@@ -104,11 +105,20 @@ def check(plan: Plan, tensors: Tensors) -> dict[str, np.dtype]:
 
     A leaf whose tensors are stored in several dtypes is of float32, which holds them all.
 
-    Raises InputError that lists all the misfits (`misfits_of`).
+    Raises InputError that tells the misfits (`misfits_of`), those that differ in a number alone together.
     """
+    if tensors.specs and not plan.tensors.keys() & tensors.specs.keys():
+        found, wanted = next(iter(tensors.specs)), next(iter(plan.tensors))
+        raise InputError(
+            f"{tensors.name}: found none of the model's {len(plan.tensors)} tensors, but {found!a:.200} ...; expected "
+            f"{wanted!r} ...; name the folder of a model of this architecture"
+        )
     if misfits := misfits_of(plan, tensors):
-        lines = gathered(misfits)
-        raise InputError(f"{len(misfits)} misfits: {'; '.join(lines)}" if len(misfits) > 1 else lines[0])
+        lacking, others = (_gathered(m for m in misfits if (m.found == "found nothing") == no) for no in (True, False))
+        lines = [*lacking[:TOLD], *others[:TOLD]]
+        more = len(lacking) + len(others) - len(lines)
+        told = "; ".join([*lines, f"and {more} more"] if more else lines)
+        raise InputError(f"{len(misfits)} misfits: {told}" if len(misfits) > 1 else told)
     kinds = {leaf: {DTYPES[tensors.specs[part.key].dtype] for part in parts} for leaf, parts in plan.by_leaf.items()}
     return {leaf: next(iter(found)) if len(found) == 1 else DTYPES["float32"] for leaf, found in kinds.items()}
 
@@ -150,7 +160,7 @@ def _equal(tensors: Tensors, left: str, right: str) -> bool:
     return all(np.array_equal(numbers(left, part), numbers(right, part), equal_nan=True) for part in parts)
 
 
-def gathered(misfits: Iterable[Misfit]) -> list[str]:
+def _gathered(misfits: Iterable[Misfit]) -> list[str]:
     """One phrase for each kind of misfit: keys that differ in their first number alone are told together."""
     kinds: dict[tuple[str, ...], list[str]] = {}
     for file, key, found, expected in misfits:

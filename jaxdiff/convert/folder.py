@@ -18,6 +18,7 @@ from jaxdiff.convert.engine import fill
 from jaxdiff.convert.text import copy_tokenizer, tokenizer_files
 from jaxdiff.files import copy_present, read_object, replaced, saving, write_object
 from jaxdiff.models import ARCHITECTURES, family_name
+from jaxdiff.models.config import Each
 from jaxdiff.protocols import Model
 from jaxdiff.types import InputError
 
@@ -117,7 +118,7 @@ def export(
     shards = _shards(sizes, shard_bytes)
     total, done = sum(sizes.values()), 0
     with saving(target), replaced(target) as new:
-        write_object(new / published.CONFIG, _described(described.model))
+        write_object(new / published.CONFIG, published_config(described.model))
         copy_present(tokenizer_files(source), source, new)
         copy_present(CONFIGS, source / ORIGINAL, new)
         for name, keys in shards.items():
@@ -147,15 +148,33 @@ def check_new(target: Path) -> None:
         raise InputError(f"{target}: exists; name a new folder, or remove it")
 
 
-def _described(model: Model) -> dict[str, Any]:
-    """A config.json in the family's own names, for a model that was trained here and has none from elsewhere."""
-    family = family_name(model)
+def published_config(model: Model) -> dict[str, Any]:
+    """A config.json in the family's own names, for a model that was trained here and has none from elsewhere.
+
+    It says all that the family requires, and the rest that its published class would otherwise set by its own defaults:
+    they are not those of the published models (`LLaDAConfig` describes GPT-2).
+    """
+    c, family = model.config, family_name(model)
     architecture = next(name for name, known in ARCHITECTURES.items() if known == family)
-    published_names = {ours: theirs for theirs, ours in model.config.renamed.items()}
-    values = {published_names.get(name, name): value for name, value in dataclasses.asdict(model.config).items()}
+    theirs = {ours: name for name, ours in c.renamed.items()}
+    values = {theirs.get(name, name): value for name, value in dataclasses.asdict(c).items()}
     further = values.pop("further_eos_token_ids")
-    ends = {"eos_token_id": [model.config.eos_token_id, *further]} if further else {}
-    return {"architectures": [architecture]} | values | ends
+    ends = {"eos_token_id": [c.eos_token_id, *further]} if further else {}
+    left_out = [key for key in ("eot_token_id", "prefix_lm") if not values[key]]
+    repeated = {key: getattr(c, name) for key, name in c.repeated.items()}
+    required = {k: [v.value] * c.n_layers if isinstance(v, Each) else v for k, v in c.required.items()}
+    return {
+        "architectures": [architecture],
+        "model_type": c.model_type,
+        **required,
+        **repeated,
+        **c.training,
+        **{key: value for key, value in values.items() if key not in left_out},
+        **ends,
+        "pad_token_id": c.eos_token_id,  # of the published models; a class's own may lie outside the vocabulary
+        "torch_dtype": c.dtype,
+        "use_cache": False,
+    }
 
 
 def _shards(sizes: dict[str, int], most: int) -> dict[str, list[str]]:

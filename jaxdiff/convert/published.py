@@ -16,7 +16,6 @@ import ml_dtypes
 import numpy as np
 
 from jaxdiff.convert.engine import DTYPES, Spec
-from jaxdiff.convert.table import Shape
 from jaxdiff.files import parse_json, read_object, refusing
 from jaxdiff.models import family_of
 from jaxdiff.types import InputError
@@ -236,20 +235,23 @@ def _safetensors(path: Path) -> tuple[dict[str, Spec], Read]:
             for key, one in slices.items()
         }
 
+    places = functools.cache(lambda: _places(path))
+
     def read(key: str, rows: slice) -> np.ndarray:
-        if specs[key].dtype == FLOAT8.name:
-            return _float8(path, key, specs[key].shape)[rows]
-        return slices[key][rows] if specs[key].shape else file.get_tensor(key)
+        shape = specs[key].shape
+        if specs[key].dtype == FLOAT8.name:  # numpy has none of its own, and safetensors gives none
+            return np.memmap(path, np.uint8, "r", places()[key], (math.prod(shape),)).view(FLOAT8).reshape(shape)[rows]
+        return slices[key][rows] if shape else file.get_tensor(key)
 
     return specs, read
 
 
-def _float8(path: Path, key: str, shape: Shape) -> np.ndarray:
-    """A tensor of float8, whose numbers stay in the file: safetensors gives numpy none of these."""
+def _places(path: Path) -> dict[str, int]:
+    """Where in a safetensors file each tensor begins."""
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
-        at = parse_json(file.read(start - 8).decode())[key]["data_offsets"][0]
-    return np.memmap(path, np.uint8, "r", start + at, (math.prod(shape),)).view(FLOAT8).reshape(shape)
+        header = parse_json(file.read(start - 8).decode())
+    return {key: start + entry["data_offsets"][0] for key, entry in header.items() if key != "__metadata__"}
 
 
 def announced(

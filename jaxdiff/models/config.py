@@ -116,6 +116,9 @@ class Config:
     harmless: ClassVar[frozenset[str]] = frozenset()
     # Special ids that published files lack: used where the vocabulary is of the published size.
     published: ClassVar[tuple[int, Mapping[str, int]]] = (0, {})
+    model_type: ClassVar[str] = ""  # of its published class
+    # What training reads alone, where the published class has other defaults than the published models.
+    training: ClassVar[Mapping[str, Any]] = {}
     tied: ClassVar[bool] = False  # the head is the embedding, transposed
     qkv_bias: ClassVar[bool] = False  # the projections of queries, keys and values have biases
     qk_norm: ClassVar[bool] = False  # queries and keys are normalised head by head

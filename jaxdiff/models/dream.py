@@ -31,6 +31,7 @@ class DreamConfig(HfConfig):
         {"mask_token_id": 151666, "eos_token_id": 151643, "eot_token_id": 151645},
     )
     qkv_bias: ClassVar[bool] = True
+    model_type: ClassVar[str] = "Dream"
 
 
 @dataclasses.dataclass(frozen=True)

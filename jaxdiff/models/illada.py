@@ -24,6 +24,7 @@ class IlladaConfig(HfConfig):
         "layer_norm_eps": None,  # a number asks for layer norms in place of RMS norms
     }
     published: ClassVar[tuple[int, Mapping[str, int]]] = (155136, {"mask_token_id": 5, "eos_token_id": 2})
+    model_type: ClassVar[str] = "illada"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,6 +69,11 @@ class LladaConfig(Config):
         {"eot_token_id": 126348, "eos_token_id": 126081, "mask_token_id": 126336},
     )
 
+    model_type: ClassVar[str] = "llada"
+    training: ClassVar[Mapping[str, Any]] = dict.fromkeys(
+        ("attention_dropout", "embedding_dropout", "residual_dropout"), 0.0
+    )
+
     @property
     def qkv_bias(self) -> bool:  # type: ignore[override]
         return self.include_qkv_bias

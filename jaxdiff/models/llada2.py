@@ -69,6 +69,10 @@ class Llada2Config(HfConfig):
     harmless: ClassVar[frozenset[str]] = SLIDING_WINDOW
     published: ClassVar[tuple[int, Mapping[str, int]]] = (157184, {"mask_token_id": 156895, "eos_token_id": 156892})
     qk_norm: ClassVar[bool] = True
+    model_type: ClassVar[str] = "llada2_moe"
+    training: ClassVar[Mapping[str, Any]] = dict.fromkeys(
+        ("attention_dropout", "embedding_dropout", "output_dropout"), 0.0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -59,6 +59,7 @@ class LladaMoeConfig(HfConfig):
     }
     published: ClassVar[tuple[int, Mapping[str, int]]] = (157184, {"mask_token_id": 156895, "eos_token_id": 156892})
     qk_norm: ClassVar[bool] = True
+    model_type: ClassVar[str] = "llada"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -42,6 +42,7 @@ class SdarConfig(HfConfig):
         {"mask_token_id": 151669, "eos_token_id": 151643, "eot_token_id": 151645},
     )
     qk_norm: ClassVar[bool] = True
+    model_type: ClassVar[str] = "sdar"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -135,7 +135,7 @@ def test_names_that_are_wrapped_otherwise_are_refused_as_they_are(homes, tmp_pat
     ):
         jaxdiff.load(folder)
     folder = rename(fresh(tmp_path / "other", homes["dream"]), lambda k: f"student.{k}", "dream")
-    with pytest.raises(InputError, match=r"student.lm_head.weight"):
+    with pytest.raises(InputError, match="found none of the model's 27 tensors, but 'student"):
         jaxdiff.load(folder)
     arrays = hf.tensors(hf.shapes("dream"))
     arrays |= {"module.lm_head.weight": arrays["lm_head.weight"] + 1}  # which of the two is it?
