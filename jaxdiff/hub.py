@@ -38,6 +38,7 @@ _NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(@(?P<revis
 _ADDRESS = re.compile(rf"(https?://[^/]+/|hf://)(models/)?{_NAME.pattern}/?(tree/.*|blob/.*)?")
 _SNAPSHOT = re.compile(r".*/models--(?P<repo>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})", re.DOTALL)
 _UNFINISHED = ".incomplete"  # how huggingface_hub calls a file that it is fetching
+_NO_SUCH_CALL = (404, 405, 501)  # what a server answers that does not speak a part of the hub's API
 _AGAIN = "give the same command again: what was fetched stays"
 
 
@@ -98,7 +99,7 @@ def fetch(
     """
     folder = _snapshot(name, DESCRIBED, token)
     at = Name(name.repo, folder.name)
-    files = _listed(at, folder)
+    files = _listed(at, folder, token)
     if not {published.CONFIG, ADAPTER} & files:
         raise InputError(
             f"model: no config.json in {name} at the hub, which holds {_some(files)}; name a repository of a model"
@@ -119,7 +120,7 @@ def unfetched(at: Name, folder: Path, *, token: str | bool | None = None) -> dic
     """
     from huggingface_hub import HfApi
 
-    files = _listed(at, folder)
+    files = _listed(at, folder, token)
     wanted = [file for file in _weights(at, folder, files, token) if file in files]
     if not all(Path(file).suffix in published.OPEN for file in wanted):
         _complete(at, folder, wanted, token)
@@ -140,7 +141,7 @@ def _weights(at: Name, folder: Path, files: set[str], token: str | bool | None) 
     """The names of the files that hold a repository's weights, by the index of those in shards."""
     adapter = [file for file in OF_ADAPTERS if file in files][:1]
     if "family" in read_object(folder / published.CONFIG, optional=True):
-        return sorted(file for file in files if any(fnmatch.fnmatchcase(file, one) for one in OURS))
+        return sorted(file for file in files if _matches(file, OURS))
     for name in (published.SAFETENSORS, published.PICKLE):
         index = f"{name}.index.json"
         if index in files:
@@ -172,15 +173,33 @@ def _some(files: Iterable[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "nothing"
 
 
-def _listed(at: Name, folder: Path) -> set[str]:
+def _listed(at: Name, folder: Path, token: str | bool | None) -> set[str]:
     """The names of all files at a commit; of those in the cache where nothing else is known."""
+    if (names := _tree(at)) is not None:
+        return names
+    with contextlib.suppress(InputError):
+        return _info(at, token)[1]
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def _tree(at: Name) -> set[str] | None:
+    """The names of all files at a commit, as `_snapshot` has left them in the cache, if it has."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
     try:
         return {file.path for file in get_cached_repo_tree(at.repo, revision=at.revision)}
-    except CachedRepoTreeNotFoundError:  # offline, and another program has filled the cache
-        return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    except CachedRepoTreeNotFoundError:
+        return None
+
+
+def _info(name: Name, token: str | bool | None) -> tuple[str, set[str]]:
+    """The commit that a revision stands for, and the names of its files. Raises InputError where they cannot be had."""
+    from huggingface_hub import HfApi
+
+    with _told(name):
+        found = HfApi().model_info(name.repo, revision=name.revision, token=token)
+    return str(found.sha), {file.rfilename for file in found.siblings or ()}
 
 
 def _snapshot(name: Name, wanted: Iterable[str], token: str | bool | None) -> Path:
@@ -188,11 +207,45 @@ def _snapshot(name: Name, wanted: Iterable[str], token: str | bool | None) -> Pa
 
     Raises InputError where they cannot be had.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import errors, snapshot_download
 
-    patterns = [file if "*" in file else glob.escape(file) for file in wanted]
+    patterns, folder = [file if "*" in file else glob.escape(file) for file in wanted], None
     with _told(name):
-        return Path(snapshot_download(name.repo, revision=name.revision, token=token, allow_patterns=patterns))
+        try:
+            folder = Path(snapshot_download(name.repo, revision=name.revision, token=token, allow_patterns=patterns))
+        except errors.LocalEntryNotFoundError as error:
+            why = error.__cause__
+            if not isinstance(why, errors.HfHubHTTPError) or why.response.status_code not in _NO_SUCH_CALL:
+                raise
+    if folder is not None and _tree(Name(name.repo, folder.name)) is not None:
+        return folder
+    try:  # a hub (a mirror, say) that lists no trees, or one that cannot be reached, and another program's cache
+        commit, files = _info(name, token)
+    except InputError:
+        if folder is None:
+            raise
+        return folder
+    return _one_by_one(name, commit, [file for file in sorted(files) if _matches(file, patterns)], token)
+
+
+def _matches(file: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(file, pattern) for pattern in patterns)
+
+
+def _one_by_one(name: Name, commit: str, files: Sequence[str], token: str | bool | None) -> Path:
+    """`_snapshot` of files that are known, without a tree. The first is asked for by the revision's name, so that the
+    cache knows what it stood for.
+    """
+    from huggingface_hub import hf_hub_download
+
+    folder = None
+    for file in files:
+        with _told(name):
+            revision = name.revision if folder is None else commit
+            folder = Path(hf_hub_download(name.repo, file, revision=revision, token=token)).parents[file.count("/")]
+    if folder is None:
+        raise InputError(f"model: {name} at the hub holds no model; name a repository of one")
+    return folder
 
 
 def clear_unfinished() -> None:

@@ -77,6 +77,7 @@ class Hub(ThreadingHTTPServer):
     Attributes:
         cuts: file -> how many bytes of it go out before the connection is cut, one for each of the next answers.
         down: every answer is this status.
+        lists: whether it lists trees.
         stalled: file -> what its answer waits for halfway.
     """
 
@@ -88,6 +89,7 @@ class Hub(ThreadingHTTPServer):
         self.sent: list[Sent] = []
         self.cuts: dict[str, list[int]] = {}
         self.down: int | None = None
+        self.lists = True
         self.stalled: dict[str, threading.Event] = {}
 
     @property
@@ -119,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = ROUTE.fullmatch(path)
         if self.server.down is not None:
             return self._send(self.server.down, {})
-        if asked is None:
+        if asked is None or (asked["tree"] and not self.server.lists):
             return self._send(404, {})
         name, given = asked["api"] or asked["repo"], self.headers.get("Authorization", "").removeprefix("Bearer ")
         repository = self.server.repositories.get(name)

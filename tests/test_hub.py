@@ -177,6 +177,21 @@ def test_inspect_fetches_headers_and_a_file_when_its_numbers_are_asked_for(tiny,
     assert bodies(tiny) == []
 
 
+def test_a_mirror_that_lists_no_trees(tiny, folder, monkeypatch):
+    tiny.lists = False
+    found = jaxdiff.load("org/tiny")
+    assert (found.revision, sorted(bodies(tiny))) == (commit_of("first"), sorted(READ | SHARDS))
+    tiny.sent.clear()
+    assert jaxdiff.load("org/tiny").path == jaxdiff.inspect(f"org/tiny@{found.revision}").path == found.path
+    assert bodies(tiny) == []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert jaxdiff.load("org/tiny").path == found.path
+    tiny.repositories["org/text"] = Repository({found.revision: {"README.md": b"x"}}, {"main": found.revision})
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(InputError, match=r"org/text at the hub holds no model; name a repository"):
+        jaxdiff.load("org/text")
+
+
 @pytest.mark.parametrize("through", ["argument", "variable"])
 def test_a_token_opens_what_is_private_or_gated(hub, folder, monkeypatch, through):
     hub.repositories["org/tiny"] = Repository.of(folder, token="secret", gated="secret")
