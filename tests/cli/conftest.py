@@ -5,7 +5,9 @@ import json
 import types
 
 import jax
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import jaxdiff
 from jaxdiff.checkpoint import load_tokenizer
@@ -70,6 +72,21 @@ def folder(tmp_path_factory):
 def ids_folder(folder):
     """The same model without a tokenizer."""
     return folder.parent / "ids"
+
+
+@pytest.fixture(scope="package")
+def adapter(tmp_path_factory):
+    """Of the tiny model, large enough to change its answers."""
+    folder, generator, tensors = tmp_path_factory.mktemp("adapters") / "lora", np.random.default_rng(0), {}
+    for n in range(2):
+        name = f"base_model.model.model.transformer.blocks.{n}.ff_out.lora_"
+        tensors[f"{name}A.weight"] = generator.normal(size=(4, 48)).astype(np.float32)
+        tensors[f"{name}B.weight"] = generator.normal(size=(32, 4)).astype(np.float32)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": r".*blocks\.\d\.ff_out", "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
 
 
 @pytest.fixture

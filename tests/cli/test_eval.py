@@ -38,7 +38,7 @@ def test_report(run, refused, parity, folder, tmp_path):
     assert "split: found 'train', expected test or validation" in refused(*asked, "--split", "train")
 
 
-def test_another_threshold_seed_and_split_compile_nothing(run, parity, folder):
+def test_another_threshold_seed_split_and_adapter_compile_nothing(run, parity, folder, adapter):
     asked = ("eval", "--task", "parity", "--model", folder, *SHORT, "--batch-size", 2, "--json")
     first = run(*asked, "--n", 3, "--policy", "threshold:tau=0.9", "--seed", 1).json
     misses = []
@@ -49,10 +49,12 @@ def test_another_threshold_seed_and_split_compile_nothing(run, parity, folder):
 
     jax.monitoring.register_event_listener(listen)
     try:
-        second = run(*asked, "--n", 4, "--policy", "threshold:tau=0.05", "--seed", 2, "--split", "validation").json
+        other = ("--policy", "threshold:tau=0.05", "--seed", 2, "--split", "validation", "--adapter", adapter)
+        second = run(*asked, "--n", 4, *other).json
     finally:
         jax.monitoring.unregister_event_listener(listen)
     assert not misses
+    assert (first["adapter"], second["adapter"]) == (None, str(adapter))
     assert second["nfe"] < first["nfe"]
 
 
