@@ -22,9 +22,9 @@ from jax.sharding import Mesh, Sharding
 
 from jaxdiff import hub
 from jaxdiff.convert import kinds, published, stream, text
-from jaxdiff.convert.adapter import read_config
 from jaxdiff.convert.description import Description, check_config, describe
 from jaxdiff.convert.engine import Sharded, assemble, params_from
+from jaxdiff.convert.lora import Lora
 from jaxdiff.convert.prompts import Tokenizer
 from jaxdiff.convert.survey import survey as survey_folder
 from jaxdiff.files import (
@@ -243,8 +243,8 @@ def adapter_folder(path: str | Path | None, token: str | bool | None = None) -> 
         return None
     folder = Path(path)
     if isinstance(path, str) and not folder.exists() and (name := hub.Name.of(path)) is not None:
-        folder = hub.fetch(name, token=token, check=read_config)
-    read_config(folder)
+        folder = hub.fetch(name, token=token, check=Lora.read)
+    Lora.read(folder)
     return folder
 
 

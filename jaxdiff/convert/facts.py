@@ -108,7 +108,7 @@ def keys_of(kind: type[Config], given: Mapping[str, Any]) -> dict[str, Any]:
     names = {field: name for name, field in kind.renamed.items()}
     absent = {names.get(f.name, f.name): f.default for f in dataclasses.fields(kind) if flat.get(f.name) is None}
     missing = [name for name, default in absent.items() if default is dataclasses.MISSING]
-    default = {name: value for name, value in absent.items() if name not in missing}
+    default = {name: value for name, value in absent.items() if name not in (*missing, "dtype")}  # that is the tensors'
     return {name: sorted(keys) for name, keys in kinds.items()} | {"missing": missing, "default": default}
 
 

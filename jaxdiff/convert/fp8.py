@@ -72,15 +72,21 @@ class Dequantised:
         self._scales: dict[str, tuple[str, Shape]] = {}  # by weight: its scale, and the block of weights of a number
         self.specs: dict[str, Spec] = {}
         self.unread = tuple(key for key in tensors.specs if _UNREAD.search(key))
-        scaled = {f"{found[1]}.weight": key for key in tensors.specs if (found := SCALES.match(key))}
+        scaled: dict[str, str] = {}
+        for key, found in ((key, SCALES.match(key)) for key in tensors.specs):
+            if found is not None and scaled.setdefault(f"{found[1]}.weight", key) != key:
+                raise InputError(
+                    f"{tensors.specs[key].file} {_shown(key)}: found it beside {_shown(scaled[f'{found[1]}.weight'])}, "
+                    "expected one scale for a weight; get the weights again, or those in bfloat16"
+                )
         for key, spec in tensors.specs.items():
             if key in scaled and spec.dtype == FLOAT8.name:
                 self._scales[key] = scaled[key], _shared(tensors, key, scaled[key], block)
                 self.specs[key] = spec._replace(dtype=dtype)
             elif spec.dtype == FLOAT8.name:
                 raise InputError(
-                    f"{spec.file} {key}: found {FLOAT8.name} without a scale beside it ({key}_scale or "
-                    f"{key}_scale_inv), expected one; get the weights again, or those in bfloat16"
+                    f"{spec.file} {_shown(key)}: found {FLOAT8.name} without a scale beside it (weight_scale or "
+                    "weight_scale_inv), expected one; get the weights again, or those in bfloat16"
                 )
             elif key not in self.unread and not SCALES.match(key):
                 self.specs[key] = spec
@@ -88,8 +94,8 @@ class Dequantised:
             if weight not in self._scales:
                 found = tensors.specs[weight].dtype if weight in tensors.specs else "nothing"
                 raise InputError(
-                    f"{tensors.specs[scale].file} {scale}: is a scale, but {weight} is {found}, expected "
-                    f"{FLOAT8.name}; get the model's weights in bfloat16"
+                    f"{tensors.specs[scale].file} {_shown(scale)}: is a scale, but {_shown(weight)} is {found}, "
+                    f"expected {FLOAT8.name}; get the model's weights in bfloat16"
                 )
 
     @property
@@ -110,6 +116,11 @@ class Dequantised:
         return weights
 
 
+def _shown(name: str) -> str:
+    """A tensor's name in a message; a damaged file may hold any."""
+    return ascii(name)[1:-1]
+
+
 def _shared(tensors: Tensors, weight: str, scale: str, block: tuple[int, int]) -> Shape:
     """How many rows and columns of a weight share a number of its scale. Raises InputError where that fits none."""
     spec, (shape, dtype, file) = tensors.specs[weight], tensors.specs[scale]
@@ -122,6 +133,6 @@ def _shared(tensors: Tensors, weight: str, scale: str, block: tuple[int, int]) -
         if shape == (-(-whole[0] // block[0]), -(-whole[1] // block[1])):
             return block
     raise InputError(
-        f"{file} {scale}: found shape {list(shape)} and dtype {dtype} for weights of {list(whole)}, expected one "
-        f"number, one for each row, or one for each block of {block[0]} x {block[1]}; get the weights in bfloat16"
+        f"{file} {_shown(scale)}: found shape {list(shape)} and dtype {dtype} for weights of {list(whole)}, expected "
+        f"one number, one for each row, or one for each block of {block[0]} x {block[1]}; get the weights in bfloat16"
     )

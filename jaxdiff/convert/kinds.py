@@ -84,13 +84,14 @@ def check_plain(folder: Path, config: Mapping[str, Any], ignored: Iterable[str])
 def _method(key: str, given: Any) -> str:
     """What quantised weights, as a config.json says it."""
     if not isinstance(given, Mapping):
-        return str(given)[:80]
+        return ascii(given)[:80]
     method = given.get("quant_method") or given.get("quant_algo")
     if method is None:
         return "MLX" if {"group_size", "bits"} <= given.keys() or key != QUANTISED else "an unnamed method"
     bits = next((f" in {n} bits" for n in (4, 8) if given.get(f"load_in_{n}bit") is True), "")
     kind = given.get("format") or given.get("fmt")
-    return f"{method}{bits}" + (f" ({kind})" if isinstance(kind, str) else "")
+    named = ascii(method).strip("'")[:80]
+    return f"{named}{bits}" + (f" ({ascii(kind)[1:-1]:.80})" if isinstance(kind, str) else "")
 
 
 def check_names(folder: Path, names: Iterable[str]) -> None:

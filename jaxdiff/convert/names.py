@@ -45,11 +45,12 @@ def unwrapped(tensors: Tensors, plan: Plan) -> tuple[Tensors, str]:
         return len(plan.tensors.keys() & names.keys())
 
     plain = {_AROUND.sub("", name): name for name in tensors.specs}
-    best, taken = dict(plain), "" if plain.keys() == tensors.specs.keys() else "_orig_mod."
+    around = "".join(sorted({word for name in tensors.specs for word in _AROUND.findall(name)}))
+    best, taken = plain, around
     for before in _before(plain, known):
         stripped = {name.removeprefix(before): there for name, there in plain.items() if name.startswith(before)}
         if len(stripped) == len(plain) == len(tensors.specs) and found(stripped) > found(best):
-            best, taken = stripped, before
+            best, taken = stripped, before + around
     inner = {name if name in known else _INNER + name: there for name, there in plain.items()}
     if len(inner) == len(tensors.specs) and found(inner) > found(best):
         best, taken = inner, f"-{_INNER}"

@@ -22,11 +22,13 @@ class LladaConfig(Config):
     Attributes:
         embedding_size: rows of the embedding and columns of the head, where they are more than `vocab_size`: they are
             kept, and never predicted.
+        weight_tying: the head is the embedding; no published size has it so.
     """
 
     rms_norm_eps: float = 1e-5
     include_qkv_bias: bool = False
     embedding_size: int | None = None
+    weight_tying: bool = False
 
     required: ClassVar[Mapping[str, Any]] = {
         "block_type": "llama",
@@ -34,7 +36,6 @@ class LladaConfig(Config):
         "layer_norm_type": "rms",
         "rope": True,
         "alibi": False,
-        "weight_tying": False,
         "include_bias": False,
         "scale_logits": False,
         "attention_layer_norm": False,
@@ -73,6 +74,10 @@ class LladaConfig(Config):
     training: ClassVar[Mapping[str, Any]] = dict.fromkeys(
         ("attention_dropout", "embedding_dropout", "residual_dropout"), 0.0
     )
+
+    @property
+    def tied(self) -> bool:  # type: ignore[override]
+        return self.weight_tying
 
     @property
     def qkv_bias(self) -> bool:  # type: ignore[override]

@@ -248,9 +248,15 @@ REFUSED = {
     "dora": (_config(use_dora=True), "use_dora: found True, expected False; merge the adapter with peft"),
     "another type": (_config(peft_type="IA3"), "peft_type: found 'IA3', expected 'LORA'"),
     "biases": (_config(bias="lora_only"), "bias: found 'lora_only', expected 'none'"),
-    "an unknown key": (_config(use_bdlora={"a": 1}), "use_bdlora: found {'a': 1}, expected keys that are known here"),
-    "pissa": (_config(init_lora_weights="pissa"), "init_lora_weights: found 'pissa', which changes the model's own"),
-    "another rank": (_config(r=4), "r: found 4 for model.layers.0.self_attn.q_proj.weight, whose tensors are of rank"),
+    "an unknown key": (
+        _config(use_bdlora={"a": 1}),
+        "use_bdlora: found {'a': 1}, expected keys that are known here; merge",
+    ),
+    "pissa": (
+        _config(init_lora_weights="pissa"),
+        "init_lora_weights: found 'pissa', expected one that leaves the model's own weights",
+    ),
+    "another rank": (_config(r=4), "r: found 4 for model.layers.0.self_attn.q_proj, whose tensors are of rank 2"),
     "no number": (_config(lora_alpha="x"), "found r 2 and lora_alpha 'x', expected numbers"),
     "more targets": (
         _config(target_modules=["q_proj", "v_proj", "o_proj"]),
@@ -262,7 +268,7 @@ REFUSED = {
     "unsaved": (_config(modules_to_save=["lm_head"]), "modules_to_save: names lm_head, which has no tensors"),
     "half a pair": (
         _tensors(lambda t: t.pop(f"{Q}.lora_B.weight")),
-        "q_proj.weight: found lora_A alone, expected a pair",
+        "q_proj.weight: found lora_A, expected lora_A and lora_B of a matrix",
     ),
     "another model": (
         _tensors(lambda t: t.update({f"{BEFORE}transformer.h.0.attn.lora_A.weight": np.zeros((2, 32), np.float32)})),
@@ -271,6 +277,20 @@ REFUSED = {
     "magnitudes": (
         _tensors(lambda t: t.update({f"{Q}.lora_magnitude_vector.weight": np.zeros(32, np.float32)})),
         "lora_magnitude_vector.weight': found no such module in the model",
+    ),
+    "of a norm": (
+        _tensors(
+            lambda t: t.update({f"{BEFORE}model.norm.lora_{k}.weight": np.zeros((2, 2), np.float32) for k in "AB"})
+        ),
+        "model.norm.weight: found lora_A, lora_B, expected lora_A and lora_B of a matrix",
+    ),
+    "of an embedding as of a Linear": (
+        _tensors(
+            lambda t: t.update(
+                {f"{BEFORE}model.embed_tokens.lora_{k}.weight": np.zeros((2, 2), np.float32) for k in "AB"}
+            )
+        ),
+        "embed_tokens.weight: found lora_A, lora_B, expected lora_embedding_A and lora_embedding_B",
     ),
     "another width": (
         _tensors(lambda t: t.update({f"{Q}.lora_A.weight": np.zeros((2, 31), np.float32)})),

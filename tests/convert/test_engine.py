@@ -87,6 +87,20 @@ def test_a_tied_head_may_be_stored_as_well():
             from_tensors(hf.CONFIGS["sdar"], tensors | {"lm_head.weight": wrong})
 
 
+def test_lladas_head_may_be_tied():
+    tensors = hf.tensors(hf.llada_shapes())
+    head = tensors.pop("model.transformer.ff_out.weight")
+    config = hf.LLADA_CONFIG | {"weight_tying": True}
+    embedding = tensors["model.transformer.wte.weight"]
+    for stored in ({}, {"model.transformer.ff_out.weight": embedding}):
+        model, params = from_tensors(config, tensors | stored)
+        np.testing.assert_array_equal(model.head(params), embedding.T)
+    with pytest.raises(InputError, match=r"transformer.ff_out.weight: found nothing, expected shape \[61, 32\]"):
+        from_tensors(hf.LLADA_CONFIG, tensors)
+    with pytest.raises(InputError, match=r"transformer.ff_out.weight: found other numbers"):
+        from_tensors(config, tensors | {"model.transformer.ff_out.weight": head})
+
+
 def test_layers_after_the_dense_ones_and_fused_matrices():
     tensors = hf.tensors(hf.shapes("llada2"))
     _, params = from_tensors(hf.CONFIGS["llada2"], tensors)

@@ -111,6 +111,10 @@ def test_blocks_of_128_are_read_in_pieces():
 ZEROS, ONES = np.zeros((32, 32), FLOAT8), np.ones((1, 1), np.float32)
 ODD = {
     "no scale": ({"a.weight": ZEROS}, "a.weight: found float8_e4m3fn without a scale beside it"),
+    "two scales": (
+        {"a.weight": ZEROS, "a.weight_scale": ONES, "a.weight_scale_inv": ONES},
+        "a.weight_scale_inv: found it beside a.weight_scale, expected one scale for a weight",
+    ),
     "no weight": ({"a.weight_scale": ONES}, "a.weight_scale: is a scale, but a.weight is nothing"),
     "int8": ({"a.weight": ZEROS.view(np.int8), "a.weight_scale": ONES}, "a.weight is int8, expected float8_e4m3fn"),
     "groups": (

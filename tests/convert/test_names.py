@@ -108,7 +108,7 @@ NAMES = {
     "module": ("llada", lambda key: f"module.{key}", "module."),
     "model": ("llada", lambda key: f"model.{key}", "model."),
     "peft": ("dream", lambda key: f"base_model.model.{key}", "base_model.model."),
-    "both": ("dream", lambda key: f"module._orig_mod.{key}", "module."),
+    "both": ("dream", lambda key: f"module._orig_mod.{key}", "module._orig_mod."),
     "compiled": ("sdar", lambda key: f"_orig_mod.{key}", "_orig_mod."),
     "layers": ("sdar", lambda key: key.replace(".self_attn", "._orig_mod.self_attn"), "_orig_mod."),
     "many": ("dream", lambda key: f"module.model.module.{key}", "module.model.module."),

@@ -5,7 +5,7 @@ from jaxdiff.convert.table import dense, same, stack
 TABLE = (
     same("model.transformer.wte.weight", "wte"),
     same("model.transformer.ln_f.weight", "ln_f/weight"),
-    dense("model.transformer.ff_out.weight", "head"),
+    dense("model.transformer.ff_out.weight", "head", tied="wte"),
     *stack(
         "model.transformer.blocks.{n}.",
         "layers/",
