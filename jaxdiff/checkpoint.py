@@ -3,6 +3,7 @@
 jaxdiff.load("gsm-1m")      one of the models that ship
 jaxdiff.load("runs/mine")   a folder that `jaxdiff train` or `jaxdiff convert` wrote
 jaxdiff.load("LLaDA-8B")    a folder as its authors publish it: config.json and safetensors
+jaxdiff.load("org/name")    where no such folder is, a repository of the Hugging Face hub (`jaxdiff.hub`)
 jaxdiff.load("LLaDA-8B", adapter="runs/lora")    with a LoRA adapter in it
 """
 
@@ -19,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, Sharding
 
-from jaxdiff.convert import kinds, stream, text
-from jaxdiff.convert.description import Description, describe
+from jaxdiff import hub
+from jaxdiff.convert import kinds, published, stream, text
+from jaxdiff.convert.description import Description, check_config, describe
 from jaxdiff.convert.engine import Sharded, assemble, params_from
 from jaxdiff.convert.lora import Lora
 from jaxdiff.convert.prompts import Tokenizer
@@ -56,6 +58,12 @@ class Checkpoint:
     path: Path
     adapter: Path | None = None  # the folder of the adapter that its params hold
 
+    @property
+    def revision(self) -> str | None:
+        """The commit of a model that came from the hub; None for a folder elsewhere."""
+        origin = hub.origin_of(self.path)
+        return None if origin is None else origin.revision
+
     def tokenizer_for(self, task: str) -> Tokenizer:
         """The tokenizer that a task of text needs. Raises InputError where the folder has none."""
         if self.tokenizer is None:
@@ -69,48 +77,100 @@ def shipped_folder() -> Path:
     return here / "checkpoints" if (here / "checkpoints").is_dir() else here.parent / "checkpoints"
 
 
-def model_folder(path: str | Path) -> Path:
-    """A folder, or the one of a shipped model's name. Raises InputError where it holds no config.
+def model_folder(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    weights: bool = True,
+    ignore: Iterable[str] = (),
+) -> Path:
+    """The folder of a model by its name: the one place that says what a name means.
 
-    A folder of a shipped model's name in the working directory comes first, if it holds a config.
+    A folder on the disk that holds a config comes first, then a model that ships, then, for a text `org/name` or
+    `org/name@revision`, a repository of the hub, which is fetched as far as the hub's cache does not hold it.
+
+    Args:
+        path: the name; a `Path` is a folder.
+        revision: a branch, a tag or a commit of a repository of the hub.
+        token: of the hub; default that of HF_TOKEN or of `hf auth login`.
+        weights: False for what describes a model alone, as far as it is to be fetched.
+        ignore: as of `load`; a config.json that is refused is refused before weights are fetched.
+
+    Raises InputError where there is none, and for whatever keeps it from being fetched.
     """
     folder, shipped = Path(path), shipped_folder() / Path(path).name
-    if (folder / "config.json").is_file():
-        return folder
-    if Path(path).name == str(path) and (shipped / "config.json").is_file():
-        return shipped
-    if folder.is_dir():
+    here = folder if (folder / "config.json").is_file() else None
+    if here is None and folder.name == str(path) and (shipped / "config.json").is_file():
+        here = shipped
+    if here is None and folder.is_dir():
         kinds.check_kind(folder)
         raise InputError(kinds.without_config(folder))
+    if here is not None:
+        if revision is not None:
+            raise InputError(f"revision: found {revision!r}, but {here} is a folder, which has one alone; leave it out")
+        return here
     if folder.suffix == ".gguf":
         raise InputError(f"model: {folder} is a GGUF file, which llama.cpp reads; get the model's safetensors")
+    if isinstance(path, str) and not folder.is_file() and (name := hub.Name.of(path, revision)) is not None:
+        check = functools.partial(check_config, ignore=ignore)
+        return hub.fetch(name, token=token, weights=weights, check=check)
     known = ", ".join(sorted(p.parent.name for p in shipped_folder().glob("*/config.json")))
     mend = f"name the folder that holds {folder.name}" if folder.is_file() else "name a model folder"
-    raise InputError(f"model: no config.json in {str(path)!r}; {mend} or a shipped model ({known})")
+    raise InputError(
+        f"model: no config.json in {str(path)!r}; {mend}, a shipped model ({known}) or a repository of the hub as "
+        "org/name"
+    )
 
 
 def inspect(
-    path: str | Path = SHIPPED, *, ignore: Iterable[str] = (), adapter: str | Path | None = None
+    path: str | Path = SHIPPED,
+    *,
+    ignore: Iterable[str] = (),
+    revision: str | None = None,
+    token: str | bool | None = None,
+    adapter: str | Path | None = None,
 ) -> Description:
-    """What a model folder holds, as `load` understands it, without reading a number of its weights.
+    """What a model folder holds, as `load` understands it, without reading a number of its weights. Of safetensors at
+    the hub the headers are fetched alone, and a file when a number of it is asked for (`Description.unsound`).
 
-    `ignore` and `adapter` as of `load`. Raises InputError for whatever `load` refuses before it reads weights.
+    `ignore`, `revision`, `token` and `adapter` as of `load`. Raises InputError for whatever `load` refuses before it
+    reads weights.
     """
-    there = _adapter_folder(adapter)
-    return describe(model_folder(path), ignore=ignore, adapter=there)
+    there = adapter_folder(adapter, token)
+    folder, beyond = _without_weights(path, revision, token)
+    return describe(folder, ignore=ignore, adapter=there, beyond=beyond)
 
 
 def survey(
-    path: str | Path = SHIPPED, *, ignore: Iterable[str] = (), adapter: str | Path | None = None, mesh: str = "1x1"
+    path: str | Path = SHIPPED,
+    *,
+    ignore: Iterable[str] = (),
+    revision: str | None = None,
+    token: str | bool | None = None,
+    adapter: str | Path | None = None,
+    mesh: str = "1x1",
 ) -> dict[str, Any]:
     """What `jaxdiff inspect` shows: as `inspect(...).facts()`, but of a folder that cannot be loaded too, as far as it
-    can be read; `faults` says why not.
+    can be read; `faults` says why not. `revision`: the commit of a repository of the hub.
 
     `mesh`: `DxM`, of devices that need not be here. Raises InputError where there is no config.json that can be read,
     and for a mesh that the model does not spread over.
     """
-    there = _adapter_folder(adapter)
-    return survey_folder(model_folder(path), ignore=ignore, adapter=there, mesh=mesh)
+    there = adapter_folder(adapter, token)
+    folder, beyond = _without_weights(path, revision, token)
+    origin = hub.origin_of(folder)
+    facts = survey_folder(folder, ignore=ignore, adapter=there, mesh=mesh, beyond=beyond)
+    return facts | {"revision": None if origin is None else origin.revision}
+
+
+def _without_weights(
+    path: str | Path, revision: str | None, token: str | bool | None
+) -> tuple[Path, dict[str, published.Open]]:
+    """A model's folder, and how the files of weights are opened that it lacks: of one of the hub, those not cached."""
+    folder = model_folder(path, revision=revision, token=token, weights=False)
+    origin = hub.origin_of(folder, path)
+    return folder, {} if origin is None else hub.unfetched(origin, folder, token=token)
 
 
 def load(
@@ -121,12 +181,15 @@ def load(
     weights: str | None = None,
     ignore: Iterable[str] = (),
     check: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
     adapter: str | Path | None = None,
 ) -> Checkpoint:
     """A model, its params and its tokenizer (None where the folder has none).
 
     Args:
-        path: a folder of ours or as Hugging Face publishes it, or the name of a model that ships.
+        path: a folder of ours or as Hugging Face publishes it, the name of a model that ships, or `org/name` or
+            `org/name@revision` of the hub, which is fetched into the hub's cache.
         dtype: of the params (but a router's, which are float32) and of the computation; default float32 on CPU (where
             bfloat16 is slower), else the config's (of a published folder, its tensors').
         mesh: what the params are laid over (see `make_mesh`): each device reads its own part of each leaf.
@@ -135,6 +198,8 @@ def load(
         ignore: keys of config.json that the family does not know, to be left alone. Without it they are refused, since
             they may change what the model computes; a key that the family knows cannot be ignored.
         check: refuse weights that hold NaN or infinity, by name; all are read once more for it.
+        revision: a branch, a tag or a commit of a repository of the hub; default its main branch.
+        token: of the hub; default that of HF_TOKEN or of `hf auth login`.
         adapter: the folder of a LoRA adapter, as peft saves it, that is merged into the weights as they are read: they
             are what its merge_and_unload would give in float32, in `dtype`.
 
@@ -147,8 +212,9 @@ def load(
         dtype = "float32"
     if mesh is not None:
         check_axes(mesh)
-    there = _adapter_folder(adapter)
-    described = describe(model_folder(path), dtype=dtype, ignore=ignore, adapter=there)
+    there = adapter_folder(adapter, token)
+    folder = model_folder(path, revision=revision, token=token, ignore=ignore)
+    described = describe(folder, dtype=dtype, ignore=ignore, adapter=there)
     if check:
         described.check_numbers()
     model, shapes = described.model, described.shapes
@@ -169,12 +235,17 @@ def load(
     return Checkpoint(model, params, described.tokenizer, described.path, there)
 
 
-def _adapter_folder(path: str | Path | None) -> Path | None:
-    """Where an adapter lies. Raises InputError for a folder that holds none, before the model is looked for."""
+def adapter_folder(path: str | Path | None, token: str | bool | None = None) -> Path | None:
+    """Where an adapter lies: a folder, or where there is none, a repository of the hub. Raises InputError for one that
+    holds none, before the model is looked for.
+    """
     if path is None:
         return None
-    Lora.read(Path(path))
-    return Path(path)
+    folder = Path(path)
+    if isinstance(path, str) and not folder.exists() and (name := hub.Name.of(path)) is not None:
+        folder = hub.fetch(name, token=token, check=Lora.read)
+    Lora.read(folder)
+    return folder
 
 
 def _read(params: Path, dtype: str, leaf: str) -> np.ndarray:
@@ -250,7 +321,7 @@ def learned_policy(model: str | Path, name: str | None = None, tau: float | None
 
     Raises InputError for a filter that the model has not, or that is damaged.
     """
-    home = model_folder(model) / FILTERS
+    home = model_folder(model, weights=False) / FILTERS
     name = BEST_FILTER if name is None else name
     if not (home / name / FILTER).is_file():
         known = ", ".join(sorted(path.parent.name for path in home.glob(f"*/{FILTER}"))) or "none"

@@ -90,10 +90,11 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """The names of what differs between two runs; of a group of settings, also which of them."""
     found = []
     for name, value in ours.items():
-        other = theirs.get(name)
+        other = theirs.get(name, ...)
         if other != value:
-            both = isinstance(other, dict) and isinstance(value, dict)
-            which = [key for key in sorted({**other, **value}) if other.get(key) != value.get(key)] if both else []
+            which: list[str] = []
+            if isinstance(other, dict) and isinstance(value, dict):
+                which = [key for key in sorted({**other, **value}) if other.get(key, ...) != value.get(key, ...)]
             found.append(f"{name} ({', '.join(which)})" if which else name)
     return ", ".join(found) or ", ".join(sorted(set(theirs) - set(ours)))
 

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # where no hub is: no test asks the internet
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # Programs are tiny and many: without optimisation, and without the slower of XLA's two ways to emit a fusion, they are
 # compiled several times as fast. From jaxlib 0.11.1 the flag is unknown, which ends the process.
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
@@ -64,6 +66,24 @@ def few_memory_maps():
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_bytes().splitlines()) > 40_000:
         jax.clear_caches()
+
+
+@pytest.fixture
+def hub(tmp_path_factory, monkeypatch):
+    """A hub of ours that this process asks in place of the internet's, with an empty cache and no token."""
+    from huggingface_hub import constants
+
+    from tests.hub import serving
+
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    home = tmp_path_factory.mktemp("hub")
+    with serving() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.address)
+        template = f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "no token"))
+        yield server
 
 
 @pytest.fixture

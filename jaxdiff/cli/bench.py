@@ -108,7 +108,7 @@ def bench(
     compared = weights is not None and plain and not compile_only
     first = None if compared else weights
     further = {"ignore": decoding.ignore_config, "adapter": adapter}
-    checkpoint = None if shape else load(model, dtype=dtype, weights=first, **further)
+    checkpoint = None if shape else load(decoding.pinned, dtype=dtype, weights=first, **further)
     if checkpoint is None:
         made = shaped(str(shape), dtype or "bfloat16")
         params = abstract_params(made, first) if compile_only else random_params(made, first)
@@ -119,7 +119,8 @@ def bench(
     learned = None
     if not without:
         check_pytorch(made)
-        learned = load_filter(model_folder(model) / FILTERS / OFFICIAL)[0] if set(peers) & set(ONE_ROW) else None
+        home = model_folder(decoding.pinned, weights=False) / FILTERS
+        learned = load_filter(home / OFFICIAL)[0] if set(peers) & set(ONE_ROW) else None
     decoder = decoding.decoder(made, gen_length)
     prompts, origin = _prompts(checkpoint, made, batch_size, gen_length)
     work = measure.Work(
@@ -143,6 +144,7 @@ def bench(
             found = _beside_pytorch(found, work, peers, learned)
     setting = {
         "model": shape or model,
+        "revision": None if checkpoint is None else checkpoint.revision,
         "adapter": adapter,
         "device": (chips.devices.flat[0] if chips else jax.devices()[0]).device_kind,
         "target": target,

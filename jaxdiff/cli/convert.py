@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from jaxdiff.checkpoint import model_folder
+from jaxdiff.checkpoint import adapter_folder, model_folder
 from jaxdiff.cli import options
 from jaxdiff.cli.show import copying
 from jaxdiff.convert import convert as run_convert
 from jaxdiff.convert import export as run_export
-from jaxdiff.convert.folder import SHARD_BYTES
+from jaxdiff.convert.folder import SHARD_BYTES, check_new
 from jaxdiff.types import InputError
 
 Target = Annotated[Path, typer.Argument(metavar="DST", help="The folder to make; it must not exist.")]
@@ -21,7 +21,11 @@ Target = Annotated[Path, typer.Argument(metavar="DST", help="The folder to make;
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A published folder: config.json and safetensors, or PyTorch's .bin.")
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="A published folder: config.json and safetensors, or PyTorch's .bin, or org/name of the hub.",
+        ),
     ],
     target: Target,
     ignore_config: options.IgnoreConfig = None,
@@ -31,20 +35,22 @@ def convert(
     ] = False,
 ) -> None:
     """Make a model folder from a published one; bit for bit, no code of it is run. With an adapter: the merged one."""
+    check_new(target)
+    folder = model_folder(options.pinned(source), ignore=ignore_config or ())
     with copying("converting") as report:
         run_convert(
-            source,
+            folder,
             target,
             report,
             ignore=ignore_config or (),
             check=check,
-            adapter=None if adapter is None else Path(adapter),
+            adapter=adapter_folder(adapter),
         )
     print(target)
 
 
 def export(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A model folder, or the name of a model that ships.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help=options.MODEL)],
     target: Target,
     max_shard_gb: Annotated[
         float, typer.Option("--max-shard-gb", min=1e-6, help="The most that one file holds; so does memory.")
@@ -55,13 +61,15 @@ def export(
     """Make a published folder (safetensors) from a model folder, bit for bit. With an adapter: the merged model."""
     if not math.isfinite(max_shard_gb):
         raise InputError(f"max-shard-gb: found {max_shard_gb}, expected a number; leave it out for files of 4 GB")
+    check_new(target)
+    folder = model_folder(options.pinned(source), ignore=ignore_config or ())
     with copying("exporting") as report:
         run_export(
-            model_folder(source),
+            folder,
             target,
             shard_bytes=int(max_shard_gb * 1e9),
             report=report,
             ignore=ignore_config or (),
-            adapter=None if adapter is None else Path(adapter),
+            adapter=adapter_folder(adapter),
         )
     print(target)

@@ -41,6 +41,7 @@ def demo(
     as_json: options.Json = False,
 ) -> int:
     """Decode one held-out problem one token a step, by a threshold and by the learned filter, side by side."""
+    model = options.pinned(model)
     decodings = {
         name: Decoding(model=model, policy=policy, stop=stop, gen_length=gen_length) for name, policy, stop in WAYS
     }
@@ -88,7 +89,7 @@ def demo(
 
 def _problem(model: str, number: int) -> Problem:
     """One of the problems that lie beside the model. Raises InputError where there is none."""
-    file = model_folder(model) / PROBLEMS
+    file = model_folder(model, weights=False) / PROBLEMS
     if not file.is_file():
         raise InputError(f"demo: no {PROBLEMS} in {file.parent}; take the model that ships ({SHIPPED})")
     found = read_object(file).get("problems", [])

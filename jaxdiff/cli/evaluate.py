@@ -79,6 +79,7 @@ def evaluate(
         "split": split,
         "seed": seed,
         "model": model,
+        "revision": checkpoint.revision,
         "adapter": adapter,
         "weights": weights,
         "policy": policy,

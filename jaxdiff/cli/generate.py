@@ -120,7 +120,8 @@ def _one(prompt: str, decoding: Decoding, job: Job, watch: bool, as_json: bool) 
     row = line["row"]
     if as_json:
         del row["id"]
-        print(json_line(row | tally.numbers() | {"seed": job.seed, "adapter": decoding.adapter}))
+        told = {"seed": job.seed, "revision": checkpoint.revision, "adapter": decoding.adapter}
+        print(json_line(row | tally.numbers() | told))
     else:
         print(row["text"])
         note(tally.line())

@@ -17,9 +17,7 @@ SHOWN = 5  # names in a row of the table; --json has all
 
 
 def inspect(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A model folder, published or ours, or the name of a shipped model.")
-    ],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=options.MODEL)],
     check: Annotated[
         bool, typer.Option("--weights", help="Read every tensor too, and report those that hold NaN or infinity.")
     ] = False,
@@ -34,11 +32,11 @@ def inspect(
 
     Exit code 1: it cannot be loaded, or weights hold NaN or infinity.
     """
-    ignore = ignore_config or ()
-    facts = checkpoint.survey(model, ignore=ignore, adapter=adapter, mesh=mesh)
+    ignore, name = ignore_config or (), options.pinned(model)
+    facts = checkpoint.survey(name, ignore=ignore, adapter=adapter, mesh=mesh)
     unsound = None
     if check and not facts["faults"]:
-        unsound = [str(one) for one in jaxdiff.inspect(model, ignore=ignore, adapter=adapter).unsound()]
+        unsound = [str(one) for one in jaxdiff.inspect(name, ignore=ignore, adapter=adapter).unsound()]
     tell(facts | {"unsound": unsound}, _shown(facts, unsound), as_json=as_json)
     return 1 if unsound or facts["faults"] else 0
 

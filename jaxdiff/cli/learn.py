@@ -14,6 +14,7 @@ from jaxdiff.checkpoint import FILTERS, SHIPPED, learned_policy, load, model_fol
 from jaxdiff.cli import options
 from jaxdiff.cli.show import progress, tell
 from jaxdiff.decode import Decoder
+from jaxdiff.hub import origin_of
 from jaxdiff.policies import Learned, parse
 from jaxdiff.stoppers import STOPPERS
 from jaxdiff.tasks import TASKS, task
@@ -56,8 +57,9 @@ def collect(
     from jaxdiff.train.traces import collect as run
 
     stopper, source = STOPPERS.parse(stop), task(task_name)
-    policy = parse(answer, learned=functools.partial(learned_policy, model))
-    checkpoint = load(model, ignore=ignore_config or (), adapter=adapter)
+    pinned = options.pinned(model)
+    policy = parse(answer, learned=functools.partial(learned_policy, pinned))
+    checkpoint = load(pinned, ignore=ignore_config or (), adapter=adapter)
     tokenizer = checkpoint.tokenizer_for(task_name)
     problems = list(itertools.islice(source.problems("train", seed), n))
     prompts = [tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question) for p in problems]
@@ -75,7 +77,8 @@ def collect(
             taus=tau,
             progress=update,
         )
-    numbers = {"prompts": len(prompts), "rows": int(traces.prompt.size), "seed": seed, "adapter": adapter}
+    numbers = {"prompts": len(prompts), "rows": int(traces.prompt.size), "seed": seed}
+    numbers |= {"revision": checkpoint.revision, "adapter": adapter}
     tell(numbers, f"{numbers['rows']} rows of {numbers['prompts']} prompts in {out}", as_json=as_json)
 
 
@@ -105,7 +108,13 @@ def fit(
     if not 0.0 <= tau <= 1.0:  # NaN is no option's mistake to the parser
         raise InputError(f"tau: found {tau}, expected a number from 0 to 1")
     recipe = FilterRecipe(kind=kind, layers=layers, hidden=hidden, wrong=wrong, steps=steps, seed=seed)
-    folder, rows = model_folder(model) / FILTERS / name, [load_traces(path) for path in traces]
+    home = model_folder(model, weights=False)
+    if origin_of(home) is not None:
+        raise InputError(
+            f"model: {model} lies in the hub's cache, which keeps no filter of yours; make a folder of your own "
+            f"(jaxdiff convert {model} DST), and name that"
+        )
+    folder, rows = home / FILTERS / name, [load_traces(path) for path in traces]
     with progress("steps", steps, lambda loss, _: f"validation loss {loss:.4f}") as update:
         fitted = fit_filter(rows, recipe, update)
     save_filter(folder, Learned(fitted.filter, tau), quota=quota)

@@ -32,6 +32,7 @@ from jaxdiff.cli.learn import collect, fit
 from jaxdiff.cli.show import drop, stderr
 from jaxdiff.cli.train import train
 from jaxdiff.files import FULL, clear_scratch
+from jaxdiff.hub import clear_unfinished
 
 MIN_SECONDS = "jax_persistent_cache_min_compile_time_secs"
 GOOGLE = "0x1ae0"  # who makes TPUs, as PCI devices name it
@@ -70,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         _leave_on_interrupt()
     _open_streams()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as our own
     _use_compilation_cache()
     _pass_libtpu_by()
     _debug.set(False)
@@ -151,6 +154,7 @@ def _leave_on_interrupt() -> None:
             number = os.read(reader, 1)[0]
         stderr().show_cursor()  # a progress bar may have hidden it
         clear_scratch()
+        clear_unfinished()
         os._exit(128 + number)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -11,10 +11,12 @@ import typer
 
 import jaxdiff
 from jaxdiff.caches import CACHES
-from jaxdiff.checkpoint import learned_policy
+from jaxdiff.checkpoint import learned_policy, model_folder
+from jaxdiff.cli.show import note
 from jaxdiff.decode.checks import block_of, check_blocks, check_cache
 from jaxdiff.decode.decoder import BLOCK_LENGTH
 from jaxdiff.fills import FILLS
+from jaxdiff.hub import origin_of
 from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.policies import parse
 from jaxdiff.pytree import numbers_of
@@ -24,7 +26,8 @@ from jaxdiff.weights import WEIGHTS, check_weights
 
 DTYPES = ("float32", "bfloat16")
 
-Model = Annotated[str, typer.Option("--model", help="A model folder, or the name of a model that ships.")]
+MODEL = "A model folder, the name of a model that ships, or org/name[@revision] of the Hugging Face hub."
+Model = Annotated[str, typer.Option("--model", help=MODEL)]
 Policy = Annotated[
     str,
     typer.Option(
@@ -95,7 +98,9 @@ Weights = Annotated[
 ]
 Adapter = Annotated[
     str | None,
-    typer.Option("--adapter", metavar="DIR", help="A LoRA adapter as peft saves it, merged into the model's weights."),
+    typer.Option(
+        "--adapter", metavar="DIR", help="A LoRA adapter as peft saves it, a folder or of the hub; merged in."
+    ),
 ]
 IgnoreConfig = Annotated[
     list[str] | None,
@@ -117,6 +122,19 @@ Coordinator = Annotated[
 ]
 Processes = Annotated[int | None, typer.Option("--processes", min=1, help="How many, with --coordinator.")]
 ProcessId = Annotated[int | None, typer.Option("--process-id", min=0, help="This one's, with --coordinator.")]
+
+
+def pinned(model: str) -> str:
+    """A model's name as it was given; that of the hub's with the commit it stands for now, which is told on stderr.
+
+    A command asks the hub once for it, so that all that it reads is of one commit. Raises InputError as `model_folder`.
+    """
+    origin = origin_of(model_folder(model, weights=False), model)
+    if origin is None:
+        return model
+    if model != str(origin):
+        note(f"{origin.repo}: revision {origin.revision}")
+    return str(origin)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,9 +184,14 @@ class Decoding:
             )
         parse_mesh(self.mesh)  # last: it asks JAX for devices
 
+    @functools.cached_property
+    def pinned(self) -> str:
+        """The model as `pinned` names it. Raises as that."""
+        return pinned(self.model)
+
     def parse(self, steps: int | None) -> jaxdiff.Policy:
         """The policy, for `steps` in a block; a learned one is looked for in the model's folder."""
-        return parse(self.policy, learned=functools.partial(learned_policy, self.model), steps=steps)
+        return parse(self.policy, learned=lambda name, tau: learned_policy(self.pinned, name, tau), steps=steps)
 
     def stopper(self, *, canvas: bool = False) -> jaxdiff.Stopper:
         return STOPPERS.parse(self.stop or ("none" if canvas else "eos"))
@@ -176,7 +199,7 @@ class Decoding:
     def load(self) -> jaxdiff.Checkpoint:
         """The model, laid over the mesh. Raises as `jaxdiff.load`."""
         return jaxdiff.load(
-            self.model,
+            self.pinned,
             dtype=self.dtype,
             mesh=parse_mesh(self.mesh),
             weights=self.weights,

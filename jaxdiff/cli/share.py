@@ -82,6 +82,7 @@ def decode_file(in_file: Path, out: Path, decoding: Decoding, job: requests.Job,
     for line in lines:
         tally.add(line)
     numbers = {"rows": tally.rows, "refused": tally.refused, **tally.numbers(), "seed": job.seed}
+    numbers["revision"] = work.checkpoint.revision
     numbers["adapter"] = decoding.adapter
     there = f", {len(before)} were there before" if before else ""
     said = f"{tally.rows} rows written to {out}, {tally.refused} refused{there} · {tally.line()}"
@@ -141,7 +142,7 @@ def share_file(
     def prepare() -> Work:
         decoding = make_decoding()
         # on this process's own device, whatever the mesh
-        made = functools.partial(load, decoding.model, dtype=decoding.dtype, weights=decoding.weights)
+        made = functools.partial(load, decoding.pinned, dtype=decoding.dtype, weights=decoding.weights)
         made = functools.partial(made, adapter=decoding.adapter)
         work = Work.of(functools.partial(made, ignore=decoding.ignore_config), decoding, job, in_file, out)
         if parts.merged(out, work.run, work.numbers) is None and out.exists():
@@ -166,7 +167,9 @@ def share_file(
         f"process {process} of {processes}: {tally.rows} rows written to {part.path}, {tally.refused} refused, "
         f"{sum(number in before for number in work.numbers)} were there before · {tally.line()} · {end}"
     )
-    tell(counts | tally.numbers() | {"seed": job.seed, "adapter": work.decoding.adapter}, line, as_json=as_json)
+    numbers = counts | tally.numbers() | {"seed": job.seed}
+    numbers |= {"revision": work.checkpoint.revision, "adapter": work.decoding.adapter}
+    tell(numbers, line, as_json=as_json)
     done = parts.written(out, work.run)
     sound = _trusted(work, [done[row.number] for row in mine])
     return 1 if any(isinstance(row, Refusal) for row in mine) or not sound else 0
@@ -181,6 +184,7 @@ def fingerprints(data: bytes, checkpoint: Checkpoint, decoding: Decoding, job: r
     settings: dict[str, Any] = dataclasses.asdict(decoding) | dataclasses.asdict(job)
     config = dataclasses.asdict(checkpoint.model.config)
     settings["config"] = parts.digest(json_line(dict(sorted(config.items()))).encode())
+    settings["revision"] = checkpoint.revision
     del settings["model"], settings["slots"]
     if checkpoint.adapter is not None:
         settings["adapter"] = parts.digest_of_folder(checkpoint.adapter)

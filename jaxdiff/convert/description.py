@@ -132,7 +132,12 @@ class Description:
 
 
 def describe(
-    folder: Path, *, dtype: str | None = None, ignore: Iterable[str] = (), adapter: Path | None = None
+    folder: Path,
+    *,
+    dtype: str | None = None,
+    ignore: Iterable[str] = (),
+    adapter: Path | None = None,
+    beyond: Mapping[str, published.Open] | None = None,
 ) -> Description:
     """Understand a folder, published or ours; no number of its weights is read, but buffers of rotary frequencies.
 
@@ -140,6 +145,7 @@ def describe(
         dtype: of the computation; default of a published folder that of its tensors, of one of ours its config's.
         ignore: unknown keys of its config.json that are left alone (`jaxdiff.load`).
         adapter: the folder of a LoRA adapter that is to be merged into it.
+        beyond: how files of weights are opened that are not in a published folder, by their names.
 
     Raises InputError for a folder that is missing, of another kind, damaged, of an unknown family, or whose config is
     not known in full or contradicts itself; for weights that are packed; and for an adapter that does not fit.
@@ -158,7 +164,7 @@ def describe(
         config, said = published.with_ids(given, folder)
         warnings += said
         kinds.check_plain(folder, config, ignore)
-        weights = opened(folder, config)
+        weights = opened(folder, config, beyond)
         config = {key: value for key, value in config.items() if key != kinds.QUANTISED}  # `opened` has heeded it
         dtype = dtype or weights.computed_in
     model, shapes = model_of(
@@ -172,6 +178,19 @@ def describe(
     warnings += _doubts(model.config, tokenizer)
     merged = None if adapter is None else Adapter.of(adapter, plan)
     return Description(folder, given, model, shapes, tokenizer, plan, weights, merged, tuple(warnings))
+
+
+def check_config(folder: Path, ignore: Iterable[str] = ()) -> None:
+    """Raises what `describe` does for the configs of a folder whose weights are not there yet."""
+    ignore = {ignore} if isinstance(ignore, str) else set(ignore)
+    kinds.check_kind(folder)
+    config = read_object(folder / published.CONFIG)
+    if published.is_published(folder, config):
+        config, _ = published.with_ids(config, folder)
+        kinds.check_plain(folder, config, ignore)
+        # whatever dtype it says: that of the weights counts
+        config = {key: value for key, value in config.items() if key != kinds.QUANTISED} | {"dtype": "float32"}
+    model_of(config, folder / published.CONFIG, ignore=ignore)
 
 
 def _tokenizer(folder: Path, model: Model) -> Tokenizer | None:

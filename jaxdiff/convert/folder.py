@@ -71,7 +71,7 @@ def convert(
     """
     from jaxdiff.convert import writer  # orbax is slow to import, and not needed to read
 
-    _check_new(target)
+    check_new(target)
     described = describe(source, ignore=ignore, adapter=adapter)
     tokenizer, plan, dtypes = described.tokenizer, described.plan, described.dtypes
     if not described.published and adapter is None:
@@ -123,7 +123,7 @@ def export(
 
     Raises InputError, before anything is written, for a folder that is damaged or does not fit its config.
     """
-    _check_new(target)
+    check_new(target)
     described = describe(source, ignore=ignore, adapter=adapter)
     if described.published:
         raise InputError(f"{source}: is published already; name a folder with params/")
@@ -157,7 +157,8 @@ def _copy_configs(source: Path, target: Path) -> None:
         write_object(target / published.CONFIG, {k: v for k, v in config.items() if k != kinds.QUANTISED})
 
 
-def _check_new(target: Path) -> None:
+def check_new(target: Path) -> None:
+    """Raises InputError for a folder that is to be made, and is there."""
     if target.exists() or target.is_symlink():
         raise InputError(f"{target}: exists; name a new folder, or remove it")
 

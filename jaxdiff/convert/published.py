@@ -9,7 +9,7 @@ import functools
 import math
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ SPECIAL = "special_tokens_map.json"
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
 Read = Callable[[str, slice], np.ndarray]
+Open = Callable[[Path], tuple[dict[str, Spec], Read]]
 
 _NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F8_E4M3": FLOAT8.name}  # safetensors' words
 
@@ -122,12 +123,22 @@ class Files:
 
     Of a folder in shards, the index says which files hold the model; what they hold is what their headers say.
 
-    `names`: of the files that may hold them: safetensors, PyTorch's pickle. Raises InputError for a folder without
-    weights, a damaged file, a shard that is not there, and a tensor in two shards of which the index names neither.
+    `names`: of the files that may hold them: safetensors, PyTorch's pickle. `beyond`: how files are opened that are not
+    in the folder, by their names.
+
+    Raises InputError for a folder without weights, a damaged file, a shard that is not there, and a tensor in two
+    shards of which the index names neither.
     """
 
-    def __init__(self, folder: Path, names: tuple[str, str] = (SAFETENSORS, PICKLE)) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        names: tuple[str, str] = (SAFETENSORS, PICKLE),
+        *,
+        beyond: Mapping[str, Open] | None = None,
+    ) -> None:
         self.name = str(folder)
+        self._beyond = beyond or {}
         self.notes: list[str] = []  # what lies there as well and is not read; where an index is not as the shards are
         self.specs: dict[str, Spec] = {}
         self._reads: dict[str, Read] = {}
@@ -136,7 +147,7 @@ class Files:
             (path, opened)
             for name, opened in ways
             for path in (folder / f"{name}.index.json", folder / name)
-            if path.is_file()
+            if self._is_there(path)
         ]
         numbered = [(shards, opened) for name, opened in ways if (shards := _numbered(folder, name))]
         if there:
@@ -145,7 +156,7 @@ class Files:
             if path.suffix == ".json":
                 self._open_shards(path, opened)
             else:
-                self._add(*opened(path))
+                self._add(*self._beyond.get(path.name, opened)(path))
         elif numbered:
             self._open_numbered(*numbered[0])
         else:
@@ -164,11 +175,14 @@ class Files:
         with refusing(f"{self.specs[key].file} {key}: cannot be read", "get the file again"):
             return self._reads[key](key, rows)
 
+    def _is_there(self, path: Path) -> bool:
+        return path.is_file() or path.name in self._beyond
+
     def _add(self, specs: Mapping[str, Spec], read: Read) -> None:
         self.specs |= specs
         self._reads |= dict.fromkeys(specs, read)
 
-    def _open_shards(self, index: Path, opened: Callable[[Path], tuple[dict[str, Spec], Read]]) -> None:
+    def _open_shards(self, index: Path, opened: Open) -> None:
         listed = read_object(index).get("weight_map")
         if not isinstance(listed, dict) or not listed or not all(isinstance(f, str) for f in listed.values()):
             raise InputError(f"{index} weight_map: expected an object, tensor to file; restore the file")
@@ -176,10 +190,10 @@ class Files:
         for name in sorted(set(listed.values())):
             if Path(name).name != name:
                 raise InputError(f"{index} weight_map: found {name!r}, expected the name of a file beside it")
-            if not (folder / name).is_file():
+            if not self._is_there(folder / name):
                 faults.append(f"{folder / name}: found no file, expected the shard that {index.name} lists")
                 continue
-            specs, read = opened(folder / name)
+            specs, read = self._beyond.get(name, opened)(folder / name)
             # A tensor that two shards hold is the one that the index names.
             held = {key: spec for key, spec in specs.items() if key not in self.specs or listed.get(key) == name}
             twice += [key for key in specs if key in self.specs and listed.get(key) not in (name, self.shard(key))]
@@ -268,6 +282,22 @@ def _places(path: Path) -> dict[str, int]:
     return {key: start + entry["data_offsets"][0] for key, entry in header.items() if key != "__metadata__"}
 
 
+def announced(
+    path: Path, header: Iterable[tuple[str, str, tuple[int, ...]]], fetch: Callable[[], object]
+) -> tuple[dict[str, Spec], Read]:
+    """The tensors of a safetensors file that is not there, by its header (name, dtype, shape): `fetch` is to put it
+    there when a number is asked for.
+    """
+
+    @functools.cache
+    def opened() -> Read:
+        fetch()
+        return _safetensors(path)[1]
+
+    specs = {key: Spec(tuple(shape), _NAMES.get(dtype, dtype), str(path)) for key, dtype, shape in header}
+    return specs, lambda key, rows: opened()(key, rows)
+
+
 def _pickle(path: Path) -> tuple[dict[str, Spec], Read]:
     try:
         import torch
@@ -293,3 +323,6 @@ def _pickle(path: Path) -> tuple[dict[str, Spec], Read]:
         for key, tensor in found.items()
     }
     return specs, read
+
+
+OPEN: dict[str, Open] = {".safetensors": _safetensors, ".bin": _pickle}  # by a file's suffix

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,12 @@ from jaxdiff.types import InputError
 
 
 def survey(
-    folder: Path, *, ignore: Iterable[str] = (), adapter: Path | None = None, mesh: str = "1x1"
+    folder: Path,
+    *,
+    ignore: Iterable[str] = (),
+    adapter: Path | None = None,
+    mesh: str = "1x1",
+    beyond: Mapping[str, published.Open] | None = None,
 ) -> dict[str, Any]:
     """The facts of a folder, whether it can be loaded or not: `faults` says why not, in a line each.
 
@@ -27,15 +32,15 @@ def survey(
     """
     abstract_mesh(mesh)  # no folder mends a mesh that is none
     try:
-        described = describe(folder, ignore=ignore, adapter=adapter)
+        described = describe(folder, ignore=ignore, adapter=adapter, beyond=beyond)
     except InputError as error:
         if not (folder / published.CONFIG).is_file():
             raise
-        return _as_far_as_read(folder, mesh) | {"faults": [str(error)]}
+        return _as_far_as_read(folder, mesh, beyond) | {"faults": [str(error)]}
     return described.facts(mesh=mesh)
 
 
-def _as_far_as_read(folder: Path, mesh: str) -> dict[str, Any]:
+def _as_far_as_read(folder: Path, mesh: str, beyond: Mapping[str, published.Open] | None) -> dict[str, Any]:
     """What can be told of a folder that is not understood: the keys of its config.json, the model that it describes,
     and its files' tensors.
 
@@ -54,7 +59,7 @@ def _as_far_as_read(folder: Path, mesh: str) -> dict[str, Any]:
         facts |= model_facts(model, shapes, mesh)
     if layout == "published":
         with contextlib.suppress(InputError):
-            files = published.Files(folder)
+            files = published.Files(folder, beyond=beyond)
             names = sorted({spec.file for spec in files.specs.values()})
             facts |= stored(files.specs) | {"files": names, "warnings": files.notes}
     return facts

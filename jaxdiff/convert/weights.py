@@ -61,9 +61,12 @@ class Weights:
         return Weights(tensors, self.held, passed, prefix, (*self.notes, *notes))
 
 
-def opened(folder: Path, config: Mapping[str, Any]) -> Weights:
-    """The weights of a folder with this config.json. Raises InputError for damaged, packed or missing ones."""
-    files = published.Files(folder)
+def opened(folder: Path, config: Mapping[str, Any], beyond: Mapping[str, published.Open] | None = None) -> Weights:
+    """The weights of a folder with this config.json; `beyond` as of `published.Files`.
+
+    Raises InputError for damaged, packed or missing ones.
+    """
+    files = published.Files(folder, beyond=beyond)
     kinds.check_names(folder, files.specs)
     notes, given = list(files.notes), config.get(kinds.QUANTISED)
     stored = config.get("torch_dtype") or config.get("dtype")

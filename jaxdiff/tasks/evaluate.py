@@ -217,6 +217,7 @@ def _run_of(
         seed=seed,
         problems=parts.digest(*(np.asarray(question, np.int32).tobytes() for question in questions)),
         model=model,
+        revision=checkpoint.revision,
         decoder=parts.digest_of_tree(decoder),
         gen_length=gen_length,
         versions={package: version(package) for package in ("jax", "jaxlib", "flax")},

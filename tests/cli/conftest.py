@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -12,6 +13,8 @@ import jaxdiff
 from jaxdiff.checkpoint import load_tokenizer
 from jaxdiff.cli.main import main
 from jaxdiff.models import Llada, LladaConfig
+from jaxdiff.tasks import TASKS
+from jaxdiff.tasks.base import Problem
 from jaxdiff.train.tokenizer import train_tokenizer
 from tests import programs
 
@@ -116,3 +119,15 @@ def refused(run, tmp_path):
 def checkpoint(folder):
     """The tiny model, loaded."""
     return jaxdiff.load(folder)
+
+
+@pytest.fixture
+def parity(monkeypatch):
+    """A task whose verifier accepts every second problem, whatever the text."""
+    module = types.ModuleType("parity")
+    vars(module).update(
+        NAME="parity",
+        problems=lambda split, seed: (Problem(f"{split} {seed} {i}", "", str(i)) for i in range(1000)),
+        verify=lambda answer, problem: int(problem.answer) % 2 == 0,
+    )
+    monkeypatch.setitem(TASKS, "parity", module)

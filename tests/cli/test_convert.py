@@ -64,7 +64,7 @@ def test_an_unknown_key_is_refused_or_left_out(source, tmp_path, run, refused):
 def test_refusals(source, tmp_path, refused):
     (tmp_path / "there").mkdir()
     assert "there: exists; name a new folder, or remove it" in refused("convert", source, tmp_path / "there")
-    assert "model: found no folder '" in refused("convert", tmp_path / "nowhere", tmp_path / "new")
+    assert "model: no config.json in" in refused("convert", tmp_path / "nowhere", tmp_path / "new")
     assert "DST" in refused("convert", source)
     assert "model: no config.json in" in refused("export", tmp_path / "nowhere", tmp_path / "new")
     assert "is published already" in refused("export", source, tmp_path / "new")

@@ -1,29 +1,15 @@
 """`jaxdiff eval`: its report, and that the task's verifier is who decides."""
 
 import json
-import types
 
 import jax
 import numpy as np
 import pytest
 
-from jaxdiff.tasks import TASKS
 from jaxdiff.tasks.base import Problem
 from jaxdiff.tasks.evaluate import Report
 
 SHORT = ("--gen-length", 16, "--block-length", 8)
-
-
-@pytest.fixture
-def parity(monkeypatch):
-    """A task whose verifier accepts every second problem, whatever the text."""
-    module = types.ModuleType("parity")
-    vars(module).update(
-        NAME="parity",
-        problems=lambda split, seed: (Problem(f"{split} {seed} {i}", "", str(i)) for i in range(1000)),
-        verify=lambda answer, problem: int(problem.answer) % 2 == 0,
-    )
-    monkeypatch.setitem(TASKS, "parity", module)
 
 
 def test_report(run, refused, parity, folder, tmp_path):

@@ -79,7 +79,7 @@ def test_json_is_one_object_with_what_the_library_decodes(run, folder, checkpoin
     assert got["compile_seconds"] > 0
     assert set(got) == {
         *("text", "token_ids", "commit_step", "nfe", "generated_tokens", "tpf", "near_ties", "work", "reason"),
-        *("seconds", "compile_seconds", "seed", "not_finite", "adapter"),
+        *("seconds", "compile_seconds", "seed", "not_finite", "revision", "adapter"),
     }
     asked = run("generate", "26 + 48", "--model", folder, *SHORT, "--json", "--log-prob").json
     assert set(asked) - set(got) == {"log_prob"}
