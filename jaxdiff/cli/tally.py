@@ -97,7 +97,7 @@ def decode_rows(
             tally.add(line)
     with progress("rows", len(wanted), tally.says) as update:
         for answer in requests.answers(checkpoint, wanted, decoding, job, tally.meter):
-            line = requests.line_of(checkpoint, answer, log_prob=job.log_prob)
+            line = requests.line_of(checkpoint, answer, decoding, job)
             keep(line)
             tally.add(line)
             update(tally.rows, tally.tokens, tally.meter.seconds)
