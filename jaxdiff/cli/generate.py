@@ -18,7 +18,6 @@ from jaxdiff.cli.share import decode_file, print_file, share_file
 from jaxdiff.cli.show import note, stderr
 from jaxdiff.cli.tally import Tally, trusted
 from jaxdiff.cli.watch import replay
-from jaxdiff.convert.chats import check_messages
 from jaxdiff.files import json_line
 from jaxdiff.serve import Request
 from jaxdiff.types import InputError
@@ -107,8 +106,8 @@ def generate(
         raise InputError("--prompt-text is for the rows of a file; --json of a PROMPT has it; leave it out")
     if system is not None and not chat:
         raise InputError("--system is a turn of the chat, and --no-chat asks for none; leave one of them out")
-    if system is not None:
-        check_messages([{"role": "system", "content": system}, {"role": "user", "content": "one"}])
+    if system is not None and not system.strip():
+        raise InputError("--system: found an empty text, expected at least one word; leave it out")
     make_decoding = functools.partial(Decoding.of, locals())
     job = Job(
         seed=seed,

@@ -155,7 +155,7 @@ class Decoding:
     def of(cls, given: Mapping[str, Any]) -> Decoding:
         """From a command's arguments (its `locals()`): those of the names above; the rest is the command's own."""
         values = {field.name: given[field.name] for field in dataclasses.fields(cls) if field.name in given}
-        several = {name: tuple(given.get(name) or ()) for name in ("ignore_config", "stop_string")}
+        several: dict[str, Any] = {name: tuple(given.get(name) or ()) for name in ("ignore_config", "stop_string")}
         return cls(**values | several)
 
     def __post_init__(self) -> None:

@@ -58,13 +58,16 @@ def with_system(messages: list[Message], system: str | None) -> list[Message]:
 def frames(render: Callable[[list[Message]], str], messages: list[Message]) -> list[str | int]:
     """What the chat template puts around the turns, and the number of the turn between: text, number, text ...
 
-    `render` makes the template's text. Raises InputError for a turn that the template leaves out.
+    `render` makes the template's text. The number of a turn whose text it changes may be missing. Raises InputError for
+    a turn that it leaves out.
     """
     stand_ins = [turn | {"content": f"{_STAND_IN}{number}z"} for number, turn in enumerate(messages)]
     pieces: list[Any] = re.split(f"{_STAND_IN}([0-9]+)z", render(stand_ins))
     pieces[1::2] = map(int, pieces[1::2])
-    for number, turn in enumerate(messages):
-        if number not in pieces[1::2]:
+    for number in sorted(set(range(len(messages))) - set(pieces[1::2])):
+        turn, before, behind = messages[number], messages[:number], messages[number + 1 :]
+        one, two = (render([*before, turn | {"content": text}, *behind]) for text in ("one", "two"))
+        if one == two:
             raise InputError(
                 f"messages: the chat template drops turn {number + 1} ({turn['role']}); leave it out, or put its text "
                 "into a user's turn"
@@ -78,6 +81,8 @@ def shown(rendered: str, pieces: Sequence[str | int], messages: Sequence[Message
     None where the template changes a turn's text beyond that.
     """
     texts = [str(pieces[0])]
+    if not set(range(len(messages))) <= set(pieces[1::2]):
+        return None
     if not rendered.startswith(texts[0]):
         return None
     at = len(texts[0])

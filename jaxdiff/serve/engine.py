@@ -261,7 +261,7 @@ class _Engine:
             canvas[slot, origin[slot] : end] = request.ids
             last[slot] = first + (request.max_tokens or self.kind.generated)
             places[slot], has_own[slot] = request.number, request.key is not None
-            if strings is not None and request.stop_strings is not None:
+            if room is not None and strings is not None and request.stop_strings is not None:
                 strings[slot] = room.lines(request.stop_strings)
             if request.key is not None:
                 own[slot] = jax.random.key_data(request.key)
