@@ -32,7 +32,7 @@ class Spelling:
     """
 
     letters: UInt8[Array, " n"] | UInt8[np.ndarray, " n"]
-    starts: Int[Array, " tokens+1"] | Int[np.ndarray, " tokens+1"]
+    starts: Int[Array, " entries"] | Int[np.ndarray, " entries"]
 
     @classmethod
     def of(cls, tokens: Sequence[bytes]) -> Spelling:
