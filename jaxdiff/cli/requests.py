@@ -241,9 +241,10 @@ def _parse(number: int, line: bytes, checkpoint: Checkpoint, job: Job) -> Row:
         if len(kinds) != 1:
             raise InputError(f"found {' and '.join(kinds) or 'no prompt'}, expected one of {', '.join(KINDS)}")
         (kind,) = kinds
-        value, strings = row[kind], row.get("stop_strings")
-        if "stop_strings" in row:
-            encoded(strings)
+        value = row[kind]
+        strings: Any = row.get("stop_strings")
+        if "stop_strings" in row and encoded(strings):
+            _tokenizer(checkpoint, "stop_strings").stop_strings(strings)
         if kind == "prompt":
             if not isinstance(value, str):
                 raise InputError(f"prompt: found {type(value).__name__}, expected a text")

@@ -111,9 +111,17 @@ class Tokenizer:
     def stop_strings(self, texts: Sequence[str] = (), *, most: int = ROOM[0], longest: int = ROOM[1]) -> StopStrings:
         """Stop strings for `Decoder(stop_strings=)`; further arguments and errors as of `StopStrings.of`.
 
-        Raises InputError too for a tokenizer that is not byte-level.
+        Raises InputError too for a tokenizer that is not byte-level, and for the name of a special token, which no text
+        holds; that of an end of an answer is taken, for it ends a row in any case.
         """
-        return StopStrings.of(self._spelling, texts, most=most, longest=longest)
+        made = StopStrings.of(self._spelling, texts, most=most, longest=longest)
+        hidden = {token.content for i, token in self._added_tokens.items() if token.special and i not in self.eos_ids}
+        if found := [text for text in made.texts if text in hidden]:
+            raise InputError(
+                f"stop_strings: found {found[0]!r}, a special token, which is left out of every text; leave it out, or "
+                "name its id among the ends in generation_config.json (eos_token_id)"
+            )
+        return made
 
     def decode(self, ids: Any, generated: Any = None, stop_strings: Sequence[str] = ()) -> str:
         """The text up to the first generated id that ends an answer, and up to the first stop string that is complete
@@ -193,8 +201,12 @@ class Tokenizer:
     @functools.cached_property
     def _added(self) -> dict[int, str]:
         """Tokens that are found in a text before it is split: id to text. Plain white space is left out: it is text."""
-        tokens = {} if self.backend is None else self.backend.get_added_tokens_decoder()
-        return {i: token.content for i, token in tokens.items() if token.special or not token.content.isspace()}
+        tokens = self._added_tokens.items()
+        return {i: token.content for i, token in tokens if token.special or not token.content.isspace()}
+
+    @functools.cached_property
+    def _added_tokens(self) -> dict[int, Any]:
+        return {} if self.backend is None else self.backend.get_added_tokens_decoder()
 
     @functools.cached_property
     def _plain(self) -> Any:

@@ -43,6 +43,7 @@ BAD_ROWS = [
     ('{"messages": [{"role": "user", "content": 5}]}', "turn 1 content: found int, expected a text"),
     ('{"messages": [{"role": "user", "content": "x", "name": "y"}]}', "turn 1: found key 'name'"),
     ('{"prompt": "x", "stop_strings": "y"}', "stop_strings: found str, expected a list of texts"),
+    ('{"prompt": "x", "stop_strings": ["<|user|>"]}', r"found '<\|user\|>', a special token"),
     ('{"prompt": "x", "stop_strings": null}', "stop_strings: found NoneType"),
     ('{"prompt": "x", "stop_strings": [""]}', "found '', expected a text of at least one character"),
     ('{"canvas_ids": [0, 0, 0, 0, 0, 0, 0, 5], "stop_strings": ["y"]}', "found 1 for a canvas, expected none"),

@@ -310,7 +310,10 @@ BAD = [
     ('{"id": ' + "[" * 200 + "]" * 200 + ', "prompt_ids": [5]}', r"id: found more than 100 lists or objects"),
     ("[" * 100_000, r"not JSON"),
     ('{"id": ' + "9" * 5000 + ', "prompt_ids": [5]}', r"not JSON \(Exceeds the limit"),
-    ('{"promt": "x"}', r"found key 'promt', expected id, stop_strings and one of prompt, messages, prompt_ids, canvas_ids"),
+    (
+        '{"promt": "x"}',
+        r"found key 'promt', expected id, stop_strings and one of prompt, messages, prompt_ids, canvas_ids",
+    ),
     ('{"prompt": "x", "temperature": 1}', r"found key 'temperature'"),
     ('{"prompt": "x"', r"not JSON \(.*, at character 15\)"),
     (b'{"prompt": "\xff"}', r"not JSON \(not UTF-8: found byte 0xff at byte 13 of the line\)"),
