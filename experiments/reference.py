@@ -15,7 +15,7 @@ from jaxdiff.fills import FILLS
 from jaxdiff.policies import POLICIES, AllOf, AnyOf, Cap, Replay
 from jaxdiff.pytree import is_number
 from jaxdiff.registry import Registry
-from jaxdiff.stoppers import STOPPERS
+from jaxdiff.stoppers import STOPPERS, StopStrings
 
 FILE = Path(__file__).parents[1] / "docs" / "reference.md"
 PARTS = {
@@ -40,6 +40,8 @@ def reference() -> str:
     for title, (option, registry, what) in PARTS.items():
         parts += ["", f"## {title}", "", f"{what} Command line: `{option} NAME[:K=V,...]`."]
         parts += [line for name, cls in registry.classes().items() for line in entry(registry, name, cls)]
+        if registry is STOPPERS:
+            parts += entry(registry, "--stop-string", StopStrings)
         if registry is POLICIES:
             parts += [line for name, cls in COMBINED.items() for line in entry(registry, name, cls)]
     parts += ["", "## Sampling", "", *described(Sampling), "", *fields(Sampling)]

@@ -11,10 +11,16 @@ import jaxdiff
 from jaxdiff import Decoder, Inputs, Sampling, pad_prompts
 from jaxdiff.models import Dream, DreamConfig, Llada, LladaConfig, Sdar, SdarConfig
 from jaxdiff.models.config import Config
+from jaxdiff.stoppers import StopStrings
+from jaxdiff.stoppers.strings import Spelling
 
 MASK, EOS, EOT, VOCAB = 3, 1, 2, 61
 GEN, BLOCK = 16, 8
 PROMPTS = [[5, 6, 7], [9, 8, 30, 31, 32, 33], [40], [11, 12, 13, 14]]
+
+# What its tokens write: one or two letters of three; é in halves; the first ids, among them the ends, nothing.
+WORDS = [bytes(97 + digit % 3 for digit in divmod(i, 7)[: 1 + i % 2]) for i in range(VOCAB)]
+WORDS[:5], WORDS[7], WORDS[8] = [b""] * 5, b"\xc3", b"\xa9"
 
 CONFIG = LladaConfig(
     vocab_size=VOCAB,
@@ -53,6 +59,21 @@ def batch(prompts=PROMPTS, multiple=1):
 
 def keys(rows, seed=0):
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(rows))
+
+
+def spelling(words=WORDS):
+    """As a tokenizer makes it, for ids without a token too."""
+    return Spelling.of([*words, "\ufffd".encode()])
+
+
+def stop_strings(texts=(), **room):
+    return StopStrings.of(spelling(), texts, **room)
+
+
+def text(tokens):
+    """What generated tokens write, up to the first that ends an answer."""
+    ends = (i for i, token in enumerate(tokens) if token in (EOS, EOT))
+    return b"".join(WORDS[token] for token in tokens[: next(ends, len(tokens))]).decode(errors="replace")
 
 
 def decoder(**parts):

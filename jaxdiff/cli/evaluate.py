@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,7 @@ def evaluate(
     fill: options.Fill = "parallel",
     cache: options.Cache = "none",
     stop: options.Stop = "none",
+    stop_string: options.StopString = None,
     gen_length: options.GenLength = 256,
     block_length: options.BlockLength = None,
     steps: options.Steps = None,
@@ -59,6 +61,9 @@ def evaluate(
     task(task_name)  # a misspelt name is refused before the model is read
     checkpoint = decoding.load()
     decoder = decoding.decoder(checkpoint.model, gen_length)
+    if decoding.stop_string:
+        strings = checkpoint.tokenizer_for(task_name).stop_strings(decoding.stop_string)
+        decoder = dataclasses.replace(decoder, stop_strings=strings)
     with progress("problems", n) as update:
         report = evaluate_task(
             checkpoint,
@@ -84,6 +89,7 @@ def evaluate(
         "weights": weights,
         "policy": policy,
         "stop": stop,
+        "stop_strings": decoding.stop_string,
         "fill": fill,
         "cache": cache,
         "gen_length": gen_length,

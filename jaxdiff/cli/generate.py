@@ -26,7 +26,8 @@ from jaxdiff.types import InputError
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The text to answer.", show_default=False)] = None,
     in_file: Annotated[
-        Path | None, typer.Option("--in", metavar="JSONL", help="Rows of id and prompt, prompt_ids or canvas_ids.")
+        Path | None,
+        typer.Option("--in", metavar="JSONL", help="Rows of id and prompt, messages, prompt_ids or canvas_ids."),
     ] = None,
     out_file: Annotated[
         Path | None,
@@ -42,6 +43,7 @@ def generate(
     fill: options.Fill = "parallel",
     cache: options.Cache = "none",
     stop: options.GenerateStop = None,
+    stop_string: options.StopString = None,
     gen_length: options.GenLength = 256,
     block_length: options.BlockLength = None,
     steps: options.Steps = None,
@@ -73,6 +75,18 @@ def generate(
             "--special", help="Names of special tokens in a text, such as <|user|>, are the tokens, not text."
         ),
     ] = False,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="The system turn, where a chat has none of its own.")
+    ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat/--no-chat", help="A prompt is a user's turn of the model's chat template, or text as it stands."
+        ),
+    ] = True,
+    prompt_text: Annotated[
+        bool, typer.Option("--prompt-text", help="Rows also hold prompt_text, what the model was given, as text.")
+    ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show the masks turn into text.")] = False,
     as_json: options.Json = False,
 ) -> int:
@@ -89,8 +103,22 @@ def generate(
         raise InputError("--watch shows a single PROMPT; leave it out with --in")
     if log_prob and in_file is None and not as_json:
         raise InputError("--log-prob goes into the rows of a file and into --json; give one of them, or leave it out")
+    if prompt_text and in_file is None:
+        raise InputError("--prompt-text is for the rows of a file; --json of a PROMPT has it; leave it out")
+    if system is not None and not chat:
+        raise InputError("--system is a turn of the chat, and --no-chat asks for none; leave one of them out")
+    if system is not None and not system.strip():
+        raise InputError("--system: found an empty text, expected at least one word; leave it out")
     make_decoding = functools.partial(Decoding.of, locals())
-    job = Job(seed=seed, slots=batch_size, log_prob=log_prob, special=special)
+    job = Job(
+        seed=seed,
+        slots=batch_size,
+        log_prob=log_prob,
+        special=special,
+        system=system,
+        chat=chat,
+        prompt_text=prompt_text,
+    )
     hosts = Hosts(coordinator, processes, process_id)
     if not distributed and hosts != Hosts():
         raise InputError("--coordinator, --processes and --process-id say where hosts meet; give --distributed too")
@@ -108,12 +136,12 @@ def generate(
 def _one(prompt: str, decoding: Decoding, job: Job, watch: bool, as_json: bool) -> int:
     checkpoint = decoding.load()
     decoding.decoder(checkpoint.model, decoding.gen_length)
-    request = Request(requests.prompt_ids(checkpoint, prompt, special=job.special), number=0)
+    request = Request(requests.prompt_ids(checkpoint, prompt, job), number=0)
     requests.check(checkpoint, request, decoding)
     tally = Tally()
-    alone = dataclasses.replace(job, slots=1)
+    alone = dataclasses.replace(job, slots=1, prompt_text=as_json)
     (answer,) = requests.answers(checkpoint, [request], decoding, alone, tally.meter)
-    line = requests.line_of(checkpoint, answer, log_prob=job.log_prob)
+    line = requests.line_of(checkpoint, answer, decoding, alone)
     tally.add(line)
     if watch:
         replay(answer.tokens, answer.commit_step, checkpoint.tokenizer, stderr())

@@ -21,6 +21,7 @@ from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.policies import parse
 from jaxdiff.pytree import numbers_of
 from jaxdiff.stoppers import STOPPERS
+from jaxdiff.stoppers.strings import encoded
 from jaxdiff.types import InputError
 from jaxdiff.weights import WEIGHTS, check_weights
 
@@ -60,6 +61,14 @@ GenerateStop = Annotated[
         metavar="NAME[:K=V,...]",
         help="When a row ends: none (at the canvas' end), eos, eotp:way=official|block|safe,tau=0.9,keep=128. Default "
         "eos, of which the text is that of none; on a canvas none.",
+    ),
+]
+StopString = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stop-string",
+        metavar="TEXT",
+        help="The text ends before it, and the row as soon as that is certain; may be given more than once.",
     ),
 ]
 GenLength = Annotated[int, typer.Option("--gen-length", min=1, help="Tokens to generate.")]
@@ -149,6 +158,7 @@ class Decoding:
     fill: str = "parallel"
     cache: str = "none"
     stop: str | None = "none"  # None: eos after a prompt, none on a canvas, whose holes are all to be filled
+    stop_string: tuple[str, ...] = ()
     steps: int | None = None
     gen_length: int = 256
     block_length: int | None = None
@@ -168,12 +178,14 @@ class Decoding:
     def of(cls, given: Mapping[str, Any]) -> Decoding:
         """From a command's arguments (its `locals()`): those of the names above; the rest is the command's own."""
         values = {field.name: given[field.name] for field in dataclasses.fields(cls) if field.name in given}
-        return cls(**values | {"ignore_config": tuple(given.get("ignore_config") or ())})
+        several: dict[str, Any] = {name: tuple(given.get(name) or ()) for name in ("ignore_config", "stop_string")}
+        return cls(**values | several)
 
     def __post_init__(self) -> None:
         if self.dtype not in (None, *DTYPES):
             raise InputError(f"dtype: found {self.dtype!r}, expected {' or '.join(DTYPES)}")
         check_weights(self.weights)
+        encoded(self.stop_string)
         check_cache(CACHES.parse(self.cache), self.stopper())
         FILLS.parse(self.fill)
         self.parse(self.steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -12,17 +12,20 @@ import jax
 
 from jaxdiff.checkpoint import Checkpoint
 from jaxdiff.cli.options import Decoding
+from jaxdiff.convert.chats import check_messages, with_system
+from jaxdiff.convert.prompts import Tokenizer
 from jaxdiff.decode import Decoder
 from jaxdiff.decode.batches import widths_of
 from jaxdiff.decode.result import Reason
 from jaxdiff.files import parse_json
 from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.serve import Answer, Meter, Refusal, Request, check_request, decode_stream
+from jaxdiff.stoppers.strings import ROOM, StopStrings, encoded
 from jaxdiff.types import InputError
 
 Row = Request | Refusal
-KINDS = ("prompt", "prompt_ids", "canvas_ids")
-KEYS = ("id", *KINDS)
+KINDS = ("prompt", "messages", "prompt_ids", "canvas_ids")
+KEYS = ("id", *KINDS, "stop_strings")
 OTHERS = {  # how files of other kinds begin; all of them hold a zero byte soon
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
@@ -41,35 +44,75 @@ class Job:
     Attributes:
         log_prob: rows hold the tokens' log-softmax too.
         special: the names of special tokens in a text prompt are those tokens, not text.
+        system: the system turn of chats that have none of their own.
+        chat: a text prompt is a user's turn of the folder's chat template; else it is given to the model as it stands.
+        prompt_text: rows hold the text that the model was given.
     """
 
     seed: int
     slots: int
     log_prob: bool = False
     special: bool = False
+    system: str | None = None
+    chat: bool = True
+    prompt_text: bool = False
 
 
-def prompt_ids(checkpoint: Checkpoint, text: str, *, special: bool = False) -> list[int]:
-    """The ids of a text prompt, in the folder's chat template.
+def prompt_ids(checkpoint: Checkpoint, text: str, job: Job) -> list[int]:
+    """The ids of a text prompt, in the folder's chat template unless the job says otherwise.
 
     Raises InputError for an empty text, and where the folder has no tokenizer.
     """
     if not text.strip():
         raise InputError("prompt: found an empty text, expected at least one word")
-    if checkpoint.tokenizer is None:
-        raise InputError(
-            f"prompt: {checkpoint.path} has no tokenizer.json; add one, or give prompt_ids in a JSONL file (--in)"
-        )
+    tokenizer = _tokenizer(checkpoint, "prompt")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"prompt: found {text!r}, expected text that UTF-8 can hold") from error
-    return checkpoint.tokenizer.prompt(text, special=special)
+    if not job.chat:
+        return tokenizer.plain(text, job.special)
+    if job.system is None:
+        return tokenizer.prompt(text, job.special)
+    return tokenizer.chat(with_system([{"role": "user", "content": text}], job.system), job.special)
+
+
+def chat_ids(checkpoint: Checkpoint, messages: Any, job: Job) -> list[int]:
+    """The ids of a conversation. Raises InputError as `Tokenizer.chat`, and where no chats are asked for."""
+    if not job.chat:
+        raise InputError("messages: found a chat, but --no-chat asks for plain text; give prompt, or leave it out")
+    tokenizer = _tokenizer(checkpoint, "messages")
+    return tokenizer.chat(with_system(check_messages(messages), job.system), job.special)
+
+
+def _tokenizer(checkpoint: Checkpoint, what: str) -> Tokenizer:
+    if checkpoint.tokenizer is None:
+        raise InputError(
+            f"{what}: {checkpoint.path} has no tokenizer.json; add one, or give prompt_ids in a JSONL file (--in)"
+        )
+    return checkpoint.tokenizer
+
+
+def stop_strings(checkpoint: Checkpoint, requests: Iterable[Request], decoding: Decoding) -> StopStrings | None:
+    """The stop strings of all requests, with room for those that they bring; None where there are none.
+
+    Raises InputError for a model without a tokenizer, or one that is not byte-level.
+    """
+    lists = [decoding.stop_string, *(request.stop_strings or () for request in requests)]
+    texts = [encoded(texts) for texts in lists]
+    if not any(texts):
+        return None
+    longest = max(len(text) for each in texts for text in each)
+    tokenizer = _tokenizer(checkpoint, "stop_strings")
+    return tokenizer.stop_strings(
+        decoding.stop_string, most=max(ROOM[0], *map(len, texts)), longest=max(ROOM[1], longest)
+    )
 
 
 def check(checkpoint: Checkpoint, request: Request, decoding: Decoding) -> None:
     """Raises the InputError that this request is refused with."""
-    asked = Decoder(block_length=decoding.block_length)  # the policy's steps hang on the length, which is checked here
+    # The policy's steps hang on the length, which is checked here.
+    asked = Decoder(block_length=decoding.block_length, stop_strings=stop_strings(checkpoint, [request], decoding))
     check_request(checkpoint.model, request, decoding.gen_length, asked)
     if request.is_canvas:
         decoding.decoder(checkpoint.model, len(request.ids), canvas=True)
@@ -78,16 +121,19 @@ def check(checkpoint: Checkpoint, request: Request, decoding: Decoding) -> None:
             raise InputError(f"canvas_ids: found no mask (id {mask}), expected a hole to fill")
 
 
-def read(data: bytes, checkpoint: Checkpoint, decoding: Decoding, *, special: bool = False) -> list[Row]:
+def read(data: bytes, checkpoint: Checkpoint, decoding: Decoding, job: Job) -> list[Row]:
     """The rows of a JSONL file's bytes, in its order; blank lines are skipped; without an id it is the line's number.
 
-    Raises InputError for a file of another kind, and where the decoding fits no prompt: that is the command line's
-    mistake, not a row's.
+    Raises InputError for a file of another kind, and where the decoding fits no prompt, or the model takes no system
+    turn or stop strings that are asked for: that is the command line's mistake, not a row's.
     """
+    if job.system is not None:
+        prompt_ids(checkpoint, "one", job)
+    stop_strings(checkpoint, (), decoding)
     if kind := next((kind for start, kind in OTHERS.items() if data.startswith(start) and b"\0" in data[:64]), None):
         raise InputError(f"in: found {kind}, expected lines of JSON in UTF-8; save it as that")
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    rows = [_parse(number, line, checkpoint, special) for number, line in enumerate(lines) if line.strip()]
+    rows = [_parse(number, line, checkpoint, job) for number, line in enumerate(lines) if line.strip()]
     if any(isinstance(row, Request) and not row.is_canvas for row in rows):
         decoding.decoder(checkpoint.model, decoding.gen_length)
     for place, row in enumerate(rows):
@@ -115,6 +161,7 @@ def answers(
     Prompts of a file are padded to one width or to two, the wider ones first, which show at once whether memory holds
     them. A prompt alone is padded to a bucket of an endless queue, so that the next one finds its program compiled.
     """
+    strings = stop_strings(checkpoint, requests, decoding)
     for canvas, rows in groupby(sorted(requests, key=_canvas_length), key=_canvas_length):
         alike = [row for row in rows if isinstance(row, Request)]
         length = canvas or decoding.gen_length
@@ -123,9 +170,10 @@ def answers(
             room = checkpoint.model.config.max_sequence_length - length
             widths = widths_of([len(row.ids) for row in alike], length, room)
             alike.sort(key=lambda row: len(row.ids) <= widths[0] < widths[-1])
+        decoder = decoding.decoder(checkpoint.model, length, canvas=bool(canvas))
         yield from decode_stream(  # type: ignore[misc]
             *(checkpoint.model, checkpoint.params, alike),
-            decoding.decoder(checkpoint.model, length, canvas=bool(canvas)),
+            dataclasses.replace(decoder, stop_strings=None if canvas else strings),
             slots=job.slots,
             gen_length=length,
             key=jax.random.key(job.seed),
@@ -139,7 +187,7 @@ def _canvas_length(row: Row) -> int:
     return len(row.ids) if isinstance(row, Request) and row.is_canvas else 0
 
 
-def line_of(checkpoint: Checkpoint, done: Answer, *, log_prob: bool = False) -> dict[str, Any]:
+def line_of(checkpoint: Checkpoint, done: Answer, decoding: Decoding, job: Job) -> dict[str, Any]:
     """An answer as a line of a part: its number, its row of the output file, and what only the summary counts."""
     row: dict[str, Any] = {
         "id": done.request.id,
@@ -157,8 +205,12 @@ def line_of(checkpoint: Checkpoint, done: Answer, *, log_prob: bool = False) -> 
         holes = [token == checkpoint.model.config.mask_token_id for token in done.request.ids]
         row["filled"] = [_span(checkpoint, row["token_ids"], start, end) for start, end in runs(holes)]
     if checkpoint.tokenizer is not None:
-        row["text"] = checkpoint.tokenizer.decode(row["token_ids"], holes)
-    if log_prob:
+        own = done.request.stop_strings
+        strings = () if holes else decoding.stop_string if own is None else own
+        row["text"] = checkpoint.tokenizer.decode(row["token_ids"], holes, strings)
+    if job.prompt_text and not done.request.is_canvas:
+        row["prompt_text"] = None if checkpoint.tokenizer is None else checkpoint.tokenizer.show(done.request.ids)
+    if job.log_prob:
         row["log_prob"] = done.log_prob.tolist()
     return {"number": done.request.number, "row": row, "length": done.length, "near_ties": done.near_ties}
 
@@ -174,7 +226,7 @@ def _span(checkpoint: Checkpoint, tokens: list[int], start: int, end: int) -> di
     return {"start": start, "end": end, "token_ids": tokens[start:end], "text": text}
 
 
-def _parse(number: int, line: bytes, checkpoint: Checkpoint, special: bool) -> Row:
+def _parse(number: int, line: bytes, checkpoint: Checkpoint, job: Job) -> Row:
     name: Any = number + 1
     try:
         row = _object(line)
@@ -182,23 +234,30 @@ def _parse(number: int, line: bytes, checkpoint: Checkpoint, special: bool) -> R
         _check_id(given)
         name = name if given is None else given
         if unknown := [key for key in row if key not in KEYS]:
-            raise InputError(f"found key {unknown[0]!r}, expected id and one of {', '.join(KINDS)}; take it out")
+            raise InputError(
+                f"found key {unknown[0]!r}, expected id, stop_strings and one of {', '.join(KINDS)}; take it out"
+            )
         kinds = [kind for kind in KINDS if kind in row]
         if len(kinds) != 1:
             raise InputError(f"found {' and '.join(kinds) or 'no prompt'}, expected one of {', '.join(KINDS)}")
         (kind,) = kinds
         value = row[kind]
+        strings: Any = row.get("stop_strings")
+        if "stop_strings" in row and encoded(strings):
+            _tokenizer(checkpoint, "stop_strings").stop_strings(strings)
         if kind == "prompt":
             if not isinstance(value, str):
                 raise InputError(f"prompt: found {type(value).__name__}, expected a text")
-            return Request(prompt_ids(checkpoint, value, special=special), name, number)
+            return Request(prompt_ids(checkpoint, value, job), name, number, stop_strings=strings)
+        if kind == "messages":
+            return Request(chat_ids(checkpoint, value, job), name, number, stop_strings=strings)
         if not isinstance(value, list):
             raise InputError(f"{kind}: found {type(value).__name__}, expected a list of whole numbers")
         for place, token in enumerate(value):
             if type(token) is not int:
                 found = json.dumps(token)[:40]
                 raise InputError(f"{kind}: found {found} in place {place}, expected a list of whole numbers")
-        return Request(value, name, number, is_canvas=kind == "canvas_ids")
+        return Request(value, name, number, is_canvas=kind == "canvas_ids", stop_strings=strings)
     except InputError as error:
         return Refusal(number, name, str(error))
 

@@ -54,7 +54,7 @@ class Work:
         check_writable(out, in_file)
         data = in_file.read_bytes()  # once: it may be a pipe
         checkpoint = load()
-        rows = requests.read(data, checkpoint, decoding, special=job.special)
+        rows = requests.read(data, checkpoint, decoding, job)
         return cls(checkpoint, decoding, job, in_file, out, rows, fingerprints(data, checkpoint, decoding, job))
 
     @property
@@ -98,7 +98,7 @@ def print_file(in_file: Path, decoding: Decoding, job: requests.Job) -> int:
     """
     data = in_file.read_bytes()
     checkpoint = decoding.load()
-    rows = requests.read(data, checkpoint, decoding, special=job.special)
+    rows = requests.read(data, checkpoint, decoding, job)
     # A progress bar sends what is printed to its own terminal: right where that is stdout's too.
     out = None if sys.stdout.isatty() else sys.stdout
     waiting: dict[int, parts.Line] = {}

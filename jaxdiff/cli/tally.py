@@ -28,6 +28,7 @@ class Tally:
     tokens: int = 0
     near_ties: int = 0
     not_finite: int = 0
+    by_string: int = 0  # rows that ended at a stop string
 
     def add(self, line: Mapping[str, Any]) -> None:
         """A line of a part: an answer's, or a refusal's."""
@@ -38,6 +39,7 @@ class Tally:
         self.rows, self.nfe, self.work = self.rows + 1, self.nfe + row["nfe"], self.work + row["work"]
         self.tokens, self.near_ties = self.tokens + line["length"], self.near_ties + line["near_ties"]
         self.not_finite += row["not_finite"]
+        self.by_string += row["reason"] == "string"
 
     def numbers(self) -> dict[str, Any]:
         return {
@@ -52,8 +54,9 @@ class Tally:
         }
 
     def line(self) -> str:
+        ended = f"{self.by_string} ended at a stop string · " if self.by_string else ""
         return (
-            f"NFE {self.nfe} · {self.tokens} tokens · TPF {self.tokens / max(self.nfe, 1):.2f} · "
+            f"NFE {self.nfe} · {self.tokens} tokens · TPF {self.tokens / max(self.nfe, 1):.2f} · {ended}"
             f"{self.meter.seconds:.2f} s · compiling {self.meter.compile_seconds:.2f} s"
         )
 
@@ -97,7 +100,7 @@ def decode_rows(
             tally.add(line)
     with progress("rows", len(wanted), tally.says) as update:
         for answer in requests.answers(checkpoint, wanted, decoding, job, tally.meter):
-            line = requests.line_of(checkpoint, answer, log_prob=job.log_prob)
+            line = requests.line_of(checkpoint, answer, decoding, job)
             keep(line)
             tally.add(line)
             update(tally.rows, tally.tokens, tally.meter.seconds)

@@ -1,4 +1,4 @@
-"""Text to ids and back: one user turn through a folder's chat template, and an answer up to its end."""
+"""Text to ids and back: a prompt or a conversation through a folder's chat template, and an answer up to its end."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from jaxdiff.convert.chats import Message, check_messages, frames, shown
+from jaxdiff.convert.spelling import spelling_of
 from jaxdiff.files import first_line
+from jaxdiff.stoppers.strings import ROOM, Spelling, StopStrings, cut
 from jaxdiff.types import InputError
 
 UNKNOWN = "\ufffd"  # shown for an id that has no token
-_STAND_IN = "jaxdiffmessage"  # rendered in place of a message, to see where in a prompt it stands
 _MEND = "correct the template, take it out to prompt with plain text, or give ids (prompt_ids)"
 
 
@@ -54,7 +56,8 @@ class Tokenizer:
                 f"{self.template}: found chat templates named {', '.join(named)}, expected one named default; {_MEND}"
             )
         try:
-            if self._rendered("one") != self._rendered("two"):
+            one, two = (self._rendered("prompt", [{"role": "user", "content": text}]) for text in ("one", "two"))
+            if one != two:
                 return None
         except InputError as error:
             return str(error)
@@ -75,25 +78,54 @@ class Tokenizer:
         """
         if self.fault is not None:
             raise InputError(self.fault)
-        apart = not special and self._names_a_token(text)
         if self.fast.chat_template is None:
-            whole = self._as_text(text, framed=True) if apart else self.fast.encode(text)
-            return self._unended(whole, self._as_text(text) if apart else self.encode(text))
-        rendered = self._rendered(text)
-        if not apart:
-            return self.encode(rendered)
-        first, *rest = self._rendered(_STAND_IN).split(_STAND_IN)
-        forms = (text, text.strip(), text.rstrip(), text.lstrip())
-        shown = next((form for form in forms if rest and form.join((first, *rest)) == rendered), None)
-        if shown is None:
-            raise InputError(
-                f"prompt: holds the text of a special token, and the chat template of {self.template} changes the "
-                "message, so that the two cannot be told apart; take it out, or allow it (--special, special=True)"
-            )
-        return sum((self._as_text(shown) + self.encode(part) for part in rest), self.encode(first))
+            return self.plain(text, special)
+        return self._conversation("prompt", [{"role": "user", "content": text}], special)
 
-    def decode(self, ids: Any, generated: Any = None) -> str:
-        """The text up to the first generated id that ends an answer; special tokens are left out.
+    def chat(self, messages: Any, special: bool = False) -> list[int]:
+        """A conversation through the folder's chat template, up to where the assistant's next turn begins. Where the
+        last turn is the assistant's, the prompt ends with its text, and what is generated continues it.
+
+        Args:
+            messages: turns [{"role": "system" | "user" | "assistant", "content": text}, ...].
+            special: as in `prompt`, of each turn.
+
+        Raises InputError for other messages, for a folder without a template, and where the template refuses a turn,
+        leaves it out, or changes the text that is to be continued.
+        """
+        messages = check_messages(messages)
+        if self.fault is not None:
+            raise InputError(self.fault)
+        if self.fast.chat_template is None:
+            raise InputError("messages: found a chat, but the model has no chat template; give plain text (prompt)")
+        return self._conversation("messages", messages, special)
+
+    def plain(self, text: str, special: bool = False) -> list[int]:
+        """A text as it stands, without the chat template, within what the tokenizer puts around a text; `special` as
+        in `prompt`.
+        """
+        apart = not special and self._names_a_token(text)
+        whole = self._as_text(text, framed=True) if apart else self.fast.encode(text)
+        return self._unended(whole, self._as_text(text) if apart else self.encode(text))
+
+    def stop_strings(self, texts: Sequence[str] = (), *, most: int = ROOM[0], longest: int = ROOM[1]) -> StopStrings:
+        """Stop strings for `Decoder(stop_strings=)`; further arguments and errors as of `StopStrings.of`.
+
+        Raises InputError too for a tokenizer that is not byte-level, and for the name of a special token, which no text
+        holds; that of an end of an answer is taken, for it ends a row in any case.
+        """
+        made = StopStrings.of(self._spelling, texts, most=most, longest=longest)
+        hidden = {token.content for i, token in self._added_tokens.items() if token.special and i not in self.eos_ids}
+        if found := [text for text in made.texts if text in hidden]:
+            raise InputError(
+                f"stop_strings: found {found[0]!r}, a special token, which is left out of every text; leave it out, or "
+                "name its id among the ends in generation_config.json (eos_token_id)"
+            )
+        return made
+
+    def decode(self, ids: Any, generated: Any = None, stop_strings: Sequence[str] = ()) -> str:
+        """The text up to the first generated id that ends an answer, and up to the first stop string that is complete
+        in it; neither is part of it. Special tokens are left out.
 
         Args:
             ids: one row of token ids [n]; one that has no token is shown as U+FFFD.
@@ -105,30 +137,76 @@ class Tokenizer:
             raise InputError(f"generated: found {len(own)} entries, expected one for each of {len(ids)} ids")
         ends = frozenset(self.eos_ids)
         stop = next((n for n, (i, made) in enumerate(zip(ids, own, strict=True)) if made and i in ends), len(ids))
-        runs = itertools.groupby((i for i in ids[:stop] if i not in ends), key=self._is_known)
-        texts = (
-            self.fast.decode(list(run), skip_special_tokens=True) if known else UNKNOWN * len(list(run))
-            for known, run in runs
+        return cut(self._text((i for i in ids[:stop] if i not in ends), special=False), stop_strings)
+
+    def show(self, ids: Any) -> str:
+        """The text of ids as a model is given them, special tokens and all."""
+        return self._text((int(i) for i in ids), special=True)
+
+    def _text(self, ids: Iterable[int], *, special: bool) -> str:
+        return "".join(
+            self.fast.decode(list(run), skip_special_tokens=not special) if known else UNKNOWN * len(list(run))
+            for known, run in itertools.groupby(ids, key=self._is_known)
         )
-        return "".join(texts)
 
     def _is_known(self, token: int) -> bool:
         return self.backend is None or (0 <= token < 2**32 and self.backend.id_to_token(token) is not None)
 
-    def _rendered(self, text: str) -> str:
-        """The chat template's text for one message. Raises InputError for whatever the template raises."""
-        message = [{"role": "user", "content": text}]
+    def _conversation(self, what: str, messages: list[Message], special: bool) -> list[int]:
+        """The ids of turns through the chat template. `what` they are, for messages."""
+        render = functools.partial(self._rendered, what)
+        rendered, continues = render(messages), messages[-1]["role"] == "assistant"
+        apart = not special and any(self._names_a_token(turn["content"]) for turn in messages)
+        if not apart and len(messages) == 1:  # `fault` has seen that the template does not drop it
+            return self.encode(rendered)
+        pieces = frames(render, messages)
+        texts = shown(rendered, pieces, messages)
+        if texts is None and continues:
+            raise InputError(
+                f"{what}: the chat template of {self.template} changes the last turn, so that it cannot be continued; "
+                "end with a user's turn"
+            )
+        if texts is None and apart:
+            raise InputError(
+                f"{what}: holds the text of a special token, and the chat template of {self.template} changes the "
+                "message, so that the two cannot be told apart; take it out, or allow it (--special, special=True)"
+            )
+        if texts is None:
+            return self.encode(rendered)
+        if continues:
+            texts = texts[: len(texts) - pieces[::-1].index(len(messages) - 1)]
+        if not apart:
+            return self.encode("".join(texts))
+        turns = (self._as_text(text) if place % 2 else self.encode(text) for place, text in enumerate(texts))
+        return list(itertools.chain.from_iterable(turns))
+
+    def _rendered(self, what: str, messages: list[Message]) -> str:
+        """The chat template's text for these turns. Raises InputError for whatever the template raises."""
+        asked = messages[-1]["role"] != "assistant"
         try:
-            return self.fast.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+            return self.fast.apply_chat_template(messages, add_generation_prompt=asked, tokenize=False)
         except Exception as error:  # a template is a program, and may raise anything
             words = f"{type(error).__name__}: {first_line(error)}"
-            raise InputError(f"{self.template}: the chat template fails ({words}); {_MEND}") from error
+            if what == "prompt":
+                raise InputError(f"{self.template}: the chat template fails ({words}); {_MEND}") from error
+            raise InputError(
+                f"{what}: the chat template of {self.template} takes no such turns ({words}); change them, or "
+                "give ids (prompt_ids)"
+            ) from error
+
+    @functools.cached_property
+    def _spelling(self) -> Spelling:
+        return spelling_of(self.fast, self.backend)
 
     @functools.cached_property
     def _added(self) -> dict[int, str]:
         """Tokens that are found in a text before it is split: id to text. Plain white space is left out: it is text."""
-        tokens = {} if self.backend is None else self.backend.get_added_tokens_decoder()
-        return {i: token.content for i, token in tokens.items() if token.special or not token.content.isspace()}
+        tokens = self._added_tokens.items()
+        return {i: token.content for i, token in tokens if token.special or not token.content.isspace()}
+
+    @functools.cached_property
+    def _added_tokens(self) -> dict[int, Any]:
+        return {} if self.backend is None else self.backend.get_added_tokens_decoder()
 
     @functools.cached_property
     def _plain(self) -> Any:

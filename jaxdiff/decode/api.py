@@ -162,6 +162,7 @@ def prepare_infill(
     checks.check_lengths(model, 0, width, block)
     origin = jnp.zeros((count,), jnp.int32)
     checks.check_ids(model, canvas, origin, masks_allowed=True)
+    checks.check_no_strings(decoder)
     layout = layout_of(model, decoder, first=0, generated=width, block=block, mesh=mesh, overhang=0)
     return _call(model, layout, params, decoder, jnp.asarray(canvas, jnp.int32), origin, key, reference)
 
@@ -192,6 +193,9 @@ def _call(
         raise InputError("reference: found one, but this policy does not decode towards an answer; leave it out")
     last = jnp.full((count,), length, jnp.int32)
     rows = Rows(canvas, origin, last, checks.checked_keys(key, count))
+    if decoder.stop_strings is not None:
+        lines = jnp.asarray(decoder.stop_strings.strings)
+        rows = dataclasses.replace(rows, strings=jnp.broadcast_to(lines, (count, *lines.shape[-2:])))
     model = guided(model, decoder)
     jax.eval_shape(lambda: decoder.policy.init(count, layout.block_length))  # raises for a block that it cannot serve
     if layout.mesh is not None:

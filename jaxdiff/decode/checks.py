@@ -140,6 +140,13 @@ def check_decoder(decoder: Decoder, model: Model, rows: int | None) -> None:
     check_cache(decoder.cache, decoder.stop, model)
 
 
+def check_no_strings(decoder: Decoder) -> None:
+    """A canvas is filled to its end; else InputError."""
+    if decoder.stop_strings is not None and decoder.stop_strings.texts:
+        found = len(decoder.stop_strings.texts)
+        raise InputError(f"stop_strings: found {found} for a canvas, expected none: its holes are all to be filled")
+
+
 def check_numbers(decoder: Decoder, rows: int | None) -> None:
     """Raises InputError for numbers of another count than the rows; None: one for all is expected."""
     for name, value in named_numbers(decoder):

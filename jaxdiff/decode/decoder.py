@@ -9,7 +9,7 @@ from jaxdiff.fills import Parallel
 from jaxdiff.policies import Fixed
 from jaxdiff.protocols import Cache, Fill, Policy, Stopper
 from jaxdiff.pytree import number, pytree, static
-from jaxdiff.stoppers import NoStop
+from jaxdiff.stoppers import NoStop, StopStrings
 from jaxdiff.types import Count, Leaf
 
 BLOCK_LENGTH = 32
@@ -50,6 +50,7 @@ class Decoder:
         fill: what: which tokens the chosen positions get together; default each its own candidate.
         cache: which keys and values are reused; default none, the only exact one on every model.
         stop: when a row's end moves left; default never.
+        stop_strings: texts that end a row too, whatever the stopper (`Tokenizer.stop_strings`); default none.
         sampling: how a token is drawn; default greedy.
         block_length: in tokens, a divisor of what is generated; default 32 for `decode`, the whole canvas for `infill`.
             A model that attends in blocks has its own.
@@ -61,3 +62,4 @@ class Decoder:
     stop: Stopper = dataclasses.field(default_factory=NoStop)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     block_length: int | None = static(default=None)
+    stop_strings: StopStrings | None = None

@@ -59,6 +59,7 @@ def begin(setup: Setup, rows: Rows) -> State:
         policy=decoder.policy.init(count, layout.block_length),
         fill=decoder.fill.init(count, layout.block_length),
         stop=decoder.stop.init(count),
+        text=() if decoder.stop_strings is None else decoder.stop_strings.init(count),
         kv=model.empty_kv(count, length) if keeps_kv(decoder) else None,
     )
 
@@ -99,7 +100,11 @@ def step(setup: Setup, state: State) -> State:
         turn_ends=model.config.turn_ends,
     )
     end, stop_state = decoder.stop.update(state.stop, progress)
-    end = jnp.where(decides, jnp.minimum(end, state.end), state.end)
+    text_end, text_state = state.end, state.text
+    if decoder.stop_strings is not None:
+        own = dataclasses.replace(decoder.stop_strings, strings=state.rows.strings)
+        text_end, text_state = own.update(state.text, progress)
+    end = jnp.where(decides, jnp.minimum(jnp.minimum(end, text_end), state.end), state.end)
     count = decides.astype(jnp.int32)
     return dataclasses.replace(
         state,
@@ -115,6 +120,7 @@ def step(setup: Setup, state: State) -> State:
         policy=keep(decides, policy_state, state.policy),
         fill=keep(decides, fill_state, state.fill),
         stop=keep(decides, stop_state, state.stop),
+        text=keep(decides, text_state, state.text),
         kv=reading.kv,
     )
 

@@ -19,6 +19,7 @@ class Reason(enum.IntEnum):
 
     FULL = 0  # no mask was left on the canvas
     STOPPED = 1  # the stopper moved its end left
+    STRING = 2  # a stop string stands before its end
 
 
 @pytree
@@ -28,7 +29,8 @@ class Result:
     Attributes:
         tokens: the canvas, prompt included; generated positions past a moved end hold end-of-text.
         origin: column of the row's first token; padding lies left of it.
-        lengths: generated tokens through the first end-of-text (it included), the numerator of TPF.
+        lengths: generated tokens through the first end-of-text (it included), the numerator of TPF; of a row that ended
+            at a stop string, through the token that completes it.
         nfe: forwards of the model's stack that the row took part in while live, whatever their window; a guided one
             counts 2, one that only stores keys and values (cache `block`) counts too.
         cheap: cheap passes of the fill, which `nfe` does not count.
@@ -72,8 +74,11 @@ def finish(setup: Setup, state: State) -> Result:
     last = jnp.minimum(state.end, state.rows.last)
     past = generated & (column >= last[:, None])
     tokens = jnp.where(past, config.eos_token_id, state.rows.canvas[:, :length])
-    asked = generated & (column < state.rows.last[:, None])
+    found = jnp.zeros_like(state.holds) if setup.decoder.stop_strings is None else state.text.found
+    found &= state.end <= state.rows.last
+    asked = generated & (column < jnp.where(found, state.end, state.rows.last)[:, None])
     stop = first_end(tokens, generated, config.eos_ids)
+    ended = jnp.where(state.end < state.rows.last, Reason.STOPPED.value, Reason.FULL.value).astype(jnp.int32)
     return Result(
         tokens=tokens,
         origin=state.rows.origin,
@@ -83,7 +88,7 @@ def finish(setup: Setup, state: State) -> Result:
         work=state.work,
         commit_step=jnp.where(past, -1, state.commit_step[:, :length])[:, layout.first :],
         log_prob=jnp.where(past, 0.0, state.log_prob[:, :length])[:, layout.first :],
-        reason=jnp.where(state.end < state.rows.last, Reason.STOPPED.value, Reason.FULL.value).astype(jnp.int32),
+        reason=jnp.where(found, Reason.STRING.value, ended),
         near_ties=state.near_ties,
         not_finite=state.not_finite,
         policy=state.policy,

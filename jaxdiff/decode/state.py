@@ -23,6 +23,7 @@ class Rows:
         last: one past the last column asked for.
         keys: the row's own seed.
         reference: the answer of a finished decode, for a policy that needs it.
+        strings: its stop strings, as `StopStrings.strings`; None where the decoder has none.
     """
 
     canvas: Int[Array, "B L"]
@@ -30,6 +31,7 @@ class Rows:
     last: Int[Array, " B"]
     keys: Key[Array, " B"]
     reference: Int[Array, "B L"] | None = None
+    strings: Int[Array, "B n m"] | None = None
 
 
 @pytree
@@ -57,6 +59,7 @@ class State:
     policy: PartState
     fill: PartState
     stop: PartState
+    text: PartState  # how far it was read for stop strings
     kv: KVCache | None  # keys and values of all columns, rows x copies; None where nobody reads them
 
 

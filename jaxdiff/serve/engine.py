@@ -252,6 +252,8 @@ class _Engine:
         origin, last, fresh = np.zeros(rows, np.int32), np.zeros(rows, np.int32), np.zeros(rows, bool)
         places, own, has_own = np.zeros(rows, np.int32), np.zeros((rows, *self.words), np.uint32), np.zeros(rows, bool)
         numbers = [np.full(rows, number, number.dtype) for number in self.numbers]
+        room = self.setup.decoder.stop_strings
+        strings = None if room is None else np.stack([np.asarray(room.strings)] * rows)
         for slot in self.fresh:
             request = self.slots[slot].request  # type: ignore[union-attr]
             end = first + (self.kind.generated if request.is_canvas else 0)
@@ -259,6 +261,8 @@ class _Engine:
             canvas[slot, origin[slot] : end] = request.ids
             last[slot] = first + (request.max_tokens or self.kind.generated)
             places[slot], has_own[slot] = request.number, request.key is not None
+            if room is not None and strings is not None and request.stop_strings is not None:
+                strings[slot] = room.lines(request.stop_strings)
             if request.key is not None:
                 own[slot] = jax.random.key_data(request.key)
             asked = self.numbers if request.decoder is None else numbers_of(request.decoder)
@@ -268,8 +272,9 @@ class _Engine:
                 reference[slot, first : first + len(request.reference)] = request.reference
         keys = _keys(self.key, places, own, has_own)
         given = reference if REFERENCE in self.setup.decoder.policy.needs else None
-        fresh, canvas, origin, last, given, numbers = jax.device_put((fresh, canvas, origin, last, given, numbers))
-        return Incoming(fresh=fresh, rows=Rows(canvas, origin, last, keys, given), numbers=tuple(numbers))
+        values = (fresh, canvas, origin, last, given, strings, numbers)
+        fresh, canvas, origin, last, given, strings, numbers = jax.device_put(values)
+        return Incoming(fresh=fresh, rows=Rows(canvas, origin, last, keys, given, strings), numbers=tuple(numbers))
 
     def _fit(self, first: int, incoming: Incoming) -> None:
         """The layout of prompts that end at column `first`, and a state of that width."""

@@ -14,6 +14,7 @@ from jaxdiff.decode import checks
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.program import Timed
 from jaxdiff.protocols import Model
+from jaxdiff.stoppers.strings import encoded
 from jaxdiff.types import InputError
 
 
@@ -28,6 +29,8 @@ class Request:
         key: its own, in place of that.
         max_tokens: tokens to generate, at most what the slots generate, which is the default; not for a canvas.
         decoder: its own numbers (thresholds, temperature ...): the slots' decoder with other values, and nothing else.
+        stop_strings: texts that end it, in place of those of the decoder, which must have `stop_strings` with room for
+            them; None: the decoder's.
         reference: the tokens of its standard answer; the stream fills it in, for a policy that needs it.
     """
 
@@ -38,6 +41,7 @@ class Request:
     key: Any = None  # one, checked when its turn comes too
     max_tokens: int | None = None
     decoder: Decoder | None = None
+    stop_strings: Any = None  # a sequence of str, checked when its turn comes
     reference: Int[np.ndarray, " G"] | None = None
 
 
@@ -145,6 +149,7 @@ def _check_own(request: Request, gen_length: int, decoder: Decoder, key: Key[Arr
     if request.max_tokens is not None and (most is None or not 1 <= request.max_tokens <= most):
         expected = "none for a canvas" if most is None else f"1 to {most}, what the slots generate"
         raise InputError(f"max_tokens: found {request.max_tokens}, expected {expected}")
+    _check_strings(request, decoder)
     if request.key is not None:
         checks.checked_keys(request.key, 1)
         if key is not None and request.key.dtype != key.dtype:
@@ -153,3 +158,20 @@ def _check_own(request: Request, gen_length: int, decoder: Decoder, key: Key[Arr
         if jax.tree.structure(request.decoder) != jax.tree.structure(decoder):
             raise InputError("decoder: found another than that of the slots, expected the same one with other numbers")
         checks.check_numbers(request.decoder, None)
+
+
+def _check_strings(request: Request, decoder: Decoder) -> None:
+    room, own = decoder.stop_strings, request.stop_strings
+    if own is None:
+        if request.is_canvas:
+            checks.check_no_strings(decoder)
+        return
+    if (count := len(encoded(own))) and request.is_canvas:
+        raise InputError(f"stop_strings: found {count} for a canvas, expected none: its holes are all to be filled")
+    if count and room is None:
+        raise InputError(
+            f"stop_strings: found {count}, but the decoder has none, nor how its tokens are spelled; give it "
+            "stop_strings=tokenizer.stop_strings()"
+        )
+    if room is not None:
+        room.lines(own)

@@ -4,6 +4,7 @@ from jaxdiff.registry import Modes, Registry
 from jaxdiff.stoppers.eos import Eos
 from jaxdiff.stoppers.eotp import BlockEotp, OfficialEotp, SafeEotp
 from jaxdiff.stoppers.none import NoStop
+from jaxdiff.stoppers.strings import StopStrings
 
 STOPPERS = Registry(
     "stop",
@@ -14,4 +15,4 @@ STOPPERS = Registry(
     },
 )
 
-__all__ = ["STOPPERS", "BlockEotp", "Eos", "NoStop", "OfficialEotp", "SafeEotp"]
+__all__ = ["STOPPERS", "BlockEotp", "Eos", "NoStop", "OfficialEotp", "SafeEotp", "StopStrings"]

@@ -117,6 +117,7 @@ def sweep(
     block = block_of(checkpoint.model, decoders[0].block_length)
     check_lengths(checkpoint.model, max(map(len, questions)), gen_length, block)
     own = decoders if len(values) > 1 else [None]
+    ends = () if decoders[0].stop_strings is None else decoders[0].stop_strings.texts
     room = checkpoint.model.config.max_sequence_length - gen_length
     order = sorted(range(len(values) * n), key=lambda number: (number // n, -len(questions[number % n])))
     meter, lines = Meter(), {}
@@ -148,7 +149,8 @@ def sweep(
             if isinstance(answer, Refusal):
                 raise InputError(answer.error)
             number = answer.request.id
-            row = _row(number, problems[number % n], answer, tokenizer.decode(answer.tokens), module)
+            text = tokenizer.decode(answer.tokens, stop_strings=ends)
+            row = _row(number, problems[number % n], answer, text, module)
             lines[number] = {"number": number, "row": row, "seconds": meter.seconds - told}
             tokens, told = tokens + answer.length, meter.seconds
             if keep is not None:

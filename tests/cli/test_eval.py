@@ -15,7 +15,7 @@ SHORT = ("--gen-length", 16, "--block-length", 8)
 def test_report(run, refused, parity, folder, tmp_path):
     light = ("--weights", "int8")
     asked = ("eval", "--task", "parity", "--model", folder, *SHORT)
-    light = (*light, "--out", tmp_path / "rows.jsonl")
+    light = (*light, "--out", tmp_path / "rows.jsonl", "--stop-string", "e", "--stop-string", "\n")
     ran = run(*asked, "--n", 5, "--batch-size", 4, "--policy", "threshold:tau=0.1", "--cache", "dual", *light, "--json")
     got = ran.json
     assert (ran.code, ran.err) == (0, "")
@@ -35,6 +35,8 @@ def test_report(run, refused, parity, folder, tmp_path):
     assert [row["question"] for row in rows] == [f"test 0 {i}" for i in range(5)]
     assert [row["correct"] for row in rows] == [True, False, True, False, True]
     assert sum(row["nfe"] for row in rows) == pytest.approx(5 * got["nfe"])
+    assert got["stop_strings"] == ["e", "\n"]
+    assert not any("e" in row["text"] or "\n" in row["text"] for row in rows)
     assert "split: found 'train', expected test or validation" in refused(*asked, "--split", "train")
 
 

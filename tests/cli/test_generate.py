@@ -22,7 +22,7 @@ from jaxdiff.policies import Fixed
 from jaxdiff.stoppers import Eos, SafeEotp
 
 SHORT = ("--gen-length", 16, "--block-length", 8)
-DECODING = Decoding(model="gsm-1m", gen_length=16, block_length=8)
+DECODING, JOB = Decoding(model="gsm-1m", gen_length=16, block_length=8), requests.Job(seed=0, slots=8)
 ROWS = [
     '{"id": "a", "prompt": "26 + 48"}',
     '{"id": "b", "prompt_ids": [5, 6, 7]}',
@@ -35,8 +35,18 @@ ROWS = [
 BAD_ROWS = [
     ("[1]", "found list, expected a JSON object"),
     ('"text"', "found str"),
-    ("{}", "found no prompt, expected one of prompt, prompt_ids, canvas_ids"),
+    ("{}", "found no prompt, expected one of prompt, messages, prompt_ids, canvas_ids"),
     ('{"prompt": "x", "prompt_ids": [5]}', "found prompt and prompt_ids"),
+    ('{"prompt": "x", "messages": []}', "found prompt and messages"),
+    ('{"messages": []}', "found no turns"),
+    ('{"messages": [{"role": "tool", "content": "x"}]}', "turn 1 role: found 'tool'"),
+    ('{"messages": [{"role": "user", "content": 5}]}', "turn 1 content: found int, expected a text"),
+    ('{"messages": [{"role": "user", "content": "x", "name": "y"}]}', "turn 1: found key 'name'"),
+    ('{"prompt": "x", "stop_strings": "y"}', "stop_strings: found str, expected a list of texts"),
+    ('{"prompt": "x", "stop_strings": ["<|user|>"]}', r"found '<\|user\|>', a special token"),
+    ('{"prompt": "x", "stop_strings": null}', "stop_strings: found NoneType"),
+    ('{"prompt": "x", "stop_strings": [""]}', "found '', expected a text of at least one character"),
+    ('{"canvas_ids": [0, 0, 0, 0, 0, 0, 0, 5], "stop_strings": ["y"]}', "found 1 for a canvas, expected none"),
     ('{"prompt": 5}', "found int, expected a text"),
     ('{"prompt": "  "}', "empty text"),
     ('{"prompt": "\\ud800"}', "UTF-8"),
@@ -79,8 +89,9 @@ def test_json_is_one_object_with_what_the_library_decodes(run, folder, checkpoin
     assert got["compile_seconds"] > 0
     assert set(got) == {
         *("text", "token_ids", "commit_step", "nfe", "generated_tokens", "tpf", "near_ties", "work", "reason"),
-        *("seconds", "compile_seconds", "seed", "not_finite", "revision", "adapter"),
+        *("seconds", "compile_seconds", "seed", "not_finite", "revision", "adapter", "prompt_text"),
     }
+    assert got["prompt_text"] == "<|user|>26 + 48<|assistant|>"
     asked = run("generate", "26 + 48", "--model", folder, *SHORT, "--json", "--log-prob").json
     assert set(asked) - set(got) == {"log_prob"}
     assert asked["log_prob"] == result.log_prob[0].tolist()
@@ -184,8 +195,8 @@ def test_every_option_reaches_the_decode(checkpoint):
 def test_the_mesh_reaches_the_decode(checkpoint, monkeypatch):
     seen = []
     monkeypatch.setattr(requests, "decode_stream", lambda *_, mesh, **options: seen.append(mesh) or iter(()))
-    decoding, job = dataclasses.replace(DECODING, mesh="2x4"), requests.Job(seed=0, slots=8)
-    assert list(requests.answers(checkpoint, [jaxdiff.Request([5], number=0)], decoding, job, jaxdiff.Meter())) == []
+    decoding = dataclasses.replace(DECODING, mesh="2x4")
+    assert list(requests.answers(checkpoint, [jaxdiff.Request([5], number=0)], decoding, JOB, jaxdiff.Meter())) == []
     (mesh,) = seen
     assert dict(mesh.shape) == {"data": 2, "model": 4}
 
@@ -261,7 +272,7 @@ def test_rows_do_not_depend_on_the_batch(run, folder, tmp_path):
 @pytest.mark.parametrize(("line", "words"), BAD_ROWS)
 def test_bad_row(line, words, folder, checkpoint, tmp_path):
     source = write(tmp_path / "in.jsonl", ['{"id": "fine", "prompt": "x"}', line])
-    fine, bad = requests.read(source.read_bytes(), checkpoint, DECODING)
+    fine, bad = requests.read(source.read_bytes(), checkpoint, DECODING, JOB)
     assert (fine.number, fine.id) == (0, "fine")
     assert (bad.number, bad.id) == (1, 2)
     assert re.search(words, bad.error)
@@ -269,7 +280,7 @@ def test_bad_row(line, words, folder, checkpoint, tmp_path):
 
 def test_file_that_is_not_text(checkpoint, tmp_path):
     (tmp_path / "in.jsonl").write_bytes(b'\xff\xfe\n\xef\xbb\xbf{"prompt_ids": [5]}\r\n')
-    bad, fine = requests.read((tmp_path / "in.jsonl").read_bytes(), checkpoint, DECODING)
+    bad, fine = requests.read((tmp_path / "in.jsonl").read_bytes(), checkpoint, DECODING, JOB)
     assert "not JSON" in bad.error
     assert fine.ids == [5]
 
@@ -318,7 +329,8 @@ def test_a_mesh_changes_nothing_in_the_file(run, folder, tmp_path):
     out = {}
     for mesh in ("1x1", "2x4"):
         file = ("generate", "--in", rows, "--out", tmp_path / "out.jsonl", "--model", folder, "--mesh", mesh)
-        assert run(*file, *SHORT, "--policy", "threshold:tau=0.3", "--temperature", 0.7).code == 0
+        options = ("--policy", "threshold:tau=0.3", "--temperature", 0.7, "--stop-string", "e", "--stop-string", "zz")
+        assert run(*file, *SHORT, *options).code == 0
         lines = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
         out[mesh] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
     assert out["1x1"] == out["2x4"]

@@ -80,6 +80,8 @@ def test_fingerprints_tell_what_differs(ids_folder, tmp_path):
 
     assert differs(job=Job(seed=1, slots=8)) == "settings (seed)"
     assert differs(job=Job(seed=0, slots=8, log_prob=True, special=True)) == "settings (log_prob, special)"
+    assert differs(job=Job(seed=0, slots=8, system="x", chat=False)) == "settings (chat, system)"
+    assert differs(decoding=dataclasses.replace(DECODING, stop_string=("x",))) == "settings (stop_string)"
     assert differs(job=Job(seed=0, slots=2)) == ""
     assert differs(decoding=dataclasses.replace(DECODING, temperature=0.5)) == "settings (temperature)"
     assert differs(decoding=dataclasses.replace(DECODING, model="elsewhere")) == ""

@@ -69,7 +69,9 @@ STOPPERS = {
     "eotp": SafeEotp,
     "eotp-official": OfficialEotp,
     "eotp-block": BlockEotp,
+    "eos-strings": Eos,
 }
+STRINGS = ["ab", "caca", "é"]  # with the stopper of that name
 CACHES = {
     "none": NoCache,
     "prefix": Prefix,
@@ -82,7 +84,8 @@ CACHES = {
 
 # What goes together of the two; the last caches are variants of `frozen`.
 _MEETINGS = [
-    *((stop, cache) for stop in STOPPERS for cache in ("prefix", "dual", "frozen")),
+    *((stop, cache) for stop in STOPPERS for cache in ("prefix", "dual", "frozen") if stop != "eos-strings"),
+    ("eos-strings", "dual"),
     ("none", "frozen-commit"),
     ("eos", "frozen-prompt"),
 ]

@@ -23,7 +23,7 @@ from jaxdiff.policies import Threshold
 from jaxdiff.stoppers import Eos
 from jaxdiff.types import REFERENCE
 from tests import small
-from tests.conformance.table import CACHES, FILLS, MEETINGS, POLICIES, STOPPERS, cover, draw
+from tests.conformance.table import CACHES, FILLS, MEETINGS, POLICIES, STOPPERS, STRINGS, cover, draw
 
 pytestmark = pytest.mark.usefixtures("strict")
 few = settings(max_examples=4)
@@ -37,7 +37,9 @@ def over(offset):
 
 def parts(policy, stop, cache, fill, temperature=0.0):
     cache = CACHES[cache]() if isinstance(cache, str) else cache
-    return dict(policy=policy, stop=STOPPERS[stop](), cache=cache, fill=FILLS[fill](), temperature=temperature)
+    strings = small.stop_strings(STRINGS) if stop == "eos-strings" else None
+    own = dict(policy=policy, stop=STOPPERS[stop](), cache=cache, fill=FILLS[fill](), temperature=temperature)
+    return own | {"stop_strings": strings}
 
 
 def run(policy, stop, cache="none", fill="parallel", *, temperature=0.0, **options):
@@ -77,7 +79,13 @@ def test_rules_1_and_2_commits(policy, stop, cache, fill, data, seed, temperatur
         blocks = trace[row].reshape(-1, small.BLOCK)
         for left, right in itertools.pairwise(blocks[(blocks >= 0).any(1)]):
             assert left[left >= 0].max() < right[right >= 0].min()  # block after block
-        if result.reason[row] == Reason.STOPPED:
+        if result.reason[row] == Reason.STRING:
+            assert stop == "eos-strings"
+            assert len(steps) == result.lengths[row]
+            assert any(string in small.text(answer[row]) for string in STRINGS)
+        elif stop == "eos-strings":
+            assert not any(string in small.text(answer[row]) for string in STRINGS)
+        if result.reason[row] != Reason.FULL:
             assert stop != "none"
             end = len(steps)
             if stop == "eos":
@@ -197,7 +205,7 @@ def test_rule_4_what_is_remembered_belongs_to_the_row_and_not_to_the_canvas(poli
         zero, canvas = jnp.zeros(5, jnp.int32), jnp.zeros((5, 6 + length), jnp.int32)
         rows = Rows(canvas, zero, zero, small.keys(5))
         state = jax.eval_shape(lambda: loop.begin(Setup(small.MODEL, (), decoder, layout), rows))
-        return jax.tree.leaves((state.policy, state.fill, state.stop))
+        return jax.tree.leaves((state.policy, state.fill, state.stop, state.text))
 
     for stop, fill in itertools.zip_longest(STOPPERS, FILLS, fillvalue="parallel"):
         assert shapes(stop, fill, 16) == shapes(stop, fill, 32)

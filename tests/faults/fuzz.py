@@ -297,11 +297,21 @@ def lines() -> st.SearchStrategy[bytes]:
     """A line of a JSONL file: a row, nearly one, or none."""
     ids = st.lists(st.integers(4, hf.VOCAB - 1), min_size=1, max_size=6)
     holes = st.lists(st.sampled_from((3, 3, 9, 1)), min_size=8, max_size=8)
-    good = st.one_of(
-        ids.map(lambda i: {"prompt_ids": i}), st.just({"prompt": "w5 w6"}), holes.map(lambda c: {"canvas_ids": c})
+    turns = st.fixed_dictionaries(
+        {
+            "role": st.sampled_from(("system", "user", "assistant", "tool")),
+            "content": st.sampled_from(("w5", "", "<eos>")),
+        }
     )
-    values = st.one_of(odd_values(), st.just([[5]]), st.just([5.0]), st.just([True]), st.just([10**400]), ids)
-    keys = st.sampled_from(("id", "prompt", "prompt_ids", "canvas_ids", "text", "seed", "messages"))
+    chats = st.lists(turns, max_size=3)
+    good = st.one_of(
+        ids.map(lambda i: {"prompt_ids": i}),
+        st.just({"prompt": "w5 w6"}),
+        holes.map(lambda c: {"canvas_ids": c}),
+        chats.map(lambda c: {"messages": c}),
+    )
+    values = st.one_of(odd_values(), st.just([[5]]), st.just([5.0]), st.just([True]), st.just([10**400]), ids, chats)
+    keys = st.sampled_from(("id", "prompt", "prompt_ids", "canvas_ids", "text", "seed", "messages", "stop_strings"))
     odd = st.dictionaries(keys, values, max_size=3)
     mixed = st.tuples(good, odd).map(lambda pair: pair[0] | pair[1])
     raw = st.sampled_from(

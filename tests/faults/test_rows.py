@@ -24,6 +24,7 @@ from tests import small
 
 OPTIONS = ("--gen-length", 8, "--block-length", 8, "--temperature", 0.7, "--batch-size", 2)
 COUNT = 20
+DECODING, JOB = Decoding(model="any", gen_length=16, block_length=8), requests.Job(seed=0, slots=8)
 SLOWLY = (  # a line every fifth of a second, so that a signal finds the program at work
     "import sys, time; from jaxdiff.files import Lines; from jaxdiff.cli.main import main; plain = Lines.write; "
     "Lines.write = lambda *a: (plain(*a), time.sleep(0.2))[0]; sys.exit(main())"
@@ -281,7 +282,7 @@ def test_a_row_says_why_it_ended_and_what_was_filled(checkpoint):
         numbers = dict(length=2, nfe=2, cheap=0, work=2.0, reason=reason, near_ties=1, not_finite=0, seconds=0.5)
         column, zeros = np.asarray(tokens, np.int32), np.zeros(len(tokens), np.float32)
         answer = Answer(request=request, tokens=column, commit_step=column, log_prob=zeros, **numbers)
-        return requests.line_of(checkpoint, answer)["row"]
+        return requests.line_of(checkpoint, answer, DECODING, JOB)["row"]
 
     text = checkpoint.tokenizer.fast.decode
     row = row_of([a, end, mask, mask, d, mask], [a, end, b, c, d, c])
@@ -309,7 +310,10 @@ BAD = [
     ('{"id": ' + "[" * 200 + "]" * 200 + ', "prompt_ids": [5]}', r"id: found more than 100 lists or objects"),
     ("[" * 100_000, r"not JSON"),
     ('{"id": ' + "9" * 5000 + ', "prompt_ids": [5]}', r"not JSON \(Exceeds the limit"),
-    ('{"promt": "x"}', r"found key 'promt', expected id and one of prompt, prompt_ids, canvas_ids"),
+    (
+        '{"promt": "x"}',
+        r"found key 'promt', expected id, stop_strings and one of prompt, messages, prompt_ids, canvas_ids",
+    ),
     ('{"prompt": "x", "temperature": 1}', r"found key 'temperature'"),
     ('{"prompt": "x"', r"not JSON \(.*, at character 15\)"),
     (b'{"prompt": "\xff"}', r"not JSON \(not UTF-8: found byte 0xff at byte 13 of the line\)"),
@@ -326,8 +330,7 @@ BAD = [
 @pytest.mark.parametrize(("line", "words"), BAD)
 def test_what_is_half_understood_is_refused(line, words, checkpoint):
     data = b'{"id": {"a": [1, "\xc3\xa9"]}, "prompt_ids": [5]}\n' + (line if isinstance(line, bytes) else line.encode())
-    decoding = Decoding(model="any", gen_length=16, block_length=8)
-    fine, bad = requests.read(b"\xef\xbb\xbf" + data, checkpoint, decoding)
+    fine, bad = requests.read(b"\xef\xbb\xbf" + data, checkpoint, DECODING, JOB)
     assert fine.id == {"a": [1, "é"]}
     assert re.search(words, bad.error), bad.error
     assert "row 0" not in bad.error

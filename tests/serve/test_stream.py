@@ -1,5 +1,6 @@
 """A queue through slots: each answer is that of `decode` alone, programs are few, a bad request harms nobody."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -12,6 +13,7 @@ from jaxdiff import (
     Answer,
     InputError,
     Meter,
+    Reason,
     Refusal,
     Request,
     decode,
@@ -25,6 +27,7 @@ from jaxdiff.caches import BlockCausal, Dual
 from jaxdiff.decode.batches import bucket
 from jaxdiff.policies.replay import Replay
 from jaxdiff.stoppers import Eos, SafeEotp
+from jaxdiff.stoppers.strings import cut
 from tests import small
 from tests.conformance.table import POLICIES, random_filter
 from tests.fills import LeftToRight
@@ -268,6 +271,25 @@ def test_a_request_brings_its_own_key_length_and_numbers(cache):
         assert answer.length == result.lengths[0] <= length
 
 
+def test_a_request_brings_its_own_stop_strings():
+    """In place of the decoder's; they end it alone, and slots are refilled behind it, whatever those remember."""
+    room = small.stop_strings(["zzz"])
+    plain = {i: by_itself(i, temperature=0.7, stop_strings=room) for i in (0, 4, 7, 9, 2)}
+    texts = {i: small.text(np.asarray(result.tokens)[0, -small.GEN :]) for i, result in plain.items()}
+    own = {0: [texts[0][:2]], 4: None, 7: ["nowhere", texts[7][1:4]], 9: (), 2: [texts[2][3:5]]}
+    queue = [Request(PROMPTS[i], number=i, stop_strings=strings) for i, strings in own.items()]
+    queue.append(Request(PROMPTS[1], stop_strings=["x" * 40]))
+    answers, (refusal,) = stream(queue, slots=2, temperature=0.7, stop_strings=room)
+    assert "found 1, the longest of 40 bytes, expected at most 4 of 32" in refusal.error
+    ended = 0
+    for number, strings in own.items():
+        lines = dataclasses.replace(room, strings=room.lines(strings or ()))
+        assert_same(answers[number], by_itself(number, temperature=0.7, stop_strings=lines))
+        assert (answers[number].reason == Reason.STRING) == (cut(texts[number], strings or ()) != texts[number])
+        ended += answers[number].reason == Reason.STRING
+    assert ended > 1
+
+
 @pytest.mark.parametrize(
     ("own", "words"),
     [
@@ -278,6 +300,8 @@ def test_a_request_brings_its_own_key_length_and_numbers(cache):
         ({"key": jax.random.key(0, impl="rbg")}, "key: found one of key<rbg>, expected key<fry>, as the run's"),
         ({"decoder": small.decoder(policy=policies.Threshold(0.5))}, "decoder: found another than that of the slots"),
         ({"decoder": decoder(temperature=[0.1, 0.2])}, "temperature: found a value for each row"),
+        ({"stop_strings": ["a"]}, "stop_strings: found 1, but the decoder has none"),
+        ({"stop_strings": "a"}, "stop_strings: found str, expected a list"),
     ],
 )
 def test_what_is_its_own_and_cannot_share_the_slots_is_refused(own, words):

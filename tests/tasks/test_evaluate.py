@@ -100,6 +100,10 @@ def test_report_counts_each_problem_once(checkpoint, calls):
     assert summary["work"] == 1.0
     assert summary["accuracy_low"] < 0.8 < summary["accuracy_high"]
     assert (summary["seconds"], summary["compile_seconds"]) == (2.5, 3.0)
+    cut = evaluate(
+        checkpoint, "letters", small.decoder(stop_strings=small.stop_strings(["d"])), n=N, gen_length=small.GEN
+    )
+    assert cut.texts == ("a", "b", "", "", "e")
     assert heard == [(1, 1, 0.5), (2, 4, 1.0), (3, 8, 1.5), (4, 13, 2.0), (5, 15, 2.5)]  # b is the shortest
 
 
