@@ -12,6 +12,7 @@ from jaxdiff.files import first_line
 from jaxdiff.leaves import leaf_dtype, leaf_name
 from jaxdiff.models.config import Config
 from jaxdiff.models.dream import Dream, DreamConfig
+from jaxdiff.models.fast_dllm_v2 import FastDllmV2, FastDllmV2Config
 from jaxdiff.models.illada import Illada, IlladaConfig
 from jaxdiff.models.llada import Llada, LladaConfig
 from jaxdiff.models.llada2 import Llada2, Llada2Config
@@ -28,6 +29,7 @@ FAMILIES: dict[str, tuple[type[Transformer], type[Config]]] = {
     "llada_moe": (LladaMoe, LladaMoeConfig),
     "llada2": (Llada2, Llada2Config),
     "sdar": (Sdar, SdarConfig),
+    "fast_dllm_v2": (FastDllmV2, FastDllmV2Config),
 }
 ARCHITECTURES = {
     "LLaDAModelLM": "llada",
@@ -36,6 +38,7 @@ ARCHITECTURES = {
     "LLaDAMoEModelLM": "llada_moe",
     "LLaDA2MoeModelLM": "llada2",
     "SDARForCausalLM": "sdar",
+    "Fast_dLLM_QwenForCausalLM": "fast_dllm_v2",
 }
 
 
