@@ -185,6 +185,11 @@ def sdar():
     return Network(config, _hf("Qwen3", **change), [], block=4)
 
 
+def fast_dllm_v2():
+    config = SHAPE | IDS | {"architectures": ["Fast_dLLM_QwenForCausalLM"], "model_type": "Fast_dLLM_Qwen"}
+    return Network(config | {"bd_size": 4}, _hf("Qwen2"), [], block=4, shifted=True)
+
+
 def llada_moe():
     mixture = {"num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": False}
     module = _hf("Qwen3Moe", **mixture, moe_intermediate_size=24, head_dim=8)
@@ -337,7 +342,15 @@ class Llada2(nn.Module):
         return transformers.modeling_outputs.MaskedLMOutput(logits=self.lm_head(self.model.norm(x)))
 
 
-FAMILIES = {"llada": llada, "illada": illada, "dream": dream, "llada_moe": llada_moe, "llada2": llada2, "sdar": sdar}
+FAMILIES = {
+    "llada": llada,
+    "illada": illada,
+    "dream": dream,
+    "llada_moe": llada_moe,
+    "llada2": llada2,
+    "sdar": sdar,
+    "fast_dllm_v2": fast_dllm_v2,
+}
 
 
 @functools.cache
