@@ -17,6 +17,7 @@ from jaxdiff.models.llada import Llada, LladaConfig
 from jaxdiff.models.llada2 import Llada2, Llada2Config
 from jaxdiff.models.llada_moe import LladaMoe, LladaMoeConfig
 from jaxdiff.models.sdar import Sdar, SdarConfig
+from jaxdiff.models.sdar_moe import SdarMoe, SdarMoeConfig
 from jaxdiff.models.stack import Transformer
 from jaxdiff.protocols import Model
 from jaxdiff.types import InputError
@@ -28,6 +29,7 @@ FAMILIES: dict[str, tuple[type[Transformer], type[Config]]] = {
     "llada_moe": (LladaMoe, LladaMoeConfig),
     "llada2": (Llada2, Llada2Config),
     "sdar": (Sdar, SdarConfig),
+    "sdar_moe": (SdarMoe, SdarMoeConfig),
 }
 ARCHITECTURES = {
     "LLaDAModelLM": "llada",
@@ -36,6 +38,7 @@ ARCHITECTURES = {
     "LLaDAMoEModelLM": "llada_moe",
     "LLaDA2MoeModelLM": "llada2",
     "SDARForCausalLM": "sdar",
+    "SDARMoeForCausalLM": "sdar_moe",
 }
 
 

@@ -41,12 +41,16 @@ _HF = {
     "tie_word_embeddings": False,
 }
 _EXPERTS = {"num_experts": EXPERTS, "num_experts_per_tok": 2}
+_NO_DENSE = {k: v for k, v in _HF.items() if k != "intermediate_size"}  # no layer is
 CONFIGS = {
     "llada": LLADA_CONFIG,
     "illada": _HF | {"architectures": ["ILLaDAForCausalLM"], "tie_word_embeddings": True},
     "dream": _HF | {"architectures": ["DreamModel"]},
     "sdar": _HF | {"architectures": ["SDARForCausalLM"], "tie_word_embeddings": True, "block_size": 8},
-    "llada_moe": {k: v for k, v in _HF.items() if k != "intermediate_size"}
+    "sdar_moe": _NO_DENSE
+    | _EXPERTS
+    | {"architectures": ["SDARMoeForCausalLM"], "moe_intermediate_size": HIDDEN, "norm_topk_prob": True},
+    "llada_moe": _NO_DENSE
     | _EXPERTS
     | {
         "architectures": ["LLaDAMoEModelLM"],
@@ -116,9 +120,10 @@ def _mlp(name):
     return {f"{name}.{side}_proj.weight": shape for side, shape in sides.items()}
 
 
-def _mixture(name):
+def _mixture(name, *, bias=True):
     experts = {k: v for e in range(EXPERTS) for k, v in _mlp(f"{name}.experts.{e}").items()}
-    return experts | {f"{name}.gate.weight": (EXPERTS, WIDTH), f"{name}.gate.expert_bias": (EXPERTS,)}
+    experts |= {f"{name}.gate.expert_bias": (EXPERTS,)} if bias else {}
+    return experts | {f"{name}.gate.weight": (EXPERTS, WIDTH)}
 
 
 def shapes(family):
@@ -139,8 +144,9 @@ def shapes(family):
                 out |= _layer(n, biases=True) | _mlp(f"model.layers.{n}.mlp")
             case "sdar":
                 out |= _layer(n, norms=True) | _mlp(f"model.layers.{n}.mlp")
-            case "llada_moe":
-                out |= _layer(n, norms=True) | _mixture(f"model.layers.{n}.mlp")
+            case "llada_moe" | "sdar_moe":
+                mixture = _mixture(f"model.layers.{n}.mlp", bias=family == "llada_moe")
+                out |= _layer(n, norms=True) | mixture
             case "llada2":
                 name = f"model.layers.{n + 1}"
                 out |= _fused(n + 1) | _mixture(f"{name}.mlp") | _mlp(f"{name}.mlp.shared_experts")

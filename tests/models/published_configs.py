@@ -245,6 +245,44 @@ _SDAR = {
 # The sizes of Qwen3-4B and Qwen3-8B, which SDAR's larger models start from.
 _SDAR_4B = {"hidden_size": 2560, "intermediate_size": 9728, "num_attention_heads": 32, "num_hidden_layers": 36}
 _SDAR_8B = {"hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, "num_hidden_layers": 36}
+# Xenearkr/DARE models/SDAR-30B-A3B-Chat/config.json (file id 55704661410).
+_SDAR_MOE = {
+    "architectures": ["SDARMoeForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "auto_map": {"AutoConfig": "configuration_sdar_moe.SDARMoeConfig"},
+    "bos_token_id": 151643,
+    "decoder_sparse_step": 1,
+    "eos_token_id": 151643,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 6144,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 48,
+    "mlp_only_layers": [],
+    "model_type": "sdar_moe",
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "num_attention_heads": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "output_router_logits": False,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "router_aux_loss_coef": 0.001,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.51.0",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
 
 # repository -> the family, its config.json
 PUBLISHED = {
@@ -263,6 +301,7 @@ PUBLISHED = {
     "JetAstra/SDAR-1.7B-Chat, in blocks of 8": ("sdar", _SDAR | {"block_size": 8, "mask_token_id": 151669}),
     "JetAstra/SDAR-4B-Chat": ("sdar", _SDAR | _SDAR_4B),
     "JetAstra/SDAR-8B-Chat": ("sdar", _SDAR | _SDAR_8B),
+    "JetLM/SDAR-30B-A3B-Chat": ("sdar_moe", _SDAR_MOE),
 }
 
 # inclusionAI/LLaDA2.2-flash, which no family here serves: FluxServe's guide (file id 66842023711) against LLaDA2.0.

@@ -26,6 +26,7 @@ READ = {
     "inclusionAI/LLaDA-MoE-7B-A1B-Base": (7_356_880_896, 156895, (156892,), None),
     "inclusionAI/LLaDA2.0-mini": (16_255_643_392, 156895, (156892,), 32),
     "JetAstra/SDAR-1.7B-Chat": (2_031_739_904, 151669, (151643, 151645), 4),
+    "JetLM/SDAR-30B-A3B-Chat": (30_532_122_624, 151669, (151643, 151645), 4),
     "JetAstra/SDAR-1.7B-Chat, in blocks of 8": (2_031_739_904, 151669, (151643, 151645), 8),
 }
 # Small enough to make: each published file with other sizes.
@@ -50,7 +51,12 @@ SMALL = {
     | DENSE
     | {"moe_intermediate_size": 16, "num_experts": 16, "num_experts_per_tok": 3, "rotary_dim": None},
     "sdar": PUBLISHED["JetAstra/SDAR-1.7B-Chat"][1] | DENSE | {"tie_word_embeddings": True},
+    "sdar_moe": PUBLISHED["JetLM/SDAR-30B-A3B-Chat"][1]
+    | SIZES
+    | {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16},
 }
+
+DIFFERENT = [family for family in SMALL if family != "sdar_moe"]  # it is sdar's attention over llada_moe's experts
 
 
 @pytest.mark.parametrize("repository", READ)
@@ -74,7 +80,7 @@ def test_a_folder_of_ours_gives_the_model_back(family, tmp_path):
 
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("count", [5, 11])
-@pytest.mark.parametrize("family", ["llada", *SMALL])
+@pytest.mark.parametrize("family", ["llada", *DIFFERENT])
 def test_the_features_of_some_tokens_are_those_of_all(family, count):
     """Each row read elsewhere: from its first token, to its last, inside, and from its first token behind padding."""
     model = MODEL if family == "llada" else build(SMALL[family] | {"dtype": "float32"})
@@ -100,7 +106,7 @@ def test_some_tokens_are_read_where_the_prompt_does_not_see_the_answer():
 
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("length", [8, 11])
-@pytest.mark.parametrize("family", ["llada", *SMALL])
+@pytest.mark.parametrize("family", ["llada", *DIFFERENT])
 def test_some_tokens_of_a_window_are_read_over_a_kv_cache(family, length):
     """A window is written where it is fresh, all of it, whichever part is read; 11 is a rebuild of the canvas."""
     model = MODEL if family == "llada" else build(SMALL[family] | {"dtype": "float32"})
@@ -153,7 +159,7 @@ def noisy(kv, seed=2):
     return jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(seed), x.shape), kv)
 
 
-@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("family", DIFFERENT)
 def test_the_program_does_not_grow_with_depth(family):
     def equations(depth):
         model = build(SMALL[family] | {"num_hidden_layers": depth})
@@ -177,6 +183,8 @@ def test_the_program_does_not_grow_with_depth(family):
         ("llada_moe", {"norm_topk_prob": True}, "norm_topk_prob: found True"),
         ("llada_moe", {"moe_layer_freq": [0, 1]}, "moe_layer_freq: found"),
         ("llada_moe", {"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size: found 64"),
+        ("sdar_moe", {"mlp_only_layers": [1]}, "mlp_only_layers: found \\[1\\], expected \\[\\]"),
+        ("sdar_moe", {"num_experts_per_tok": 9}, "num_experts_per_tok: found 9, expected at most num_experts = 8"),
         ("llada2", {"norm_head": True}, "norm_head: found True"),
         ("llada2", {"n_group": 16}, "n_group: found 16 for 16 experts"),
         ("llada2", {"first_k_dense_replace": 2}, "first_k_dense_replace: found 2, expected 0 to 1"),

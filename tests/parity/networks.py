@@ -185,6 +185,13 @@ def sdar():
     return Network(config, _hf("Qwen3", **change), [], block=4)
 
 
+def sdar_moe():
+    change = {"num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": True, "moe_intermediate_size": 24}
+    change |= {"head_dim": 16, "decoder_sparse_step": 1, "mlp_only_layers": []}
+    config = SHAPE | IDS | change | {"architectures": ["SDARMoeForCausalLM"], "model_type": "sdar_moe"}
+    return Network(config, _hf("Qwen3Moe", **change), [], block=4)
+
+
 def llada_moe():
     mixture = {"num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": False}
     module = _hf("Qwen3Moe", **mixture, moe_intermediate_size=24, head_dim=8)
@@ -337,7 +344,15 @@ class Llada2(nn.Module):
         return transformers.modeling_outputs.MaskedLMOutput(logits=self.lm_head(self.model.norm(x)))
 
 
-FAMILIES = {"llada": llada, "illada": illada, "dream": dream, "llada_moe": llada_moe, "llada2": llada2, "sdar": sdar}
+FAMILIES = {
+    "llada": llada,
+    "illada": illada,
+    "dream": dream,
+    "llada_moe": llada_moe,
+    "llada2": llada2,
+    "sdar": sdar,
+    "sdar_moe": sdar_moe,
+}
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import torch
 
 from jaxdiff import Inputs
 from jaxdiff.convert import from_tensors
-from jaxdiff.models import llada2, llada_moe
+from jaxdiff.models import llada2, llada_moe, sdar_moe
 from jaxdiff.models.layers import RMSNorm, rope_table, visible
 from jaxdiff.models.stack import Block
 from tests.parity.networks import FAMILIES, MASK, network
@@ -22,7 +22,11 @@ LONG = np.array([5, 9, MASK, MASK, 17, 60, 1, 44, MASK, 2, 30])
 PADDING = 3
 SHORT = LONG[PADDING:]
 DRAWS = (1, 2, 3, 7)
-ROUTERS = {"llada_moe": (llada_moe, "most_likely"), "llada2": (llada2, "group_limited")}
+ROUTERS = {
+    "llada_moe": (llada_moe, "most_likely"),
+    "llada2": (llada2, "group_limited"),
+    "sdar_moe": (sdar_moe, "most_likely"),
+}
 families = pytest.mark.parametrize("family", FAMILIES)
 
 

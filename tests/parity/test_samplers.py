@@ -54,6 +54,7 @@ CASES = {
     ),
     "llada2": ("llada2", "threshold:tau=0.4", samplers.block_causal, {"tau": 0.4, "gen": 14}, {}),
     "sdar-dynamic": ("sdar", "threshold:tau=0.4", samplers.block_causal, {"tau": 0.4, "gen": 14}, {}),
+    "sdar_moe-dynamic": ("sdar_moe", "threshold:tau=0.4", samplers.block_causal, {"tau": 0.4, "gen": 14}, {}),
     "sdar-static": ("sdar", "fixed", samplers.block_causal, {"tau": None, "gen": 14}, {}),
 }
 

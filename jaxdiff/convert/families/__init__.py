@@ -1,6 +1,6 @@
 """One mapping table per family: the names that it publishes its tensors under -> our leaves."""
 
-from jaxdiff.convert.families import dream, illada, llada, llada2, llada_moe, sdar
+from jaxdiff.convert.families import dream, illada, llada, llada2, llada_moe, sdar, sdar_moe
 
 TABLES = {
     "llada": llada.TABLE,
@@ -9,4 +9,5 @@ TABLES = {
     "llada_moe": llada_moe.TABLE,
     "llada2": llada2.TABLE,
     "sdar": sdar.TABLE,
+    "sdar_moe": sdar_moe.TABLE,
 }
