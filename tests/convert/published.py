@@ -45,8 +45,10 @@ _NO_DENSE = {k: v for k, v in _HF.items() if k != "intermediate_size"}  # no lay
 CONFIGS = {
     "llada": LLADA_CONFIG,
     "illada": _HF | {"architectures": ["ILLaDAForCausalLM"], "tie_word_embeddings": True},
+    "stable_diffcoder": _HF | {"architectures": ["StableDiffcoderForCausalLM"]},
     "dream": _HF | {"architectures": ["DreamModel"]},
     "sdar": _HF | {"architectures": ["SDARForCausalLM"], "tie_word_embeddings": True, "block_size": 8},
+    "qwen_diffusion": _HF | {"architectures": ["A2DQwen3LMHeadModel"], "tie_word_embeddings": True},
     "sdar_moe": _NO_DENSE
     | _EXPERTS
     | {"architectures": ["SDARMoeForCausalLM"], "moe_intermediate_size": HIDDEN, "norm_topk_prob": True},
@@ -69,6 +71,7 @@ CONFIGS = {
         "topk_group": 1,
     },
 }
+TIED = tuple(family for family, config in CONFIGS.items() if config.get("tie_word_embeddings"))
 
 
 def llada_shapes(layers=LAYERS):
@@ -132,17 +135,17 @@ def shapes(family):
         return llada_shapes()
     embedding = "word_embeddings" if family == "llada2" else "embed_tokens"
     out = {f"model.{embedding}.weight": (VOCAB, WIDTH), "model.norm.weight": (WIDTH,)}
-    if family not in ("sdar", "illada"):
+    if family not in TIED:
         out |= {"lm_head.weight": (VOCAB, WIDTH)}
     if family == "llada2":
         out |= _fused(0) | _mlp("model.layers.0.mlp")
     for n in range(LAYERS):
         match family:
-            case "illada":
+            case "illada" | "stable_diffcoder":
                 out |= _layer(n) | _mlp(f"model.layers.{n}.mlp")
             case "dream":
                 out |= _layer(n, biases=True) | _mlp(f"model.layers.{n}.mlp")
-            case "sdar":
+            case "sdar" | "qwen_diffusion":
                 out |= _layer(n, norms=True) | _mlp(f"model.layers.{n}.mlp")
             case "llada_moe" | "sdar_moe":
                 mixture = _mixture(f"model.layers.{n}.mlp", bias=family == "llada_moe")

@@ -19,6 +19,7 @@ PROMPTS = {
     "dream": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"
     "<|im_start|>assistant\n",
     "sdar": "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
+    "qwen_diffusion": "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
     "sdar_moe": "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
     "llada_moe": "<role>SYSTEM</role>detailed thinking off<|role_end|><role>HUMAN</role>hi<|role_end|>"
     "<role>ASSISTANT</role>",

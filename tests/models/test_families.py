@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxdiff import InputError, build, load, save
-from jaxdiff.models import FAMILIES
+from jaxdiff.models import FAMILIES, architecture
 from jaxdiff.models.layers import visible
 from jaxdiff.models.moe import Experts
 from jaxdiff.types import Inputs, Span
@@ -22,11 +22,16 @@ from tests.small import MODEL
 READ = {
     "GSAI-ML/LLaDA-8B-Base": (8_015_581_184, 126336, (126081, 126348), None),
     "GSAI-ML/iLLaDA-8B-Base": (7_615_025_152, 5, (2,), None),
+    "ByteDance-Seed/Stable-DiffCoder-8B-Instruct": (8_250_462_208, 5, (2,), 4),
+    "apple/DiffuCoder-7B-Instruct": (7_615_616_512, 151666, (151643, 151645), None),
     "Dream-org/Dream-v0-Instruct-7B": (7_615_616_512, 151666, (151643, 151645), None),
     "inclusionAI/LLaDA-MoE-7B-A1B-Base": (7_356_880_896, 156895, (156892,), None),
     "inclusionAI/LLaDA2.0-mini": (16_255_643_392, 156895, (156892,), 32),
     "JetAstra/SDAR-1.7B-Chat": (2_031_739_904, 151669, (151643, 151645), 4),
     "JetLM/SDAR-30B-A3B-Chat": (30_532_122_624, 151669, (151643, 151645), 4),
+    "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1": (596_049_920, 151669, (151645,), None),
+    "dllm-hub/Qwen2.5-Coder-0.5B-Instruct-diffusion-mdlm-v0.1": (494_032_768, 151665, (151645,), None),
+    "fredzzp/open-dcoder-0.5B": (494_032_768, 151665, (151643,), None),
     "JetAstra/SDAR-1.7B-Chat, in blocks of 8": (2_031_739_904, 151669, (151643, 151645), 8),
 }
 # Small enough to make: each published file with other sizes.
@@ -43,6 +48,7 @@ SIZES = {
 DENSE = SIZES | {"intermediate_size": 48}
 SMALL = {
     "illada": PUBLISHED["GSAI-ML/iLLaDA-8B-Base"][1] | DENSE,
+    "stable_diffcoder": PUBLISHED["ByteDance-Seed/Stable-DiffCoder-8B-Instruct"][1] | DENSE,
     "dream": PUBLISHED["Dream-org/Dream-v0-Instruct-7B"][1] | DENSE,
     "llada_moe": PUBLISHED["inclusionAI/LLaDA-MoE-7B-A1B-Base"][1]
     | SIZES
@@ -51,12 +57,14 @@ SMALL = {
     | DENSE
     | {"moe_intermediate_size": 16, "num_experts": 16, "num_experts_per_tok": 3, "rotary_dim": None},
     "sdar": PUBLISHED["JetAstra/SDAR-1.7B-Chat"][1] | DENSE | {"tie_word_embeddings": True},
+    "qwen_diffusion": PUBLISHED["dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1"][1] | DENSE,
     "sdar_moe": PUBLISHED["JetLM/SDAR-30B-A3B-Chat"][1]
     | SIZES
     | {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16},
 }
 
-DIFFERENT = [family for family in SMALL if family != "sdar_moe"]  # it is sdar's attention over llada_moe's experts
+# The others: sdar's attention over llada_moe's experts; the stacks of sdar, dream and illada, with blocks or without.
+DIFFERENT = [family for family in SMALL if family not in ("sdar_moe", "qwen_diffusion", "stable_diffcoder")]
 
 
 @pytest.mark.parametrize("repository", READ)
@@ -67,6 +75,22 @@ def test_the_published_config_is_read(repository):
     assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)) == parameters
     assert (model.config.mask_token_id, model.config.eos_ids, model.attention_block) == (mask, ends, block)
     assert model.config.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("repository", "shifted"),
+    [(name, "dllm" not in name) for name, (family, _) in PUBLISHED.items() if family == "qwen_diffusion"],
+)
+def test_what_an_architecture_means_stays_in_a_folder_of_ours(repository, shifted):
+    config = PUBLISHED[repository][1]
+    model = build(config)
+    assert (model.shifted, model.tempered) == (shifted, shifted)
+    assert [architecture(model)] == config["architectures"]
+    ours = build(dataclasses.asdict(model.config) | {"family": "qwen_diffusion"})
+    assert ours == model
+    said = build(config | {"right_shift_logits": not shifted})
+    assert said.shifted != shifted
+    assert build(config | {"right_shift_logits": False, "block_size": 8}).attention_block == 8
 
 
 @pytest.mark.parametrize("family", SMALL)
@@ -183,6 +207,13 @@ def test_the_program_does_not_grow_with_depth(family):
         ("llada_moe", {"norm_topk_prob": True}, "norm_topk_prob: found True"),
         ("llada_moe", {"moe_layer_freq": [0, 1]}, "moe_layer_freq: found"),
         ("llada_moe", {"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size: found 64"),
+        ("qwen_diffusion", {"mask_token_id": None}, "A2DQwen3LMHeadModel without one is autoregressive"),
+        (
+            "qwen_diffusion",
+            {"block_size": 4, "right_shift_logits": True},
+            "block_size: found 4 with right_shift",
+        ),
+        ("qwen_diffusion", {"attention_bias": True}, "attention_bias: found True"),
         ("sdar_moe", {"mlp_only_layers": [1]}, "mlp_only_layers: found \\[1\\], expected \\[\\]"),
         ("sdar_moe", {"num_experts_per_tok": 9}, "num_experts_per_tok: found 9, expected at most num_experts = 8"),
         ("llada2", {"norm_head": True}, "norm_head: found True"),
