@@ -17,7 +17,7 @@ from jaxdiff.convert.description import describe
 from jaxdiff.convert.engine import fill, tensor
 from jaxdiff.convert.text import copy_tokenizer, tokenizer_files
 from jaxdiff.files import copy_present, replaced, saving, write_object
-from jaxdiff.models import ARCHITECTURES, family_name
+from jaxdiff.models import architecture, family_name
 from jaxdiff.protocols import Model
 from jaxdiff.types import InputError
 
@@ -139,13 +139,11 @@ def _check_new(target: Path) -> None:
 
 def _described(model: Model) -> dict[str, Any]:
     """A config.json in the family's own names, for a model that was trained here and has none from elsewhere."""
-    family = family_name(model)
-    architecture = next(name for name, known in ARCHITECTURES.items() if known == family)
     published_names = {ours: theirs for theirs, ours in model.config.renamed.items()}
     values = {published_names.get(name, name): value for name, value in dataclasses.asdict(model.config).items()}
     further = values.pop("further_eos_token_ids")
     ends = {"eos_token_id": [model.config.eos_token_id, *further]} if further else {}
-    return {"architectures": [architecture]} | values | ends
+    return {"architectures": [architecture(model)]} | values | ends
 
 
 def _shards(sizes: dict[str, int], most: int) -> dict[str, list[str]]:

@@ -16,12 +16,20 @@ def spread(count, steps):
     return [count // steps + (step < count % steps) for step in range(steps)]
 
 
-def llada(logits_of, prompt, *, gen, block, steps, mask, cfg=None):
+def rounded(count, steps):
+    """As `spread`, the way of dllm's MDLM sampler: what is left, over the steps that are left, rounded."""
+    taken = []
+    for left in range(steps, 0, -1):
+        taken.append(round((count - sum(taken)) / left))
+    return [each for each in taken if each]
+
+
+def llada(logits_of, prompt, *, gen, block, steps, mask, cfg=None, counts=spread):
     """LLaDA `generate.py`: low-confidence remasking, `steps` forwards for each block."""
     x, nfe = canvas(prompt, gen, mask), 0
     given = x != mask
     for end in range(len(prompt) + block, len(prompt) + gen + 1, block):
-        for count in spread(int((x[0, end - block : end] == mask).sum()), steps):
+        for count in counts(int((x[0, end - block : end] == mask).sum()), steps):
             logits = logits_of(x)
             nfe += 1
             if cfg is not None:
@@ -83,15 +91,18 @@ def dream(logits_of, prompt, *, gen, steps, order, mask, eps=1e-3, top_p=None, t
     return x[0, len(prompt) :].tolist(), nfe
 
 
-def block_causal(logits_of, prompt, *, gen, block, tau, mask):
+def block_causal(logits_of, prompt, *, gen, block, tau, mask, cut=False, strict=True):
     """LLaDA2 and SDAR: whole blocks from position 0, nothing right of the block is fed, the overhang is cut off.
 
     `tau` None commits one position a forward (SDAR's static strategy), else all above it, and the best where none is
     (LLaDA2's `generate`, SDAR's dynamic strategy, as many steps as positions). A pass that only stores keys and values
     is not counted: there is no cache here.
+
+    Stable-DiffCoder's `generate_block`: the last block ends where the answer does (`cut`), and what reaches `tau`
+    commits (not `strict`), the best always.
     """
     blocks = -(-(len(prompt) + gen) // block)
-    x, nfe = canvas(prompt, blocks * block - len(prompt), mask), 0
+    x, nfe = canvas(prompt, gen if cut else blocks * block - len(prompt), mask), 0
     for index in range(len(prompt) // block, blocks):
         part = slice(index * block, (index + 1) * block)
         for _ in range(block):
@@ -101,7 +112,7 @@ def block_causal(logits_of, prompt, *, gen, block, tau, mask):
             nfe += 1
             prob, token = F.softmax(logits, -1).max(-1)
             prob = torch.where(x[0, part] == mask, prob, -torch.inf)
-            chosen = torch.zeros_like(prob, dtype=torch.bool) if tau is None else prob > tau
+            chosen = torch.zeros_like(prob, dtype=torch.bool) if tau is None else prob > tau if strict else prob >= tau
             if not chosen.any():
                 chosen[prob.argmax()] = True
             x[0, part] = torch.where(chosen, token, x[0, part])

@@ -52,8 +52,25 @@ CASES = {
         {"steps": 7, "order": "entropy", "top_p": 0.6, "top_k": 3},
         {"block_length": GEN, "steps": 7, "top_p": 0.6, "top_k": 3},
     ),
+    "a2d": ("a2d_qwen3", "fixed:steps=4", samplers.llada, {"steps": 4, "block": BLOCK, "counts": samplers.rounded}, {}),
+    "open-dcoder": (
+        "open_dcoder",
+        "fixed:order=entropy,schedule=dream",
+        samplers.dream,
+        {"steps": 7, "order": "entropy"},
+        {"block_length": GEN, "steps": 7},
+    ),
+    # Answers that end with their block: else the published sampler cuts the last one, where all of it is decoded here.
+    "stable-diffcoder": (
+        "stable_diffcoder",
+        "threshold:tau=0.4",
+        samplers.block_causal,
+        {"tau": 0.4, "cut": True, "strict": False, "whole": True},
+        {},
+    ),
     "llada2": ("llada2", "threshold:tau=0.4", samplers.block_causal, {"tau": 0.4, "gen": 14}, {}),
     "sdar-dynamic": ("sdar", "threshold:tau=0.4", samplers.block_causal, {"tau": 0.4, "gen": 14}, {}),
+    "sdar_moe-dynamic": ("sdar_moe", "threshold:tau=0.4", samplers.block_causal, {"tau": 0.4, "gen": 14}, {}),
     "sdar-static": ("sdar", "fixed", samplers.block_causal, {"tau": None, "gen": 14}, {}),
 }
 
@@ -63,8 +80,9 @@ CASES = {
 def test_tokens_and_nfe_equal_the_published_sampler(case):
     family, policy, sampler, theirs, ours = CASES[case]
     model, params, reference = load(family)
-    prompts, origin = pad_prompts(PROMPTS, fill=EOS)
     theirs = {"gen": GEN, "mask": MASK} | theirs
+    given = [prompt * 4 for prompt in PROMPTS] if theirs.pop("whole", False) else PROMPTS
+    prompts, origin = pad_prompts(given, fill=EOS)
     if reference.block:
         theirs["block"] = reference.block
     options = {"block_length": theirs.get("block"), "cfg_scale": theirs.get("cfg")} | ours
@@ -76,7 +94,7 @@ def test_tokens_and_nfe_equal_the_published_sampler(case):
     assert len(decided) >= 18, "draw other weights: float rounding decides here"
     nfe = []
     for row in decided:
-        tokens, calls = sampler(reference.logits, PROMPTS[row], **theirs)
+        tokens, calls = sampler(reference.logits, given[row], **theirs)
         assert np.asarray(result.tokens)[row, prompts.shape[1] :].tolist() == tokens
         assert int(result.nfe[row]) == calls
         nfe.append(calls)
