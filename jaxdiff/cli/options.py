@@ -41,7 +41,7 @@ Cache = Annotated[
     typer.Option(
         "--cache",
         metavar="NAME[:K=V,...]",
-        help="Which keys and values are reused: none, prefix, dual:refresh=8, frozen:freeze=clean|commit, block, seeded ...",
+        help="Which keys and values are reused: none, prefix, dual:refresh=8, frozen:freeze=clean, block, seeded ...",
     ),
 ]
 Stop = Annotated[

@@ -48,8 +48,7 @@ CONFIGS = {
     "stable_diffcoder": _HF | {"architectures": ["StableDiffcoderForCausalLM"]},
     "dream": _HF | {"architectures": ["DreamModel"]},
     "sdar": _HF | {"architectures": ["SDARForCausalLM"], "tie_word_embeddings": True, "block_size": 8},
-    "fast_dllm_v2": _HF
-    | {"architectures": ["Fast_dLLM_QwenForCausalLM"], "tie_word_embeddings": True, "bd_size": 8},
+    "fast_dllm_v2": _HF | {"architectures": ["Fast_dLLM_QwenForCausalLM"], "tie_word_embeddings": True, "bd_size": 8},
     "qwen_diffusion": _HF | {"architectures": ["A2DQwen3LMHeadModel"], "tie_word_embeddings": True},
     "sdar_moe": _NO_DENSE
     | _EXPERTS
