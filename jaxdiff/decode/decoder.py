@@ -52,7 +52,7 @@ class Decoder:
         stop: when a row's end moves left; default never.
         sampling: how a token is drawn; default greedy.
         block_length: in tokens, a divisor of what is generated; default 32 for `decode`, the whole canvas for `infill`.
-            A model that attends in blocks has its own.
+            A model that attends in blocks has its own, or takes a divisor of it: then its blocks are decoded in parts.
     """
 
     policy: Policy = dataclasses.field(default_factory=Fixed)
