@@ -170,7 +170,7 @@ class FullPass(StepPasses):
             tokens, given = take(tokens, at, length), take(given, at, length)
         inputs = self.inputs(tokens, at, columns, fresh, given=given, store=kept)
         block, late = self.block(first), None
-        if self.setup.layout.seeds:  # of a block that is not fed its first token alone is read, the last that is
+        if self.setup.layout.seeds:  # where a row stores, the last token fed is the first of its block, and no other is
             start = jnp.minimum(block.start, length - block.count)
             block, late = dataclasses.replace(block, start=start), block.start - start
         alone = length > self.setup.layout.block_length + int(self.setup.model.shifted) and not wants_tail

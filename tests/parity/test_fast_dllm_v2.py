@@ -102,3 +102,4 @@ def test_tokens_and_nfe_equal_the_published_sampler(case):
         assert nfe == forwards, (case, row)
     assert decided >= 18, "draw other weights: float rounding decides here"
     assert stopped > 3 or stop is NoStop
+    assert [row.tokens for row in expected("dual")] != [row.tokens for row in expected("none")]
