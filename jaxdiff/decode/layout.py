@@ -21,7 +21,7 @@ class Layout:
         first: canvas column where what is generated begins.
         block_length: W.
         overhang: columns on the right that make each row's last block whole where blocks hang on positions; cut off.
-        ladder: canvas lengths that a pass may be cut to once ends moved left.
+        ladder: canvas lengths that a pass may be cut to once ends moved left, or until blocks are added.
         spans: lengths of a window over the KV cache that are compiled.
         mesh: the devices that rows and weights are spread over.
     """
@@ -72,7 +72,8 @@ def layout_of(
 ) -> Layout:
     """How canvases are laid out whose prompts end at column `first`; `overhang` default the model's own."""
     overhang = overhang_of(model) if overhang is None else overhang
-    rungs = tuple(first + length for length in doublings(generated, block)) if decoder.stop.cuts else ()
+    shorter = decoder.stop.cuts or decoder.length == "var"
+    rungs = tuple(first + length for length in doublings(generated, block)) if shorter else ()
     return Layout(
         first=first,
         block_length=block,
