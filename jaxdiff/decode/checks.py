@@ -143,7 +143,7 @@ def check_decoder(decoder: Decoder, model: Model, rows: int | None) -> None:
 
 
 def check_length(length: str, cache: Cache, model: Model | None = None) -> None:
-    """Raises InputError for a variable length with a cache or a model (None: not known yet) that it does not go with."""
+    """Raises InputError for a variable length with a cache or a model (None: not known yet) it does not fit."""
     if length == "fixed":
         return
     if cache.window != "canvas":

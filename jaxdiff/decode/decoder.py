@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from jaxdiff.caches import NoCache
 from jaxdiff.fills import Parallel
@@ -31,7 +32,7 @@ class EndThink:
         power: and 3, or 1 for HumanEval.
     """
 
-    tokens: tuple[int, ...] = static()
+    tokens: Sequence[int] = static()
     boost: Leaf = number(low=0.0, high=INFINITE)
     power: Leaf = number(default=2.0, low=0.0, high=INFINITE)
 
