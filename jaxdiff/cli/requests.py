@@ -69,10 +69,12 @@ def prompt_ids(checkpoint: Checkpoint, text: str, *, special: bool = False) -> l
 
 def check(checkpoint: Checkpoint, request: Request, decoding: Decoding) -> None:
     """Raises the InputError that this request is refused with."""
-    asked = Decoder(block_length=decoding.block_length)  # the policy's steps hang on the length, which is checked here
+    asked = Decoder(
+        block_length=decoding.block_length, length=decoding.length
+    )  # the policy's steps hang on the length, which is checked here
     check_request(checkpoint.model, request, decoding.gen_length, asked)
     if request.is_canvas:
-        decoding.decoder(checkpoint.model, len(request.ids), canvas=True)
+        decoding.decoder(checkpoint.model, len(request.ids), canvas=True, tokenizer=checkpoint.tokenizer)
         mask = checkpoint.model.config.mask_token_id
         if mask not in request.ids:
             raise InputError(f"canvas_ids: found no mask (id {mask}), expected a hole to fill")
@@ -89,7 +91,7 @@ def read(data: bytes, checkpoint: Checkpoint, decoding: Decoding, *, special: bo
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     rows = [_parse(number, line, checkpoint, special) for number, line in enumerate(lines) if line.strip()]
     if any(isinstance(row, Request) and not row.is_canvas for row in rows):
-        decoding.decoder(checkpoint.model, decoding.gen_length)
+        decoding.decoder(checkpoint.model, decoding.gen_length, tokenizer=checkpoint.tokenizer)
     for place, row in enumerate(rows):
         if isinstance(row, Request):
             try:
@@ -125,7 +127,7 @@ def answers(
             alike.sort(key=lambda row: len(row.ids) <= widths[0] < widths[-1])
         yield from decode_stream(  # type: ignore[misc]
             *(checkpoint.model, checkpoint.params, alike),
-            decoding.decoder(checkpoint.model, length, canvas=bool(canvas)),
+            decoding.decoder(checkpoint.model, length, canvas=bool(canvas), tokenizer=checkpoint.tokenizer),
             slots=job.slots,
             gen_length=length,
             key=jax.random.key(job.seed),

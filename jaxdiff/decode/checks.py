@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 from jaxdiff.caches import CACHES
-from jaxdiff.decode.decoder import BLOCK_LENGTH, Decoder
+from jaxdiff.decode.decoder import BLOCK_LENGTH, Decoder, Sampling
 from jaxdiff.decode.state import row_keys
 from jaxdiff.protocols import Cache, Model, Stopper
 from jaxdiff.pytree import named_numbers
@@ -147,6 +147,38 @@ def check_decoder(decoder: Decoder, model: Model, rows: int | None) -> None:
     """
     check_numbers(decoder, rows)
     check_cache(decoder.cache, decoder.stop, model)
+    check_length(decoder.length, decoder.cache, model)
+    check_end_think(decoder.sampling, model)
+
+
+def check_length(length: str, cache: Cache, model: Model | None = None) -> None:
+    """Raises InputError for a variable length with a cache or a model (None: not known yet) it does not fit."""
+    if length == "fixed":
+        return
+    if cache.window != "canvas":
+        raise InputError(
+            f"length: found {length} with cache {CACHES.name_of(cache)}, expected none: with each block that is added "
+            "all keys and values change; leave one of the two out"
+        )
+    if model is not None and model.attention_block is not None:
+        raise InputError(
+            f"length: found {length} with a model that attends in blocks of {model.attention_block}, and sees nothing "
+            "right of them as it is; leave it out"
+        )
+
+
+def check_canvas(decoder: Decoder) -> None:
+    """Raises InputError for a variable length where a canvas is to be filled."""
+    if decoder.length != "fixed":
+        raise InputError(f"length: found {decoder.length} for a canvas, whose length is given; leave it out")
+
+
+def check_end_think(sampling: Sampling, model: Model) -> None:
+    """Raises InputError for a sequence that this model cannot write."""
+    tokens = () if sampling.end_think is None else sampling.end_think.tokens
+    size, mask = model.config.vocab_size, model.config.mask_token_id
+    if wrong := [token for token in tokens if not 0 <= token < size or token == mask]:
+        raise InputError(f"end_think: found token {wrong[0]}, expected ids under {size} without [MASK] ({mask})")
 
 
 def check_numbers(decoder: Decoder, rows: int | None) -> None:

@@ -68,7 +68,7 @@ class FullPass(StepPasses):
         """
         cache, state, columns = self.setup.decoder.cache, self.state, self.state.given.shape[1]
         if cache.window == "canvas":
-            reading = self._some(live, FullPass._over_canvas, columns, state.end, self._nothing())
+            reading = self._some(live, FullPass._over_canvas, columns, self.seen, self._nothing())
         else:
             due = live & cache.due(self.place)
             reading = self._some(due, FullPass._over_canvas, columns, state.end, self._nothing())
@@ -118,8 +118,8 @@ class FullPass(StepPasses):
             fresh = None if rows is None else jnp.broadcast_to(rows[:, None], (rows.shape[0], length))
             return lambda: self._pass(before.kv, None, length, fresh, columns=length, kept=True)
 
-        fed = shortest(on, (*rungs, longest), most(self.state.end, rows) + overhang)
-        return self._read(rows, before, fed, self.state.end - self.state.rows.origin)
+        fed = shortest(on, (*rungs, longest), most(self.seen, rows) + overhang)
+        return self._read(rows, before, fed, self.seen - self.state.rows.origin)
 
     def _over_window(self, rows: Bool[Array, " B"] | None, before: Reading) -> Reading:
         """A pass over each row's window. A shifted model reads a window's first token from the column before it, unless
@@ -195,7 +195,7 @@ class FullPass(StepPasses):
         """Where these rows foresee an end of the text among the open positions, so many at a time."""
         columns = self.state.given.shape[1]
         length = min(columns, LOOK.get(platform(), columns))
-        first, stop = self.place.start, jnp.minimum(self.state.end, fed.stop)
+        first, stop = self.place.start, jnp.minimum(self.seen, fed.stop)
 
         def piece(index: int | Int[Array, ""], tail: Tail) -> Tail:
             start = jnp.clip(first + index * length, 0, columns - length)

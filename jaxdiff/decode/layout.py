@@ -23,7 +23,7 @@ class Layout:
         attention_block: the length of the blocks that the model attends in, a multiple of W; W where it has none.
         seeds: the cache commits the first position of each of these when it stores the one before.
         overhang: columns on the right that make each row's last block whole where blocks hang on positions; cut off.
-        ladder: canvas lengths that a pass may be cut to once ends moved left.
+        ladder: canvas lengths that a pass may be cut to once ends moved left, or until blocks are added.
         spans: lengths of a window over the KV cache that are compiled.
         mesh: the devices that rows and weights are spread over.
     """
@@ -80,8 +80,8 @@ def layout_of(
 ) -> Layout:
     """How canvases are laid out whose prompts end at column `first`; `overhang` default the model's own."""
     overhang = checks.overhang_of(model) if overhang is None else overhang
-    whole = checks.whole_block(model, block)
-    rungs = tuple(first + length for length in doublings(generated, whole)) if decoder.stop.cuts else ()
+    whole, shorter = checks.whole_block(model, block), decoder.stop.cuts or decoder.length == "var"
+    rungs = tuple(first + length for length in doublings(generated, whole)) if shorter else ()
     return Layout(
         first=first,
         block_length=block,

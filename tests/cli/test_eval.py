@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+import jaxdiff
+from jaxdiff.cli import evaluate as cli
 from jaxdiff.tasks import TASKS
 from jaxdiff.tasks.base import Problem
 from jaxdiff.tasks.evaluate import Report
@@ -50,6 +52,22 @@ def test_report(run, refused, parity, folder, tmp_path):
     assert [row["correct"] for row in rows] == [True, False, True, False, True]
     assert sum(row["nfe"] for row in rows) == pytest.approx(5 * got["nfe"])
     assert "split: found 'train', expected test or validation" in refused(*asked, "--split", "train")
+
+
+def test_a_variable_length_reaches_the_decoder(run, parity, folder, checkpoint, monkeypatch):
+    seen = []
+
+    def evaluated(checkpoint, task, decoder, **options):
+        seen.append(decoder)
+        raise jaxdiff.InputError("enough")
+
+    monkeypatch.setattr(cli, "evaluate_task", evaluated)
+    options = ("--length", "var", "--end-think", "+", "--end-think-boost", 7)
+    assert run("eval", "--task", "parity", "--model", folder, *SHORT, *options).code == 2
+    (decoder,) = seen
+    push = decoder.sampling.end_think
+    assert (decoder.length, push.tokens) == ("var", tuple(checkpoint.tokenizer.encode("+")))
+    assert (float(push.boost), float(push.power)) == (7.0, 2.0)
 
 
 def test_another_threshold_seed_and_split_compile_nothing(run, parity, folder):

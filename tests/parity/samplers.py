@@ -45,6 +45,37 @@ def llada(logits_of, prompt, *, gen, block, steps, mask, cfg=None, counts=spread
     return x[0, len(prompt) :].tolist(), nfe
 
 
+def var_generate(logits_of, prompt, *, gen, block, steps, mask, sequence=(), boost=0.0, power=2.0, stops=()):
+    """LLaDA's updated `generate.py` for iLLaDA: blocks are appended one by one, until one holds an id of `stops`."""
+    x, nfe = list(prompt), 0
+    for start in range(len(prompt), len(prompt) + gen, block):
+        x += [mask] * block
+        for count in spread(block, steps):
+            logits = logits_of(torch.tensor([x]))
+            nfe += 1
+            if boost > 0 and not holds(x[len(prompt) :], sequence):
+                at = x.index(mask, start)
+                progress = min((at - len(prompt) + 1) / gen, 1.0)
+                logits[0, at, _continues(x[len(prompt) : at], sequence)] += boost * progress**power
+            prob, token = F.softmax(logits[0], -1).max(-1)
+            prob[torch.tensor(x) != mask] = -torch.inf
+            for chosen in prob.topk(count).indices.tolist():
+                x[chosen] = int(token[chosen])
+        if any(stop in x[len(prompt) :] for stop in stops):
+            break
+    return x[len(prompt) :], nfe
+
+
+def holds(tokens, sequence):
+    return any(tokens[i : i + len(sequence)] == list(sequence) for i in range(len(tokens) - len(sequence) + 1))
+
+
+def _continues(before, sequence):
+    """The token after the longest beginning of the sequence that ends what stands before."""
+    known = next((n for n in range(len(sequence) - 1, 0, -1) if before[-n:] == list(sequence[:n])), 0)
+    return sequence[known]
+
+
 def confident(logits_of, prompt, *, gen, block, tau, mask):
     """Fast-dLLM's threshold: all that reach it, and always the best."""
     x, nfe = canvas(prompt, gen, mask), 0
