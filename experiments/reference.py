@@ -10,7 +10,7 @@ import inspect
 from pathlib import Path
 
 from jaxdiff.caches import CACHES
-from jaxdiff.decode import Sampling
+from jaxdiff.decode import EndThink, Sampling
 from jaxdiff.fills import FILLS
 from jaxdiff.policies import POLICIES, AllOf, AnyOf, Cap, Replay
 from jaxdiff.pytree import is_number
@@ -45,6 +45,7 @@ def reference() -> str:
         if registry is POLICIES:
             parts += [line for name, cls in COMBINED.items() for line in entry(registry, name, cls)]
     parts += ["", "## Sampling", "", *described(Sampling), "", *fields(Sampling)]
+    parts += ["", "### `end_think`", "", "`jaxdiff.EndThink`", "", *described(EndThink), "", *fields(EndThink)]
     return "\n".join(parts) + "\n"
 
 

@@ -8,7 +8,7 @@ result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, decoder, o
 
 from jaxdiff import caches, convert, fills, models, policies, stoppers
 from jaxdiff.checkpoint import Checkpoint, Tokenizer, inspect, learned_policy, load, save
-from jaxdiff.decode import Decoder, Reason, Result, Sampling, decode, infill, lower, pad_prompts
+from jaxdiff.decode import Decoder, EndThink, Reason, Result, Sampling, decode, infill, lower, pad_prompts
 from jaxdiff.models import build
 from jaxdiff.parallel.mesh import make_mesh
 from jaxdiff.protocols import Cache, Fill, Model, Policy, Stopper
@@ -22,6 +22,7 @@ __all__ = [
     "Cache",
     "Checkpoint",
     "Decoder",
+    "EndThink",
     "Fill",
     "InputError",
     "Inputs",

@@ -38,6 +38,10 @@ def evaluate(
     cfg_scale: options.CfgScale = None,
     forbid_eos: options.ForbidEos = False,
     defer_eos: options.DeferEos = False,
+    length: options.Length = "fixed",
+    end_think: options.EndThink = None,
+    end_think_boost: options.EndThinkBoost = None,
+    end_think_power: options.EndThinkPower = None,
     seed: options.Seed = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Problems decoded together.")] = 16,
     mesh: options.Mesh = "1x1",
@@ -60,7 +64,7 @@ def evaluate(
     decoding = Decoding.of(locals())
     task(task_name)  # a misspelt name is refused before the model is read
     checkpoint = decoding.load()
-    decoder = decoding.decoder(checkpoint.model, gen_length)
+    decoder = decoding.decoder(checkpoint.model, gen_length, tokenizer=checkpoint.tokenizer)
     if decoding.stop_string:
         strings = checkpoint.tokenizer_for(task_name).stop_strings(decoding.stop_string)
         decoder = dataclasses.replace(decoder, stop_strings=strings)
@@ -94,12 +98,15 @@ def evaluate(
         "cache": cache,
         "gen_length": gen_length,
         "block_length": decoder.block_length,
+        "length": length,
+        "end_think": end_think,
         "near_ties": int(report.near_ties.sum()),
     }
     table = Table(title=f"{task_name}/{split}, n {n}, seed {seed}", box=None, show_header=False, title_justify="left")
     further = [f"adapter {adapter}"] * (adapter is not None) + [f"{weights} weights"] * (weights is not None)
     table.add_row("model", ", ".join([model, *further]))
-    table.add_row("policy", f"{policy}, stop {stop}, cache {cache}, length {gen_length}, block {decoder.block_length}")
+    shape = f"{length} length {gen_length}, block {decoder.block_length}"
+    table.add_row("policy", f"{policy}, stop {stop}, cache {cache}, {shape}")
     interval = f"{numbers['accuracy_low']:.1%} to {numbers['accuracy_high']:.1%}"
     table.add_row("accuracy", f"{numbers['accuracy']:.1%}  (95 %: {interval})")
     table.add_row("NFE", f"{numbers['nfe']:.1f} on average")

@@ -53,6 +53,10 @@ def generate(
     cfg_scale: options.CfgScale = None,
     forbid_eos: options.ForbidEos = False,
     defer_eos: options.DeferEos = False,
+    length: options.Length = "fixed",
+    end_think: options.EndThink = None,
+    end_think_boost: options.EndThinkBoost = None,
+    end_think_power: options.EndThinkPower = None,
     seed: options.Seed = 0,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Slots: rows of a file in work at a time.")
@@ -135,7 +139,7 @@ def generate(
 
 def _one(prompt: str, decoding: Decoding, job: Job, watch: bool, as_json: bool) -> int:
     checkpoint = decoding.load()
-    decoding.decoder(checkpoint.model, decoding.gen_length)
+    decoding.decoder(checkpoint.model, decoding.gen_length, tokenizer=checkpoint.tokenizer)
     request = Request(requests.prompt_ids(checkpoint, prompt, job), number=0)
     requests.check(checkpoint, request, decoding)
     tally = Tally()

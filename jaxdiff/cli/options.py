@@ -13,8 +13,9 @@ import jaxdiff
 from jaxdiff.caches import CACHES
 from jaxdiff.checkpoint import learned_policy, model_folder
 from jaxdiff.cli.show import note
-from jaxdiff.decode.checks import block_of, check_blocks, check_cache
-from jaxdiff.decode.decoder import BLOCK_LENGTH
+from jaxdiff.convert.prompts import Tokenizer
+from jaxdiff.decode.checks import block_of, check_blocks, check_cache, check_length, whole_block
+from jaxdiff.decode.decoder import BLOCK_LENGTH, LENGTHS
 from jaxdiff.fills import FILLS
 from jaxdiff.hub import origin_of
 from jaxdiff.parallel.mesh import parse_mesh
@@ -45,7 +46,7 @@ Cache = Annotated[
     typer.Option(
         "--cache",
         metavar="NAME[:K=V,...]",
-        help="Which keys and values are reused: none, prefix, dual:refresh=8, frozen:freeze=clean|commit, block ...",
+        help="Which keys and values are reused: none, prefix, dual:refresh=8, frozen:freeze=clean, block, seeded ...",
     ),
 ]
 Stop = Annotated[
@@ -77,8 +78,33 @@ BlockLength = Annotated[
     typer.Option(
         "--block-length",
         min=1,
-        help=f"Default the model's own, else {BLOCK_LENGTH}; a canvas is one block.",
+        help=f"Default the model's own, of which it may be a divisor, else {BLOCK_LENGTH}; a canvas is one block.",
     ),
+]
+Length = Annotated[
+    str,
+    typer.Option(
+        "--length",
+        metavar="|".join(LENGTHS),
+        help="fixed: a block sees the masks of all blocks right of it; var: it sees nothing right of it, so that an "
+        "answer grows block by block (iLLaDA's var_generate).",
+    ),
+]
+EndThink = Annotated[
+    str | None,
+    typer.Option(
+        "--end-think",
+        metavar="TEXT",
+        help="Push towards this text, such as </think>, the harder the more was generated; ids with commas for a model "
+        "without a tokenizer.",
+    ),
+]
+EndThinkBoost = Annotated[
+    float | None, typer.Option("--end-think-boost", min=0.0, help="What the push adds to a logit at most. Default 100.")
+]
+EndThinkPower = Annotated[
+    float | None,
+    typer.Option("--end-think-power", min=0.0, help="Of the share that was generated, times the boost. Default 2."),
 ]
 Steps = Annotated[
     int | None,
@@ -168,6 +194,10 @@ class Decoding:
     cfg_scale: float | None = None
     forbid_eos: bool = False
     defer_eos: bool = False
+    length: str = "fixed"
+    end_think: str | None = None
+    end_think_boost: float | None = None
+    end_think_power: float | None = None
     mesh: str = "1x1"
     dtype: str | None = None
     weights: str | None = None
@@ -187,6 +217,11 @@ class Decoding:
         check_weights(self.weights)
         encoded(self.stop_string)
         check_cache(CACHES.parse(self.cache), self.stopper())
+        if self.length not in LENGTHS:
+            raise InputError(f"length: found {self.length!r}, expected one of {', '.join(LENGTHS)}")
+        check_length(self.length, CACHES.parse(self.cache))
+        if self.end_think is None and (self.end_think_boost, self.end_think_power) != (None, None):
+            raise InputError("--end-think-boost and --end-think-power say how hard to push; give --end-think TEXT too")
         FILLS.parse(self.fill)
         self.parse(self.steps)
         if self.steps is not None and numbers_of(self.parse(1)) == numbers_of(self.parse(2)):
@@ -219,15 +254,34 @@ class Decoding:
             adapter=self.adapter,
         )
 
-    def decoder(self, model: jaxdiff.Model, length: int, *, canvas: bool = False) -> jaxdiff.Decoder:
-        """The decoder, for `length` positions after a prompt or of a canvas.
+    def push(self, tokenizer: Tokenizer | None) -> jaxdiff.EndThink | None:
+        """Of `--end-think`: the ids of its text. Raises InputError for a text without a tokenizer, or without ids."""
+        if self.end_think is None:
+            return None
+        words = self.end_think.split(",")
+        if tokenizer is not None:
+            ids = tokenizer.encode(self.end_think)
+        elif all(word.strip().isdecimal() for word in words):
+            ids = [int(word) for word in words]
+        else:
+            raise InputError(
+                f"end-think: found {self.end_think!r} for a model without a tokenizer, expected ids with commas: 12,13"
+            )
+        boost, power = self.end_think_boost, self.end_think_power
+        return jaxdiff.EndThink(tuple(ids), 100.0 if boost is None else boost, 2.0 if power is None else power)
+
+    def decoder(
+        self, model: jaxdiff.Model, length: int, *, canvas: bool = False, tokenizer: Tokenizer | None = None
+    ) -> jaxdiff.Decoder:
+        """The decoder, for `length` positions after a prompt or of a canvas; `tokenizer`: the model's, for
+        `--end-think`.
 
         Raises InputError where the blocks do not fit the model or divide the length, or the steps do not spread evenly
-        over them.
+        over them; and as `push`.
         """
         block = block_of(model, self.block_length, default=length if canvas else BLOCK_LENGTH)
         if canvas or model.attention_block is None:
-            check_blocks(length, block)
+            check_blocks(length, whole_block(model, block))
         blocks = -(-length // block)
         if self.steps is not None and self.steps % blocks:
             raise InputError(
@@ -246,6 +300,8 @@ class Decoding:
                 cfg_scale=self.cfg_scale,
                 forbid_eos=self.forbid_eos,
                 defer_eos=self.defer_eos,
+                end_think=self.push(tokenizer),
             ),
             block_length=block,
+            length=self.length,
         )

@@ -111,11 +111,14 @@ def stop_strings(checkpoint: Checkpoint, requests: Iterable[Request], decoding: 
 
 def check(checkpoint: Checkpoint, request: Request, decoding: Decoding) -> None:
     """Raises the InputError that this request is refused with."""
-    # The policy's steps hang on the length, which is checked here.
-    asked = Decoder(block_length=decoding.block_length, stop_strings=stop_strings(checkpoint, [request], decoding))
+    asked = Decoder(  # the policy's steps hang on the length, which is checked here
+        block_length=decoding.block_length,
+        length=decoding.length,
+        stop_strings=stop_strings(checkpoint, [request], decoding),
+    )
     check_request(checkpoint.model, request, decoding.gen_length, asked)
     if request.is_canvas:
-        decoding.decoder(checkpoint.model, len(request.ids), canvas=True)
+        decoding.decoder(checkpoint.model, len(request.ids), canvas=True, tokenizer=checkpoint.tokenizer)
         mask = checkpoint.model.config.mask_token_id
         if mask not in request.ids:
             raise InputError(f"canvas_ids: found no mask (id {mask}), expected a hole to fill")
@@ -135,7 +138,7 @@ def read(data: bytes, checkpoint: Checkpoint, decoding: Decoding, job: Job) -> l
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     rows = [_parse(number, line, checkpoint, job) for number, line in enumerate(lines) if line.strip()]
     if any(isinstance(row, Request) and not row.is_canvas for row in rows):
-        decoding.decoder(checkpoint.model, decoding.gen_length)
+        decoding.decoder(checkpoint.model, decoding.gen_length, tokenizer=checkpoint.tokenizer)
     for place, row in enumerate(rows):
         if isinstance(row, Request):
             try:
@@ -170,7 +173,7 @@ def answers(
             room = checkpoint.model.config.max_sequence_length - length
             widths = widths_of([len(row.ids) for row in alike], length, room)
             alike.sort(key=lambda row: len(row.ids) <= widths[0] < widths[-1])
-        decoder = decoding.decoder(checkpoint.model, length, canvas=bool(canvas))
+        decoder = decoding.decoder(checkpoint.model, length, canvas=bool(canvas), tokenizer=checkpoint.tokenizer)
         yield from decode_stream(  # type: ignore[misc]
             *(checkpoint.model, checkpoint.params, alike),
             dataclasses.replace(decoder, stop_strings=None if canvas else strings),

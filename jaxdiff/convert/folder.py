@@ -17,7 +17,7 @@ from jaxdiff.convert.description import describe
 from jaxdiff.convert.engine import fill
 from jaxdiff.convert.text import copy_tokenizer, tokenizer_files
 from jaxdiff.files import copy_present, read_object, replaced, saving, write_object
-from jaxdiff.models import ARCHITECTURES, family_name
+from jaxdiff.models import architecture, family_name
 from jaxdiff.models.config import Each
 from jaxdiff.protocols import Model
 from jaxdiff.types import InputError
@@ -169,18 +169,17 @@ def published_config(model: Model) -> dict[str, Any]:
     It says all that the family requires, and the rest that its published class would otherwise set by its own defaults:
     they are not those of the published models (`LLaDAConfig` describes GPT-2).
     """
-    c, family = model.config, family_name(model)
-    architecture = next(name for name, known in ARCHITECTURES.items() if known == family)
-    theirs = {ours: name for name, ours in c.renamed.items()}
-    values = {theirs.get(name, name): value for name, value in dataclasses.asdict(c).items()}
+    c, name = model.config, architecture(model)
+    theirs = {ours: theirs for theirs, ours in c.renamed.items()}
+    values = {theirs.get(key, key): value for key, value in dataclasses.asdict(c).items()}
     further = values.pop("further_eos_token_ids")
     ends = {"eos_token_id": [c.eos_token_id, *further]} if further else {}
     left_out = [key for key in ("eot_token_id", "prefix_lm") if not values[key]]
-    repeated = {key: getattr(c, name) for key, name in c.repeated.items()}
+    repeated = {key: getattr(c, ours) for key, ours in c.repeated.items()}
     required = {k: [v.value] * c.n_layers if isinstance(v, Each) else v for k, v in c.required.items()}
     return {
-        "architectures": [architecture],
-        "model_type": MODEL_TYPES[architecture],
+        "architectures": [name],
+        "model_type": MODEL_TYPES[name],
         **required,
         **repeated,
         **c.training,

@@ -1,8 +1,20 @@
 """The compiled decode: what it is given, its loop, and its programs."""
 
 from jaxdiff.decode.api import decode, infill, lower, pad_prompts
-from jaxdiff.decode.decoder import Decoder, Sampling
+from jaxdiff.decode.decoder import Decoder, EndThink, Sampling
 from jaxdiff.decode.program import Program, Timed
 from jaxdiff.decode.result import Reason, Result
 
-__all__ = ["Decoder", "Program", "Reason", "Result", "Sampling", "Timed", "decode", "infill", "lower", "pad_prompts"]
+__all__ = [
+    "Decoder",
+    "EndThink",
+    "Program",
+    "Reason",
+    "Result",
+    "Sampling",
+    "Timed",
+    "decode",
+    "infill",
+    "lower",
+    "pad_prompts",
+]

@@ -157,8 +157,9 @@ def prepare_infill(
     """What `infill` of the same arguments runs. Raises as `infill`."""
     decoder = Decoder() if decoder is None else decoder
     count, width = checks.shape_of("canvas", canvas)
+    checks.check_canvas(decoder)
     block = checks.block_of(model, decoder.block_length, default=width)
-    checks.check_blocks(width, block)
+    checks.check_blocks(width, checks.whole_block(model, block))
     checks.check_lengths(model, 0, width, block)
     origin = jnp.zeros((count,), jnp.int32)
     checks.check_ids(model, canvas, origin, masks_allowed=True)

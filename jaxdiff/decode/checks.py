@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 from jaxdiff.caches import CACHES
-from jaxdiff.decode.decoder import BLOCK_LENGTH, Decoder
+from jaxdiff.decode.decoder import BLOCK_LENGTH, Decoder, Sampling
 from jaxdiff.decode.state import row_keys
 from jaxdiff.protocols import Cache, Model, Stopper
 from jaxdiff.pytree import named_numbers
@@ -36,14 +36,23 @@ def check_blocks(generated: int, block: int) -> None:
 def block_of(model: Model, asked: int | None, *, default: int = BLOCK_LENGTH) -> int:
     """The block length of a decode: the one asked for, or the model's own, or `default`.
 
-    Raises InputError for another one than that which the model attends in.
+    Raises InputError for one that does not divide that which the model attends in.
     """
     own = model.attention_block
-    if own is not None and asked not in (None, own):
-        raise InputError(f"block_length: found {asked}, but this model attends in blocks of {own}; leave it out")
-    if own is not None:
-        return own
-    return default if asked is None else asked
+    if own is None:
+        return default if asked is None else asked
+    if asked is not None and (asked < 1 or own % asked):
+        raise InputError(
+            f"block_length: found {asked}, but this model attends in blocks of {own}; leave it out, or take a divisor"
+        )
+    return own if asked is None else asked
+
+
+def whole_block(model: Model, block: int) -> int:
+    """The length of the blocks that the model attends in, which blocks of length `block` tile; `block` where it has
+    none.
+    """
+    return block if model.attention_block is None else model.attention_block
 
 
 def overhang_of(model: Model) -> int:
@@ -138,6 +147,38 @@ def check_decoder(decoder: Decoder, model: Model, rows: int | None) -> None:
     """
     check_numbers(decoder, rows)
     check_cache(decoder.cache, decoder.stop, model)
+    check_length(decoder.length, decoder.cache, model)
+    check_end_think(decoder.sampling, model)
+
+
+def check_length(length: str, cache: Cache, model: Model | None = None) -> None:
+    """Raises InputError for a variable length with a cache or a model (None: not known yet) it does not fit."""
+    if length == "fixed":
+        return
+    if cache.window != "canvas":
+        raise InputError(
+            f"length: found {length} with cache {CACHES.name_of(cache)}, expected none: with each block that is added "
+            "all keys and values change; leave one of the two out"
+        )
+    if model is not None and model.attention_block is not None:
+        raise InputError(
+            f"length: found {length} with a model that attends in blocks of {model.attention_block}, and sees nothing "
+            "right of them as it is; leave it out"
+        )
+
+
+def check_canvas(decoder: Decoder) -> None:
+    """Raises InputError for a variable length where a canvas is to be filled."""
+    if decoder.length != "fixed":
+        raise InputError(f"length: found {decoder.length} for a canvas, whose length is given; leave it out")
+
+
+def check_end_think(sampling: Sampling, model: Model) -> None:
+    """Raises InputError for a sequence that this model cannot write."""
+    tokens = () if sampling.end_think is None else sampling.end_think.tokens
+    size, mask = model.config.vocab_size, model.config.mask_token_id
+    if wrong := [token for token in tokens if not 0 <= token < size or token == mask]:
+        raise InputError(f"end_think: found token {wrong[0]}, expected ids under {size} without [MASK] ({mask})")
 
 
 def check_no_strings(decoder: Decoder) -> None:
@@ -161,8 +202,13 @@ def check_cache(cache: Cache, stop: Stopper, model: Model | None = None) -> None
     """Raises InputError for a cache that does not go with the stopper or the model (None: not known yet)."""
     if cache.block_causal and model is not None and model.attention_block is None:
         raise InputError(
-            "cache: found block with a model whose positions all see each other, expected one that attends in blocks; "
-            "take cache prefix, dual or frozen"
+            f"cache: found {CACHES.name_of(cache)} with a model whose positions all see each other, expected one that "
+            "attends in blocks; take cache prefix, dual or frozen"
+        )
+    if cache.seeds and model is not None and not model.shifted:
+        raise InputError(
+            f"cache: found {CACHES.name_of(cache)} with a model that reads a block's first token inside the block, "
+            "expected one whose logits are shifted by one; take cache block"
         )
     if cache.window == "block" and stop.wants_tail:
         raise InputError(

@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from jaxdiff.caches import NoCache
 from jaxdiff.fills import Parallel
 from jaxdiff.policies import Fixed
 from jaxdiff.protocols import Cache, Fill, Policy, Stopper
-from jaxdiff.pytree import number, pytree, static
+from jaxdiff.pytree import choice, number, pytree, static
 from jaxdiff.stoppers import NoStop, StopStrings
-from jaxdiff.types import Count, Leaf
+from jaxdiff.types import Count, InputError, Leaf
 
 BLOCK_LENGTH = 32
 INFINITE = float("inf")
+LENGTHS = ("fixed", "var")
+
+
+@pytree
+class EndThink:
+    """A push towards the end of a thought, in which what is left to generate runs out (iLLaDA's `generate.py`).
+
+    At the leftmost masked position of the row's block the logit of the token that comes next in the sequence is raised
+    by boost x progress^power, before the candidate and its confidence are taken; until the row holds the sequence.
+    Progress is the position's place among all that are to be generated, up to 1.
+
+    Attributes:
+        tokens: the ids of the sequence, such as those of `</think>`.
+        boost: iLLaDA's evaluation has 100.
+        power: and 3, or 1 for HumanEval.
+    """
+
+    tokens: Sequence[int] = static()
+    boost: Leaf = number(low=0.0, high=INFINITE)
+    power: Leaf = number(default=2.0, low=0.0, high=INFINITE)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", tuple(self.tokens))
+        if not self.tokens or not all(type(token) is int for token in self.tokens):
+            raise InputError(f"end_think: found tokens {self.tokens!r}, expected the ids of a sequence, one or more")
 
 
 @pytree
@@ -31,6 +57,7 @@ class Sampling:
             of a turn may be.
         defer_eos: LLaDA's `confidence_eos_eot_inf`: positions predicted to be any end of an answer commit last. (The
             official code's chained assignment spares one of the two ids above temperature 0; here both wait.)
+        end_think: a push towards the end of a thought; None is off.
     """
 
     temperature: Leaf = number(default=0.0, low=0.0, high=INFINITE)
@@ -39,6 +66,7 @@ class Sampling:
     cfg_scale: Leaf | None = number(default=None, low=0.0, high=INFINITE)
     forbid_eos: bool = static(default=False)
     defer_eos: bool = static(default=False)
+    end_think: EndThink | None = None
 
 
 @pytree
@@ -53,7 +81,10 @@ class Decoder:
         stop_strings: texts that end a row too, whatever the stopper (`Tokenizer.stop_strings`); default none.
         sampling: how a token is drawn; default greedy.
         block_length: in tokens, a divisor of what is generated; default 32 for `decode`, the whole canvas for `infill`.
-            A model that attends in blocks has its own.
+            A model that attends in blocks has its own, or takes a divisor of it: then its blocks are decoded in parts.
+        length: "fixed": a block sees the masks of all blocks right of it. "var", iLLaDA's `var_generate`: it sees what
+            lies left of its end alone, so that an answer grows block by block, and `gen_length` is but the most of it.
+            Without a cache: what earlier blocks keep changes with each block that is added.
     """
 
     policy: Policy = dataclasses.field(default_factory=Fixed)
@@ -63,3 +94,4 @@ class Decoder:
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     block_length: int | None = static(default=None)
     stop_strings: StopStrings | None = None
+    length: str = choice(LENGTHS, default="fixed")

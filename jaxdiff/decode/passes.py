@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.layout import Setup
+from jaxdiff.decode.push import Push, end_think_push
 from jaxdiff.decode.score import Draws, Vocabulary, believe, text_ends
 from jaxdiff.decode.state import State
 from jaxdiff.types import KV, Belief, Inputs, KVCache, Place, Span, text_end_ids
@@ -30,7 +31,7 @@ class StepPasses:
         inputs = self.inputs(canvas, None, canvas.shape[1], None, given=self.state.given)
         block = self.block(jnp.zeros_like(self.place.start))
         features, _ = self.setup.model.apply(self.setup.params, inputs, read=block)
-        return self.believe(features, self.columns(), draw), self.work(self.state.end - self.state.rows.origin)
+        return self.believe(features, self.columns(), draw), self.work(self.seen - self.state.rows.origin)
 
     def window(self, tokens: Int[Array, "B W"], draw: int | Int[Array, ""]) -> tuple[Belief, Float[Array, " B"]]:
         """As `Passes.window`."""
@@ -84,7 +85,7 @@ class StepPasses:
         return Inputs(
             tokens=tokens,
             positions=fed - origin[:, None],
-            valid=(column >= origin[:, None]) & (column < self.state.end[:, None]),
+            valid=(column >= origin[:, None]) & (column < self.seen[:, None]),
             origin=origin,
             fresh=fresh,
             prompt_length=jnp.maximum(self.setup.layout.first - origin, 0),
@@ -102,15 +103,16 @@ class StepPasses:
         named: Int[Array, "B C n"] | None = None,
     ) -> Belief:
         head, sampling, mesh = self._head(), self.setup.decoder.sampling, self.setup.layout.mesh
-        return believe(hidden, head, self._ids(), sampling, self._draws(columns, draw), named=named, mesh=mesh)
+        draws, push = self._draws(columns, draw), self._push(columns)
+        return believe(hidden, head, self._ids(), sampling, draws, named=named, push=push, mesh=mesh)
 
     def text_ends(
         self, hidden: Float[Array, "B C D"], columns: Int[Array, "B C"]
     ) -> tuple[Bool[Array, "B C"], Float[Array, "B C"]]:
         """Where the full pass' candidate ends a text, and how surely."""
         head, sampling, config = self._head(), self.setup.decoder.sampling, self.setup.model.config
-        draws, mesh = self._draws(columns, 0), self.setup.layout.mesh
-        return text_ends(hidden, head, self._ids(), sampling, draws, text_end_ids(config), mesh=mesh)
+        draws, push, mesh = self._draws(columns, 0), self._push(columns), self.setup.layout.mesh
+        return text_ends(hidden, head, self._ids(), sampling, draws, text_end_ids(config), push=push, mesh=mesh)
 
     def _head(self) -> Float[Any, "D V"]:
         return self.setup.model.head(self.setup.params)
@@ -122,6 +124,17 @@ class StepPasses:
         rows = self.state.rows
         positions = jnp.maximum(columns - rows.origin[:, None], 0)
         return Draws(rows.keys, self.state.row_step, jnp.asarray(draw, jnp.int32), positions)
+
+    def _push(self, columns: Int[Array, "B C"]) -> Push | None:
+        model, asked = self.setup.model, self.setup.decoder.sampling.end_think
+        first = self.setup.layout.first
+        return None if asked is None else end_think_push(model, asked, self.state, self.place, first, columns)
+
+    @property
+    def seen(self) -> Int[Array, " B"]:
+        """One past the last column that a row attends to: its end; under a variable length not past its block's."""
+        end = self.state.end
+        return jnp.minimum(end, self.place.start + self.place.block) if self.setup.decoder.length == "var" else end
 
     def columns(self) -> Int[Array, "B W"]:
         """Those of the block."""

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.decode.decoder import Sampling
+from jaxdiff.decode.push import Push
 from jaxdiff.decode.running import Running, finish, merge, summarise
 from jaxdiff.decode.tiles import TILE as TILE
 from jaxdiff.decode.tiles import Asked, Draws, Tile, Vocabulary, over_tiles
@@ -30,6 +31,7 @@ def believe(
     draws: Draws,
     *,
     named: Int[Array, "B C n"] | None = None,
+    push: Push | None = None,
     mesh: Mesh | None = None,
 ) -> Belief:
     """The candidate of each position and how sure the model is of it, float32.
@@ -40,9 +42,10 @@ def believe(
             tokens outside have no mass. The token that carries the sum over `top_p` is in, as are all that tie with the
             k-th.
         named: ids whose log-softmax is wanted beside the candidate's.
+        push: what is added to logits before all else.
         mesh: what the head's second axis is spread over; None for one device.
     """
-    asked = Asked.of(features, vocabulary, sampling, draws)
+    asked = Asked.of(features, vocabulary, sampling, draws, push)
     asked = asked if named is None else dataclasses.replace(asked, named=named)
     running = over_tiles(asked, head, _summary, merge, mesh)
     return finish(running, vocabulary.deferred, vocabulary.stand_in)
@@ -99,6 +102,7 @@ def text_ends(
     draws: Draws,
     ends: tuple[int, ...],
     *,
+    push: Push | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[Bool[Array, "B C"], Float[Array, "B C"]]:
     """Where the candidate is one of the ids `ends`, in ascending order, and its log-odds there, as in `Belief`;
@@ -129,7 +133,7 @@ def text_ends(
 
     if not ends:
         return jnp.zeros(features.shape[:2], bool), jnp.full(features.shape[:2], NEVER, jnp.float32)
-    asked = Asked.of(features, vocabulary, sampling, draws)
+    asked = Asked.of(features, vocabulary, sampling, draws, push)
     found = over_tiles(asked, head, summary, _merge_ends, mesh)
     best = jnp.argmax(found.keys, axis=-1, keepdims=True)
     key, logit, before, after = (

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from jaxdiff.decode.decoder import Sampling
 from jaxdiff.decode.nucleus import lowest_kept, sortable
+from jaxdiff.decode.push import Push
 from jaxdiff.decode.state import fold
 from jaxdiff.parallel.mesh import over_vocabulary
 from jaxdiff.parallel.rules import LANE
@@ -84,6 +85,7 @@ class Asked:
         noise_scale: what Gumbel noise is multiplied with.
         top_p, top_k: as in `Sampling`.
         named: ids whose plain logits are wanted.
+        push: what is added to logits; None for nothing.
     """
 
     features: Float[Array, "B W D"]
@@ -93,10 +95,18 @@ class Asked:
     top_p: Leaf | None
     top_k: Count | None
     named: Int[Array, "B W n"]
+    push: Push | None
     vocabulary: Vocabulary = static()
 
     @classmethod
-    def of(cls, features: Float[Array, "B W D"], vocabulary: Vocabulary, sampling: Sampling, draws: Draws) -> Asked:
+    def of(
+        cls,
+        features: Float[Array, "B W D"],
+        vocabulary: Vocabulary,
+        sampling: Sampling,
+        draws: Draws,
+        push: Push | None = None,
+    ) -> Asked:
         wide = jnp.broadcast_to(jnp.asarray(sampling.temperature), draws.keys.shape).astype(jnp.float32)[:, None, None]
         divisor = jnp.where(wide > 0.0, jnp.maximum(wide, COLDEST), 1.0)
         noise_scale = jnp.where(wide > 0.0, 1.0, 0.0) if vocabulary.tempered else wide
@@ -108,6 +118,7 @@ class Asked:
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             named=jnp.zeros((*features.shape[:2], 0), jnp.int32),
+            push=push,
             vocabulary=vocabulary,
         )
 
@@ -183,6 +194,8 @@ class Part:
         part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, width, axis=1), self.head)
         features = self.asked.features
         plain = jnp.matmul(features, full(part, features.dtype), preferred_element_type=jnp.float32)
+        if (push := self.asked.push) is not None:
+            plain = plain + jnp.where(ids[None, None] == push.token[..., None], push.amount[..., None], 0.0)
         # -inf is no mass, as NEVER is; NaN and +inf stay, and are told of in the belief.
         plain = jnp.maximum(jnp.where(allowed[None, None], plain, NEVER), NEVER)
         logits = jnp.where(plain == NEVER, NEVER, plain / self.asked.divisor) if vocabulary.tempered else plain

@@ -10,13 +10,17 @@ import jax.numpy as jnp
 
 from jaxdiff.files import first_line
 from jaxdiff.leaves import leaf_dtype, leaf_name
-from jaxdiff.models.config import Config
+from jaxdiff.models.config import Config, architecture_of
 from jaxdiff.models.dream import Dream, DreamConfig
+from jaxdiff.models.fast_dllm_v2 import FastDllmV2, FastDllmV2Config
 from jaxdiff.models.illada import Illada, IlladaConfig
 from jaxdiff.models.llada import Llada, LladaConfig
 from jaxdiff.models.llada2 import Llada2, Llada2Config
 from jaxdiff.models.llada_moe import LladaMoe, LladaMoeConfig
+from jaxdiff.models.qwen_diffusion import QwenDiffusion, QwenDiffusionConfig
 from jaxdiff.models.sdar import Sdar, SdarConfig
+from jaxdiff.models.sdar_moe import SdarMoe, SdarMoeConfig
+from jaxdiff.models.stable_diffcoder import StableDiffcoder, StableDiffcoderConfig
 from jaxdiff.models.stack import Transformer
 from jaxdiff.protocols import Model
 from jaxdiff.types import InputError
@@ -24,18 +28,26 @@ from jaxdiff.types import InputError
 FAMILIES: dict[str, tuple[type[Transformer], type[Config]]] = {
     "llada": (Llada, LladaConfig),
     "illada": (Illada, IlladaConfig),
+    "stable_diffcoder": (StableDiffcoder, StableDiffcoderConfig),
     "dream": (Dream, DreamConfig),
     "llada_moe": (LladaMoe, LladaMoeConfig),
     "llada2": (Llada2, Llada2Config),
     "sdar": (Sdar, SdarConfig),
+    "sdar_moe": (SdarMoe, SdarMoeConfig),
+    "qwen_diffusion": (QwenDiffusion, QwenDiffusionConfig),
+    "fast_dllm_v2": (FastDllmV2, FastDllmV2Config),
 }
 ARCHITECTURES = {
     "LLaDAModelLM": "llada",
     "ILLaDAForCausalLM": "illada",
+    "StableDiffcoderForCausalLM": "stable_diffcoder",
     "DreamModel": "dream",
     "LLaDAMoEModelLM": "llada_moe",
     "LLaDA2MoeModelLM": "llada2",
     "SDARForCausalLM": "sdar",
+    "SDARMoeForCausalLM": "sdar_moe",
+    **dict.fromkeys(QwenDiffusionConfig.by_architecture, "qwen_diffusion"),
+    "Fast_dLLM_QwenForCausalLM": "fast_dllm_v2",
 }
 
 
@@ -44,15 +56,24 @@ def family_of(config: Mapping[str, Any]) -> str:
 
     Raises InputError for a family that is not known here.
     """
-    architectures = config.get("architectures")
-    published = architectures[0] if isinstance(architectures, list) and architectures else architectures
-    family = config.get("family") or ARCHITECTURES.get(str(published))
+    published = architecture_of(config)
+    family = config.get("family") or ARCHITECTURES.get(published)
     if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(
             f"config.json: found family {family!r}, architectures {published!r}; expected family "
             f"{', '.join(FAMILIES)} or architectures {', '.join(ARCHITECTURES)}"
         )
     return family
+
+
+def architecture(model: Model) -> str:
+    """The published architecture of a model: among its family's, the one that means most of what its config says."""
+    config, names = model.config, [name for name, family in ARCHITECTURES.items() if family == family_name(model)]
+
+    def agrees(name: str) -> int:
+        return sum(getattr(config, key) == value for key, value in config.by_architecture.get(name, {}).items())
+
+    return max(names, key=agrees)
 
 
 def family_name(model: Model) -> str:

@@ -114,6 +114,10 @@ class Config:
     repeated: ClassVar[Mapping[str, str]] = {}
     # Beside `_HARMLESS`: keys of this family alone that change neither a forward's numbers nor an answer's end.
     harmless: ClassVar[frozenset[str]] = frozenset()
+    # Keys of another model that publishes under this family's architecture, each with what that model is.
+    of_others: ClassVar[Mapping[str, str]] = {}
+    # What a file means by its `architectures` alone, where a family has several: fields of ours, for each of them.
+    by_architecture: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     # Special ids that published files lack: used where the vocabulary is of the published size.
     published: ClassVar[tuple[int, Mapping[str, int]]] = (0, {})
     # What training reads alone, where the published class has other defaults than the published models.
@@ -230,6 +234,8 @@ class Config:
         raw = without_rope(raw)
         cls._check_known(raw, {ignore} if isinstance(ignore, str) else set(ignore))
         values = cls._values(raw)
+        for name, value in cls.by_architecture.get(architecture_of(raw), {}).items():
+            values.setdefault(name, value)
         size, ids = cls.published
         if values.get("vocab_size") == size:
             for name, token in ids.items():
@@ -263,9 +269,10 @@ class Config:
             shown = {key if key.isprintable() else ascii(key): value for key, value in unknown.items()}
             found = ", ".join(f"{key}: found {reprlib.repr(value)}" for key, value in shown.items())
             options = " ".join(f"--ignore-config {shlex.quote(key)}" for key in shown)
+            others = "".join(f" (this is {what})" for what in dict.fromkeys(map(cls.of_others.get, unknown)) if what)
             raise InputError(
-                f"config.json {found}, expected keys that {cls.__name__} knows; where the model's numbers do not hang "
-                f"on them, load(ignore={tuple(unknown)!r}) or {options}"
+                f"config.json {found}, expected keys that {cls.__name__} knows{others}; where the model's numbers do "
+                f"not hang on them, load(ignore={tuple(unknown)!r}) or {options}"
             )
 
     @classmethod
@@ -289,6 +296,12 @@ class Config:
         if "n_heads" in values:
             values.setdefault("n_kv_heads", values["n_heads"])
         return values
+
+
+def architecture_of(raw: Mapping[str, Any]) -> str:
+    """The first of the `architectures` that a config.json names; "None" where there is none."""
+    found = raw.get("architectures")
+    return str(found[0] if isinstance(found, list) and found else found)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

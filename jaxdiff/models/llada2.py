@@ -63,7 +63,14 @@ class Llada2Config(HfConfig):
         "moe_router_enable_expert_bias": True,
         "router_dtype": "fp32",
         "use_rmsnorm": True,
+        "norm_softmax": False,
+        "using_split_qkv_in_self_attention": False,
     }
+    of_others: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("expert_capacity", "delete_token_id", "split_token_id"),
+        "LLaDA2.2, which routes whole blocks to experts and edits by DELETE and SPLIT: neither is here, and without "
+        "its routing the numbers differ",
+    )
     renamed: ClassVar[Mapping[str, str]] = {**HfConfig.renamed, "block_size": "attention_block"}
     repeated: ClassVar[Mapping[str, str]] = {"rotary_dim": "rotary_dim"}
     harmless: ClassVar[frozenset[str]] = SLIDING_WINDOW

@@ -12,14 +12,9 @@ import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
-
 from jaxdiff.models.config import Each, HfConfig
-from jaxdiff.models.moe import Mixture, Routes
+from jaxdiff.models.moe import Mixture, check_chosen, most_likely
 from jaxdiff.models.stack import Group, Transformer
-from jaxdiff.types import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,11 +57,7 @@ class LladaMoeConfig(HfConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_experts_per_tok > self.num_experts:
-            raise InputError(
-                f"num_experts_per_tok: found {self.num_experts_per_tok}, expected at most num_experts = "
-                f"{self.num_experts}"
-            )
+        check_chosen(self.num_experts_per_tok, self.num_experts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +72,3 @@ class LladaMoe(Transformer):
         sizes = (c.num_experts, c.mlp_hidden_size)
         mlp = functools.partial(Mixture, *sizes, choose, bias=c.expert_bias, scale=c.output_scale)
         return (Group("layers", c.n_layers, mlp),)
-
-
-def most_likely(logits: Float[Array, "n X"], bias: Float[Array, " X"] | None, *, k: int) -> Routes:
-    """The k experts of highest softmax (plus bias, for the choice alone), with their softmax as it is."""
-    likely = jax.nn.softmax(logits, axis=-1)
-    _, chosen = jax.lax.top_k(likely if bias is None else likely + bias[None], k)
-    return jnp.take_along_axis(likely, chosen, axis=-1), chosen

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdiff.models.layers import SwiGLU
 from jaxdiff.parallel.mesh import over_experts
+from jaxdiff.types import InputError
 from jaxdiff.weights import full
 
 Routes = tuple[Float[Array, "n k"], Int[Array, "n k"]]  # weights, experts
@@ -112,3 +113,23 @@ class Mixture(nn.Module):
         routes = Router(self.experts, self.choose, self.bias, name="router")(flat)
         mixed = Experts(self.experts, self.width, self.scale, name="experts")(flat, *routes)
         return mixed + SwiGLU(self.shared, self.scale, name="shared")(flat) if self.shared else mixed
+
+
+def most_likely(
+    logits: Float[Array, "n X"], bias: Float[Array, " X"] | None, *, k: int, renormalised: bool = False
+) -> Routes:
+    """The k experts of highest softmax (plus bias, for the choice alone), weighted by their softmax.
+
+    Args:
+        renormalised: the weights of the k are scaled to a sum of 1 (`norm_topk_prob`).
+    """
+    likely = jax.nn.softmax(logits, axis=-1)
+    _, chosen = jax.lax.top_k(likely if bias is None else likely + bias[None], k)
+    weights = jnp.take_along_axis(likely, chosen, axis=-1)
+    return weights / jnp.sum(weights, axis=-1, keepdims=True) if renormalised else weights, chosen
+
+
+def check_chosen(each: int, experts: int) -> None:
+    """Raises InputError where a token is to have more experts than there are."""
+    if each > experts:
+        raise InputError(f"num_experts_per_tok: found {each}, expected at most num_experts = {experts}")

@@ -134,7 +134,8 @@ def check_request(
         raise InputError(f"number: found {request.number}, expected 0 to 2**31 - 1")
     length, block_length = len(request.ids), decoder.block_length
     if request.is_canvas:
-        block = checks.block_of(model, block_length, default=length)
+        checks.check_canvas(decoder)
+        block = checks.whole_block(model, checks.block_of(model, block_length, default=length))
         if length % block:
             raise InputError(f"canvas_ids: found {length} ids in blocks of {block}, expected whole blocks")
         checks.check_lengths(model, 0, length, block)

@@ -34,7 +34,7 @@ def test_there_and_back(family, tmp_path, run):
         np.testing.assert_array_equal(found[key].view(np.uint16), array.view(np.uint16))
 
 
-@pytest.mark.parametrize("family", hf.CONFIGS)
+@pytest.mark.parametrize("family", [f for f in hf.CONFIGS if f not in ("sdar_moe", "stable_diffcoder")])
 def test_a_published_folder_decodes_as_it_is(family, tmp_path, run):
     source = hf.write_folder(tmp_path / "hf", hf.CONFIGS[family], hf.tensors(hf.shapes(family)))
     (tmp_path / "in.jsonl").write_text('{"prompt_ids": [5, 6, 7]}\n')

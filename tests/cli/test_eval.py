@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+import jaxdiff
+from jaxdiff.cli import evaluate as cli
 from jaxdiff.tasks.base import Problem
 from jaxdiff.tasks.evaluate import Report
 
@@ -38,6 +40,22 @@ def test_report(run, refused, parity, folder, tmp_path):
     assert got["stop_strings"] == ["e", "\n"]
     assert not any("e" in row["text"] or "\n" in row["text"] for row in rows)
     assert "split: found 'train', expected test or validation" in refused(*asked, "--split", "train")
+
+
+def test_a_variable_length_reaches_the_decoder(run, parity, folder, checkpoint, monkeypatch):
+    seen = []
+
+    def evaluated(checkpoint, task, decoder, **options):
+        seen.append(decoder)
+        raise jaxdiff.InputError("enough")
+
+    monkeypatch.setattr(cli, "evaluate_task", evaluated)
+    options = ("--length", "var", "--end-think", "+", "--end-think-boost", 7)
+    assert run("eval", "--task", "parity", "--model", folder, *SHORT, *options).code == 2
+    (decoder,) = seen
+    push = decoder.sampling.end_think
+    assert (decoder.length, push.tokens) == ("var", tuple(checkpoint.tokenizer.encode("+")))
+    assert (float(push.boost), float(push.power)) == (7.0, 2.0)
 
 
 def test_another_threshold_seed_split_and_adapter_compile_nothing(run, parity, folder, adapter):

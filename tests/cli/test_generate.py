@@ -189,7 +189,33 @@ def test_every_option_reaches_the_decode(checkpoint):
         "cfg_scale": 1.5,
         "forbid_eos": True,
         "defer_eos": True,
+        "end_think": None,
     }
+
+
+@pytest.mark.parametrize(("tokenizer", "asked"), [(True, "26 + 48"), (False, "12, 13")])
+def test_a_variable_length_and_its_push_reach_the_decoder(checkpoint, tokenizer, asked):
+    decoding = dataclasses.replace(DECODING, length="var", end_think=asked, end_think_power=3.0)
+    decoder = decoding.decoder(checkpoint.model, 32, tokenizer=checkpoint.tokenizer if tokenizer else None)
+    push = decoder.sampling.end_think
+    assert decoder.length == "var"
+    assert push.tokens == (tuple(checkpoint.tokenizer.encode(asked)) if tokenizer else (12, 13))
+    assert (float(push.boost), float(push.power)) == (100.0, 3.0)
+    if tokenizer:
+        with pytest.raises(jaxdiff.InputError, match=r"end-think: found '26 \+ 48' for a model without a tokenizer"):
+            decoding.decoder(checkpoint.model, 32)
+
+
+def test_a_file_s_answers_grow_block_by_block(run, folder, checkpoint, tmp_path):
+    """A push that nothing withstands: every answer begins with the sequence, whose first id is no end."""
+    source = write(tmp_path / "in.jsonl", ['{"prompt_ids": [5, 6, 7]}', '{"canvas_ids": [5, 0, 6, 7, 8, 9, 10, 11]}'])
+    options = ("--length", "var", "--end-think", "+", "--end-think-boost", 1e6, "--end-think-power", 0)
+    ran = run("generate", "--in", source, "--out", tmp_path / "out.jsonl", "--model", folder, *SHORT, *options)
+    answer, refused = read(tmp_path / "out.jsonl")
+    assert ran.code == 1
+    assert checkpoint.tokenizer.encode("+")[0] == answer["token_ids"][0]
+    assert answer["work"] < answer["nfe"]  # no forward is of the whole canvas until the last block
+    assert "length: found var for a canvas, whose length is given" in refused["error"]
 
 
 def test_the_mesh_reaches_the_decode(checkpoint, monkeypatch):

@@ -58,6 +58,11 @@ OPTIONS = [
     (("--seed", "-1"), "--seed"),
     (("--batch-size", "0"), "--batch-size"),
     (("--tempo", "1"), "--tempo"),
+    (("--length", "long"), "length: found 'long', expected one of fixed, var"),
+    (("--length", "var", "--cache", "dual"), "length: found var with cache dual, expected none"),
+    (("--end-think-boost", "3"), "say how hard to push; give --end-think TEXT too"),
+    (("--end-think", ""), "end_think: found tokens (), expected the ids of a sequence"),
+    (("--end-think", "x", "--end-think-power", "-1"), "--end-think-power"),
 ]
 PROMPTS = [
     ("", "prompt: found an empty text"),

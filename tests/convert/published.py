@@ -41,12 +41,19 @@ _HF = {
     "tie_word_embeddings": False,
 }
 _EXPERTS = {"num_experts": EXPERTS, "num_experts_per_tok": 2}
+_NO_DENSE = {k: v for k, v in _HF.items() if k != "intermediate_size"}  # no layer is
 CONFIGS = {
     "llada": LLADA_CONFIG,
     "illada": _HF | {"architectures": ["ILLaDAForCausalLM"], "tie_word_embeddings": True},
+    "stable_diffcoder": _HF | {"architectures": ["StableDiffcoderForCausalLM"]},
     "dream": _HF | {"architectures": ["DreamModel"]},
     "sdar": _HF | {"architectures": ["SDARForCausalLM"], "tie_word_embeddings": True, "block_size": 8},
-    "llada_moe": {k: v for k, v in _HF.items() if k != "intermediate_size"}
+    "fast_dllm_v2": _HF | {"architectures": ["Fast_dLLM_QwenForCausalLM"], "tie_word_embeddings": True, "bd_size": 8},
+    "qwen_diffusion": _HF | {"architectures": ["A2DQwen3LMHeadModel"], "tie_word_embeddings": True},
+    "sdar_moe": _NO_DENSE
+    | _EXPERTS
+    | {"architectures": ["SDARMoeForCausalLM"], "moe_intermediate_size": HIDDEN, "norm_topk_prob": True},
+    "llada_moe": _NO_DENSE
     | _EXPERTS
     | {
         "architectures": ["LLaDAMoEModelLM"],
@@ -65,6 +72,7 @@ CONFIGS = {
         "topk_group": 1,
     },
 }
+TIED = tuple(family for family, config in CONFIGS.items() if config.get("tie_word_embeddings"))
 
 
 def llada_shapes(layers=LAYERS):
@@ -116,9 +124,10 @@ def _mlp(name):
     return {f"{name}.{side}_proj.weight": shape for side, shape in sides.items()}
 
 
-def _mixture(name):
+def _mixture(name, *, bias=True):
     experts = {k: v for e in range(EXPERTS) for k, v in _mlp(f"{name}.experts.{e}").items()}
-    return experts | {f"{name}.gate.weight": (EXPERTS, WIDTH), f"{name}.gate.expert_bias": (EXPERTS,)}
+    experts |= {f"{name}.gate.expert_bias": (EXPERTS,)} if bias else {}
+    return experts | {f"{name}.gate.weight": (EXPERTS, WIDTH)}
 
 
 def shapes(family):
@@ -127,20 +136,21 @@ def shapes(family):
         return llada_shapes()
     embedding = "word_embeddings" if family == "llada2" else "embed_tokens"
     out = {f"model.{embedding}.weight": (VOCAB, WIDTH), "model.norm.weight": (WIDTH,)}
-    if family not in ("sdar", "illada"):
+    if family not in TIED:
         out |= {"lm_head.weight": (VOCAB, WIDTH)}
     if family == "llada2":
         out |= _fused(0) | _mlp("model.layers.0.mlp")
     for n in range(LAYERS):
         match family:
-            case "illada":
+            case "illada" | "stable_diffcoder":
                 out |= _layer(n) | _mlp(f"model.layers.{n}.mlp")
-            case "dream":
+            case "dream" | "fast_dllm_v2":
                 out |= _layer(n, biases=True) | _mlp(f"model.layers.{n}.mlp")
-            case "sdar":
+            case "sdar" | "qwen_diffusion":
                 out |= _layer(n, norms=True) | _mlp(f"model.layers.{n}.mlp")
-            case "llada_moe":
-                out |= _layer(n, norms=True) | _mixture(f"model.layers.{n}.mlp")
+            case "llada_moe" | "sdar_moe":
+                mixture = _mixture(f"model.layers.{n}.mlp", bias=family == "llada_moe")
+                out |= _layer(n, norms=True) | mixture
             case "llada2":
                 name = f"model.layers.{n + 1}"
                 out |= _fused(n + 1) | _mixture(f"{name}.mlp") | _mlp(f"{name}.mlp.shared_experts")

@@ -220,6 +220,20 @@ def test_special_ids_come_from_the_files(case, tensors, tmp_path):
     assert (found.mask_token_id, found.eos_token_id, found.eot_token_id) == expected
 
 
+def test_qwen_is_a_diffusion_model_where_its_tokenizer_names_a_mask(tmp_path):
+    """Open-dCoder keeps Qwen2's class and config.json; Qwen2 itself has no mask."""
+    config = hf.CONFIGS["dream"] | {"architectures": ["Qwen2ForCausalLM"], "mask_token_id": None}
+    path = hf.write_folder(tmp_path / "hf", config, hf.tensors(hf.shapes("dream")))
+    with pytest.raises(InputError, match=r"hf/config.json: mask_token_id: found none.*Qwen2ForCausalLM without one is"):
+        jaxdiff.inspect(path)
+    (path / "added_tokens.json").write_text(json.dumps({"<M>": 20}))
+    (path / "vocab.json").write_text(json.dumps({"a": 0}))
+    (path / "tokenizer_config.json").write_text(json.dumps({"mask_token": "<M>"}))
+    described = jaxdiff.inspect(path)
+    assert described.config.mask_token_id == 20
+    assert (described.facts()["family"], described.facts()["shifted"]) == ("qwen_diffusion", True)
+
+
 def test_torch_files(source, ours, tensors, tmp_path):
     torch = pytest.importorskip("torch")
     path = tmp_path / "bin"

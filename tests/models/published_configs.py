@@ -205,6 +205,12 @@ _LLADA2 = {
     "use_sliding_window": False,
     "vocab_size": 157184,
 }
+# Xenearkr/DARE models/LLaDA2.1-mini/config.json (file id 55585943420).
+_LLADA21 = {k: v for k, v in _LLADA2.items() if k != "eos_token_id"} | {
+    "max_window_layers": 28,
+    "norm_softmax": False,
+    "using_split_qkv_in_self_attention": False,
+}
 # hxhcreate/DARE models/SDAR-1dot7B-Chat/config.json; it adds `block_size` and `mask_token_id` to JetAstra's.
 _SDAR = {
     "architectures": ["SDARForCausalLM"],
@@ -245,9 +251,180 @@ _SDAR = {
 # The sizes of Qwen3-4B and Qwen3-8B, which SDAR's larger models start from.
 _SDAR_4B = {"hidden_size": 2560, "intermediate_size": 9728, "num_attention_heads": 32, "num_hidden_layers": 36}
 _SDAR_8B = {"hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, "num_hidden_layers": 36}
+# Xenearkr/DARE models/SDAR-30B-A3B-Chat/config.json (file id 55704661410).
+_SDAR_MOE = {
+    "architectures": ["SDARMoeForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "auto_map": {"AutoConfig": "configuration_sdar_moe.SDARMoeConfig"},
+    "bos_token_id": 151643,
+    "decoder_sparse_step": 1,
+    "eos_token_id": 151643,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 6144,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 48,
+    "mlp_only_layers": [],
+    "model_type": "sdar_moe",
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "num_attention_heads": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "output_router_logits": False,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "router_aux_loss_coef": 0.001,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.51.0",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+# ByteDance-Seed/Stable-DiffCoder-8B: the fields and values of Diffulex's copy of it (file id 56160515026); the mask is
+# of the tokenizer's files, and of `modeling_stable_diffcoder.py` (file id 71047562594).
+_STABLE_DIFFCODER = {
+    "architectures": ["StableDiffcoderForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "auto_map": {"AutoModelForCausalLM": "modeling_stable_diffcoder.StableDiffcoderForCausalLM"},
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.009882118,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "pad_token_id": 1,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 155136,
+}
+# dllm-hub's A2D conversions: what ZHZisZZ/dllm `dllm/pipelines/a2d/convert.py` makes of Qwen3-0.6B's file and of
+# Qwen2.5-Coder-0.5B-Instruct's; sizes and ids in file ids 55621309129 and 60812838757. The mask is of the tokenizer's
+# files (file id 51770612248), not of config.json.
+_QWEN = {
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+_A2D_QWEN3 = _QWEN | {
+    "architectures": ["A2DQwen3LMHeadModel"],
+    "attention_bias": False,
+    "auto_map": {"AutoConfig": "modeling_qwen3.A2DQwen3Config"},
+    "bos_token_id": 151643,
+    "dtype": "bfloat16",
+    "eos_token_id": 151645,
+    "head_dim": 128,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "layer_types": ["full_attention"] * 28,
+    "mask_token_id": 151669,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 28,
+    "model_type": "a2d-qwen3",
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 8,
+    "rope_scaling": None,
+    "transformers_version": "4.57.0",
+}
+_QWEN2_HALF_B = _QWEN | {
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "mask_token_id": 151665,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 24,
+    "num_attention_heads": 14,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 2,
+}
+_A2D_QWEN2 = _QWEN2_HALF_B | {
+    "architectures": ["A2DQwen2LMHeadModel"],
+    "dtype": "bfloat16",
+    "eos_token_id": 151645,
+    "layer_types": ["full_attention"] * 24,
+    "model_type": "a2d-qwen2",
+}
+# fredzzp/open-dcoder-0.5B: Qwen2.5-Coder-0.5B's file, whose class it keeps (pengzhangzhi/Open-dLLM); the mask <M> is of
+# added_tokens.json (file id 56861585870).
+_OPEN_DCODER = _QWEN2_HALF_B | {
+    "architectures": ["Qwen2ForCausalLM"],
+    "eos_token_id": 151643,
+    "model_type": "qwen2",
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.54.1",
+}
+
+# Qwen2.5-7B-Instruct's and Qwen2.5-1.5B-Instruct's files, which Fast-dLLM v2 starts from, with the keys that its
+# configuration class adds (copies with file ids 58685757909, 60791992471). The files themselves were not found.
+_FAST_DLLM_V2_7B = {
+    "architectures": ["Fast_dLLM_QwenForCausalLM"],
+    "attention_dropout": 0.0,
+    "auto_map": {"AutoConfig": "configuration.Fast_dLLM_QwenConfig"},
+    "bd_size": 32,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "initializer_range": 0.02,
+    "intermediate_size": 18944,
+    "layer_types": ["full_attention"] * 28,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "model_type": "Fast_dLLM_Qwen",
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.53.1",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+}
+_FAST_DLLM_V2_1B = _FAST_DLLM_V2_7B | {
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "max_window_layers": 21,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+    "vocab_size": 151936,
+}
 
 # repository -> the family, its config.json
 PUBLISHED = {
+    "Efficient-Large-Model/Fast_dLLM_v2_1.5B": ("fast_dllm_v2", _FAST_DLLM_V2_1B),
+    "Efficient-Large-Model/Fast_dLLM_v2_7B": ("fast_dllm_v2", _FAST_DLLM_V2_7B),
     "GSAI-ML/LLaDA-8B-Base": ("llada", _LLADA),
     "GSAI-ML/LLaDA-8B-Instruct": ("llada", _LLADA | {"flash_attention": True, "flash_attn_varlen": True}),
     "GSAI-ML/LLaDA-1.5": ("llada", _LLADA),
@@ -255,14 +432,23 @@ PUBLISHED = {
     "Dream-org/Dream-v0-Base-7B": ("dream", _DREAM),
     "Dream-org/Dream-v0-Instruct-7B": ("dream", _DREAM),
     "Dream-org/Dream-Coder-v0-Instruct-7B": ("dream", _DREAM | {"bos_token_id": 151665}),
+    "DreamLM/Dream-Coder-v0-Base-7B": ("dream", _DREAM | {"bos_token_id": 151665}),
+    "apple/DiffuCoder-7B-Base": ("dream", _DREAM),
+    "apple/DiffuCoder-7B-Instruct": ("dream", _DREAM),
+    "apple/DiffuCoder-7B-cpGRPO": ("dream", _DREAM),
+    "ByteDance-Seed/Stable-DiffCoder-8B-Instruct": ("stable_diffcoder", _STABLE_DIFFCODER),
     "inclusionAI/LLaDA-MoE-7B-A1B-Base": ("llada_moe", _LLADA_MOE),
     "inclusionAI/LLaDA-MoE-7B-A1B-Instruct": ("llada_moe", _LLADA_MOE),
     "inclusionAI/LLaDA2.0-mini": ("llada2", _LLADA2),
-    "inclusionAI/LLaDA2.1-mini": ("llada2", _LLADA2),
+    "inclusionAI/LLaDA2.1-mini": ("llada2", _LLADA21),
     "JetAstra/SDAR-1.7B-Chat": ("sdar", _SDAR),
     "JetAstra/SDAR-1.7B-Chat, in blocks of 8": ("sdar", _SDAR | {"block_size": 8, "mask_token_id": 151669}),
     "JetAstra/SDAR-4B-Chat": ("sdar", _SDAR | _SDAR_4B),
     "JetAstra/SDAR-8B-Chat": ("sdar", _SDAR | _SDAR_8B),
+    "JetLM/SDAR-30B-A3B-Chat": ("sdar_moe", _SDAR_MOE),
+    "dllm-hub/Qwen2.5-Coder-0.5B-Instruct-diffusion-mdlm-v0.1": ("qwen_diffusion", _A2D_QWEN2),
+    "fredzzp/open-dcoder-0.5B": ("qwen_diffusion", _OPEN_DCODER),
+    "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1": ("qwen_diffusion", _A2D_QWEN3),
 }
 
 # inclusionAI/LLaDA2.2-flash, which no family here serves: FluxServe's guide (file id 66842023711) against LLaDA2.0.

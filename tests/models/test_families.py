@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxdiff import InputError, build, load, save
-from jaxdiff.models import FAMILIES
+from jaxdiff.models import FAMILIES, architecture
 from jaxdiff.models.layers import visible
 from jaxdiff.models.moe import Experts
 from jaxdiff.types import Inputs, Span
@@ -22,10 +22,18 @@ from tests.small import MODEL
 READ = {
     "GSAI-ML/LLaDA-8B-Base": (8_015_581_184, 126336, (126081, 126348), None),
     "GSAI-ML/iLLaDA-8B-Base": (7_615_025_152, 5, (2,), None),
+    "ByteDance-Seed/Stable-DiffCoder-8B-Instruct": (8_250_462_208, 5, (2,), 4),
+    "Efficient-Large-Model/Fast_dLLM_v2_1.5B": (1_543_714_304, 151665, (151645,), 32),
+    "Efficient-Large-Model/Fast_dLLM_v2_7B": (7_615_616_512, 151665, (151645,), 32),
+    "apple/DiffuCoder-7B-Instruct": (7_615_616_512, 151666, (151643, 151645), None),
     "Dream-org/Dream-v0-Instruct-7B": (7_615_616_512, 151666, (151643, 151645), None),
     "inclusionAI/LLaDA-MoE-7B-A1B-Base": (7_356_880_896, 156895, (156892,), None),
     "inclusionAI/LLaDA2.0-mini": (16_255_643_392, 156895, (156892,), 32),
     "JetAstra/SDAR-1.7B-Chat": (2_031_739_904, 151669, (151643, 151645), 4),
+    "JetLM/SDAR-30B-A3B-Chat": (30_532_122_624, 151669, (151643, 151645), 4),
+    "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1": (596_049_920, 151669, (151645,), None),
+    "dllm-hub/Qwen2.5-Coder-0.5B-Instruct-diffusion-mdlm-v0.1": (494_032_768, 151665, (151645,), None),
+    "fredzzp/open-dcoder-0.5B": (494_032_768, 151665, (151643,), None),
     "JetAstra/SDAR-1.7B-Chat, in blocks of 8": (2_031_739_904, 151669, (151643, 151645), 8),
 }
 # Small enough to make: each published file with other sizes.
@@ -42,6 +50,7 @@ SIZES = {
 DENSE = SIZES | {"intermediate_size": 48}
 SMALL = {
     "illada": PUBLISHED["GSAI-ML/iLLaDA-8B-Base"][1] | DENSE,
+    "stable_diffcoder": PUBLISHED["ByteDance-Seed/Stable-DiffCoder-8B-Instruct"][1] | DENSE,
     "dream": PUBLISHED["Dream-org/Dream-v0-Instruct-7B"][1] | DENSE,
     "llada_moe": PUBLISHED["inclusionAI/LLaDA-MoE-7B-A1B-Base"][1]
     | SIZES
@@ -50,7 +59,16 @@ SMALL = {
     | DENSE
     | {"moe_intermediate_size": 16, "num_experts": 16, "num_experts_per_tok": 3, "rotary_dim": None},
     "sdar": PUBLISHED["JetAstra/SDAR-1.7B-Chat"][1] | DENSE | {"tie_word_embeddings": True},
+    "fast_dllm_v2": PUBLISHED["Efficient-Large-Model/Fast_dLLM_v2_1.5B"][1] | DENSE,
+    "qwen_diffusion": PUBLISHED["dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1"][1] | DENSE,
+    "sdar_moe": PUBLISHED["JetLM/SDAR-30B-A3B-Chat"][1]
+    | SIZES
+    | {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16},
 }
+
+# The others: sdar's attention over llada_moe's experts; the stacks of sdar, dream and illada, with blocks or without.
+SAME = ("sdar_moe", "qwen_diffusion", "stable_diffcoder", "fast_dllm_v2")
+DIFFERENT = [family for family in SMALL if family not in SAME]
 
 
 @pytest.mark.parametrize("repository", READ)
@@ -61,6 +79,22 @@ def test_the_published_config_is_read(repository):
     assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)) == parameters
     assert (model.config.mask_token_id, model.config.eos_ids, model.attention_block) == (mask, ends, block)
     assert model.config.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("repository", "shifted"),
+    [(name, "dllm" not in name) for name, (family, _) in PUBLISHED.items() if family == "qwen_diffusion"],
+)
+def test_what_an_architecture_means_stays_in_a_folder_of_ours(repository, shifted):
+    config = PUBLISHED[repository][1]
+    model = build(config)
+    assert (model.shifted, model.tempered) == (shifted, shifted)
+    assert [architecture(model)] == config["architectures"]
+    ours = build(dataclasses.asdict(model.config) | {"family": "qwen_diffusion"})
+    assert ours == model
+    said = build(config | {"right_shift_logits": not shifted})
+    assert said.shifted != shifted
+    assert build(config | {"right_shift_logits": False, "block_size": 8}).attention_block == 8
 
 
 @pytest.mark.parametrize("family", SMALL)
@@ -74,7 +108,7 @@ def test_a_folder_of_ours_gives_the_model_back(family, tmp_path):
 
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("count", [5, 11])
-@pytest.mark.parametrize("family", ["llada", *SMALL])
+@pytest.mark.parametrize("family", ["llada", *DIFFERENT])
 def test_the_features_of_some_tokens_are_those_of_all(family, count):
     """Each row read elsewhere: from its first token, to its last, inside, and from its first token behind padding."""
     model = MODEL if family == "llada" else build(SMALL[family] | {"dtype": "float32"})
@@ -100,7 +134,7 @@ def test_some_tokens_are_read_where_the_prompt_does_not_see_the_answer():
 
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("length", [8, 11])
-@pytest.mark.parametrize("family", ["llada", *SMALL])
+@pytest.mark.parametrize("family", ["llada", *DIFFERENT])
 def test_some_tokens_of_a_window_are_read_over_a_kv_cache(family, length):
     """A window is written where it is fresh, all of it, whichever part is read; 11 is a rebuild of the canvas."""
     model = MODEL if family == "llada" else build(SMALL[family] | {"dtype": "float32"})
@@ -153,7 +187,7 @@ def noisy(kv, seed=2):
     return jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(seed), x.shape), kv)
 
 
-@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("family", DIFFERENT)
 def test_the_program_does_not_grow_with_depth(family):
     def equations(depth):
         model = build(SMALL[family] | {"num_hidden_layers": depth})
@@ -177,6 +211,15 @@ def test_the_program_does_not_grow_with_depth(family):
         ("llada_moe", {"norm_topk_prob": True}, "norm_topk_prob: found True"),
         ("llada_moe", {"moe_layer_freq": [0, 1]}, "moe_layer_freq: found"),
         ("llada_moe", {"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size: found 64"),
+        ("qwen_diffusion", {"mask_token_id": None}, "A2DQwen3LMHeadModel without one is autoregressive"),
+        (
+            "qwen_diffusion",
+            {"block_size": 4, "right_shift_logits": True},
+            "block_size: found 4 with right_shift",
+        ),
+        ("qwen_diffusion", {"attention_bias": True}, "attention_bias: found True"),
+        ("sdar_moe", {"mlp_only_layers": [1]}, "mlp_only_layers: found \\[1\\], expected \\[\\]"),
+        ("sdar_moe", {"num_experts_per_tok": 9}, "num_experts_per_tok: found 9, expected at most num_experts = 8"),
         ("llada2", {"norm_head": True}, "norm_head: found True"),
         ("llada2", {"n_group": 16}, "n_group: found 16 for 16 experts"),
         ("llada2", {"first_k_dense_replace": 2}, "first_k_dense_replace: found 2, expected 0 to 1"),

@@ -185,6 +185,41 @@ def sdar():
     return Network(config, _hf("Qwen3", **change), [], block=4)
 
 
+def a2d_qwen3():
+    change = {"head_dim": 16, "tie_word_embeddings": True}
+    config = SHAPE | IDS | change | {"architectures": ["A2DQwen3LMHeadModel"], "model_type": "a2d-qwen3"}
+    return Network(config, _hf("Qwen3", **change), [])
+
+
+def a2d_qwen2():
+    """As dllm's BD3LM trains it, block-causally."""
+    config = SHAPE | IDS | {"architectures": ["A2DQwen2LMHeadModel"], "model_type": "a2d-qwen2", "block_size": 4}
+    return Network(config, _hf("Qwen2"), [], block=4)
+
+
+def open_dcoder():
+    change = {"tie_word_embeddings": True}
+    config = SHAPE | IDS | change | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+    return Network(config, _hf("Qwen2", **change), [], shifted=True)
+
+
+def stable_diffcoder():
+    config = SHAPE | IDS | {"architectures": ["StableDiffcoderForCausalLM"], "model_type": "llama"}
+    return Network(config, _hf("Llama"), [], block=4)
+
+
+def sdar_moe():
+    change = {"num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": True, "moe_intermediate_size": 24}
+    change |= {"head_dim": 16, "decoder_sparse_step": 1, "mlp_only_layers": []}
+    config = SHAPE | IDS | change | {"architectures": ["SDARMoeForCausalLM"], "model_type": "sdar_moe"}
+    return Network(config, _hf("Qwen3Moe", **change), [], block=4)
+
+
+def fast_dllm_v2():
+    config = SHAPE | IDS | {"architectures": ["Fast_dLLM_QwenForCausalLM"], "model_type": "Fast_dLLM_Qwen"}
+    return Network(config | {"bd_size": 4}, _hf("Qwen2"), [], block=4, shifted=True)
+
+
 def llada_moe():
     mixture = {"num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": False}
     module = _hf("Qwen3Moe", **mixture, moe_intermediate_size=24, head_dim=8)
@@ -337,13 +372,29 @@ class Llada2(nn.Module):
         return transformers.modeling_outputs.MaskedLMOutput(logits=self.lm_head(self.model.norm(x)))
 
 
-FAMILIES = {"llada": llada, "illada": illada, "dream": dream, "llada_moe": llada_moe, "llada2": llada2, "sdar": sdar}
+FAMILIES = {
+    "llada": llada,
+    "illada": illada,
+    "dream": dream,
+    "llada_moe": llada_moe,
+    "llada2": llada2,
+    "sdar": sdar,
+    "sdar_moe": sdar_moe,
+}
+# Families whose layers are those of others, one of them under three names.
+ALIKE = {
+    "a2d_qwen2": a2d_qwen2,
+    "a2d_qwen3": a2d_qwen3,
+    "open_dcoder": open_dcoder,
+    "stable_diffcoder": stable_diffcoder,
+    "fast_dllm_v2": fast_dllm_v2,
+}
 
 
 @functools.cache
 def network(family, *, seed=1, sharpness=1.0):
     """One random network of a family, float32."""
-    made = FAMILIES[family]()
+    made = (FAMILIES | ALIKE)[family]()
     randomise(made.module, seed, sharpness)
     made.module.eval()
     return made

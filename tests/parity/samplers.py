@@ -16,12 +16,20 @@ def spread(count, steps):
     return [count // steps + (step < count % steps) for step in range(steps)]
 
 
-def llada(logits_of, prompt, *, gen, block, steps, mask, cfg=None):
+def rounded(count, steps):
+    """As `spread`, the way of dllm's MDLM sampler: what is left, over the steps that are left, rounded."""
+    taken = []
+    for left in range(steps, 0, -1):
+        taken.append(round((count - sum(taken)) / left))
+    return [each for each in taken if each]
+
+
+def llada(logits_of, prompt, *, gen, block, steps, mask, cfg=None, counts=spread):
     """LLaDA `generate.py`: low-confidence remasking, `steps` forwards for each block."""
     x, nfe = canvas(prompt, gen, mask), 0
     given = x != mask
     for end in range(len(prompt) + block, len(prompt) + gen + 1, block):
-        for count in spread(int((x[0, end - block : end] == mask).sum()), steps):
+        for count in counts(int((x[0, end - block : end] == mask).sum()), steps):
             logits = logits_of(x)
             nfe += 1
             if cfg is not None:
@@ -35,6 +43,37 @@ def llada(logits_of, prompt, *, gen, block, steps, mask, cfg=None):
             chosen = confidence[0].topk(count).indices
             x[0, chosen] = token[0, chosen]
     return x[0, len(prompt) :].tolist(), nfe
+
+
+def var_generate(logits_of, prompt, *, gen, block, steps, mask, sequence=(), boost=0.0, power=2.0, stops=()):
+    """LLaDA's updated `generate.py` for iLLaDA: blocks are appended one by one, until one holds an id of `stops`."""
+    x, nfe = list(prompt), 0
+    for start in range(len(prompt), len(prompt) + gen, block):
+        x += [mask] * block
+        for count in spread(block, steps):
+            logits = logits_of(torch.tensor([x]))
+            nfe += 1
+            if boost > 0 and not holds(x[len(prompt) :], sequence):
+                at = x.index(mask, start)
+                progress = min((at - len(prompt) + 1) / gen, 1.0)
+                logits[0, at, _continues(x[len(prompt) : at], sequence)] += boost * progress**power
+            prob, token = F.softmax(logits[0], -1).max(-1)
+            prob[torch.tensor(x) != mask] = -torch.inf
+            for chosen in prob.topk(count).indices.tolist():
+                x[chosen] = int(token[chosen])
+        if any(stop in x[len(prompt) :] for stop in stops):
+            break
+    return x[len(prompt) :], nfe
+
+
+def holds(tokens, sequence):
+    return any(tokens[i : i + len(sequence)] == list(sequence) for i in range(len(tokens) - len(sequence) + 1))
+
+
+def _continues(before, sequence):
+    """The token after the longest beginning of the sequence that ends what stands before."""
+    known = next((n for n in range(len(sequence) - 1, 0, -1) if before[-n:] == list(sequence[:n])), 0)
+    return sequence[known]
 
 
 def confident(logits_of, prompt, *, gen, block, tau, mask):
@@ -83,15 +122,18 @@ def dream(logits_of, prompt, *, gen, steps, order, mask, eps=1e-3, top_p=None, t
     return x[0, len(prompt) :].tolist(), nfe
 
 
-def block_causal(logits_of, prompt, *, gen, block, tau, mask):
+def block_causal(logits_of, prompt, *, gen, block, tau, mask, cut=False, strict=True):
     """LLaDA2 and SDAR: whole blocks from position 0, nothing right of the block is fed, the overhang is cut off.
 
     `tau` None commits one position a forward (SDAR's static strategy), else all above it, and the best where none is
     (LLaDA2's `generate`, SDAR's dynamic strategy, as many steps as positions). A pass that only stores keys and values
     is not counted: there is no cache here.
+
+    Stable-DiffCoder's `generate_block`: the last block ends where the answer does (`cut`), and what reaches `tau`
+    commits (not `strict`), the best always.
     """
     blocks = -(-(len(prompt) + gen) // block)
-    x, nfe = canvas(prompt, blocks * block - len(prompt), mask), 0
+    x, nfe = canvas(prompt, gen if cut else blocks * block - len(prompt), mask), 0
     for index in range(len(prompt) // block, blocks):
         part = slice(index * block, (index + 1) * block)
         for _ in range(block):
@@ -101,7 +143,7 @@ def block_causal(logits_of, prompt, *, gen, block, tau, mask):
             nfe += 1
             prob, token = F.softmax(logits, -1).max(-1)
             prob = torch.where(x[0, part] == mask, prob, -torch.inf)
-            chosen = torch.zeros_like(prob, dtype=torch.bool) if tau is None else prob > tau
+            chosen = torch.zeros_like(prob, dtype=torch.bool) if tau is None else prob > tau if strict else prob >= tau
             if not chosen.any():
                 chosen[prob.argmax()] = True
             x[0, part] = torch.where(chosen, token, x[0, part])

@@ -13,16 +13,20 @@ import torch
 
 from jaxdiff import Inputs
 from jaxdiff.convert import from_tensors
-from jaxdiff.models import llada2, llada_moe
+from jaxdiff.models import llada2, llada_moe, sdar_moe
 from jaxdiff.models.layers import RMSNorm, rope_table, visible
 from jaxdiff.models.stack import Block
-from tests.parity.networks import FAMILIES, MASK, network
+from tests.parity.networks import ALIKE, FAMILIES, MASK, network
 
 LONG = np.array([5, 9, MASK, MASK, 17, 60, 1, 44, MASK, 2, 30])
 PADDING = 3
 SHORT = LONG[PADDING:]
 DRAWS = (1, 2, 3, 7)
-ROUTERS = {"llada_moe": (llada_moe, "most_likely"), "llada2": (llada2, "group_limited")}
+ROUTERS = {
+    "llada_moe": (llada_moe, "most_likely"),
+    "llada2": (llada2, "group_limited"),
+    "sdar_moe": (sdar_moe, "most_likely"),
+}
 families = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -86,6 +90,17 @@ def test_logits_equal_pytorch(family):
     _, found, _ = results(family)
     for ours, tokens, padding in zip(found, (LONG, SHORT), (0, PADDING), strict=True):
         _, expected = network(family).run(tokens)
+        assert 0.5 < expected.std() < 5
+        np.testing.assert_allclose(ours[padding:], expected, atol=1e-4)
+        np.testing.assert_array_equal(ours[padding:].argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.parametrize("network_of", ALIKE)
+def test_logits_where_the_layers_are_those_of_other_families(network_of):
+    model, params = load(network_of)
+    found = np.asarray(jax.jit(lambda params: model.apply(params, inputs())[0] @ model.head(params))(params))
+    for ours, tokens, padding in zip(found, (LONG, SHORT), (0, PADDING), strict=True):
+        _, expected = network(network_of).run(tokens)
         assert 0.5 < expected.std() < 5
         np.testing.assert_allclose(ours[padding:], expected, atol=1e-4)
         np.testing.assert_array_equal(ours[padding:].argmax(-1), expected.argmax(-1))

@@ -1,13 +1,15 @@
 """Tokens and NFE at temperature 0 equal the published samplers, uncompiled and in PyTorch, on 20 random prompts."""
 
+import dataclasses
 import functools
 
 import numpy as np
 import pytest
 
-from jaxdiff import Decoder, Sampling, decode, pad_prompts
+from jaxdiff import Decoder, EndThink, Request, Sampling, decode, decode_stream, pad_prompts
 from jaxdiff.convert import from_tensors
-from jaxdiff.policies import parse
+from jaxdiff.policies import Fixed, parse
+from jaxdiff.stoppers import Eos, NoStop
 from tests.parity import samplers
 from tests.parity.networks import EOS, MASK, VOCAB, network
 
@@ -17,9 +19,9 @@ PROMPTS = [DRAWN.integers(4, VOCAB, DRAWN.integers(1, 10)).tolist() for _ in ran
 
 
 @functools.cache
-def load(family):
+def load(family, **changes):
     reference = network(family, sharpness=2.5)  # confident enough for thresholds to bite
-    return *from_tensors(reference.config | {"dtype": "float32"}, reference.tensors()), reference
+    return *from_tensors(reference.config | {"dtype": "float32"} | changes, reference.tensors()), reference
 
 
 DREAM = {"maskgit_plus": "confidence", "topk_margin": "margin", "entropy": "entropy"}
@@ -52,8 +54,25 @@ CASES = {
         {"steps": 7, "order": "entropy", "top_p": 0.6, "top_k": 3},
         {"block_length": GEN, "steps": 7, "top_p": 0.6, "top_k": 3},
     ),
+    "a2d": ("a2d_qwen3", "fixed:steps=4", samplers.llada, {"steps": 4, "block": BLOCK, "counts": samplers.rounded}, {}),
+    "open-dcoder": (
+        "open_dcoder",
+        "fixed:order=entropy,schedule=dream",
+        samplers.dream,
+        {"steps": 7, "order": "entropy"},
+        {"block_length": GEN, "steps": 7},
+    ),
+    # Answers that end with their block: else the published sampler cuts the last one, where all of it is decoded here.
+    "stable-diffcoder": (
+        "stable_diffcoder",
+        "threshold:tau=0.4",
+        samplers.block_causal,
+        {"tau": 0.4, "cut": True, "strict": False, "whole": True},
+        {},
+    ),
     "llada2": ("llada2", "threshold:tau=0.4", samplers.block_causal, {"tau": 0.4, "gen": 14}, {}),
     "sdar-dynamic": ("sdar", "threshold:tau=0.4", samplers.block_causal, {"tau": 0.4, "gen": 14}, {}),
+    "sdar_moe-dynamic": ("sdar_moe", "threshold:tau=0.4", samplers.block_causal, {"tau": 0.4, "gen": 14}, {}),
     "sdar-static": ("sdar", "fixed", samplers.block_causal, {"tau": None, "gen": 14}, {}),
 }
 
@@ -63,8 +82,9 @@ CASES = {
 def test_tokens_and_nfe_equal_the_published_sampler(case):
     family, policy, sampler, theirs, ours = CASES[case]
     model, params, reference = load(family)
-    prompts, origin = pad_prompts(PROMPTS, fill=EOS)
     theirs = {"gen": GEN, "mask": MASK} | theirs
+    given = [prompt * 4 for prompt in PROMPTS] if theirs.pop("whole", False) else PROMPTS
+    prompts, origin = pad_prompts(given, fill=EOS)
     if reference.block:
         theirs["block"] = reference.block
     options = {"block_length": theirs.get("block"), "cfg_scale": theirs.get("cfg")} | ours
@@ -76,9 +96,74 @@ def test_tokens_and_nfe_equal_the_published_sampler(case):
     assert len(decided) >= 18, "draw other weights: float rounding decides here"
     nfe = []
     for row in decided:
-        tokens, calls = sampler(reference.logits, PROMPTS[row], **theirs)
+        tokens, calls = sampler(reference.logits, given[row], **theirs)
         assert np.asarray(result.tokens)[row, prompts.shape[1] :].tolist() == tokens
         assert int(result.nfe[row]) == calls
         nfe.append(calls)
     if "tau=" in policy:
         assert len(set(nfe)) > 2, "the case does not exercise the rule"
+
+
+BOOSTS = np.array([4.0 * (10 - row) if row < 10 else 0.0 for row in range(20)], np.float32)
+PUSH = EndThink(tokens=(17, 17, 23), boost=BOOSTS, power=1.5)  # ten rows are pushed towards an end of thought
+
+
+def grown(stop, push=PUSH):
+    return Decoder(
+        policy=Fixed(steps=BLOCK), stop=stop, sampling=Sampling(end_think=push), block_length=BLOCK, length="var"
+    )
+
+
+@functools.cache
+def var_generate(row):
+    theirs = {"sequence": PUSH.tokens, "boost": float(BOOSTS[row]), "power": 1.5}
+    logits = load("illada")[2].logits
+    return samplers.var_generate(logits, PROMPTS[row], gen=GEN, block=BLOCK, steps=BLOCK, mask=MASK, **theirs)
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_variable_length_is_var_generate_with_its_push():
+    model, params, _ = load("illada")
+    prompts, origin = pad_prompts(PROMPTS, fill=EOS)
+    result = decode(model, params, prompts, grown(NoStop()), gen_length=GEN, origin=origin)
+    decided = np.flatnonzero(np.asarray(result.near_ties) == 0)
+    assert len(decided) >= 18, "draw other weights: float rounding decides here"
+    for row in decided:
+        tokens, calls = var_generate(row)
+        assert np.asarray(result.tokens)[row, prompts.shape[1] :].tolist() == tokens
+        assert int(result.nfe[row]) == calls == GEN
+        length = len(PROMPTS[row])
+        assert np.isclose(result.work[row], BLOCK * (1 + (length + BLOCK) / (length + GEN)))
+    written = [samplers.holds(var_generate(row)[0], PUSH.tokens) for row in decided]
+    assert 3 <= sum(written) <= 10, "the push does not decide"
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_variable_length_ends_where_the_text_does_in_slots_too():
+    """The published loop ends with the block that holds an end: here the rest of that block is not computed. Rows of a
+    stream are at different blocks in one pass.
+    """
+    counts = np.bincount(np.concatenate([var_generate(row)[0][:BLOCK] for row in range(20)]))
+    end = int(np.argmax(counts))  # as end-of-text, of which the model knows nothing
+    model, params, _ = load("illada", eos_token_id=end)
+    prompts, origin = pad_prompts(PROMPTS, fill=EOS)
+    result = decode(model, params, prompts, grown(Eos()), gen_length=GEN, origin=origin)
+    saved = []
+    for row in np.flatnonzero(np.asarray(result.near_ties) == 0):
+        theirs, length, nfe = var_generate(row)[0], int(result.lengths[row]), int(result.nfe[row])
+        blocks = -(-length // BLOCK)
+        assert (end in theirs[: blocks * BLOCK]) == (length < GEN or theirs[-1] == end)
+        assert end not in theirs[: length - 1]
+        assert np.asarray(result.tokens)[row, prompts.shape[1] :][:length].tolist() == theirs[:length]
+        assert (blocks - 1) * BLOCK < nfe <= blocks * BLOCK
+        saved.append(blocks * BLOCK - nfe)
+    assert max(saved) > 0
+    assert (np.asarray(result.lengths) <= BLOCK).sum() >= 3
+
+    each = [grown(Eos(), dataclasses.replace(PUSH, boost=boost)) for boost in BOOSTS.tolist()]
+    requests = [Request(prompt, decoder=decoder) for prompt, decoder in zip(PROMPTS, each, strict=True)]
+    options = {"slots": 4, "gen_length": GEN, "widths": (prompts.shape[1],)}
+    for answer in decode_stream(model, params, requests, each[0], **options):
+        row = answer.request.number
+        np.testing.assert_array_equal(answer.tokens, np.asarray(result.tokens)[row, prompts.shape[1] :])
+        assert answer.nfe == result.nfe[row]

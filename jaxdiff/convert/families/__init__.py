@@ -1,12 +1,27 @@
 """One mapping table per family: the names that it publishes its tensors under -> our leaves."""
 
-from jaxdiff.convert.families import dream, illada, llada, llada2, llada_moe, sdar
+from jaxdiff.convert.families import (
+    dream,
+    fast_dllm_v2,
+    illada,
+    llada,
+    llada2,
+    llada_moe,
+    qwen_diffusion,
+    sdar,
+    sdar_moe,
+    stable_diffcoder,
+)
 
 TABLES = {
     "llada": llada.TABLE,
     "illada": illada.TABLE,
+    "stable_diffcoder": stable_diffcoder.TABLE,
     "dream": dream.TABLE,
     "llada_moe": llada_moe.TABLE,
     "llada2": llada2.TABLE,
     "sdar": sdar.TABLE,
+    "sdar_moe": sdar_moe.TABLE,
+    "qwen_diffusion": qwen_diffusion.TABLE,
+    "fast_dllm_v2": fast_dllm_v2.TABLE,
 }
