@@ -12,6 +12,7 @@ from random import Random
 from jaxdiff.tasks.base import Problem, Split, check_training
 
 NAME = "drills"
+LENGTH = 256
 LARGEST = 60
 
 

@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
-from jaxdiff.tasks.base import Problem, Split
+from jaxdiff.tasks import base
+from jaxdiff.tasks.base import TRIES, Problem, Split
 from jaxdiff.types import InputError
 
 NAME = "gsm_symbolic"
+LENGTH = 256
 TEMPLATES = (6, 10, 16, 31, 34, 39, 43, 48, 55, 62)
 LARGEST = 60
-_TRIES = 2000  # then a template is taken to be used up
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
@@ -37,7 +38,7 @@ def problems(split: Split, seed: int) -> Iterator[Problem]:
     left = list(TEMPLATES)
     while left:
         for template in tuple(left):
-            for _ in range(_TRIES):
+            for _ in range(TRIES):
                 problem = _problem(generators[template](rng, 1.0), template)
                 if problem is None or split_of(problem.question) != split:
                     continue
@@ -51,10 +52,8 @@ def problems(split: Split, seed: int) -> Iterator[Problem]:
 
 
 def split_of(question: str) -> Split:
-    """A hash of 0 mod 10 is test, of 1 validation, else train; case, punctuation and spacing do not matter."""
-    normal = " ".join(re.findall(r"[a-z0-9]+", question.lower()))
-    bucket = int.from_bytes(hashlib.sha256(normal.encode()).digest(), "big") % 10
-    return {0: "test", 1: "validation"}.get(bucket, "train")  # type: ignore[return-value]
+    """As `tasks.base.split_of`; case, punctuation and spacing do not matter."""
+    return base.split_of(" ".join(re.findall(r"[a-z0-9]+", question.lower())))
 
 
 def verify(answer: str, problem: Problem) -> bool:

@@ -13,6 +13,7 @@ from jaxdiff.tasks import gsm_symbolic
 from jaxdiff.tasks.base import Problem, Split, check_training
 
 NAME = "steps"
+LENGTH = 256
 _STEP = re.compile(r"^(?P<left>[^=]*= ?[^\w\s]?)(?P<result>\d+)", re.MULTILINE)
 
 

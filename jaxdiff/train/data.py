@@ -75,7 +75,8 @@ class Corpus:
             ]
         self._members = []
         for bucket in buckets:
-            lengths = [len(prompt) + len(answer) + len(self._newline) for prompt, answer in self._rows[bucket.task]]
+            end = len(self._newline) if bucket.pack else 0
+            lengths = [len(prompt) + len(answer) + end for prompt, answer in self._rows[bucket.task]]
             members = [i for i, n in enumerate(lengths) if bucket.shortest <= n <= bucket.length]
             if not members:
                 raise InputError(

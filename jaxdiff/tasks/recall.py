@@ -1,0 +1,29 @@
+"""One of 48 values: `rqx31ab07.../ab>` -> `07`. Two-letter keys and two-digit values, 192 tokens; one is asked."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from random import Random
+from string import ascii_lowercase
+
+from jaxdiff.tasks.base import Problem, Split, puzzles
+
+NAME = "recall"
+PAIRS, LENGTH = 48, 2
+_KEYS = list(map("".join, itertools.product(ascii_lowercase, repeat=2)))
+
+
+def problems(split: Split, seed: int) -> Iterator[Problem]:
+    """As `tasks.base.puzzles`."""
+    return puzzles(NAME, split, seed, _draw)
+
+
+def verify(answer: str, problem: Problem) -> bool:
+    return answer == problem.answer
+
+
+def _draw(rng: Random) -> tuple[str, str]:
+    pairs = {key: f"{rng.randrange(100):02}" for key in rng.sample(_KEYS, PAIRS)}
+    asked = rng.choice(list(pairs))
+    return f"r{''.join(key + value for key, value in pairs.items())}/{asked}>", pairs[asked]

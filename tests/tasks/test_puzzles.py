@@ -1,0 +1,68 @@
+"""The puzzles: held out by content, the same for the same seed, right answers of one length; what verifiers accept."""
+
+import itertools
+
+import pytest
+
+from jaxdiff.tasks import PUZZLES, brackets, latin, permutation, star
+from jaxdiff.tasks.base import Problem, split_of
+
+N = 200
+EACH = pytest.mark.parametrize("module", PUZZLES, ids=lambda module: module.NAME)
+
+
+def first(module, split="train", seed=0):
+    return list(itertools.islice(module.problems(split, seed), N))
+
+
+@EACH
+def test_splits_are_apart_and_hang_on_the_seed_alone(module):
+    streams = {
+        (split, seed): first(module, split, seed) for split in ("train", "validation", "test") for seed in (0, 1)
+    }
+    for (split, _), problems in streams.items():
+        assert {split_of(problem.question) for problem in problems} == {split}
+        assert len({problem.question for problem in problems}) == N
+    assert first(module) == streams["train", 0] != streams["train", 1]
+
+
+@EACH
+def test_right_answers_have_the_length_and_pass_and_others_do_not(module):
+    problems = first(module)
+    for problem in problems:
+        assert len(problem.worked) == module.LENGTH or (module is star and len(problem.worked) <= 6 < module.LENGTH)
+        assert (problem.question + problem.worked).isascii()
+        assert module.verify(problem.worked, problem)
+        for wrong in ("", problem.worked[:-1], problem.worked + problem.worked[-1], "?" + problem.worked[1:]):
+            assert not module.verify(wrong, problem)
+    swapped = [module.verify(other.worked, problem) for problem, other in itertools.pairwise(problems)]
+    assert sum(swapped) < N / 4  # the answer of another puzzle is seldom right
+
+
+def test_any_right_answer_will_do():
+    assert permutation.verify("hgfedcba", Problem("pabcdefghijkl>", "", ""))
+    assert not permutation.verify("hgfedcbb", Problem("pabcdefghijkl>", "", ""))
+    assert not permutation.verify("hgfedcbz", Problem("pabcdefghijkl>", "", ""))
+    for square in ("1234214334124321", "1234341221434321"):
+        assert latin.verify(square, Problem("l1..............1>", "", ""))
+        assert not latin.verify(square, Problem("l1..............4>", "", ""))
+    assert not latin.verify("1234" * 4, Problem(f"l{'.' * 16}>", "", ""))
+    assert len(latin._squares()) == 576
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [("()", True), ("([{}])", True), ("([{()}])", False), ("([)]", False), ("(", False), (")(", False), ("", True)],
+)
+def test_brackets_close_the_last_open_one_and_are_three_deep(text, right):
+    assert brackets.is_balanced(text) is right
+
+
+def test_a_star_has_three_arms_of_one_length():
+    for problem in first(star):
+        edges, ends = problem.question[1:-1].split("/")
+        pairs = list(map("".join, zip(edges[::2], edges[1::2], strict=True)))
+        assert len(pairs) in (9, 12, 15)
+        assert sum(pair[0] == ends[0] for pair in pairs) == 3
+        assert all(left + right in pairs for left, right in itertools.pairwise(problem.worked))
+        assert problem.worked[0] + problem.worked[-1] == ends
