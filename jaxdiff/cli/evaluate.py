@@ -15,7 +15,7 @@ from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import progress, tell
 from jaxdiff.cli.tally import trusted
 from jaxdiff.parallel.mesh import parse_mesh
-from jaxdiff.tasks import TASKS, task
+from jaxdiff.tasks import TASKS, lengths
 from jaxdiff.tasks.evaluate import evaluate as evaluate_task
 
 
@@ -29,7 +29,10 @@ def evaluate(
     cache: options.Cache = "none",
     stop: options.Stop = "none",
     stop_string: options.StopString = None,
-    gen_length: options.GenLength = 256,
+    gen_length: Annotated[
+        int | None,
+        typer.Option("--gen-length", min=1, help="Tokens to generate. Default the task's own: 256; a puzzle's."),
+    ] = None,
     block_length: options.BlockLength = None,
     steps: options.Steps = None,
     temperature: options.Temperature = 0.0,
@@ -61,8 +64,8 @@ def evaluate(
     as_json: options.Json = False,
 ) -> int:
     """Decode a task's held-out problems and score them with its verifier."""
+    gen_length, block_length = lengths(task_name, gen_length, block_length)
     decoding = Decoding.of(locals())
-    task(task_name)  # a misspelt name is refused before the model is read
     checkpoint = decoding.load()
     decoder = decoding.decoder(checkpoint.model, gen_length, tokenizer=checkpoint.tokenizer)
     if decoding.stop_string:

@@ -43,10 +43,10 @@ def is_balanced(text: str) -> bool:
 def _draw(rng: Random) -> tuple[str, str]:
     text, waiting = "", list[str]()
     while len(text) < LENGTH:
-        opens = len(waiting) < min(DEEPEST, LENGTH - len(text)) and (not waiting or rng.random() < 0.5)
-        if opens:
-            one = rng.choice(tuple(PAIRS))
-            waiting.append(PAIRS[one])
-        text += one if opens else waiting.pop()
+        if len(waiting) < min(DEEPEST, LENGTH - len(text)) and (not waiting or rng.random() < 0.5):
+            text += rng.choice(tuple(PAIRS))
+            waiting.append(PAIRS[text[-1]])
+        else:
+            text += waiting.pop()
     shown = set(rng.sample(range(LENGTH), rng.randint(*GIVEN)))
     return f"b{''.join(one if i in shown else '.' for i, one in enumerate(text))}>", text

@@ -23,7 +23,7 @@ from jaxdiff.decode.decoder import Decoder
 from jaxdiff.files import check_writable
 from jaxdiff.metrics import tpf, wilson
 from jaxdiff.serve import Answer, Meter, Refusal, Request, decode_stream
-from jaxdiff.tasks import task
+from jaxdiff.tasks import lengths, task
 from jaxdiff.tasks.base import Problem
 from jaxdiff.types import InputError
 
@@ -82,14 +82,15 @@ def sweep(
     seed: int = 0,
     split: str = "test",
     batch_size: int = 16,
-    gen_length: int = 256,
+    gen_length: int | None = None,
     mesh: Mesh | None = None,
     progress: Callable[[int, int, float], None] | None = None,
     out: Path | None = None,
 ) -> tuple[Report, ...]:
     """One report for each value of a decoder's number, from one compiled program: rows are values x problems.
 
-    `decoder` makes a decoder from one value, or from a vector of them. `seed` is that of the problems and of the
+    `decoder` makes a decoder from one value, or from a vector of them. `gen_length`: default the task's own, and of a
+    puzzle's one block, where the decoder names none. `seed` is that of the problems and of the
     decode's randomness, where each problem has its own key. The rows go through `batch_size` slots (`decode_stream`),
     value after value, the longest prompts first. `progress` is called after each row with the rows, the tokens and the
     seconds so far. A row's seconds are those since the row before it was done: they add up to those of the decode.
@@ -113,7 +114,12 @@ def sweep(
         raise InputError(f"n: found {n}, but {task_name}/{split} has {len(problems)} problems; ask for fewer")
     questions = [tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question) for p in problems]
     numbers = np.asarray(values, np.float32)
-    decoders = [decoder(np.asarray(number)) for number in numbers]
+    gen_length, own_block = lengths(task_name, gen_length, decoder(numbers).block_length)
+
+    def made(value: Any) -> Decoder:
+        return dataclasses.replace(decoder(value), block_length=own_block)
+
+    decoders = [made(np.asarray(number)) for number in numbers]
     block = block_of(checkpoint.model, decoders[0].block_length)
     check_lengths(checkpoint.model, max(map(len, questions)), gen_length, block)
     own = decoders if len(values) > 1 else [None]
@@ -125,7 +131,7 @@ def sweep(
         keep: Callable[[Mapping[str, Any]], None] | None = None
         if out is not None:
             check_writable(out)
-            depends = _run_of(checkpoint, task_name, split, questions, decoder(numbers), gen_length, seed)
+            depends = _run_of(checkpoint, task_name, split, questions, made(numbers), gen_length, seed)
             lines = parts.written(out, depends)
             keep = stack.enter_context(parts.Part(out, 0, depends)).write
         answers = decode_stream(

@@ -99,3 +99,11 @@ def test_table(run, folder, monkeypatch):
     assert ran.code == 0
     for words in ("drills/validation, n 4, seed 7", "75.0%", "30.1% to 95.4%", "4.0 on average", "2.00 tokens", "3.25"):
         assert words in ran.out
+
+
+def test_a_puzzle_has_its_own_length_which_is_one_block(run, folder):
+    asked = ("eval", "--task", "copy", "--model", folder, "--n", 1, "--json")
+    own = run(*asked).json
+    assert (own["gen_length"], own["block_length"], own["n"], own["nfe"]) == (16, 16, 1, 16.0)
+    blocks = run(*asked, "--block-length", 4, "--policy", "threshold:tau=0").json
+    assert (blocks["gen_length"], blocks["block_length"], blocks["nfe"]) == (16, 4, 4.0)

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from jaxdiff.tasks import PUZZLES, brackets, latin, permutation, star
+from jaxdiff.tasks import PUZZLES, brackets, latin, lengths, permutation, star
 from jaxdiff.tasks.base import Problem, split_of
 
 N = 200
@@ -66,3 +66,11 @@ def test_a_star_has_three_arms_of_one_length():
         assert sum(pair[0] == ends[0] for pair in pairs) == 3
         assert all(left + right in pairs for left, right in itertools.pairwise(problem.worked))
         assert problem.worked[0] + problem.worked[-1] == ends
+
+
+def test_lengths_are_a_tasks_own_where_none_is_asked_for():
+    assert lengths("gsm_symbolic", None, None) == (256, None)
+    assert lengths("gsm_symbolic", None, 8) == (256, 8)
+    assert lengths("permutation", None, None) == (8, 8)
+    assert lengths("permutation", None, 2) == (8, 2)
+    assert lengths("permutation", 32, None) == (32, None)
