@@ -25,7 +25,7 @@ import torch
 import jaxdiff
 from jaxdiff.bench.ceilings import matmul_flops
 from jaxdiff.bench.clock import Median, in_turn, ratio
-from jaxdiff.models.layers import attend
+from jaxdiff.models.attention import attend
 
 LENGTH, ROUNDS, REPEATS = 320, 15, 100
 LITTLE = 1e-6  # of a part's output, added to its input: repeated products alone would end in denormal numbers

@@ -160,22 +160,31 @@ class Cache(Protocol):
         window: `canvas` (nothing is reused), `suffix` (from `reach` to the end) or `block` (a block from `reach` on).
         keeps: a window's keys and values must be kept, because a later window will not reach them.
         block_causal: only for models that attend in blocks.
+        seeds: a pass that stores reads the first position of the attention block that the row enters, which the loop
+            commits, whatever the policy; so no window needs the column before it. Only for shifted models.
+        narrows: a window may be the block alone where that is a part of what the model attends in.
     """
 
     window: ClassVar[str]
     keeps: ClassVar[bool]
     block_causal: ClassVar[bool]
+    seeds: ClassVar[bool]
+    narrows: ClassVar[bool]
 
     def due(self, place: Place) -> Bool[Array, " B"]:
         """Which rows rebuild the whole KV cache in this step (a refresh)."""
         ...
 
     def stores(self, place: Place) -> Bool[Array, " B"]:
-        """Which rows spend this step on keys and values alone: it counts, and commits nothing."""
+        """Which rows spend this step on keys and values alone: it counts, and commits nothing but what it `seeds`."""
         ...
 
     def reach(self, place: Place) -> Int[Array, " B"]:
         """The first column of each row's window."""
+        ...
+
+    def width(self, place: Place) -> Int[Array, " B"]:
+        """How many columns each row's window has, where it is a `block`."""
         ...
 
 

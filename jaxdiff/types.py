@@ -220,15 +220,34 @@ class Written:
 
 @pytree
 class Place:
-    """Where each row stands at a step, in canvas columns; steps count from 0."""
+    """Where each row stands at a step, in canvas columns; steps count from 0.
+
+    Blocks tile those that the model attends in, where it has them: `whole` and `left` are of these, and the same as
+    `start` and `before` elsewhere.
+    """
 
     origin: Int[Array, " B"]
     first: Int[Array, " B"]  # where its blocks begin
     before: Int[Array, " B"]  # the block that it stood in at its last step; less than `first`: none
     start: Int[Array, " B"]  # the block that it stands in now
+    begins_masked: Bool[Array, " B"]  # the first position of that is still to be committed
     block_step: Int[Array, " B"]
     row_step: Int[Array, " B"]
     block: int = static()  # its length
+    attention_block: int = static()  # the length of a whole one, a multiple
+
+    @property
+    def whole(self) -> Int[Array, " B"]:
+        """The attention block that the row stands in now."""
+        return self._around(self.start)
+
+    @property
+    def left(self) -> Int[Array, " B"]:
+        """The attention block that it stood in at its last step; less than `first`: none."""
+        return self._around(self.before)
+
+    def _around(self, column: Int[Array, " B"]) -> Int[Array, " B"]:
+        return self.first + (column - self.first) // self.attention_block * self.attention_block
 
 
 @pytree

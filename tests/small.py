@@ -9,7 +9,7 @@ import numpy as np
 
 import jaxdiff
 from jaxdiff import Decoder, Inputs, Sampling, pad_prompts
-from jaxdiff.models import Dream, DreamConfig, Llada, LladaConfig, Sdar, SdarConfig
+from jaxdiff.models import Dream, DreamConfig, FastDllmV2, FastDllmV2Config, Llada, LladaConfig, Sdar, SdarConfig
 from jaxdiff.models.config import Config
 
 MASK, EOS, EOT, VOCAB = 3, 1, 2, 61
@@ -35,6 +35,7 @@ _SAMPLING = tuple(f.name for f in dataclasses.fields(Sampling))
 _SHAPE = {f.name: getattr(CONFIG, f.name) for f in dataclasses.fields(Config)}
 DREAM = Dream(DreamConfig(**_SHAPE))
 SDAR = Sdar(SdarConfig(**_SHAPE, attention_block=4))
+FAST = FastDllmV2(FastDllmV2Config(**_SHAPE, attention_block=2 * BLOCK))  # its blocks are two of a decode's
 
 
 @functools.cache
@@ -66,7 +67,7 @@ def decode(*, order=range(4), seed=0, model_seed=0, model=MODEL, prompts=PROMPTS
     options = {name: parts.pop(name) for name in ("mesh", "reference") if name in parts}
     ids, origin = batch(prompts, multiple)
     order = list(order)
-    own = {} if model.attention_block is None else {"block_length": None}
+    own = {} if (model.attention_block or BLOCK) % BLOCK == 0 else {"block_length": None}
     return jaxdiff.decode(
         model,
         params(model_seed, model),

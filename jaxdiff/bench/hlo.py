@@ -329,8 +329,14 @@ def _cost(hlo: Hlo, runs: list[Run]) -> dict[str, Any]:
 
 
 def flops(run: Run) -> int:
-    """Of one instruction, if it is a product: two for each pair of entries that are multiplied and added."""
+    """Of one instruction, if it is a product: two for each pair of entries that are multiplied and added.
+
+    Attention in a kernel is two products.
+    """
     each = run.instruction
+    if _is_splash(each):
+        keys = run.among[each.operands[3]].results[0]
+        return 4 * each.results[-1].size * keys.shape[-2]
     if each.kind not in ("dot", "convolution", "ragged-dot"):
         return 0
     out, (left, right) = each.results[0], (run.among[name].results[0].shape for name in each.operands[:2])
@@ -349,7 +355,16 @@ def flops(run: Run) -> int:
     return 2 * batch * right[of_right.index("i")] * right[of_right.index("o")] * pairs
 
 
+def _is_splash(each: Instruction) -> bool:
+    """Whether it is the kernel of `jaxdiff.models.splash`, whose operands are two tables, queries, keys, values ..."""
+    return each.kind == "custom-call" and each.name.startswith("splash_") and "_fwd_" in each.name
+
+
 def _moved(each: Instruction, among: dict[str, Instruction]) -> int:
+    if _is_splash(each):  # keys and values are read for each tile of queries; of the results the last alone is written
+        queries, keys, values = (among[name].results[0] for name in each.operands[2:5])
+        tile, out = each.results[0].shape[-2], each.results[-1]
+        return queries.traffic + out.traffic + (keys.traffic + values.traffic) * (queries.shape[-2] // tile)
     operands = [array for name in each.operands if name in among for array in among[name].results]
     results = _received(each)
     if each.kind in SLICES:

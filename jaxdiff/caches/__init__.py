@@ -5,6 +5,7 @@ from jaxdiff.caches.dual import Dual
 from jaxdiff.caches.frozen import Frozen, FrozenAtCommit, FrozenPrompt
 from jaxdiff.caches.none import NoCache
 from jaxdiff.caches.prefix import Prefix
+from jaxdiff.caches.seeded import Seeded, SeededDual
 from jaxdiff.registry import Modes, Registry
 
 CACHES = Registry(
@@ -15,7 +16,19 @@ CACHES = Registry(
         "dual": Dual,
         "frozen": Modes("freeze", "clean", {"clean": Frozen, "commit": FrozenAtCommit, "prompt": FrozenPrompt}),
         "block": BlockCausal,
+        "seeded": Modes("inner", "none", {"none": Seeded, "dual": SeededDual}),
     },
 )
 
-__all__ = ["CACHES", "BlockCausal", "Dual", "Frozen", "FrozenAtCommit", "FrozenPrompt", "NoCache", "Prefix"]
+__all__ = [
+    "CACHES",
+    "BlockCausal",
+    "Dual",
+    "Frozen",
+    "FrozenAtCommit",
+    "FrozenPrompt",
+    "NoCache",
+    "Prefix",
+    "Seeded",
+    "SeededDual",
+]

@@ -27,12 +27,17 @@ class CacheBase:
     window: ClassVar[str] = "canvas"
     keeps: ClassVar[bool] = False
     block_causal: ClassVar[bool] = False
+    seeds: ClassVar[bool] = False
+    narrows: ClassVar[bool] = False
 
     def stores(self, place: Place) -> Bool[Array, " B"]:
         return jnp.zeros(place.start.shape, bool)
 
     def reach(self, place: Place) -> Int[Array, " B"]:
-        return place.start
+        return place.whole
+
+    def width(self, place: Place) -> Int[Array, " B"]:
+        return jnp.full_like(place.start, place.attention_block)
 
 
 @pytree
@@ -46,5 +51,5 @@ class RefreshedByBlock(CacheBase):
 
 
 def last_block(place: Place) -> Int[Array, " B"]:
-    """The block that the row stood in at its last step; at its first step, the one that it stands in."""
-    return jnp.where(place.before < place.first, place.start, place.before)
+    """The attention block that the row stood in at its last step; at its first step, the one that it stands in."""
+    return jnp.where(place.before < place.first, place.whole, place.left)

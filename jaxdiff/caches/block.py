@@ -1,4 +1,4 @@
-"""The cache of models that attend in blocks (LLaDA2, SDAR)."""
+"""The cache of models that attend in blocks (LLaDA2, SDAR, Fast-dLLM v2)."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class BlockCausal(CacheBase):
     block_causal: ClassVar[bool] = True
 
     def stores(self, place: Place) -> Bool[Array, " B"]:
-        return (place.before != place.start) & (place.start > place.origin)
+        return (place.left != place.whole) & (place.whole > place.origin)
 
     def due(self, place: Place) -> Bool[Array, " B"]:
         """The prompt, and where blocks without a mask are passed over: more than one block is to be stored."""
-        apart = place.start - place.before
-        return self.stores(place) & ((place.before < place.first) | (apart > place.block))
+        apart = place.whole - place.left
+        return self.stores(place) & ((place.before < place.first) | (apart > place.attention_block))
 
     def reach(self, place: Place) -> Int[Array, " B"]:
         return last_block(place)

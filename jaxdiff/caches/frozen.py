@@ -48,7 +48,7 @@ class FrozenAtCommit(Frozen):
     """
 
     def reach(self, place: Place) -> Int[Array, " B"]:
-        return place.start
+        return place.whole
 
 
 @pytree

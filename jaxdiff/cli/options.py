@@ -13,7 +13,7 @@ import jaxdiff
 from jaxdiff.caches import CACHES
 from jaxdiff.checkpoint import learned_policy
 from jaxdiff.convert.prompts import Tokenizer
-from jaxdiff.decode.checks import block_of, check_blocks, check_cache, check_length
+from jaxdiff.decode.checks import block_of, check_blocks, check_cache, check_length, whole_block
 from jaxdiff.decode.decoder import BLOCK_LENGTH, LENGTHS
 from jaxdiff.fills import FILLS
 from jaxdiff.parallel.mesh import parse_mesh
@@ -42,7 +42,7 @@ Cache = Annotated[
     typer.Option(
         "--cache",
         metavar="NAME[:K=V,...]",
-        help="Which keys and values are reused: none, prefix, dual:refresh=8, frozen:freeze=clean|commit, block ...",
+        help="Which keys and values are reused: none, prefix, dual:refresh=8, frozen:freeze=clean, block, seeded ...",
     ),
 ]
 Stop = Annotated[
@@ -66,7 +66,7 @@ BlockLength = Annotated[
     typer.Option(
         "--block-length",
         min=1,
-        help=f"Default the model's own, else {BLOCK_LENGTH}; a canvas is one block.",
+        help=f"Default the model's own, of which it may be a divisor, else {BLOCK_LENGTH}; a canvas is one block.",
     ),
 ]
 Length = Annotated[
@@ -240,7 +240,7 @@ class Decoding:
         """
         block = block_of(model, self.block_length, default=length if canvas else BLOCK_LENGTH)
         if canvas or model.attention_block is None:
-            check_blocks(length, block)
+            check_blocks(length, whole_block(model, block))
         blocks = -(-length // block)
         if self.steps is not None and self.steps % blocks:
             raise InputError(

@@ -159,7 +159,7 @@ def prepare_infill(
     count, width = checks.shape_of("canvas", canvas)
     checks.check_canvas(decoder)
     block = checks.block_of(model, decoder.block_length, default=width)
-    checks.check_blocks(width, block)
+    checks.check_blocks(width, checks.whole_block(model, block))
     checks.check_lengths(model, 0, width, block)
     origin = jnp.zeros((count,), jnp.int32)
     checks.check_ids(model, canvas, origin, masks_allowed=True)

@@ -36,14 +36,23 @@ def check_blocks(generated: int, block: int) -> None:
 def block_of(model: Model, asked: int | None, *, default: int = BLOCK_LENGTH) -> int:
     """The block length of a decode: the one asked for, or the model's own, or `default`.
 
-    Raises InputError for another one than that which the model attends in.
+    Raises InputError for one that does not divide that which the model attends in.
     """
     own = model.attention_block
-    if own is not None and asked not in (None, own):
-        raise InputError(f"block_length: found {asked}, but this model attends in blocks of {own}; leave it out")
-    if own is not None:
-        return own
-    return default if asked is None else asked
+    if own is None:
+        return default if asked is None else asked
+    if asked is not None and (asked < 1 or own % asked):
+        raise InputError(
+            f"block_length: found {asked}, but this model attends in blocks of {own}; leave it out, or take a divisor"
+        )
+    return own if asked is None else asked
+
+
+def whole_block(model: Model, block: int) -> int:
+    """The length of the blocks that the model attends in, which blocks of length `block` tile; `block` where it has
+    none.
+    """
+    return block if model.attention_block is None else model.attention_block
 
 
 def overhang_of(model: Model) -> int:
@@ -186,8 +195,13 @@ def check_cache(cache: Cache, stop: Stopper, model: Model | None = None) -> None
     """Raises InputError for a cache that does not go with the stopper or the model (None: not known yet)."""
     if cache.block_causal and model is not None and model.attention_block is None:
         raise InputError(
-            "cache: found block with a model whose positions all see each other, expected one that attends in blocks; "
-            "take cache prefix, dual or frozen"
+            f"cache: found {CACHES.name_of(cache)} with a model whose positions all see each other, expected one that "
+            "attends in blocks; take cache prefix, dual or frozen"
+        )
+    if cache.seeds and model is not None and not model.shifted:
+        raise InputError(
+            f"cache: found {CACHES.name_of(cache)} with a model that reads a block's first token inside the block, "
+            "expected one whose logits are shifted by one; take cache block"
         )
     if cache.window == "block" and stop.wants_tail:
         raise InputError(

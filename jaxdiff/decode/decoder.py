@@ -80,7 +80,7 @@ class Decoder:
         stop: when a row's end moves left; default never.
         sampling: how a token is drawn; default greedy.
         block_length: in tokens, a divisor of what is generated; default 32 for `decode`, the whole canvas for `infill`.
-            A model that attends in blocks has its own.
+            A model that attends in blocks has its own, or takes a divisor of it: then its blocks are decoded in parts.
         length: "fixed": a block sees the masks of all blocks right of it. "var", iLLaDA's `var_generate`: it sees what
             lies left of its end alone, so that an answer grows block by block, and `gen_length` is but the most of it.
             Without a cache: what earlier blocks keep changes with each block that is added.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.decode.passes import StepPasses
-from jaxdiff.decode.pieces import in_pieces, pick, put_back, together
+from jaxdiff.decode.pieces import in_pieces, most, pick, put_back, shortest, together
 from jaxdiff.decode.state import keep
 from jaxdiff.parallel.mesh import platform
 from jaxdiff.pytree import pytree, with_numbers
@@ -72,7 +72,8 @@ class FullPass(StepPasses):
         else:
             due = live & cache.due(self.place)
             reading = self._some(due, FullPass._over_canvas, columns, state.end, self._nothing())
-            longest, lengths = self.setup.layout.spans[-1], state.end - cache.reach(self.place)
+            reach, stop = self._window()
+            longest, lengths = self.setup.layout.spans[-1], jnp.minimum(stop, state.end) - reach
             reading = self._some(live & ~due, FullPass._over_window, longest, lengths, reading)
         return self._score(reading.hidden), reading
 
@@ -117,30 +118,38 @@ class FullPass(StepPasses):
             fresh = None if rows is None else jnp.broadcast_to(rows[:, None], (rows.shape[0], length))
             return lambda: self._pass(before.kv, None, length, fresh, columns=length, kept=True)
 
-        fed = _shortest(on, (*rungs, longest), _most(self.seen, rows) + overhang)
+        fed = shortest(on, (*rungs, longest), most(self.seen, rows) + overhang)
         return self._read(rows, before, fed, self.seen - self.state.rows.origin)
 
     def _over_window(self, rows: Bool[Array, " B"] | None, before: Reading) -> Reading:
-        """A pass over each row's window. A shifted model reads a window's first token from the column before it."""
+        """A pass over each row's window. A shifted model reads a window's first token from the column before it, unless
+        that is known: then the column behind the window is fed, whose token is read from the last of it.
+        """
         cache, columns = self.setup.decoder.cache, self.state.given.shape[1]
-        lead = int(self.setup.model.shifted)
-        block = cache.window == "block"
-        reach = cache.reach(self.place)
-        stop = reach + self.setup.layout.block_length if block else jnp.full_like(reach, columns)
+        more = int(self.setup.model.shifted)
+        lead = 0 if cache.seeds else more
+        reach, stop = self._window()
         # What nobody reads later is not written where a TPU would hold a second KV cache for it.
-        kept = block or cache.keeps or KV in self.setup.decoder.fill.needs or platform() != "tpu"
+        kept = cache.window == "block" or cache.keeps or KV in self.setup.decoder.fill.needs or platform() != "tpu"
 
         def on(span: int) -> Callable[[], Fed]:
-            length = min(span + lead, columns)
+            length = min(span + more, columns)
             start = jnp.clip(reach - lead, 0, columns - length)
             at = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
             fresh = (at >= reach[:, None] - lead) & (at < stop[:, None])
             fresh = fresh if rows is None else rows[:, None] & fresh
             return lambda: self._pass(before.kv, start, length, fresh, columns=columns, kept=kept)
 
-        fed = _shortest(on, self.setup.layout.spans, _most(self.state.end - reach, rows))
+        needed = jnp.minimum(stop, self.state.end) - reach
+        fed = shortest(on, self.setup.layout.spans, most(needed, rows))
         origin = self.state.rows.origin
         return self._read(rows, before, fed, jnp.minimum(stop, self.state.end) - jnp.maximum(reach - lead, origin))
+
+    def _window(self) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
+        """The first column of each row's window, and one past its last."""
+        cache, columns = self.setup.decoder.cache, self.state.given.shape[1]
+        reach = cache.reach(self.place)
+        return reach, reach + cache.width(self.place) if cache.window == "block" else jnp.full_like(reach, columns)
 
     def _pass(
         self,
@@ -160,10 +169,16 @@ class FullPass(StepPasses):
         if at is not None:
             tokens, given = take(tokens, at, length), take(given, at, length)
         inputs = self.inputs(tokens, at, columns, fresh, given=given, store=kept)
-        block = self.block(first)
+        block, late = self.block(first), None
+        if self.setup.layout.seeds:  # where a row stores, the last token fed is the first of its block, and no other is
+            start = jnp.minimum(block.start, length - block.count)
+            block, late = dataclasses.replace(block, start=start), block.start - start
         alone = length > self.setup.layout.block_length + int(self.setup.model.shifted) and not wants_tail
         features, kv = self.setup.model.apply(self.setup.params, inputs, kv, at, block if alone else None)
         hidden = features if alone else take(features, block.start, block.count)
+        if late is not None:
+            at = jnp.minimum(late[:, None] + jnp.arange(block.count, dtype=jnp.int32)[None], block.count - 1)
+            hidden = jnp.take_along_axis(hidden, at[..., None], axis=1)
         if not wants_tail:
             return Fed(hidden, None, first, first, kv)
         whole = jnp.zeros((*self.state.given.shape, features.shape[-1]), features.dtype)
@@ -192,7 +207,7 @@ class FullPass(StepPasses):
             log_odds = jnp.where(ends, log_odds, NEVER)
             return Tail(ends=put(tail.ends, ends, start), log_odds=put(tail.log_odds, log_odds, start))
 
-        pieces = -(-_most(stop - first, rows) // length)
+        pieces = -(-most(stop - first, rows) // length)
         return jax.lax.fori_loop(0, pieces, piece, self._no_tail())
 
     def _score(self, hidden: Float[Array, "B W D"]) -> Score:
@@ -232,16 +247,3 @@ class FullPass(StepPasses):
     def _no_tail(self) -> Tail:
         shape = self.state.given.shape
         return Tail(ends=jnp.zeros(shape, bool), log_odds=jnp.full(shape, NEVER, jnp.float32))
-
-
-def _most(lengths: Int[Array, " B"], rows: Bool[Array, " B"] | None) -> Int[Array, ""]:
-    """The greatest of these rows."""
-    return jnp.max(lengths if rows is None else jnp.where(rows, lengths, 0))
-
-
-def _shortest(on: Callable[[int], Callable[[], Fed]], lengths: tuple[int, ...], needed: Int[Array, ""]) -> Fed:
-    """On the shortest of the lengths that holds what is needed; each is compiled."""
-    if len(lengths) == 1:
-        return on(lengths[0])()
-    rung = sum((needed > length).astype(jnp.int32) for length in lengths[:-1])
-    return jax.lax.switch(rung, [on(length) for length in lengths])

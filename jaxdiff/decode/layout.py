@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from jaxdiff.decode.checks import overhang_of
+from jaxdiff.decode import checks
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.protocols import Cache, Model
 from jaxdiff.pytree import pytree, static
@@ -20,6 +20,8 @@ class Layout:
     Attributes:
         first: canvas column where what is generated begins.
         block_length: W.
+        attention_block: the length of the blocks that the model attends in, a multiple of W; W where it has none.
+        seeds: the cache commits the first position of each of these when it stores the one before.
         overhang: columns on the right that make each row's last block whole where blocks hang on positions; cut off.
         ladder: canvas lengths that a pass may be cut to once ends moved left, or until blocks are added.
         spans: lengths of a window over the KV cache that are compiled.
@@ -28,6 +30,8 @@ class Layout:
 
     first: int = static()
     block_length: int = static()
+    attention_block: int = static()
+    seeds: bool = static(default=False)
     overhang: int = static(default=0)
     ladder: tuple[int, ...] = static(default=())
     spans: tuple[int, ...] = static(default=())
@@ -41,13 +45,17 @@ class Layout:
         """
         if not self.overhang:
             return jnp.full_like(origin, self.first)
-        return origin + (self.first - origin) // self.block_length * self.block_length
+        return origin + (self.first - origin) // self.attention_block * self.attention_block
 
     def whole_blocks(self, origin: Int[Array, " B"], last: Int[Array, " B"]) -> Int[Array, " B"]:
-        """One past the end of the block that holds the last position asked for, column `last` - 1."""
+        """One past the end of the attention block that holds the last position asked for, column `last` - 1.
+
+        Where that is a seed it is `last`: nothing else of its block is needed.
+        """
         if not self.overhang:
             return last
-        return origin + -(-(last - origin) // self.block_length) * self.block_length
+        needed = last - origin - int(self.seeds)
+        return jnp.maximum(last, origin + -(-needed // self.attention_block) * self.attention_block)
 
 
 @pytree
@@ -71,24 +79,29 @@ def layout_of(
     overhang: int | None = None,
 ) -> Layout:
     """How canvases are laid out whose prompts end at column `first`; `overhang` default the model's own."""
-    overhang = overhang_of(model) if overhang is None else overhang
+    overhang = checks.overhang_of(model) if overhang is None else overhang
+    whole = checks.whole_block(model, block)
     shorter = decoder.stop.cuts or decoder.length == "var"
-    rungs = tuple(first + length for length in doublings(generated, block)) if shorter else ()
+    rungs = tuple(first + length for length in doublings(generated, whole)) if shorter else ()
     return Layout(
         first=first,
         block_length=block,
+        attention_block=whole,
+        seeds=decoder.cache.seeds,
         overhang=overhang,
         ladder=rungs,
-        spans=spans(decoder.cache, generated + 2 * overhang, block),
+        spans=spans(decoder.cache, generated + 2 * overhang, block, whole),
         mesh=mesh,
     )
 
 
-def spans(cache: Cache, longest: int, block: int) -> tuple[int, ...]:
-    """The lengths of a cache's window that are compiled."""
+def spans(cache: Cache, longest: int, block: int, whole: int) -> tuple[int, ...]:
+    """The lengths of a cache's window that are compiled, for blocks inside `whole` ones that the model attends in."""
     if cache.window == "canvas":
         return ()
-    return (block,) if cache.window == "block" else (*doublings(longest, block), longest)
+    if cache.window == "block":
+        return (block, whole) if cache.narrows and block < whole else (whole,)
+    return (*doublings(longest, whole), longest)
 
 
 def doublings(generated: int, block: int) -> tuple[int, ...]:

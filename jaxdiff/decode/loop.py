@@ -25,12 +25,13 @@ from jaxtyping import Array, Bool, Int
 from jaxdiff.decode.full import FullPass
 from jaxdiff.decode.layout import Layout, Setup
 from jaxdiff.decode.passes import StepPasses, keeps_kv
+from jaxdiff.decode.resolve import Choice, in_vocabulary, planted, resolve, seeds
 from jaxdiff.decode.result import Result, finish
 from jaxdiff.decode.state import Rows, State, fold, holes, keep, live
 from jaxdiff.parallel.mesh import over_rows
-from jaxdiff.protocols import Model, Policy
-from jaxdiff.pytree import numbers_of, pytree, with_numbers
-from jaxdiff.types import NEAR_TIE, NEVER, Place, Progress, Proposal, Score, Written
+from jaxdiff.protocols import Model
+from jaxdiff.pytree import numbers_of, with_numbers
+from jaxdiff.types import Place, Progress, Proposal, Score, Written
 from jaxdiff.windows import put, take
 
 
@@ -71,13 +72,18 @@ def step(setup: Setup, state: State) -> State:
     takes_part, open_ = live(model, state), holes(model, state)
     place = next_place(layout, state, open_)
     decides = takes_part & ~decoder.cache.stores(place)
+    named = seeds(layout, place, state.given.shape[1])
+    open_ &= decides[:, None] | (named & takes_part[:, None])
+    seeding = jnp.any(open_, axis=1) & ~decides
+    acts = decides | seeding
 
-    score, reading = FullPass(setup, state, place, state.kv, open_=open_ & decides[:, None]).run(takes_part)
-    score = dataclasses.replace(score, editable=score.editable & decides[:, None])
+    score, reading = FullPass(setup, state, place, state.kv, open_=open_).run(takes_part)
+    editable = score.editable & decides[:, None] & ~take(named, place.start, window)
+    score = dataclasses.replace(score, editable=editable)
 
     step_keys = fold(state.rows.keys, state.row_step)
     proposal, policy_state = policy.select(state.policy, score, fold(step_keys, 1))
-    proposal = in_vocabulary(proposal, score, model.config)
+    proposal = in_vocabulary(planted(proposal, score, seeding), score, model.config)
     choice = resolve(policy, proposal, score)
     passes = StepPasses(setup, state, place, reading.kv)
     written, fill_state = decoder.fill.write(state.fill, score, proposal, choice.commit, passes, step_keys)
@@ -89,7 +95,7 @@ def step(setup: Setup, state: State) -> State:
     progress = Progress(
         canvas=state.rows.canvas,
         end=state.end,
-        live=decides,
+        live=acts,
         generated=~state.given,
         settled=_settled(model, state, place, stays & heeded & policy.revises),
         score=score,
@@ -99,22 +105,22 @@ def step(setup: Setup, state: State) -> State:
         turn_ends=model.config.turn_ends,
     )
     end, stop_state = decoder.stop.update(state.stop, progress)
-    end = jnp.where(decides, jnp.minimum(end, state.end), state.end)
-    count = decides.astype(jnp.int32)
+    end = jnp.where(acts, jnp.minimum(end, state.end), state.end)
+    count = acts.astype(jnp.int32)
     return dataclasses.replace(
         state,
         end=end,
         start=place.start,
         holds=jnp.where(decides, choice.holds & (place.start < end), state.holds),
-        block_step=place.block_step + count,
+        block_step=place.block_step + decides.astype(jnp.int32),
         row_step=state.row_step + count,
         nfe=state.nfe + model.copies * takes_part.astype(jnp.int32),
         cheap=state.cheap + written.cheap * count,
         work=state.work + reading.work + written.work * count.astype(jnp.float32),
         not_finite=state.not_finite + score.not_finite,
         policy=keep(decides, policy_state, state.policy),
-        fill=keep(decides, fill_state, state.fill),
-        stop=keep(decides, stop_state, state.stop),
+        fill=keep(acts, fill_state, state.fill),
+        stop=keep(acts, stop_state, state.stop),
         kv=reading.kv,
     )
 
@@ -134,56 +140,11 @@ def next_place(layout: Layout, state: State, open_: Bool[Array, "B L"]) -> Place
         first=first,
         before=state.start,
         start=start,
+        begins_masked=jnp.take_along_axis(open_, start[:, None], axis=1)[:, 0],
         block_step=jnp.where(start == state.start, state.block_step, 0),
         row_step=state.row_step,
         block=window,
-    )
-
-
-@pytree
-class Choice:
-    """What the loop makes of a proposal. `contest`: which positions commit was a near-tie."""
-
-    commit: Bool[Array, "B W"]
-    edit: Bool[Array, "B W"]
-    remask: Bool[Array, "B W"]
-    holds: Bool[Array, " B"]
-    contest: Bool[Array, " B"]
-
-
-def in_vocabulary(proposal: Proposal, score: Score, config: Any) -> Proposal:
-    """The proposal without [MASK] and ids outside the vocabulary: a commit takes the candidate in its place, an edit is
-    dropped. Otherwise a commit could leave a mask, and the bound on the steps would not hold.
-    """
-    token = proposal.token
-    known = (token >= 0) & (token < config.vocab_size) & (token != config.mask_token_id)
-    return dataclasses.replace(proposal, token=jnp.where(known, token, score.token), edit=proposal.edit & known)
-
-
-def resolve(policy: Policy, proposal: Proposal, score: Score) -> Choice:
-    """Commits are of eligible positions alone, edits and remasks of editable ones within the policy's budget; where a
-    row would commit nothing, and its policy neither holds nor waits, the best position is forced.
-    """
-    rows, window = proposal.commit.shape
-    heeded = score.block_step < policy.budget(rows, window)
-    commit = proposal.commit & score.eligible
-    # A NaN ranks last, and nobody who is eligible ranks with those who are not: a broken model still ends.
-    finite = jnp.nan_to_num(proposal.priority, nan=NEVER, neginf=NEVER)
-    priority = jnp.where(score.eligible, finite, -jnp.inf)
-    patient = heeded & (proposal.hold | policy.waits)
-    best = jnp.arange(window)[None] == jnp.argmax(priority, axis=1, keepdims=True)
-    forced = ~jnp.any(commit, axis=1) & ~patient
-    commit = jnp.where(forced[:, None], best & score.eligible, commit)
-    lowest_in = jnp.min(jnp.where(commit, priority, jnp.inf), axis=1)
-    highest_out = jnp.max(jnp.where(score.eligible & ~commit, priority, -jnp.inf), axis=1)
-    put_off = highest_out <= NEVER  # end-of-texts put off tie with each other by intent
-    revised = score.editable & heeded[:, None]
-    return Choice(
-        commit=commit,
-        edit=proposal.edit & revised,
-        remask=proposal.remask & revised & ~proposal.edit,
-        holds=proposal.hold & heeded,
-        contest=(jnp.abs(lowest_in - highest_out) < NEAR_TIE) & ~put_off,
+        attention_block=layout.attention_block,
     )
 
 

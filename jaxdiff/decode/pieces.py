@@ -53,3 +53,16 @@ def pick(tree: Any, at: Int[Array, " C"]) -> Any:
 def put_back(tree: Any, part: Any, at: Int[Array, " C"]) -> Any:
     """`tree` with these rows of every leaf replaced."""
     return jax.tree.map(lambda whole, rows: whole.at[at].set(rows), tree, part)
+
+
+def most(lengths: Int[Array, " B"], rows: Bool[Array, " B"] | None) -> Int[Array, ""]:
+    """The greatest of these rows, or of all."""
+    return jnp.max(lengths if rows is None else jnp.where(rows, lengths, 0))
+
+
+def shortest(on: Callable[[int], Callable[[], Carry]], lengths: tuple[int, ...], needed: Int[Array, ""]) -> Carry:
+    """On the shortest of the lengths that holds what is needed; each is compiled."""
+    if len(lengths) == 1:
+        return on(lengths[0])()
+    rung = sum((needed > length).astype(jnp.int32) for length in lengths[:-1])
+    return jax.lax.switch(rung, [on(length) for length in lengths])

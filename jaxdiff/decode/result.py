@@ -30,12 +30,12 @@ class Result:
         origin: column of the row's first token; padding lies left of it.
         lengths: generated tokens through the first end-of-text (it included), the numerator of TPF.
         nfe: forwards of the model's stack that the row took part in while live, whatever their window; a guided one
-            counts 2, one that only stores keys and values (cache `block`) counts too.
+            counts 2, one that only stores keys and values (caches `block`, `seeded`) counts too.
         cheap: cheap passes of the fill, which `nfe` does not count.
         work: tokens fed times layers over all passes, in units of one forward over the row's canvas (prompt to the end
             of the canvas); it counts what the row itself needs, never padding or neighbours. The head is left out.
         commit_step: the row's forward (from 0, without those that only store) at which each generated position was last
-            written; -1 for what was given, and past the end.
+            written; -1 for what was given, and past the end. One that stores and commits a seed is not left out.
         log_prob: log-softmax of each generated token at the pass that wrote it last, with [MASK] and forbidden ids left
             out, before temperature, top-p and top-k. It is that and nothing more: not the likelihood of the text. 0
             for what was given, and past the end; NaN where the scores were no numbers.

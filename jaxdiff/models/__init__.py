@@ -12,6 +12,7 @@ from jaxdiff.files import first_line
 from jaxdiff.leaves import leaf_dtype, leaf_name
 from jaxdiff.models.config import Config, architecture_of
 from jaxdiff.models.dream import Dream, DreamConfig
+from jaxdiff.models.fast_dllm_v2 import FastDllmV2, FastDllmV2Config
 from jaxdiff.models.illada import Illada, IlladaConfig
 from jaxdiff.models.llada import Llada, LladaConfig
 from jaxdiff.models.llada2 import Llada2, Llada2Config
@@ -34,6 +35,7 @@ FAMILIES: dict[str, tuple[type[Transformer], type[Config]]] = {
     "sdar": (Sdar, SdarConfig),
     "sdar_moe": (SdarMoe, SdarMoeConfig),
     "qwen_diffusion": (QwenDiffusion, QwenDiffusionConfig),
+    "fast_dllm_v2": (FastDllmV2, FastDllmV2Config),
 }
 ARCHITECTURES = {
     "LLaDAModelLM": "llada",
@@ -45,6 +47,7 @@ ARCHITECTURES = {
     "SDARForCausalLM": "sdar",
     "SDARMoeForCausalLM": "sdar_moe",
     **dict.fromkeys(QwenDiffusionConfig.by_architecture, "qwen_diffusion"),
+    "Fast_dLLM_QwenForCausalLM": "fast_dllm_v2",
 }
 
 

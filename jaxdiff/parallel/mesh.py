@@ -103,7 +103,25 @@ def platform() -> str:
 
 def weights_are_spread() -> bool:
     """Whether the code that is traced runs inside `over_rows` of a mesh with several devices for each row."""
-    return jax.sharding.get_abstract_mesh().shape.get(MODEL, 1) > 1
+    return spread_over() > 1
+
+
+def spread_over() -> int:
+    """Over how many devices each row's weights lie, for the code that is traced: 1 outside `over_rows`."""
+    return jax.sharding.get_abstract_mesh().shape.get(MODEL, 1)
+
+
+def over_heads(program: Callable[..., Any], q: Any, k: Any, v: Any, *whole: Any) -> Any:
+    """`program(q, k, v, *whole)` on each shard's heads (axis 1 of the first three, and of the result).
+
+    For what the partitioner cannot divide, inside `over_rows`; elsewhere it is `program` itself.
+    """
+    if not weights_are_spread():
+        return program(q, k, v, *whole)
+    heads = PartitionSpec(None, MODEL)
+    in_specs = (heads, heads, heads, *[WHOLE] * len(whole))
+    spread = jax.shard_map(program, axis_names={MODEL}, in_specs=in_specs, out_specs=heads, check_vma=False)
+    return spread(q, k, v, *whole)
 
 
 def over_experts(program: Callable[..., Any], kernels: Mapping[str, Any], *whole: Any) -> Any:

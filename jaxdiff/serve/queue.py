@@ -131,7 +131,7 @@ def check_request(
     length, block_length = len(request.ids), decoder.block_length
     if request.is_canvas:
         checks.check_canvas(decoder)
-        block = checks.block_of(model, block_length, default=length)
+        block = checks.whole_block(model, checks.block_of(model, block_length, default=length))
         if length % block:
             raise InputError(f"canvas_ids: found {length} ids in blocks of {block}, expected whole blocks")
         checks.check_lengths(model, 0, length, block)

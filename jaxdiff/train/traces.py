@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from jaxdiff import parts as prints
 from jaxdiff.decode.api import prepare
 from jaxdiff.decode.batches import batches, pad_to_bucket
-from jaxdiff.decode.checks import block_of
+from jaxdiff.decode.checks import block_of, overhang_of
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.program import Timed
 from jaxdiff.files import read_object, replaced_file, write_object, writing
@@ -123,7 +123,7 @@ def collect(
     )
     _claim(folder, setting)
     config, run = model.config, Timed()
-    blocks = -(-gen_length // block_length) + (model.attention_block is not None)  # a prompt's rest may share one
+    blocks = -(-(gen_length + overhang_of(model)) // block_length)
     replay = functools.partial(Replay, blocks=blocks, features=config.d_model if features else 0)
     padded, origin = pad_to_bucket(prompts, fill=config.eos_token_id, room=config.max_sequence_length - gen_length)
     parts: list[Traces] = []

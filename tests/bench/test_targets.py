@@ -10,13 +10,13 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff import InputError
-from jaxdiff.bench.hlo import step_cost
+from jaxdiff.bench.hlo import Hlo, flops, step_cost
 from jaxdiff.bench.measure import Work
 from jaxdiff.bench.shapes import abstract_params, shaped
 from jaxdiff.bench.targets import tpu
 from jaxdiff.caches import Dual
 from jaxdiff.decode import Decoder
-from jaxdiff.models.layers import attend
+from jaxdiff.models.attention import attend
 from jaxdiff.parallel.mesh import compiling_for, platform
 from jaxdiff.parallel.rules import shardings
 from jaxdiff.policies import Threshold
@@ -99,6 +99,26 @@ def test_what_a_step_costs_is_read_from_the_program(chip):
     assert found["flops"] == layers * (2 * 2 * heads * rows * rows * width + 2 * rows * heads * width * width)
     assert layers * 2 * width**2 < found["bytes_accessed"] < layers * (2 * width**2 + 12 * size)
     assert found["collectives"] == {}
+
+
+def test_attention_in_a_kernel_is_counted(chip):
+    """Two products, and no logits in main memory; keys and values are read for each tile of queries."""
+    rows, heads, groups, length, size = 32, 32, 16, 1280, 128  # too large for the chip's own memory
+    there = NamedSharding(chip, PartitionSpec())
+    q = jax.ShapeDtypeStruct((rows, length, heads, size), jnp.bfloat16, sharding=there)
+    k = jax.ShapeDtypeStruct((rows, groups, length, size), jnp.bfloat16, sharding=there)
+    seen = jax.ShapeDtypeStruct((rows, 1, length), jnp.bool_, sharding=there)
+
+    def decode(q, k, v, seen):
+        return jax.lax.while_loop(lambda q: jnp.sum(q) > 0, lambda q: attend(q, k, v, seen), q)
+
+    with compiling_for("tpu"):
+        text = jax.jit(decode).lower(q, k, k, seen).compile().as_text()
+    (run,) = [run for run in Hlo(text).runs() if run.step and run.instruction.kind == "custom-call"]
+    assert flops(run) == 4 * rows * heads * size * length**2
+    of_queries, of_keys = (2 * rows * count * length * size for count in (heads, groups))
+    assert Hlo(text).traffic(run) == 2 * of_queries + 2 * 2 * of_keys
+    assert step_cost(text)["always"]["bytes_accessed"] < 12 * of_queries < 4 * rows * heads * length**2
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import jax
 from hypothesis import strategies as st
 
 from jaxdiff import policies as p
-from jaxdiff.caches import Dual, Frozen, FrozenAtCommit, FrozenPrompt, NoCache, Prefix
+from jaxdiff.caches import Dual, Frozen, FrozenAtCommit, FrozenPrompt, NoCache, Prefix, SeededDual
 from jaxdiff.fills import Parallel
 from jaxdiff.policies.filters import BlockFilter, LocalFilter, init_layers, local_width
 from jaxdiff.stoppers import BlockEotp, Eos, NoStop, OfficialEotp, SafeEotp
@@ -77,13 +77,17 @@ CACHES = {
     "frozen": Frozen,
     "frozen-commit": FrozenAtCommit,
     "frozen-prompt": FrozenPrompt,
+    "seeded-dual": SeededDual,
 }
+# The model that a cache is for, where it is not for all.
+MODELS = {"seeded-dual": small.FAST}
 
 
 # What goes together of the two; the last caches are variants of `frozen`.
 _MEETINGS = [
     *((stop, cache) for stop in STOPPERS for cache in ("prefix", "dual", "frozen")),
     ("none", "frozen-commit"),
+    ("eos", "seeded-dual"),
     ("eos", "frozen-prompt"),
 ]
 MEETINGS = [(stop, cache) for stop, cache in _MEETINGS if cache != "dual" or not STOPPERS[stop]().wants_tail]

@@ -48,6 +48,7 @@ CONFIGS = {
     "stable_diffcoder": _HF | {"architectures": ["StableDiffcoderForCausalLM"]},
     "dream": _HF | {"architectures": ["DreamModel"]},
     "sdar": _HF | {"architectures": ["SDARForCausalLM"], "tie_word_embeddings": True, "block_size": 8},
+    "fast_dllm_v2": _HF | {"architectures": ["Fast_dLLM_QwenForCausalLM"], "tie_word_embeddings": True, "bd_size": 8},
     "qwen_diffusion": _HF | {"architectures": ["A2DQwen3LMHeadModel"], "tie_word_embeddings": True},
     "sdar_moe": _NO_DENSE
     | _EXPERTS
@@ -143,7 +144,7 @@ def shapes(family):
         match family:
             case "illada" | "stable_diffcoder":
                 out |= _layer(n) | _mlp(f"model.layers.{n}.mlp")
-            case "dream":
+            case "dream" | "fast_dllm_v2":
                 out |= _layer(n, biases=True) | _mlp(f"model.layers.{n}.mlp")
             case "sdar" | "qwen_diffusion":
                 out |= _layer(n, norms=True) | _mlp(f"model.layers.{n}.mlp")

@@ -18,6 +18,8 @@ PROMPTS = {
     "<|start_header_id|>assistant<|end_header_id|>\n\n",
     "dream": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"
     "<|im_start|>assistant\n",
+    "fast_dllm_v2": "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+    "<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
     "sdar": "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
     "qwen_diffusion": "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
     "sdar_moe": "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",

@@ -1,6 +1,7 @@
 """Caches: each equals the published loop in numpy, its exact mode equals no cache, and rows keep to themselves."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from jaxdiff import InputError, infill
 from jaxdiff.caches import CACHES as REGISTRY
-from jaxdiff.caches import BlockCausal, Dual, Frozen, FrozenAtCommit, FrozenPrompt, NoCache, Prefix
+from jaxdiff.caches import BlockCausal, Dual, Frozen, FrozenAtCommit, FrozenPrompt, NoCache, Prefix, Seeded
 from jaxdiff.decode import api, loop
 from jaxdiff.decode.state import live
 from jaxdiff.models import Llada
@@ -125,6 +126,43 @@ def test_the_cache_of_a_block_causal_model_is_exact(temperature):
             assert float(plain.work[row]) == int(plain.nfe[row])
 
 
+@pytest.mark.usefixtures("strict")
+def test_blocks_may_be_parts_of_those_that_a_model_attends_in():
+    """Left to right, each until no mask is left there, the whole one fed; caches of what stands left of that are exact,
+    and a token that is read in the block before is fed from there.
+    """
+    options = dict(model=small.FAST, seed=1)
+    plain, *cached = (run(cache, **options) for cache in (NoCache(), BlockCausal(), Prefix()))
+    for other in cached:
+        assert_same(plain, other, fields=("tokens", "commit_step", "lengths"))
+    trace = np.asarray(plain.commit_step)
+    for row, prompt in enumerate(small.PROMPTS):
+        number = (len(prompt) + np.arange(small.GEN)) // small.BLOCK
+        spans = [trace[row][number == n] for n in np.unique(number)]
+        assert all(left.max() < right.min() for left, right in itertools.pairwise(spans))
+        assert int(cached[0].nfe[row]) == int(plain.nfe[row]) + 1  # of two blocks the first is stored
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_pass_that_stores_commits_the_first_token_of_the_next_block():
+    """In holes of a canvas: only where that token is one; the policy decides all others."""
+    canvas = np.resize(np.arange(10, 34), (2, 48)).copy()
+    canvas[0, [1, 16, 17, 33, 34]] = small.MASK
+    canvas[1, [16, 32]] = small.MASK
+    options = dict(policy=Fixed(), cache=Seeded(), block_length=small.BLOCK)
+    result = infill(small.FAST, small.params(model=small.FAST), canvas, small.decoder(**options))
+    tokens, trace = np.asarray(result.tokens), np.asarray(result.commit_step)
+    np.testing.assert_array_equal(tokens[canvas != small.MASK], canvas[canvas != small.MASK])
+    assert trace[0, [1, 16, 17]].tolist() == [0, 1, 2]
+    assert sorted(trace[0, [33, 34]]) == [3, 4]
+    assert trace[1, [16, 32]].tolist() == [0, 1]
+    assert result.nfe.tolist() == [6, 2]  # a pass that stores before column 33 commits nothing
+    for row, column in ((0, 16), (1, 16), (1, 32)):
+        logits = small.logits(small.params(model=small.FAST), tokens[row, : column + 1], small.FAST)[-1]
+        logits[small.MASK] = -np.inf
+        assert tokens[row, column] == logits.argmax()
+
+
 def test_a_row_that_waits_writes_no_keys_or_values():
     """Row 1 is done before the decode begins, row 2 after the first step; the KV cache of both stays as it is."""
     prompts, origin = small.batch()
@@ -191,6 +229,8 @@ def test_guidance_keeps_keys_and_values_of_both_copies(cache):
             "cache: found dual with a stopper that asks for end-of-text on the whole",
         ),
         (dict(cache=BlockCausal()), "cache: found block with a model whose positions all see each other"),
+        (dict(cache=Seeded()), "cache: found seeded with a model whose positions all see each other"),
+        (dict(cache=Seeded(), model=small.SDAR), "reads a block's first token inside the block.*take cache block"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_compilation(options, words):
@@ -203,7 +243,7 @@ def test_what_does_not_go_together_is_refused_before_compilation(options, words)
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("triple", "cache: found 'triple', expected one of none, prefix, dual, frozen, block"),
+        ("triple", "cache: found 'triple', expected one of none, prefix, dual, frozen, block, seeded"),
         ("dual:freeze=clean", "cache dual: found argument 'freeze=clean', expected refresh="),
         ("frozen:refresh=0", "refresh: found 0, expected a whole number"),
         ("frozen:freeze=often", "cache frozen freeze: found 'often', expected one of clean, commit, prompt"),

@@ -19,7 +19,7 @@ FIELDS = ("tokens", "nfe", "work", "commit_step", "log_prob", "reason")
 def decoded(monkeypatch, together, model=small.MODEL, **parts):
     monkeypatch.setattr(pieces, "TOGETHER", {"cpu": together})
     prompts, origin = small.batch()
-    decoder = small.decoder(**({} if model.attention_block is None else {"block_length": None}), **parts)
+    decoder = small.decoder(**parts)
     options = dict(gen_length=small.GEN, origin=origin, key=small.keys(4))
     return lower(model, small.params(model=model), prompts, decoder, **options)()
 
@@ -31,7 +31,7 @@ def decoded(monkeypatch, together, model=small.MODEL, **parts):
         ("dual:refresh=3", "eos", small.MODEL, 1.5),
         ("prefix", "eotp:way=block", small.DREAM, None),
         ("frozen:refresh=5", "eotp:way=safe,keep=4,tau=0.3", small.MODEL, None),
-        ("block", "none", small.SDAR, None),
+        ("seeded:inner=dual", "eos", small.FAST, 1.5),
     ],
 )
 def test_pieces_change_nothing(cache, stop, model, scale, monkeypatch):

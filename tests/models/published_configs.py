@@ -380,8 +380,51 @@ _OPEN_DCODER = _QWEN2_HALF_B | {
     "transformers_version": "4.54.1",
 }
 
+# Qwen2.5-7B-Instruct's and Qwen2.5-1.5B-Instruct's files, which Fast-dLLM v2 starts from, with the keys that its
+# configuration class adds (copies with file ids 58685757909, 60791992471). The files themselves were not found.
+_FAST_DLLM_V2_7B = {
+    "architectures": ["Fast_dLLM_QwenForCausalLM"],
+    "attention_dropout": 0.0,
+    "auto_map": {"AutoConfig": "configuration.Fast_dLLM_QwenConfig"},
+    "bd_size": 32,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "initializer_range": 0.02,
+    "intermediate_size": 18944,
+    "layer_types": ["full_attention"] * 28,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "model_type": "Fast_dLLM_Qwen",
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.53.1",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+}
+_FAST_DLLM_V2_1B = _FAST_DLLM_V2_7B | {
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "max_window_layers": 21,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+    "vocab_size": 151936,
+}
+
 # repository -> the family, its config.json
 PUBLISHED = {
+    "Efficient-Large-Model/Fast_dLLM_v2_1.5B": ("fast_dllm_v2", _FAST_DLLM_V2_1B),
+    "Efficient-Large-Model/Fast_dLLM_v2_7B": ("fast_dllm_v2", _FAST_DLLM_V2_7B),
     "GSAI-ML/LLaDA-8B-Base": ("llada", _LLADA),
     "GSAI-ML/LLaDA-8B-Instruct": ("llada", _LLADA | {"flash_attention": True, "flash_attn_varlen": True}),
     "GSAI-ML/LLaDA-1.5": ("llada", _LLADA),

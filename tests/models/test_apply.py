@@ -15,12 +15,12 @@ from jaxdiff.models import Llada, LladaConfig
 from jaxdiff.models.guided import Guided
 from jaxdiff.windows import take
 from tests import small
-from tests.models.test_families import SMALL, noisy, rows_of
+from tests.models.test_families import DIFFERENT, SMALL, noisy, rows_of
 from tests.models.test_llada import forward
 
 MODELS = {
     "llada": small.MODEL,
-    **{family: build(config | {"dtype": "float32"}) for family, config in SMALL.items()},
+    **{family: build(SMALL[family] | {"dtype": "float32"}) for family in DIFFERENT},
     "llada2": build(SMALL["llada2"] | {"dtype": "float32", "block_size": 4}),
     "prefix_lm": build(SMALL["illada"] | {"dtype": "float32", "prefix_lm": True}),
 }

@@ -1,13 +1,16 @@
-"""Attention of many queries goes piece by piece, and gives what it gives at once."""
+"""Attention of many queries goes piece by piece, or through a TPU's kernel, and gives what it gives at once."""
 
+import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
-from jaxdiff.models import layers
+from jaxdiff.models import attention, splash
+from jaxdiff.parallel.mesh import compiling_for, make_mesh, over_data
 
 
 def largest(program):
@@ -22,9 +25,9 @@ def test_attention_in_pieces_is_attention_at_once(monkeypatch, alike):
     q = jax.random.normal(keys[0], (2, 11, 4, 8))
     k, v = (jax.random.normal(key, (2, 2, 13, 8)) for key in keys[1:3])
     seen = jax.random.bernoulli(keys[3], 0.7, (2, 1 if alike else 11, 13)).at[:, :, 0].set(True)
-    whole = layers.attend(q, k, v, seen)
-    monkeypatch.setattr(layers, "QUERIES", 4)
-    program = jax.jit(layers.attend).lower(q, k, v, seen).compile()
+    whole = attention.attend(q, k, v, seen)
+    monkeypatch.setattr(attention, "QUERIES", 4)
+    program = jax.jit(attention.attend).lower(q, k, v, seen).compile()
     np.testing.assert_allclose(program(q, k, v, seen), whole, atol=1e-6)
     assert largest(program) < 2 * 4 * 11 * 13  # no logits of all the queries
     assert jnp.isfinite(whole).all()
@@ -35,10 +38,60 @@ def test_rows_that_go_one_after_the_other_are_rows_at_once(monkeypatch):
     q = jax.random.normal(keys[0], (5, 24, 4, 8))
     k, v = (jax.random.normal(key, (5, 2, 24, 8)) for key in keys[1:3])
     seen = jax.random.bernoulli(keys[3], 0.7, (5, 1, 24)).at[:, :, 0].set(True)
-    monkeypatch.setattr(layers, "ROOM", {})
-    whole = layers.attend(q, k, v, seen)
+    monkeypatch.setattr(attention, "ROOM", {})
+    whole = attention.attend(q, k, v, seen)
     for room in (1, 2 * 4 * 24 * 24):  # a head at a time; two rows, and the fifth alone
-        monkeypatch.setattr(layers, "ROOM", {jax.default_backend(): room})
-        program = jax.jit(lambda *x: layers.attend(*x)).lower(q, k, v, seen).compile()
+        monkeypatch.setattr(attention, "ROOM", {jax.default_backend(): room})
+        program = jax.jit(lambda *x: attention.attend(*x)).lower(q, k, v, seen).compile()
         np.testing.assert_allclose(program(q, k, v, seen), whole, atol=1e-6)
         assert largest(program) < 5 * 4 * 24 * 24  # no logits of all the rows
+
+
+def a_layers(rows, length, columns, heads, groups):
+    """Queries, keys, values; and what is seen: at random, one row all and the last nothing."""
+    keys = jax.random.split(jax.random.key(2), 4)
+    q = jax.random.normal(keys[0], (rows, length, heads, splash.LANES))
+    k, v = (jax.random.normal(key, (rows, groups, columns, splash.LANES)) for key in keys[1:3])
+    seen = jax.random.bernoulli(keys[3], 0.7, (rows, columns)).at[:, 0].set(True)
+    return q, k, v, seen.at[0].set(True).at[-1].set(False)
+
+
+@pytest.mark.parametrize(("length", "columns", "tile"), [(300, 300, 1024), (130, 390, 128)], ids=["one tile", "tiles"])
+def test_the_kernel_of_a_tpu_is_the_plain_products(monkeypatch, length, columns, tile):
+    """Values and gradients, grouped queries, lengths that are no whole tiles; interpreted."""
+    monkeypatch.setattr(splash, "TILE", tile)
+    q, k, v, seen = a_layers(3, length, columns, 4, 2)
+    live = jnp.any(seen, axis=1)[:, None, None, None]
+
+    def score(attend, q, k, v):
+        return jnp.sum(jnp.where(live, jnp.sin(attend(q, k, v)), 0.0))
+
+    fast = functools.partial(splash.attend, seen=seen, interpret=True)
+    plain = functools.partial(attention.attend, mask=seen[:, None])
+    got, wanted = (jax.jit(lambda *x, f=f: (f(*x), jax.grad(score, (1, 2, 3))(f, *x)))(q, k, v) for f in (fast, plain))
+    assert jnp.isfinite(got[0]).all()  # of the row that sees nothing, too
+    np.testing.assert_allclose(got[0][:-1], wanted[0][:-1], atol=1e-5)
+    for left, right in zip(got[1], wanted[1], strict=True):
+        np.testing.assert_allclose(left, right, atol=2e-5)
+
+
+def test_on_a_mesh_each_device_runs_the_kernel_on_its_heads():
+    q, k, v, seen = a_layers(2, 128, 128, 4, 2)
+    run = functools.partial(splash.attend, interpret=True)
+    rows = PartitionSpec("data")
+    spread = jax.jit(over_data(run, make_mesh(2, 2), (rows, rows, rows, rows), rows))
+    assert "all-gather" not in spread.lower(q, k, v, seen).as_text()
+    np.testing.assert_allclose(spread(q, k, v, seen), run(q, k, v, seen), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "alike", "taken"),
+    [(128, 128, True, True), (127, 128, True, False), (128, 64, True, False), (128, 128, False, False)],
+)
+def test_the_kernel_is_taken_on_a_tpu_for_many_queries_that_see_alike(length, size, alike, taken):
+    q, k = jnp.zeros((1, length, 2, size)), jnp.zeros((1, 2, 128, size))
+    seen = jnp.ones((1, 1 if alike else length, 128), bool)
+    traced = jax.jit(attention.attend).trace
+    with compiling_for("tpu"):
+        assert ("pallas_call" in str(traced(q, k, k, seen).jaxpr)) == taken
+    assert "pallas_call" not in str(traced(q, k, k, seen).jaxpr)

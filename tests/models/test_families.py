@@ -23,6 +23,8 @@ READ = {
     "GSAI-ML/LLaDA-8B-Base": (8_015_581_184, 126336, (126081, 126348), None),
     "GSAI-ML/iLLaDA-8B-Base": (7_615_025_152, 5, (2,), None),
     "ByteDance-Seed/Stable-DiffCoder-8B-Instruct": (8_250_462_208, 5, (2,), 4),
+    "Efficient-Large-Model/Fast_dLLM_v2_1.5B": (1_543_714_304, 151665, (151645,), 32),
+    "Efficient-Large-Model/Fast_dLLM_v2_7B": (7_615_616_512, 151665, (151645,), 32),
     "apple/DiffuCoder-7B-Instruct": (7_615_616_512, 151666, (151643, 151645), None),
     "Dream-org/Dream-v0-Instruct-7B": (7_615_616_512, 151666, (151643, 151645), None),
     "inclusionAI/LLaDA-MoE-7B-A1B-Base": (7_356_880_896, 156895, (156892,), None),
@@ -57,6 +59,7 @@ SMALL = {
     | DENSE
     | {"moe_intermediate_size": 16, "num_experts": 16, "num_experts_per_tok": 3, "rotary_dim": None},
     "sdar": PUBLISHED["JetAstra/SDAR-1.7B-Chat"][1] | DENSE | {"tie_word_embeddings": True},
+    "fast_dllm_v2": PUBLISHED["Efficient-Large-Model/Fast_dLLM_v2_1.5B"][1] | DENSE,
     "qwen_diffusion": PUBLISHED["dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1"][1] | DENSE,
     "sdar_moe": PUBLISHED["JetLM/SDAR-30B-A3B-Chat"][1]
     | SIZES
@@ -64,7 +67,8 @@ SMALL = {
 }
 
 # The others: sdar's attention over llada_moe's experts; the stacks of sdar, dream and illada, with blocks or without.
-DIFFERENT = [family for family in SMALL if family not in ("sdar_moe", "qwen_diffusion", "stable_diffcoder")]
+SAME = ("sdar_moe", "qwen_diffusion", "stable_diffcoder", "fast_dllm_v2")
+DIFFERENT = [family for family in SMALL if family not in SAME]
 
 
 @pytest.mark.parametrize("repository", READ)

@@ -15,7 +15,7 @@ from jaxdiff.bench.hlo import Array, Collective, Hlo, collectives
 from jaxdiff.caches import Dual
 from jaxdiff.decode.layout import Layout, Setup
 from jaxdiff.decode.score import TILE, Draws, Vocabulary, believe
-from jaxdiff.models import Llada, Llada2, Llada2Config, LladaConfig, LladaMoe, LladaMoeConfig, layers
+from jaxdiff.models import Llada, Llada2, Llada2Config, LladaConfig, LladaMoe, LladaMoeConfig, attention
 from jaxdiff.models.config import Config
 from jaxdiff.parallel.mesh import over_rows
 from jaxdiff.policies import Fixed, Learned, Threshold, any_of
@@ -154,7 +154,7 @@ def test_devices_tell_each_other_no_more_than_they_must(family, monkeypatch):
 
     Nor are heads gathered where a row's attention logits are too many to be held at once.
     """
-    monkeypatch.setattr(layers, "ROOM", {"cpu": 1})
+    monkeypatch.setattr(attention, "ROOM", {"cpu": 1})
     rows, prompt, shards = 4, 8, 4
     shape = SHAPE | {"vocab_size": shards * TILE + 600, "n_kv_heads": shards}
     experts = {} if family is Llada else {"num_experts": 4, "num_experts_per_tok": 2}

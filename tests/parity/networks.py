@@ -215,6 +215,11 @@ def sdar_moe():
     return Network(config, _hf("Qwen3Moe", **change), [], block=4)
 
 
+def fast_dllm_v2():
+    config = SHAPE | IDS | {"architectures": ["Fast_dLLM_QwenForCausalLM"], "model_type": "Fast_dLLM_Qwen"}
+    return Network(config | {"bd_size": 4}, _hf("Qwen2"), [], block=4, shifted=True)
+
+
 def llada_moe():
     mixture = {"num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": False}
     module = _hf("Qwen3Moe", **mixture, moe_intermediate_size=24, head_dim=8)
@@ -382,6 +387,7 @@ ALIKE = {
     "a2d_qwen3": a2d_qwen3,
     "open_dcoder": open_dcoder,
     "stable_diffcoder": stable_diffcoder,
+    "fast_dllm_v2": fast_dllm_v2,
 }
 
 

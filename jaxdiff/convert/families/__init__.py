@@ -2,6 +2,7 @@
 
 from jaxdiff.convert.families import (
     dream,
+    fast_dllm_v2,
     illada,
     llada,
     llada2,
@@ -22,4 +23,5 @@ TABLES = {
     "sdar": sdar.TABLE,
     "sdar_moe": sdar_moe.TABLE,
     "qwen_diffusion": qwen_diffusion.TABLE,
+    "fast_dllm_v2": fast_dllm_v2.TABLE,
 }
