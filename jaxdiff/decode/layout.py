@@ -80,7 +80,8 @@ def layout_of(
 ) -> Layout:
     """How canvases are laid out whose prompts end at column `first`; `overhang` default the model's own."""
     overhang = checks.overhang_of(model) if overhang is None else overhang
-    whole, shorter = checks.whole_block(model, block), decoder.stop.cuts or decoder.length == "var"
+    whole = checks.whole_block(model, block)
+    shorter = decoder.stop.cuts or decoder.length == "var"
     rungs = tuple(first + length for length in doublings(generated, whole)) if shorter else ()
     return Layout(
         first=first,

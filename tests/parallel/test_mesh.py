@@ -131,7 +131,7 @@ def test_a_sharded_vocabulary_is_scored_as_a_whole_one():
     @jax.jit
     def spread(head, sampling, asked):
         mesh = make_mesh(1, 8)
-        setup = Setup(small.MODEL, head, Decoder(sampling=sampling), Layout(first=0, block_length=3))
+        setup = Setup(small.MODEL, head, Decoder(sampling=sampling), Layout(first=0, block_length=3, attention_block=3))
 
         def program(setup, asked):
             return score(setup.params, setup.decoder.sampling, asked, mesh)
