@@ -93,7 +93,12 @@ _MEETINGS = [
     ("eos", "seeded-dual"),
     ("eos", "frozen-prompt"),
 ]
-MEETINGS = [(stop, cache) for stop, cache in _MEETINGS if cache != "dual" or not STOPPERS[stop]().wants_tail]
+# Strings stand beside `eos`, so that the two of them meet `dual` at once; 16 are as many as `cover` has room for.
+MEETINGS = [
+    (stop, cache)
+    for stop, cache in _MEETINGS
+    if (stop, cache) != ("eos", "dual") and (cache != "dual" or not STOPPERS[stop]().wants_tail)
+]
 
 
 def cover(offset):
