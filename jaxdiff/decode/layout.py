@@ -12,6 +12,10 @@ from jaxdiff.protocols import Cache, Model
 from jaxdiff.pytree import pytree, static
 from jaxdiff.types import Params
 
+# Tokens of the shortest rung: one more would be run by the last block or two of an answer, and costs what each costs to
+# compile, 0.6 s on a CPU for the model that ships.
+SHORTEST = 64
+
 
 @pytree
 class Layout:
@@ -105,6 +109,8 @@ def spans(cache: Cache, longest: int, block: int, whole: int) -> tuple[int, ...]
 
 
 def doublings(generated: int, block: int) -> tuple[int, ...]:
-    """1, 2, 4 ... blocks that are less than what is generated: few programs, and none runs on twice what it needs."""
+    """1, 2, 4 ... blocks that are less than what is generated, and SHORTEST tokens at least: few programs, and none
+    runs on twice what it needs unless that is little.
+    """
     counts = (2**power for power in range((generated // block).bit_length()))
-    return tuple(count * block for count in counts if count * block < generated)
+    return tuple(count * block for count in counts if SHORTEST <= count * block < generated)

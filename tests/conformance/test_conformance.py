@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff import Reason, decode
 from jaxdiff.caches import Dual, Frozen, Prefix
-from jaxdiff.decode import api, loop
+from jaxdiff.decode import api, layout, loop
 from jaxdiff.decode.layout import Setup, layout_of
 from jaxdiff.decode.score import TILE
 from jaxdiff.decode.state import Rows, live
@@ -28,6 +28,12 @@ from tests.conformance.table import CACHES, FILLS, MEETINGS, MODELS, POLICIES, S
 pytestmark = pytest.mark.usefixtures("strict")
 few = settings(max_examples=4)
 temperatures = st.sampled_from([0.0, 0.7])
+
+
+@pytest.fixture
+def short_rungs(monkeypatch):
+    """Canvases of a few tokens have rungs too."""
+    monkeypatch.setattr(layout, "SHORTEST", 1)
 
 
 def over(offset):
@@ -104,6 +110,7 @@ def test_rules_1_and_2_commits(policy, stop, cache, fill, data, seed, temperatur
 
 
 @over(1)
+@pytest.mark.usefixtures("short_rungs")
 @few
 @given(data=st.data(), order=st.permutations(range(4)), neighbours=st.lists(st.integers(0, 3), min_size=4, max_size=4))
 def test_rule_3_rows_do_not_see_each_other(policy, stop, cache, fill, data, order, neighbours):
@@ -169,6 +176,7 @@ def test_rule_4_values_are_traced(policy, stop, cache, fill, data, temperature):
 
 
 @over(1)
+@pytest.mark.usefixtures("short_rungs")
 @settings(max_examples=1)
 @given(data=st.data())
 def test_rule_5_the_while_loop_is_a_python_loop(policy, stop, cache, fill, data):
@@ -208,10 +216,10 @@ def test_rule_4_what_is_remembered_belongs_to_the_row_and_not_to_the_canvas(poli
 
     def shapes(stop, fill, length):
         decoder = small.decoder(**parts(drawn, stop, "none", fill))
-        layout = layout_of(small.MODEL, decoder, first=6, generated=length, block=small.BLOCK)
+        laid = layout_of(small.MODEL, decoder, first=6, generated=length, block=small.BLOCK)
         zero, canvas = jnp.zeros(5, jnp.int32), jnp.zeros((5, 6 + length), jnp.int32)
         rows = Rows(canvas, zero, zero, small.keys(5))
-        state = jax.eval_shape(lambda: loop.begin(Setup(small.MODEL, (), decoder, layout), rows))
+        state = jax.eval_shape(lambda: loop.begin(Setup(small.MODEL, (), decoder, laid), rows))
         return jax.tree.leaves((state.policy, state.fill, state.stop, state.text))
 
     for stop, fill in itertools.zip_longest(STOPPERS, FILLS, fillvalue="parallel"):

@@ -173,10 +173,14 @@ def test_a_cut_canvas_changes_nothing_but_the_work(way, monkeypatch):
             np.testing.assert_array_equal(getattr(result, field), getattr(whole, field))
 
 
-def test_rungs_double():
+def test_rungs_double_from_the_shortest_on(monkeypatch):
     assert layout.doublings(256, 32) == (32, 64, 128)
     assert layout.doublings(96, 32) == (32, 64)
     assert layout.doublings(32, 32) == ()
+    monkeypatch.undo()
+    assert layout.doublings(256, 32) == (64, 128)
+    assert layout.doublings(1024, 4) == (64, 128, 256, 512)
+    assert layout.doublings(64, 32) == ()
 
 
 def test_a_forward_is_compiled_for_each_rung_and_only_where_ends_are_foreseen():
