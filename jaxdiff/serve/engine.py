@@ -152,6 +152,8 @@ class _Engine:
         """`setup`: its layout is replaced as requests come in; `bounds`: `free` and `most` of `serve_step`."""
         self.setup, self.gen_length, self.key, self.meter = setup, gen_length, key, meter
         self.numbers = [np.asarray(number) for number in numbers_of(setup.decoder)]
+        room = setup.decoder.stop_strings
+        self.strings = None if room is None else np.asarray(room.strings)
         self.bounds, self.widths = [np.asarray(bound, np.int32) for bound in bounds], widths
         self.words = jax.eval_shape(jax.random.key_data, key).shape
         self.room = setup.model.config.max_sequence_length - gen_length
@@ -253,7 +255,7 @@ class _Engine:
         places, own, has_own = np.zeros(rows, np.int32), np.zeros((rows, *self.words), np.uint32), np.zeros(rows, bool)
         numbers = [np.full(rows, number, number.dtype) for number in self.numbers]
         room = self.setup.decoder.stop_strings
-        strings = None if room is None else np.stack([np.asarray(room.strings)] * rows)
+        strings = None if self.strings is None else np.stack([self.strings] * rows)
         for slot in self.fresh:
             request = self.slots[slot].request  # type: ignore[union-attr]
             end = first + (self.kind.generated if request.is_canvas else 0)

@@ -14,6 +14,7 @@ from jaxdiff.decode import checks
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.program import Timed
 from jaxdiff.protocols import Model
+from jaxdiff.pytree import number_names
 from jaxdiff.stoppers.strings import encoded
 from jaxdiff.types import InputError
 
@@ -158,6 +159,14 @@ def _check_own(request: Request, gen_length: int, decoder: Decoder, key: Key[Arr
     if request.decoder is not None:
         if jax.tree.structure(request.decoder) != jax.tree.structure(decoder):
             raise InputError("decoder: found another than that of the slots, expected the same one with other numbers")
+        for name, given, held in zip(
+            number_names(decoder), *map(jax.tree.leaves, (request.decoder, decoder)), strict=True
+        ):
+            if name is None and not np.array_equal(given, held):
+                raise InputError(
+                    "decoder: found other weights or stop strings than those of the slots, expected the same one with "
+                    "other numbers; a request's own strings are its stop_strings"
+                )
         checks.check_numbers(request.decoder, None)
 
 

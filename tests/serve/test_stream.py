@@ -279,8 +279,10 @@ def test_a_request_brings_its_own_stop_strings():
     own = {0: [texts[0][:2]], 4: None, 7: ["nowhere", texts[7][1:4]], 9: (), 2: [texts[2][3:5]]}
     queue = [Request(PROMPTS[i], number=i, stop_strings=strings) for i, strings in own.items()]
     queue.append(Request(PROMPTS[1], stop_strings=["x" * 40]))
-    answers, (refusal,) = stream(queue, slots=2, temperature=0.7, stop_strings=room)
-    assert "found 1, the longest of 40 bytes, expected at most 4 of 32" in refusal.error
+    queue.append(Request(PROMPTS[1], decoder=decoder(temperature=0.7, stop_strings=small.stop_strings(["b"]))))
+    answers, (long, other) = stream(queue, slots=2, temperature=0.7, stop_strings=room)
+    assert "found 1, the longest of 40 bytes, expected at most 4 of 32" in long.error
+    assert "decoder: found other weights or stop strings than those of the slots" in other.error
     ended = 0
     for number, strings in own.items():
         lines = dataclasses.replace(room, strings=room.lines(strings or ()))
