@@ -14,6 +14,8 @@ from jaxdiff.decode.decoder import BLOCK_LENGTH, Decoder, Sampling
 from jaxdiff.decode.state import row_keys
 from jaxdiff.protocols import Cache, Model, Stopper
 from jaxdiff.pytree import named_numbers
+from jaxdiff.stoppers import StopStrings
+from jaxdiff.stoppers.strings import NONE
 from jaxdiff.types import InputError
 
 
@@ -36,9 +38,10 @@ def check_blocks(generated: int, block: int) -> None:
 def block_of(model: Model, asked: int | None, *, default: int = BLOCK_LENGTH) -> int:
     """The block length of a decode: the one asked for, or the model's own, or `default`.
 
-    Raises InputError for one that does not divide that which the model attends in.
+    Raises InputError for one that is no whole number, or does not divide that which the model attends in.
     """
     own = model.attention_block
+    check_whole("block_length", asked)
     if own is None:
         return default if asked is None else asked
     if asked is not None and (asked < 1 or own % asked):
@@ -46,6 +49,12 @@ def block_of(model: Model, asked: int | None, *, default: int = BLOCK_LENGTH) ->
             f"block_length: found {asked}, but this model attends in blocks of {own}; leave it out, or take a divisor"
         )
     return own if asked is None else asked
+
+
+def check_whole(name: str, length: Any) -> None:
+    """A length, where one is given, is a whole number; else InputError."""
+    if length is not None and not isinstance(length, int | np.integer):
+        raise InputError(f"{name}: found {length!r:.40}, expected a whole number of tokens")
 
 
 def whole_block(model: Model, block: int) -> int:
@@ -65,6 +74,7 @@ def check_lengths(model: Model, prompt: int, generated: int, block: int) -> None
 
     Raises InputError where not.
     """
+    check_whole("gen_length", generated)
     check_blocks(generated, block if model.attention_block is None else 1)
     context = model.config.max_sequence_length
     if prompt + generated > context:
@@ -146,6 +156,7 @@ def check_decoder(decoder: Decoder, model: Model, rows: int | None) -> None:
     model.
     """
     check_numbers(decoder, rows)
+    check_strings(decoder.stop_strings, rows)
     check_cache(decoder.cache, decoder.stop, model)
     check_length(decoder.length, decoder.cache, model)
     check_end_think(decoder.sampling, model)
@@ -183,9 +194,24 @@ def check_end_think(sampling: Sampling, model: Model) -> None:
 
 def check_no_strings(decoder: Decoder) -> None:
     """A canvas is filled to its end; else InputError."""
-    if decoder.stop_strings is not None and decoder.stop_strings.texts:
-        found = len(decoder.stop_strings.texts)
+    if decoder.stop_strings is None:
+        return
+    if found := int(np.sum(np.asarray(decoder.stop_strings.strings)[..., -1] != NONE)):
         raise InputError(f"stop_strings: found {found} for a canvas, expected none: its holes are all to be filled")
+
+
+def check_strings(found: StopStrings | None, rows: int | None) -> None:
+    """Raises InputError for stop strings of each row that are of another count than the rows; None: the same for all
+    are expected.
+    """
+    each = () if found is None else found.strings.shape[:-2]
+    if each and rows is None:
+        raise InputError(
+            "stop_strings: found some for each row, expected the same for all; a stream has slots, not rows: a "
+            "request's own are its stop_strings"
+        )
+    if each not in ((), (rows,)):
+        raise InputError(f"stop_strings: found {each[0]} sets, expected one, or {rows}: one for each row")
 
 
 def check_numbers(decoder: Decoder, rows: int | None) -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
 
 from jaxdiff.caches import NoCache
 from jaxdiff.fills import Parallel
@@ -28,18 +33,23 @@ class EndThink:
 
     Attributes:
         tokens: the ids of the sequence, such as those of `</think>`.
-        boost: iLLaDA's evaluation has 100.
-        power: and 3, or 1 for HumanEval.
+        boost: what the logit is raised by at the last position; 100 in iLLaDA's evaluation.
+        power: how late the push comes: 0 is all of it from the first position on, 1 grows evenly, more keeps it for the
+            end; 3 in iLLaDA's evaluation, 1 in that of HumanEval.
     """
 
-    tokens: Sequence[int] = static()
+    tokens: Sequence[int] | Int[np.ndarray, " n"] = static()
     boost: Leaf = number(low=0.0, high=INFINITE)
     power: Leaf = number(default=2.0, low=0.0, high=INFINITE)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tokens", tuple(self.tokens))
-        if not self.tokens or not all(type(token) is int for token in self.tokens):
-            raise InputError(f"end_think: found tokens {self.tokens!r}, expected the ids of a sequence, one or more")
+        wrong = InputError(f"end_think: found tokens {self.tokens!r:.40}, expected the ids of a sequence, one or more")
+        try:
+            object.__setattr__(self, "tokens", tuple(operator.index(token) for token in self.tokens))
+        except TypeError:
+            raise wrong from None
+        if not self.tokens:
+            raise wrong
 
 
 @pytree
@@ -68,6 +78,9 @@ class Sampling:
     defer_eos: bool = static(default=False)
     end_think: EndThink | None = None
 
+    def __post_init__(self) -> None:
+        check_kind("end_think", self.end_think, EndThink)
+
 
 @pytree
 class Decoder:
@@ -95,3 +108,12 @@ class Decoder:
     block_length: int | None = static(default=None)
     stop_strings: StopStrings | None = None
     length: str = choice(LENGTHS, default="fixed")
+
+    def __post_init__(self) -> None:
+        check_kind("stop_strings", self.stop_strings, StopStrings)
+
+
+def check_kind(name: str, value: Any, kind: type) -> None:
+    """Raises InputError for what is neither of this kind nor None."""
+    if not isinstance(value, kind | None):
+        raise InputError(f"{name}: found {value!r:.40}, expected a jaxdiff {kind.__name__}, or None")

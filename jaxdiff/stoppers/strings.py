@@ -47,7 +47,6 @@ class Reading:
     """How far each row's text has been read."""
 
     position: Int[Array, " B"]  # absolute, of the token that is read next
-    taken: Int[Array, " B"]  # bytes of it that have been read
     tail: Int[Array, "B m"]  # the last bytes that have been read
     found: Bool[Array, " B"]
 
@@ -91,8 +90,10 @@ class StopStrings:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The strings that all rows have."""
+        """The strings that all rows have. Raises InputError where each row has its own."""
         lines = np.asarray(self.strings)
+        if lines.ndim != 2:
+            raise InputError(f"stop_strings: found those of {len(lines)} rows, expected the same for all")
         return tuple(bytes(line[line != NONE].tolist()).decode() for line in lines if line[-1] != NONE)
 
     def lines(self, texts: Sequence[str]) -> Int[np.ndarray, "n m"]:
@@ -110,20 +111,26 @@ class StopStrings:
 
     def init(self, rows: int) -> Reading:
         zero = jnp.zeros((rows,), jnp.int32)
-        return Reading(zero, zero, jnp.full((rows, self.strings.shape[-1]), NONE, jnp.int32), zero > 0)
+        return Reading(zero, jnp.full((rows, self.strings.shape[-1]), NONE, jnp.int32), zero > 0)
 
     def update(self, state: Reading, progress: Progress) -> tuple[Int[Array, " B"], Reading]:
         origin, first = progress.score.origin, jnp.argmax(progress.generated, axis=1).astype(jnp.int32)
         ended = first_end(progress.canvas, progress.generated, progress.eos_ids)
         known = jnp.minimum(jnp.minimum(progress.settled, ended), progress.end)
         known = jnp.where(progress.live, known, 0)
-        begun = (jnp.maximum(state.position + origin, first), state.taken, state.tail, state.found, progress.end)
-        column, taken, tail, found, end = jax.lax.while_loop(
+        begun = (
+            jnp.maximum(state.position + origin, first),
+            jnp.zeros_like(first),
+            state.tail,
+            state.found,
+            progress.end,
+        )
+        column, _, tail, found, end = jax.lax.while_loop(
             lambda carry: jnp.any((carry[0] < known) & ~carry[3]),
             lambda carry: self._read(progress.canvas, known, *carry),
             begun,
         )
-        return end, Reading(column - origin, taken, tail, found)
+        return end, Reading(column - origin, tail, found)
 
     def _read(
         self,
@@ -135,7 +142,10 @@ class StopStrings:
         found: Bool[Array, " B"],
         end: Int[Array, " B"],
     ) -> tuple[Array, ...]:
-        """The next bytes of each row's text left of column `known`, compared with its strings."""
+        """The next bytes of each row's text left of column `known`, compared with its strings.
+
+        `taken`: the bytes of the token at `column` that have been read; 0 again once all that is known is.
+        """
         place = jnp.arange(AT_ONCE, dtype=jnp.int32)
         at = column[:, None] + place[None]
         ids = jnp.take_along_axis(canvas, jnp.minimum(at, canvas.shape[1] - 1), axis=1)

@@ -1,5 +1,6 @@
 """A variable length and its push: what they do not go with. What they do is in `tests/parity/test_samplers.py`."""
 
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -26,10 +27,32 @@ def test_what_does_not_go_together_is_refused(parts, words):
         small.decode(**parts)
 
 
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Without the annotations' own check, which users do not have."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_a_sequence_is_of_ids():
-    with pytest.raises(InputError, match=r"end_think: found tokens \(\), expected the ids of a sequence, one or more"):
-        EndThink((), 1.0)
-    assert EndThink([5, 6], 1.0).tokens == (5, 6)
+    for tokens in ((), 5, [5.0], "ab", None):
+        with pytest.raises(InputError, match=r"end_think: found tokens .*, expected the ids of a sequence"):
+            EndThink(tokens, 1.0)
+    for tokens in ([5, 6], np.array([5, 6])):
+        assert EndThink(tokens, 1.0).tokens == (5, 6)
+    with pytest.raises(InputError, match=r"end_think: found \(5, 6\), expected a jaxdiff EndThink, or None"):
+        small.decoder(end_think=(5, 6))
+    with pytest.raises(InputError, match=r"stop_strings: found \['a'\], expected a jaxdiff StopStrings, or None"):
+        small.decoder(stop_strings=["a"])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_lengths_are_whole_numbers():
+    for model in (small.MODEL, small.FAST):
+        with pytest.raises(InputError, match=r"block_length: found 4\.0, expected a whole number of tokens"):
+            small.decode(model=model, block_length=4.0)
+    with pytest.raises(InputError, match=r"gen_length: found 16\.0, expected a whole number of tokens"):
+        small.decode(gen_length=16.0)
 
 
 def test_a_canvas_has_a_length_of_its_own():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxdiff
-from jaxdiff import InputError, Reason, decode, infill, pad_prompts, policies
+from jaxdiff import InputError, Reason, decode, decode_stream, infill, pad_prompts, policies
 from jaxdiff.stoppers import Eos, NoStop, SafeEotp, StopStrings
 from jaxdiff.stoppers.strings import AT_ONCE, cut, encoded
 from jaxdiff.tasks import gsm_symbolic
@@ -169,13 +169,18 @@ def test_what_can_be_no_stop_string_is_refused():
         ROOM.lines(list("abcde"))
     grown = small.stop_strings(list("abcde"), longest=33)
     assert grown.strings.shape == (8, 64)
-    with pytest.raises(InputError, match="found 1 for a canvas, expected none"):
-        infill(
-            small.MODEL,
-            small.params(),
-            np.full((1, 8), small.MASK),
-            small.decoder(stop_strings=small.stop_strings(["a"])),
-        )
+    one = small.stop_strings(["a"])
+    each = dataclasses.replace(one, strings=np.stack([one.lines(["a"]), one.lines(["b"])]))
+    canvas = np.full((2, 8), small.MASK)
+    for strings, count in ((one, 1), (each, 2)):
+        with pytest.raises(InputError, match=f"found {count} for a canvas, expected none"):
+            infill(small.MODEL, small.params(), canvas, small.decoder(stop_strings=strings))
+    with pytest.raises(InputError, match="found 2 sets, expected one, or 4: one for each row"):
+        small.decode(stop_strings=each)
+    with pytest.raises(InputError, match="found some for each row, expected the same for all; a stream has slots"):
+        decode_stream(small.MODEL, small.params(), [[5]], small.decoder(stop_strings=each), gen_length=small.GEN)
+    with pytest.raises(InputError, match="found those of 2 rows, expected the same for all"):
+        _ = each.texts
 
 
 def test_the_model_that_ships_saves_forwards():
