@@ -39,8 +39,8 @@ class Result:
         commit_step: the row's forward (from 0, without those that only store) at which each generated position was last
             written; -1 for what was given, and past the end. One that stores and commits a seed is not left out.
         log_prob: log-softmax of each generated token at the pass that wrote it last, with [MASK] and forbidden ids left
-            out, before temperature, top-p and top-k. It is that and nothing more: not the likelihood of the text. 0
-            for what was given, and past the end; NaN where the scores were no numbers.
+            out, before temperature, top-p, top-k and the push of `end_think`. It is that and nothing more: not the
+            likelihood of the text. 0 for what was given, and past the end; NaN where the scores were no numbers.
         reason: a `Reason`.
         near_ties: decisions that hung on less than 1e-5: between the logits of a committed token and the next best
             one, between the priorities of the last position let in and the first left out (log-odds for a policy

@@ -25,8 +25,10 @@ class Running:
     top: Float[Array, "B W"]  # highest logit of all: the scale of the two sums below
     mass: Float[Array, "B W"]  # sum of exp(l - top) over all but the one that is highest: small, not 1 + small
     moment: Float[Array, "B W"]  # sum of exp(l - top) (l - top)
-    plain: Float[Array, "B W"] | None  # the candidate's logit before temperature and cuts; None: the same as `logit`
-    all_plain: Float[Array, "B W"] | None  # logsumexp of all before temperature and cuts; None: that of what is above
+    plain: (
+        Float[Array, "B W"] | None
+    )  # the candidate's logit before push, temperature and cuts; None: the same as `logit`
+    all_plain: Float[Array, "B W"] | None  # logsumexp of all before these; None: that of what is above
     named: Float[Array, "B W n"]  # plain logits of the ids that were asked for
 
 

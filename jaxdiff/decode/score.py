@@ -42,7 +42,7 @@ def believe(
             tokens outside have no mass. The token that carries the sum over `top_p` is in, as are all that tie with the
             k-th.
         named: ids whose log-softmax is wanted beside the candidate's.
-        push: what is added to logits before all else.
+        push: what is added to logits before all else; `log_prob` and `named` are without it.
         mesh: what the head's second axis is spread over; None for one device.
     """
     asked = Asked.of(features, vocabulary, sampling, draws, push)
@@ -61,14 +61,14 @@ def _summary(tile: Tile) -> Running:
     inside = (asked.named >= tile.start) & (at < ids.shape[0])
     wanted = jnp.take_along_axis(plain, jnp.clip(at, 0, ids.shape[0] - 1), axis=-1)
     running = dataclasses.replace(running, named=jnp.where(inside, wanted, NEVER))
-    if not (asked.cuts or asked.vocabulary.tempered):
+    if not (asked.cuts or asked.vocabulary.tempered or asked.push is not None):
         return running
     own = jnp.take_along_axis(plain, (running.token - ids[0])[..., None], axis=-1)[..., 0]
 
     def summed() -> Float[Array, "B W"]:
         return jnp.maximum(jax.nn.logsumexp(plain, axis=-1), NEVER)
 
-    if asked.cuts:
+    if asked.cuts or asked.push is not None:
         everything = summed()
     else:  # tempered: at temperature 0 the sum is there already
         whole = jnp.maximum(running.top + jnp.log1p(running.mass), NEVER)

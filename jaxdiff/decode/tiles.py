@@ -194,11 +194,14 @@ class Part:
         part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, width, axis=1), self.head)
         features = self.asked.features
         plain = jnp.matmul(features, full(part, features.dtype), preferred_element_type=jnp.float32)
-        if (push := self.asked.push) is not None:
-            plain = plain + jnp.where(ids[None, None] == push.token[..., None], push.amount[..., None], 0.0)
         # -inf is no mass, as NEVER is; NaN and +inf stay, and are told of in the belief.
         plain = jnp.maximum(jnp.where(allowed[None, None], plain, NEVER), NEVER)
-        logits = jnp.where(plain == NEVER, NEVER, plain / self.asked.divisor) if vocabulary.tempered else plain
+        logits = plain
+        if (push := self.asked.push) is not None:
+            pushed = (ids[None, None] == push.token[..., None]) & (plain != NEVER)
+            logits = logits + jnp.where(pushed, push.amount[..., None], 0.0)
+        if vocabulary.tempered:
+            logits = jnp.where(plain == NEVER, NEVER, logits / self.asked.divisor)
         if self.least is not None:
             logits = jnp.where(sortable(logits) >= self.least[..., None], logits, NEVER)
         return Tile(self.asked, ids, self.begin + index * width, plain, logits)
@@ -210,8 +213,8 @@ class Tile:
 
     Attributes:
         start: the id that the noise of this tile is counted from.
-        plain: before temperature and cuts.
-        logits: after the cuts; and after the temperature, where the vocabulary is tempered.
+        plain: before the push, temperature and cuts.
+        logits: after the push and the cuts; and after the temperature, where the vocabulary is tempered.
     """
 
     asked: Asked

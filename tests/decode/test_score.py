@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdiff import Sampling, Score
+from jaxdiff.decode.push import Push
 from jaxdiff.decode.score import TILE, Draws, Vocabulary, believe, text_ends
 from jaxdiff.types import NEVER
 
@@ -32,10 +33,10 @@ def draws(rows=B, width=W, seed=0, positions=None):
     return Draws(jax.random.split(jax.random.key(seed), rows), jnp.zeros(rows, jnp.int32), jnp.int32(0), positions)
 
 
-def run(features, head, *, forbidden=(), deferred=(), tempered=False, given=None, named=None, **sampling):
+def run(features, head, *, forbidden=(), deferred=(), tempered=False, given=None, named=None, push=None, **sampling):
     vocabulary = Vocabulary(head.shape[1], forbidden, deferred, tempered)
     given = draws(*features.shape[:2]) if given is None else given
-    return compiled(features, head, vocabulary, Sampling(**sampling), given, named=named)
+    return compiled(features, head, vocabulary, Sampling(**sampling), given, named=named, push=push)
 
 
 @pytest.mark.parametrize("vocabulary", [2, 50, TILE, TILE + 1, 2 * TILE + 77])
@@ -160,9 +161,14 @@ def test_top_p_and_top_k_leave_what_the_published_sampler_leaves(tempered):
                 np.testing.assert_allclose(found.entropy[row, at], -(p * np.log(p + 1e-300)).sum(), atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.7}, {"temperature": 0.7, "top_p": 0.6, "top_k": 9}])
+PUSH = Push(jnp.full((B, W), 7), jnp.full((B, W), 99.0))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.7}, {"temperature": 0.7, "top_p": 0.6, "top_k": 9}, {"push": PUSH}]
+)
 @pytest.mark.parametrize("tempered", [False, True])
-def test_log_probs_are_those_before_temperature_and_cuts(tempered, options):
+def test_log_probs_are_those_before_push_temperature_and_cuts(tempered, options):
     """Of the candidate, and of tokens by name: wherever they stand among the tiles, and if they were cut."""
     vocabulary = TILE + 77
     features, head = case(vocabulary)
@@ -171,6 +177,7 @@ def test_log_probs_are_those_before_temperature_and_cuts(tempered, options):
     logits = np.asarray(features @ head, np.float64)
     logits[..., 5] = -np.inf
     expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    assert "push" not in options or np.all(np.asarray(found.token) == 7)
     candidates = np.take_along_axis(expected, np.asarray(found.token)[..., None], -1)[..., 0]
     np.testing.assert_allclose(found.log_prob, candidates, atol=1e-5)
     wanted = np.take_along_axis(expected, np.asarray(named), -1)
