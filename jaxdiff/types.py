@@ -222,8 +222,8 @@ class Written:
 class Place:
     """Where each row stands at a step, in canvas columns; steps count from 0.
 
-    Blocks tile those that the model attends in, where it has them: `whole` and `left` are of these, and the same as
-    `start` and `before` elsewhere.
+    Blocks tile those that the model attends in, where it has them: `whole` and `whole_before` are of these, and the
+    same as `start` and `before` elsewhere.
     """
 
     origin: Int[Array, " B"]
@@ -242,7 +242,7 @@ class Place:
         return self._around(self.start)
 
     @property
-    def left(self) -> Int[Array, " B"]:
+    def whole_before(self) -> Int[Array, " B"]:
         """The attention block that it stood in at its last step; less than `first`: none."""
         return self._around(self.before)
 

@@ -52,4 +52,4 @@ class RefreshedByBlock(CacheBase):
 
 def last_block(place: Place) -> Int[Array, " B"]:
     """The attention block that the row stood in at its last step; at its first step, the one that it stands in."""
-    return jnp.where(place.before < place.first, place.whole, place.left)
+    return jnp.where(place.before < place.first, place.whole, place.whole_before)

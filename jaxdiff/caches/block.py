@@ -27,11 +27,11 @@ class BlockCausal(CacheBase):
     block_causal: ClassVar[bool] = True
 
     def stores(self, place: Place) -> Bool[Array, " B"]:
-        return (place.left != place.whole) & (place.whole > place.origin)
+        return (place.whole_before != place.whole) & (place.whole > place.origin)
 
     def due(self, place: Place) -> Bool[Array, " B"]:
         """The prompt, and where blocks without a mask are passed over: more than one block is to be stored."""
-        apart = place.whole - place.left
+        apart = place.whole - place.whole_before
         return self.stores(place) & ((place.before < place.first) | (apart > place.attention_block))
 
     def reach(self, place: Place) -> Int[Array, " B"]:

@@ -53,5 +53,5 @@ class SeededDual(Seeded):
 
     def _whole(self, place: Place) -> Bool[Array, " B"]:
         """Which rows' pass is over all of an attention block: a first one, too, which no other has gone before."""
-        entered = (place.left != place.whole) | ((place.before == place.start) & (place.block_step == 0))
+        entered = (place.whole_before != place.whole) | ((place.before == place.start) & (place.block_step == 0))
         return entered | place.begins_masked

@@ -85,7 +85,7 @@ def evaluate(
             progress=update,
             out=out_file,
         )
-    numbers = report.summary()
+    numbers, push = report.summary(), decoder.sampling.end_think
     setting = {
         "task": task_name,
         "split": split,
@@ -103,6 +103,8 @@ def evaluate(
         "block_length": decoder.block_length,
         "length": length,
         "end_think": end_think,
+        "end_think_boost": None if push is None else float(push.boost),
+        "end_think_power": None if push is None else float(push.power),
         "near_ties": int(report.near_ties.sum()),
     }
     table = Table(title=f"{task_name}/{split}, n {n}, seed {seed}", box=None, show_header=False, title_justify="left")

@@ -99,6 +99,9 @@ def test_table(run, folder, monkeypatch):
     assert ran.code == 0
     for words in ("drills/validation, n 4, seed 7", "75.0%", "30.1% to 95.4%", "4.0 on average", "2.00 tokens", "3.25"):
         assert words in ran.out
+    push = ("--end-think", "+", "--end-think-power", 3)
+    got = run("eval", "--task", "drills", "--model", folder, *SHORT, *push, "--json").json
+    assert [got["end_think" + name] for name in ("", "_boost", "_power")] == ["+", 100.0, 3.0]
 
 
 def test_a_puzzle_has_its_own_length_which_is_one_block(run, folder):
