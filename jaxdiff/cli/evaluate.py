@@ -15,6 +15,7 @@ from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import progress, tell
 from jaxdiff.cli.tally import trusted
 from jaxdiff.parallel.mesh import parse_mesh
+from jaxdiff.pytree import numbers_of
 from jaxdiff.tasks import TASKS, lengths
 from jaxdiff.tasks.evaluate import evaluate as evaluate_task
 
@@ -85,7 +86,9 @@ def evaluate(
             progress=update,
             out=out_file,
         )
-    numbers, push = report.summary(), decoder.sampling.end_think
+    numbers = report.summary()
+    push = decoder.sampling.end_think
+    boost, power = (None, None) if push is None else map(float, numbers_of(push))
     setting = {
         "task": task_name,
         "split": split,
@@ -103,8 +106,8 @@ def evaluate(
         "block_length": decoder.block_length,
         "length": length,
         "end_think": end_think,
-        "end_think_boost": None if push is None else float(push.boost),
-        "end_think_power": None if push is None else float(push.power),
+        "end_think_boost": boost,
+        "end_think_power": power,
         "near_ties": int(report.near_ties.sum()),
     }
     table = Table(title=f"{task_name}/{split}, n {n}, seed {seed}", box=None, show_header=False, title_justify="left")
