@@ -143,14 +143,14 @@ def _weights(at: Name, folder: Path, files: set[str], token: str | bool | None) 
     if "family" in read_object(folder / published.CONFIG, optional=True):
         return sorted(file for file in files if _matches(file, OURS))
     for name in (published.SAFETENSORS, published.PICKLE):
+        if name in files:
+            return [*adapter, name]
         index = f"{name}.index.json"
         if index in files:
             _complete(at, folder, [index], token)
             listed = read_object(folder / index).get("weight_map")
             named = {str(file) for file in listed.values()} if isinstance(listed, dict) else set()  # else refused later
             return adapter + sorted(file for file in named if file.endswith(Path(name).suffix))
-        if name in files:
-            return [*adapter, name]
     if adapter:
         return adapter
     raise InputError(

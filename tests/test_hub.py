@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from huggingface_hub import constants
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 import jaxdiff
 from jaxdiff import InputError
@@ -272,6 +272,15 @@ def test_a_pickle_is_fetched_where_there_are_no_safetensors(hub, folder):
     with pytest.raises(InputError, match=r"config.json: .*Bert"):
         jaxdiff.inspect("org/bert")
     assert bodies(hub).count("pytorch_model.bin") == 1
+
+
+def test_one_file_is_fetched_and_not_the_shards_beside_it(hub, folder):
+    whole = hf.tensors(hf.llada_shapes())
+    served(hub, folder, **{"model.safetensors": save({key: array + 1 for key, array in whole.items()})})
+    found = jaxdiff.load("org/tiny")
+    assert not SHARDS & set(bodies(hub))
+    norm = whole["model.transformer.ln_f.weight"]
+    np.testing.assert_array_equal(found.params["ln_f"]["weight"], (norm + 1).astype(np.float32))
 
 
 def test_an_index_fetches_no_code_and_says_which_shard_lacks(hub, folder):
