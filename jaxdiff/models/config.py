@@ -20,22 +20,49 @@ _NAMING = ("family", "architectures")  # read by `family_of`
 # Keys that cannot change the numbers of a forward, nor the ids that end an answer, in any family.
 _HARMLESS = frozenset(
     {
-        # transformers' records of how the file was made and how its own code is found
+        # records of how the file was made and how its own code is found: transformers', unsloth's
+        "_attn_implementation",
         "_attn_implementation_autoset",
         "_name_or_path",
+        "attn_implementation",
         "auto_map",
         "model_type",
+        "tokenizer_class",
+        "torchscript",
         "transformers_version",
+        "unsloth_fixed",
+        "unsloth_version",
         # the dtype of a published folder is that of its tensors
         "torch_dtype",
         # special ids that no decode reads
         "bos_token_id",
+        "cls_token_id",
         "pad_token_id",
-        # what a PyTorch forward returns or keeps beside the logits
+        "sep_token_id",
+        "unk_token_id",
+        # what a PyTorch forward returns or keeps beside the logits, and in what
+        "logits_to_keep",
+        "num_logits_to_keep",
         "output_attentions",
         "output_hidden_states",
         "output_router_logits",
+        "return_dict",
         "use_cache",
+        "use_return_dict",
+        # of classifiers made of a model
+        "id2label",
+        "label2id",
+        "problem_type",
+        # transformers' own sampling, which stood in config.json before generation_config.json
+        "do_sample",
+        "max_length",
+        "max_new_tokens",
+        "min_length",
+        "num_beams",
+        "repetition_penalty",
+        "temperature",
+        "top_k",
+        "top_p",
         # initial weights, and dropout: training alone
         "initializer_range",
         "attention_dropout",
@@ -46,6 +73,15 @@ _HARMLESS = frozenset(
         "residual_dropout",
     }
 )
+# Features of transformers that no family here has.
+_ABSENT: Mapping[str, Any] = {
+    "add_cross_attention": False,
+    "chunk_size_feed_forward": 0,
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "pretraining_tp": 1,
+    "pruned_heads": {},
+}
 MOST = 2**31 - 1  # of sizes and ids: they are int32 in a program
 # What a field of each type may be, and its range where the class gives none.
 _KINDS: Mapping[str, tuple[Any, str]] = {
@@ -107,7 +143,8 @@ class Config:
         "head_dim": (0, MOST),
         "rms_norm_eps": (1e-30, 1.0),
     }
-    # What a family's code does whatever config.json says: another value is refused. A switch that is off may be null.
+    # What a family's code does whatever config.json says (beside `_ABSENT`): another value is refused. A switch that is
+    # off may be null.
     required: ClassVar[Mapping[str, Any]] = {}
     renamed: ClassVar[Mapping[str, str]] = {}  # published names -> ours
     # Published keys that repeat an attribute or property of the config: another value is refused.
@@ -214,7 +251,7 @@ class Config:
         """What a key of config.json is to this family: "used", "required", "harmless", or None for an unknown one."""
         if key in cls._fields() or any(key in names for names in (cls.renamed, cls.repeated, ROPE, _NAMING)):
             return "used"
-        if key in cls.required:
+        if key in cls.required or key in _ABSENT:
             return "required"
         return "harmless" if key in _HARMLESS or key in cls.harmless else None
 
@@ -261,8 +298,8 @@ class Config:
             kind = cls.kind_of(key)
             if key in ignore and kind in ("used", "required"):
                 raise InputError(f"ignore: found {key!r}, which {cls.__name__} reads, expected keys that it does not")
-            if kind == "required" and not _fits(found, cls.required[key]):
-                raise InputError(f"config.json {key}: found {found!r}, expected {cls.required[key]!r}")
+            if kind == "required" and not _fits(found, wanted := {**_ABSENT, **cls.required}[key]):
+                raise InputError(f"config.json {key}: found {found!r}, expected {wanted!r}")
             if kind is None and found is not None and key not in ignore:
                 unknown[key] = found
         if unknown:
