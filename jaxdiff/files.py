@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -37,6 +38,11 @@ _scratch: set[Path] = set()  # what an interrupted program has to clear away
 def first_line(error: BaseException) -> str:
     """Why, in a few words that fit a one-line message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def without_user(text: str) -> str:
+    """A text without the user and password of the addresses in it (`https://user:password@host/`)."""
+    return re.sub(r"(:/+)[^/\s]*@", r"\1", text)
 
 
 @contextlib.contextmanager

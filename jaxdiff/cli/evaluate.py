@@ -92,7 +92,7 @@ def evaluate(
         "seed": seed,
         "model": model,
         "revision": checkpoint.revision,
-        "adapter": adapter,
+        "adapter": decoding.pinned_adapter,
         "weights": weights,
         "policy": policy,
         "stop": stop,

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxdiff.files import first_line, read_object
+from jaxdiff.files import first_line, read_object, without_user
 from jaxdiff.models.config import MOST
 from jaxdiff.types import InputError
 
@@ -63,7 +63,7 @@ class Lora:
         file = folder / CONFIG
         if not file.is_file():
             raise InputError(
-                f"adapter: no {CONFIG} in {str(folder)!r}; name the folder of a LoRA adapter that peft saved"
+                f"adapter: no {CONFIG} in {without_user(str(folder))!r}; name the folder of a LoRA adapter that peft saved"
             )
         lora = cls(file, read_object(file))
         if lora.given.get("peft_type") != "LORA":
