@@ -5,6 +5,7 @@ All text is UTF-8, whatever the locale.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import glob
@@ -284,11 +285,13 @@ def without_patterns(folder: Path) -> Iterator[Path]:
 
 
 def copy_present(names: Iterable[str], source: Path, target: Path) -> None:
-    """Copy the files of these names that the folder `source` holds to the folder `target`."""
+    """Copy the text files of these names that the folder `source` holds to the folder `target`, without a byte order
+    mark, which other programs do not take.
+    """
     for name in names:
         if (source / name).is_file():
             (target / name).parent.mkdir(exist_ok=True)
-            shutil.copy(source / name, target / name)
+            (target / name).write_bytes((source / name).read_bytes().removeprefix(codecs.BOM_UTF8))
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ _REQUIRED = {
     "alora_invocation_tokens": None,
     "arrow_config": None,
 }
+_SWITCHES = ("use_rslora", "use_dora", "lora_bias", "use_qalora", "fan_in_fan_out")
 _HARMLESS = (
     *("auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "fan_in_fan_out", "inference_mode", "revision"),
     *("corda_config", "eva_config", "loftq_config", "lora_ga_config", "megatron_config", "megatron_core"),
@@ -72,6 +73,8 @@ class Lora:
             mend = "save it as plain LoRA with peft (path_initial_model_for_weight_conversion)"
             raise lora._odd("init_lora_weights", "one that leaves the model's own weights as they are", mend)
         for key, found in lora.given.items():
+            if key in _SWITCHES and not isinstance(found, bool | None):
+                raise lora._odd(key, "true or false")
             if key in _REQUIRED and (found or None) != (_REQUIRED[key] or None):
                 raise lora._odd(key, repr(_REQUIRED[key]), _MERGE)
             if found and not any(key in known for known in (_REQUIRED, _USED, _HARMLESS)):
