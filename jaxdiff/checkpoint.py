@@ -120,8 +120,8 @@ def model_folder(
     known = ", ".join(sorted(p.parent.name for p in shipped_folder().glob("*/config.json")))
     mend = f"name the folder that holds {folder.name}" if folder.is_file() else "name a model folder"
     raise InputError(
-        f"model: no config.json in {without_user(str(path))!r}; {mend}, a shipped model ({known}) or a repository of the hub as "
-        "org/name"
+        f"model: no config.json in {without_user(str(path))!r}; {mend}, a shipped model ({known}) or a repository of "
+        "the hub as org/name"
     )
 
 

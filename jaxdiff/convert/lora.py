@@ -64,7 +64,8 @@ class Lora:
         file = folder / CONFIG
         if not file.is_file():
             raise InputError(
-                f"adapter: no {CONFIG} in {without_user(str(folder))!r}; name the folder of a LoRA adapter that peft saved"
+                f"adapter: no {CONFIG} in {without_user(str(folder))!r}; name the folder of a LoRA adapter that peft "
+                "saved"
             )
         lora = cls(file, read_object(file))
         if lora.given.get("peft_type") != "LORA":
