@@ -15,7 +15,7 @@ from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import progress, tell
 from jaxdiff.cli.tally import trusted
 from jaxdiff.parallel.mesh import parse_mesh
-from jaxdiff.tasks import TASKS, lengths
+from jaxdiff.tasks import TASKS, lengths, task
 from jaxdiff.tasks.evaluate import evaluate as evaluate_task
 
 
@@ -64,9 +64,11 @@ def evaluate(
     as_json: options.Json = False,
 ) -> int:
     """Decode a task's held-out problems and score them with its verifier."""
-    gen_length, block_length = lengths(task_name, gen_length, block_length)
+    gen_length = task(task_name).LENGTH if gen_length is None else gen_length  # named before the model is read
     decoding = Decoding.of(locals())
     checkpoint = decoding.load()
+    _, block = lengths(task_name, gen_length, block_length, checkpoint.model.attention_block)
+    decoding = dataclasses.replace(decoding, block_length=block)
     decoder = decoding.decoder(checkpoint.model, gen_length, tokenizer=checkpoint.tokenizer)
     if decoding.stop_string:
         strings = checkpoint.tokenizer_for(task_name).stop_strings(decoding.stop_string)

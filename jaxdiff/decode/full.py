@@ -122,13 +122,14 @@ class FullPass(StepPasses):
         return self._read(rows, before, fed, self.seen - self.state.rows.origin)
 
     def _over_window(self, rows: Bool[Array, " B"] | None, before: Reading) -> Reading:
-        """A pass over each row's window. A shifted model reads a window's first token from the column before it, unless
-        that is known: then the column behind the window is fed, whose token is read from the last of it.
+        """A pass over each row's window. A shifted model reads its first token from the column before, which under a
+        cache that seeds is not fresh; to store, that feeds the column behind in its place, the seed.
         """
         cache, columns = self.setup.decoder.cache, self.state.given.shape[1]
         more = int(self.setup.model.shifted)
-        lead = 0 if cache.seeds else more
         reach, stop = self._window()
+        lead = jnp.where(cache.stores(self.place) & cache.seeds, 0, more)
+        new = reach - (0 if cache.seeds else more)
         # What nobody reads later is not written where a TPU would hold a second KV cache for it.
         kept = cache.window == "block" or cache.keeps or KV in self.setup.decoder.fill.needs or platform() != "tpu"
 
@@ -136,14 +137,14 @@ class FullPass(StepPasses):
             length = min(span + more, columns)
             start = jnp.clip(reach - lead, 0, columns - length)
             at = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
-            fresh = (at >= reach[:, None] - lead) & (at < stop[:, None])
+            fresh = (at >= new[:, None]) & (at < stop[:, None])
             fresh = fresh if rows is None else rows[:, None] & fresh
             return lambda: self._pass(before.kv, start, length, fresh, columns=columns, kept=kept)
 
         needed = jnp.minimum(stop, self.state.end) - reach
         fed = shortest(on, self.setup.layout.spans, most(needed, rows))
         origin = self.state.rows.origin
-        return self._read(rows, before, fed, jnp.minimum(stop, self.state.end) - jnp.maximum(reach - lead, origin))
+        return self._read(rows, before, fed, jnp.minimum(stop, self.state.end) - jnp.maximum(new, origin))
 
     def _window(self) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
         """The first column of each row's window, and one past its last."""

@@ -106,11 +106,12 @@ def step(setup: Setup, state: State) -> State:
         turn_ends=model.config.turn_ends,
     )
     end, stop_state = decoder.stop.update(state.stop, progress)
-    text_end, text_state = state.end, state.text
+    end, text_state = jnp.minimum(end, state.end), state.text
     if decoder.stop_strings is not None:
         own = dataclasses.replace(decoder.stop_strings, strings=state.rows.strings)
-        text_end, text_state = own.update(state.text, progress)
-    end = jnp.where(acts, jnp.minimum(jnp.minimum(end, text_end), state.end), state.end)
+        text_end, text_state = own.update(state.text, dataclasses.replace(progress, end=end))
+        end = jnp.minimum(end, text_end)
+    end = jnp.where(acts, end, state.end)
     count = acts.astype(jnp.int32)
     return dataclasses.replace(
         state,

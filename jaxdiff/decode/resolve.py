@@ -31,6 +31,7 @@ def planted(proposal: Proposal, score: Score, rows: Bool[Array, " B"]) -> Propos
         commit=jnp.where(each, score.eligible, proposal.commit),
         token=jnp.where(each, score.token, proposal.token),
         hold=proposal.hold & ~rows,
+        close=proposal.close & ~each,
     )
 
 

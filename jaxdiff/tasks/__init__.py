@@ -20,10 +20,14 @@ def task(name: str) -> ModuleType:
     return TASKS[name]
 
 
-def lengths(name: str, gen_length: int | None, block_length: int | None) -> tuple[int, int | None]:
-    """Tokens to generate, and those of a block (None: the model's own): what is asked for, else the task's own."""
+def lengths(
+    name: str, gen_length: int | None, block_length: int | None, attention_block: int | None
+) -> tuple[int, int | None]:
+    """Tokens to generate, and those of a block (None: the default of a decode), where these were asked for.
+
+    A puzzle of its own length is one block, unless the model attends in blocks (`attention_block`).
+    """
     module = task(name)
-    if gen_length is not None:
-        return gen_length, block_length
-    own = module.LENGTH if module in PUZZLES and block_length is None else block_length
-    return module.LENGTH, own
+    length = module.LENGTH if gen_length is None else gen_length
+    whole = module in PUZZLES and length == module.LENGTH and block_length is attention_block is None
+    return length, length if whole else block_length

@@ -114,7 +114,9 @@ def sweep(
         raise InputError(f"n: found {n}, but {task_name}/{split} has {len(problems)} problems; ask for fewer")
     questions = [tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question) for p in problems]
     numbers = np.asarray(values, np.float32)
-    gen_length, own_block = lengths(task_name, gen_length, decoder(numbers).block_length)
+    gen_length, own_block = lengths(
+        task_name, gen_length, decoder(numbers).block_length, checkpoint.model.attention_block
+    )
 
     def made(value: Any) -> Decoder:
         return dataclasses.replace(decoder(value), block_length=own_block)

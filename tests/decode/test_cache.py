@@ -4,17 +4,20 @@ import dataclasses
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxdiff import InputError, infill
 from jaxdiff.caches import CACHES as REGISTRY
-from jaxdiff.caches import BlockCausal, Dual, Frozen, FrozenAtCommit, FrozenPrompt, NoCache, Prefix, Seeded
+from jaxdiff.caches import BlockCausal, Dual, Frozen, FrozenAtCommit, FrozenPrompt, NoCache, Prefix, Seeded, SeededDual
 from jaxdiff.decode import api, loop
 from jaxdiff.decode.state import live
 from jaxdiff.models import Llada
 from jaxdiff.parallel.mesh import compiling_for
 from jaxdiff.policies import Fixed, Threshold
+from jaxdiff.policies.base import PolicyBase, propose
+from jaxdiff.pytree import pytree
 from jaxdiff.stoppers import SafeEotp
 from tests import reference, small
 from tests.cached import Cached
@@ -259,3 +262,29 @@ def test_a_cache_by_its_name():
     assert type(REGISTRY.parse("frozen:refresh=8,freeze=commit")) is FrozenAtCommit
     assert type(REGISTRY.parse("frozen")) is Frozen
     assert int(REGISTRY.parse("dual:refresh=8").refresh) == 8
+
+
+@pytree
+class TakeBack(PolicyBase):
+    """Remasks commits that the model finds unlikely by now: it reads beliefs where nothing is masked."""
+
+    revises = True
+
+    def budget(self, rows, window):
+        return jnp.full((rows,), 3 * window, jnp.int32)
+
+    def select(self, state, score, key):
+        made = propose(score, score.prob > 0.7, score.log_odds, score.prob - 0.7)
+        return dataclasses.replace(made, remask=score.editable & (score.standing < -5.0)), state
+
+
+def test_beliefs_of_a_narrow_window_do_not_hang_on_a_neighbour_that_takes_a_wide_one():
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(4, 60, length).tolist() for length in (3, 6, 1, 9)]
+    options = dict(policy=TakeBack(), cache=SeededDual(), block_length=4, model=small.FAST, model_seed=1)
+    together = small.decode(prompts=prompts, gen_length=32, **options)
+    for row in range(3):
+        alike = small.decode(prompts=prompts, gen_length=32, order=[row] * 4, **options)
+        assert not int(together.near_ties[row] + alike.near_ties[0])
+        for field in ("tokens", "commit_step", "nfe", "work"):
+            np.testing.assert_array_equal(getattr(alike, field)[0], getattr(together, field)[row])

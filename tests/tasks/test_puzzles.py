@@ -69,8 +69,10 @@ def test_a_star_has_three_arms_of_one_length():
 
 
 def test_lengths_are_a_tasks_own_where_none_is_asked_for():
-    assert lengths("gsm_symbolic", None, None) == (256, None)
-    assert lengths("gsm_symbolic", None, 8) == (256, 8)
-    assert lengths("permutation", None, None) == (8, 8)
-    assert lengths("permutation", None, 2) == (8, 2)
-    assert lengths("permutation", 32, None) == (32, None)
+    assert lengths("gsm_symbolic", None, None, None) == (256, None)
+    assert lengths("gsm_symbolic", None, 8, None) == (256, 8)
+    assert lengths("permutation", None, None, None) == (8, 8)
+    assert lengths("permutation", 8, None, None) == (8, 8)
+    assert lengths("permutation", None, 2, None) == (8, 2)
+    assert lengths("permutation", None, None, 4) == (8, None)
+    assert lengths("permutation", 32, None, None) == (32, None)
