@@ -33,6 +33,7 @@ from jaxdiff.files import (
     refusing,
     replaced,
     saving,
+    without_user,
     write_object,
 )
 from jaxdiff.models import family_name, in_dtype, leaf_dtype
@@ -99,6 +100,7 @@ def model_folder(
 
     Raises InputError where there is none, and for whatever keeps it from being fetched.
     """
+    _check_path("model", path)
     folder, shipped = Path(path), shipped_folder() / Path(path).name
     here = folder if (folder / "config.json").is_file() else None
     if here is None and folder.name == str(path) and (shipped / "config.json").is_file():
@@ -118,9 +120,17 @@ def model_folder(
     known = ", ".join(sorted(p.parent.name for p in shipped_folder().glob("*/config.json")))
     mend = f"name the folder that holds {folder.name}" if folder.is_file() else "name a model folder"
     raise InputError(
-        f"model: no config.json in {str(path)!r}; {mend}, a shipped model ({known}) or a repository of the hub as "
-        "org/name"
+        f"model: no config.json in {without_user(str(path))!r}; {mend}, a shipped model ({known}) or a repository of "
+        "the hub as org/name"
     )
+
+
+def _check_path(what: str, path: Any) -> None:
+    """Raises InputError for what names no place on a disk: no text and no path, an empty text, one that is too long."""
+    if not isinstance(path, str | Path) or path == "":
+        raise InputError(f"{what}: found {path!r:.80}, expected the name of a folder, or org/name of the hub")
+    with refusing(f"{what}: found {str(path)[:80]!r}, expected the name of a folder, or org/name of the hub"):
+        Path(path).exists()
 
 
 def inspect(
@@ -241,6 +251,7 @@ def adapter_folder(path: str | Path | None, token: str | bool | None = None) -> 
     """
     if path is None:
         return None
+    _check_path("adapter", path)
     folder = Path(path)
     if isinstance(path, str) and not folder.exists() and (name := hub.Name.of(path)) is not None:
         folder = hub.fetch(name, token=token, check=Lora.read)

@@ -5,6 +5,7 @@ All text is UTF-8, whatever the locale.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import glob
@@ -12,6 +13,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -37,6 +39,11 @@ _scratch: set[Path] = set()  # what an interrupted program has to clear away
 def first_line(error: BaseException) -> str:
     """Why, in a few words that fit a one-line message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def without_user(text: str) -> str:
+    """A text without the user and password of the addresses in it (`https://user:password@host/`)."""
+    return re.sub(r"(:/+)[^/\s]*@", r"\1", text)
 
 
 @contextlib.contextmanager
@@ -278,11 +285,13 @@ def without_patterns(folder: Path) -> Iterator[Path]:
 
 
 def copy_present(names: Iterable[str], source: Path, target: Path) -> None:
-    """Copy the files of these names that the folder `source` holds to the folder `target`."""
+    """Copy the text files of these names that the folder `source` holds to the folder `target`, without a byte order
+    mark, which other programs do not take.
+    """
     for name in names:
         if (source / name).is_file():
             (target / name).parent.mkdir(exist_ok=True)
-            shutil.copy(source / name, target / name)
+            (target / name).write_bytes((source / name).read_bytes().removeprefix(codecs.BOM_UTF8))
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from jaxdiff.convert import published, text
 from jaxdiff.convert.engine import Spec
-from jaxdiff.files import first_line, read_object, writing
+from jaxdiff.files import first_line, read_object, without_user, writing
 from jaxdiff.types import InputError
 
 ADAPTER = "adapter_config.json"
@@ -52,10 +52,14 @@ class Name(NamedTuple):
     def of(cls, name: str, revision: str | None = None) -> Name | None:
         """What `org/name` or `org/name@revision` says; None for a text that is no such name.
 
-        Raises InputError for another revision beside the name's, and for a repository's address in place of its name.
+        Raises InputError for another revision beside the name's, for none behind its @, and for a repository's address
+        in place of its name.
         """
         if (address := _ADDRESS.fullmatch(name)) is not None:
-            raise InputError(f"model: found the address {name!r}, expected a name; say {address['repo']}")
+            there = without_user(name)
+            raise InputError(f"model: found the address {there!r}, expected a name; say {address['repo']}")
+        if name.endswith("@") and _NAME.fullmatch(name[:-1]):
+            raise InputError(f"model: found no revision behind @ in {name!r}, expected a branch, a tag or a commit")
         if (found := _NAME.fullmatch(name)) is None:
             return None
         if revision is not None and found["revision"] not in (None, revision):
@@ -143,14 +147,14 @@ def _weights(at: Name, folder: Path, files: set[str], token: str | bool | None) 
     if "family" in read_object(folder / published.CONFIG, optional=True):
         return sorted(file for file in files if _matches(file, OURS))
     for name in (published.SAFETENSORS, published.PICKLE):
+        if name in files:
+            return [*adapter, name]
         index = f"{name}.index.json"
         if index in files:
             _complete(at, folder, [index], token)
             listed = read_object(folder / index).get("weight_map")
             named = {str(file) for file in listed.values()} if isinstance(listed, dict) else set()  # else refused later
             return adapter + sorted(file for file in named if file.endswith(Path(name).suffix))
-        if name in files:
-            return [*adapter, name]
     if adapter:
         return adapter
     raise InputError(
@@ -271,7 +275,7 @@ def _told(name: Name) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(_line_of(error, name)) from error
+        raise InputError(without_user(_line_of(error, name))) from error
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from huggingface_hub import constants
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 import jaxdiff
 from jaxdiff import InputError
@@ -216,6 +216,9 @@ REFUSED = {
     "revision": ("org/tiny@v9", {}, r"org/tiny has no revision 'v9' at http.*; name a branch, a tag or a commit"),
     "odd name": ("org/a--b", {}, r"found 'org/a--b', expected a folder or a hub's org/name"),
     "address": ("https://huggingface.co/org/tiny", {}, r"found the address .*, expected a name; say org/tiny$"),
+    "no revision": ("org/tiny@", {}, r"found no revision behind @ in 'org/tiny@', expected a branch"),
+    "secret": ("https://me:secret@hub.co/org/tiny", {}, r"the address 'https://hub.co/org/tiny', expected a name"),
+    "deep secret": ("https://me:secret@hub.co/a/org/tiny", {}, r"no config.json in 'https://hub.co/a/org/tiny'"),
     "no slash": ("LLaDA-8B", {}, r"no config.json in 'LLaDA-8B'; .* or a repository of the hub as org/name$"),
     "too deep": ("runs/org/tiny", {}, r"no config.json in 'runs/org/tiny'; .* or a repository of the hub as org/name$"),
 }
@@ -229,7 +232,24 @@ def test_refused_in_one_line(hub, folder, case, token):
     with pytest.raises(InputError, match=words) as caught:
         jaxdiff.load(name, token=token)
     assert str(caught.value).count("\n") == 0
+    assert "secret" not in str(caught.value)
     assert bodies(hub) == []
+
+
+@pytest.mark.parametrize(("name", "words"), [("", "found ''"), ("a" * 5000, "found 'a{80}'.*File name too long")])
+def test_what_names_no_place(name, words):
+    for given in ("path", "adapter"):
+        with pytest.raises(InputError, match=f"^{given.replace('path', 'model')}: {words}"):
+            jaxdiff.load(**{given: name})
+    with pytest.raises(InputError, match="model: found 5, expected"):
+        jaxdiff.checkpoint._check_path("model", 5)  # past the tests' check of types
+
+
+def test_a_password_in_the_hubs_address_is_not_told(hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://me:s@cret@127.0.0.1:9")
+    with pytest.raises(InputError, match=r"cannot be fetched from http://127.0.0.1:9 |at http://127.0.0.1:9") as caught:
+        jaxdiff.load("org/none")
+    assert "cret" not in str(caught.value)
 
 
 def test_a_config_that_is_refused_costs_no_weights(hub, folder):
@@ -272,6 +292,15 @@ def test_a_pickle_is_fetched_where_there_are_no_safetensors(hub, folder):
     with pytest.raises(InputError, match=r"config.json: .*Bert"):
         jaxdiff.inspect("org/bert")
     assert bodies(hub).count("pytorch_model.bin") == 1
+
+
+def test_one_file_is_fetched_and_not_the_shards_beside_it(hub, folder):
+    whole = hf.tensors(hf.llada_shapes())
+    served(hub, folder, **{"model.safetensors": save({key: array + 1 for key, array in whole.items()})})
+    found = jaxdiff.load("org/tiny")
+    assert not SHARDS & set(bodies(hub))
+    norm = whole["model.transformer.ln_f.weight"]
+    np.testing.assert_array_equal(found.params["ln_f"]["weight"], (norm + 1).astype(np.float32))
 
 
 def test_an_index_fetches_no_code_and_says_which_shard_lacks(hub, folder):

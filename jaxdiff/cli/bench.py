@@ -107,7 +107,7 @@ def bench(
     dtype = dtype or (None if target is None else "bfloat16")  # not what is fast on the device at hand
     compared = weights is not None and plain and not compile_only
     first = None if compared else weights
-    further = {"ignore": decoding.ignore_config, "adapter": adapter}
+    further = {"ignore": decoding.ignore_config, "adapter": decoding.pinned_adapter}
     checkpoint = None if shape else load(decoding.pinned, dtype=dtype, weights=first, **further)
     if checkpoint is None:
         made = shaped(str(shape), dtype or "bfloat16")
@@ -145,7 +145,7 @@ def bench(
     setting = {
         "model": shape or model,
         "revision": None if checkpoint is None else checkpoint.revision,
-        "adapter": adapter,
+        "adapter": decoding.pinned_adapter,
         "device": (chips.devices.flat[0] if chips else jax.devices()[0]).device_kind,
         "target": target,
         "mesh": spread if compile_only else None,

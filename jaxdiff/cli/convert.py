@@ -44,7 +44,7 @@ def convert(
             report,
             ignore=ignore_config or (),
             check=check,
-            adapter=adapter_folder(adapter),
+            adapter=adapter_folder(options.pinned_adapter(adapter)),
         )
     print(target)
 
@@ -70,6 +70,6 @@ def export(
             shard_bytes=int(max_shard_gb * 1e9),
             report=report,
             ignore=ignore_config or (),
-            adapter=adapter_folder(adapter),
+            adapter=adapter_folder(options.pinned_adapter(adapter)),
         )
     print(target)

@@ -67,7 +67,7 @@ def evaluate(
     """Decode a task's held-out problems and score them with its verifier."""
     gen_length = task(task_name).LENGTH if gen_length is None else gen_length  # named before the model is read
     decoding = Decoding.of(locals())
-    checkpoint = decoding.load()
+    checkpoint, adapter = decoding.load(), decoding.pinned_adapter
     _, block = lengths(task_name, gen_length, block_length, checkpoint.model.attention_block)
     decoding = dataclasses.replace(decoding, block_length=block)
     decoder = decoding.decoder(checkpoint.model, gen_length, tokenizer=checkpoint.tokenizer)

@@ -152,7 +152,7 @@ def _one(prompt: str, decoding: Decoding, job: Job, watch: bool, as_json: bool) 
     row = line["row"]
     if as_json:
         del row["id"]
-        told = {"seed": job.seed, "revision": checkpoint.revision, "adapter": decoding.adapter}
+        told = {"seed": job.seed, "revision": checkpoint.revision, "adapter": decoding.pinned_adapter}
         print(json_line(row | tally.numbers() | told))
     else:
         print(row["text"])

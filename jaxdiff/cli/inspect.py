@@ -32,7 +32,7 @@ def inspect(
 
     Exit code 1: it cannot be loaded, or weights hold NaN or infinity.
     """
-    ignore, name = ignore_config or (), options.pinned(model)
+    ignore, name, adapter = ignore_config or (), options.pinned(model), options.pinned_adapter(adapter)
     facts = checkpoint.survey(name, ignore=ignore, adapter=adapter, mesh=mesh)
     unsound = None
     if check and not facts["faults"]:

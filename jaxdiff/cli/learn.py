@@ -57,7 +57,7 @@ def collect(
     from jaxdiff.train.traces import collect as run
 
     stopper, source = STOPPERS.parse(stop), task(task_name)
-    pinned = options.pinned(model)
+    pinned, adapter = options.pinned(model), options.pinned_adapter(adapter)
     policy = parse(answer, learned=functools.partial(learned_policy, pinned))
     checkpoint = load(pinned, ignore=ignore_config or (), adapter=adapter)
     tokenizer = checkpoint.tokenizer_for(task_name)

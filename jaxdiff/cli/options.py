@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import jaxdiff
 from jaxdiff.caches import CACHES
-from jaxdiff.checkpoint import learned_policy, model_folder
+from jaxdiff.checkpoint import adapter_folder, learned_policy, model_folder
 from jaxdiff.cli.show import note
 from jaxdiff.convert.prompts import Tokenizer
 from jaxdiff.decode.checks import block_of, check_blocks, check_cache, check_length, whole_block
@@ -164,10 +165,21 @@ def pinned(model: str) -> str:
 
     A command asks the hub once for it, so that all that it reads is of one commit. Raises InputError as `model_folder`.
     """
-    origin = origin_of(model_folder(model, weights=False), model)
+    return _at_commit(model, model_folder(model, weights=False))
+
+
+def pinned_adapter(adapter: str | None) -> str | None:
+    """As `pinned`, of an adapter, which is fetched whole. Raises InputError as `adapter_folder`."""
+    folder = adapter_folder(adapter)
+    return None if adapter is None or folder is None else _at_commit(adapter, folder)
+
+
+def _at_commit(name: str, folder: Path) -> str:
+    """A name that led to a folder, with its commit if it is of the hub; that is told where the name did not say it."""
+    origin = origin_of(folder, name)
     if origin is None:
-        return model
-    if model != str(origin):
+        return name
+    if name != str(origin):
         note(f"{origin.repo}: revision {origin.revision}")
     return str(origin)
 
@@ -239,6 +251,11 @@ class Decoding:
         """The model as `pinned` names it. Raises as that."""
         return pinned(self.model)
 
+    @functools.cached_property
+    def pinned_adapter(self) -> str | None:
+        """The adapter as `pinned_adapter` names it. Raises as that."""
+        return pinned_adapter(self.adapter)
+
     def parse(self, steps: int | None) -> jaxdiff.Policy:
         """The policy, for `steps` in a block; a learned one is looked for in the model's folder."""
         return parse(self.policy, learned=lambda name, tau: learned_policy(self.pinned, name, tau), steps=steps)
@@ -254,7 +271,7 @@ class Decoding:
             mesh=parse_mesh(self.mesh),
             weights=self.weights,
             ignore=self.ignore_config,
-            adapter=self.adapter,
+            adapter=self.pinned_adapter,
         )
 
     def push(self, tokenizer: Tokenizer | None) -> jaxdiff.EndThink | None:

@@ -30,6 +30,7 @@ from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import note, tell
 from jaxdiff.cli.tally import Tally, decode_rows, trusted
 from jaxdiff.files import check_writable, json_line
+from jaxdiff.hub import origin_of
 from jaxdiff.serve import Refusal
 from jaxdiff.types import InputError
 
@@ -83,7 +84,7 @@ def decode_file(in_file: Path, out: Path, decoding: Decoding, job: requests.Job,
         tally.add(line)
     numbers = {"rows": tally.rows, "refused": tally.refused, **tally.numbers(), "seed": job.seed}
     numbers["revision"] = work.checkpoint.revision
-    numbers["adapter"] = decoding.adapter
+    numbers["adapter"] = decoding.pinned_adapter
     there = f", {len(before)} were there before" if before else ""
     said = f"{tally.rows} rows written to {out}, {tally.refused} refused{there} · {tally.line()}"
     tell(numbers, said, as_json=as_json)
@@ -143,7 +144,7 @@ def share_file(
         decoding = make_decoding()
         # on this process's own device, whatever the mesh
         made = functools.partial(load, decoding.pinned, dtype=decoding.dtype, weights=decoding.weights)
-        made = functools.partial(made, adapter=decoding.adapter)
+        made = functools.partial(made, adapter=decoding.pinned_adapter)
         work = Work.of(functools.partial(made, ignore=decoding.ignore_config), decoding, job, in_file, out)
         if parts.merged(out, work.run, work.numbers) is None and out.exists():
             raise InputError(f"out: {out} is there already, and no whole parts beside it; move it or name another")
@@ -168,7 +169,7 @@ def share_file(
         f"{sum(number in before for number in work.numbers)} were there before · {tally.line()} · {end}"
     )
     numbers = counts | tally.numbers() | {"seed": job.seed}
-    numbers |= {"revision": work.checkpoint.revision, "adapter": work.decoding.adapter}
+    numbers |= {"revision": work.checkpoint.revision, "adapter": work.decoding.pinned_adapter}
     tell(numbers, line, as_json=as_json)
     done = parts.written(out, work.run)
     sound = _trusted(work, [done[row.number] for row in mine])
@@ -177,17 +178,16 @@ def share_file(
 
 def fingerprints(data: bytes, checkpoint: Checkpoint, decoding: Decoding, job: requests.Job) -> dict[str, Any]:
     """What all processes must have in common, and a restarted job with the parts that it finds: of the input's bytes,
-    the model's folder, each setting, each version.
+    the model's folder or its commit, each setting, each version.
 
     Not the slots, nor where the folders of the model and of its adapter lie: no row depends on them.
     """
     settings: dict[str, Any] = dataclasses.asdict(decoding) | dataclasses.asdict(job)
     config = dataclasses.asdict(checkpoint.model.config)
     settings["config"] = parts.digest(json_line(dict(sorted(config.items()))).encode())
-    settings["revision"] = checkpoint.revision
     del settings["model"], settings["slots"]
     if checkpoint.adapter is not None:
-        settings["adapter"] = parts.digest_of_folder(checkpoint.adapter)
+        settings["adapter"] = _print_of(checkpoint.adapter)
     names = ("jax", "jaxlib", "flax") if decoding.weights is None else ("jax", "jaxlib", "flax", "qwix")
     versions = {name: version(name) for name in names} | {
         "jaxdiff": jaxdiff.__version__,
@@ -195,10 +195,18 @@ def fingerprints(data: bytes, checkpoint: Checkpoint, decoding: Decoding, job: r
     }
     return parts.run_of(
         input=parts.digest(data),
-        model=parts.digest_of_folder(checkpoint.path),
+        model=_print_of(checkpoint.path),
         settings=settings,
         versions=versions,
     )
+
+
+def _print_of(folder: Path) -> str:
+    """What stands for a folder: its commit if the hub's cache keeps it, for there other programs put further files
+    into it; else a digest of what it holds.
+    """
+    origin = origin_of(folder)
+    return parts.digest_of_folder(folder) if origin is None else str(origin.revision)
 
 
 def _see_all(out: Path, processes: int) -> None:

@@ -76,6 +76,7 @@ class Adapter:
         low = {key: _low(files, plan, lora, key, found) for key, found in pieces.items() if found}
         _check_targets(lora, plan, low, saved)
         for key, name in saved.items():
+            _check_saved(lora, plan, key, name)
             _check(files, name, plan.tensors[key])
         return cls(folder, files, low, saved)
 
@@ -148,6 +149,17 @@ def _check(files: Files, name: str, shape: tuple[int, ...]) -> None:
         raise InputError(
             f"{spec.file} {name}: found shape {list(spec.shape)} and dtype {spec.dtype}, expected {list(shape)} and "
             f"{', '.join(DTYPES)}; the adapter is of another model"
+        )
+
+
+def _check_saved(lora: Lora, plan: Plan, key: str, name: str) -> None:
+    """Raises InputError for a whole tensor of a module that the config does not name. Embedding and head may come
+    unnamed: peft saves them where a vocabulary grew (`save_embedding_layers`).
+    """
+    if plan.by_tensor[key][0].leaf not in ("wte", "head") and not is_named(key.rpartition(".")[0], lora.saved):
+        raise InputError(
+            f"{lora.file} modules_to_save: found {name!a:.200} in the adapter, which it does not name, expected the "
+            "matrices of LoRA and modules that it names; get the adapter again"
         )
 
 

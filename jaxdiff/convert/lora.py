@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxdiff.files import first_line, read_object
+from jaxdiff.files import first_line, read_object, without_user
 from jaxdiff.models.config import MOST
 from jaxdiff.types import InputError
 
@@ -37,6 +37,7 @@ _REQUIRED = {
     "alora_invocation_tokens": None,
     "arrow_config": None,
 }
+_SWITCHES = ("use_rslora", "use_dora", "lora_bias", "use_qalora", "fan_in_fan_out")
 _HARMLESS = (
     *("auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "fan_in_fan_out", "inference_mode", "revision"),
     *("corda_config", "eva_config", "loftq_config", "lora_ga_config", "megatron_config", "megatron_core"),
@@ -63,7 +64,8 @@ class Lora:
         file = folder / CONFIG
         if not file.is_file():
             raise InputError(
-                f"adapter: no {CONFIG} in {str(folder)!r}; name the folder of a LoRA adapter that peft saved"
+                f"adapter: no {CONFIG} in {without_user(str(folder))!r}; name the folder of a LoRA adapter that peft "
+                "saved"
             )
         lora = cls(file, read_object(file))
         if lora.given.get("peft_type") != "LORA":
@@ -72,6 +74,8 @@ class Lora:
             mend = "save it as plain LoRA with peft (path_initial_model_for_weight_conversion)"
             raise lora._odd("init_lora_weights", "one that leaves the model's own weights as they are", mend)
         for key, found in lora.given.items():
+            if key in _SWITCHES and not isinstance(found, bool | None):
+                raise lora._odd(key, "true or false")
             if key in _REQUIRED and (found or None) != (_REQUIRED[key] or None):
                 raise lora._odd(key, repr(_REQUIRED[key]), _MERGE)
             if found and not any(key in known for known in (_REQUIRED, _USED, _HARMLESS)):

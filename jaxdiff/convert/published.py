@@ -121,7 +121,8 @@ def _ids_of_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, int]:
 class Files:
     """The tensors of a folder, as `jaxdiff.convert.engine.Tensors`. Headers are read when it is made, and no number.
 
-    Of a folder in shards, the index says which files hold the model; what they hold is what their headers say.
+    One file comes before shards, as transformers reads them. Of a folder in shards, the index says which files hold
+    the model; what they hold is what their headers say.
 
     `names`: of the files that may hold them: safetensors, PyTorch's pickle. `beyond`: how files are opened that are not
     in the folder, by their names.
@@ -146,7 +147,7 @@ class Files:
         there = [
             (path, opened)
             for name, opened in ways
-            for path in (folder / f"{name}.index.json", folder / name)
+            for path in (folder / name, folder / f"{name}.index.json")  # as transformers
             if self._is_there(path)
         ]
         numbered = [(shards, opened) for name, opened in ways if (shards := _numbered(folder, name))]
@@ -310,8 +311,14 @@ def _pickle(path: Path) -> tuple[dict[str, Spec], Read]:
     if not isinstance(found, dict) or not all(isinstance(k, str) and torch.is_tensor(t) for k, t in found.items()):
         raise InputError(f"{path}: found no tensors by name, expected a state dict; get the safetensors")
 
+    for key, tensor in found.items():
+        if tensor.layout != torch.strided or tensor.is_meta:
+            kind = "no numbers (device meta)" if tensor.is_meta else f"a tensor of layout {tensor.layout}"
+            raise InputError(f"{path} {key!a}: found {kind}, expected a dense tensor; get the safetensors")
+
     def read(key: str, rows: slice) -> np.ndarray:
-        tensor = (found[key][rows] if found[key].ndim else found[key]).contiguous()
+        whole = found[key].detach()  # a parameter, saved as one, has no numpy view
+        tensor = (whole[rows] if whole.ndim else whole).contiguous()
         if tensor.dtype == torch.bfloat16:  # numpy has none of its own
             return tensor.view(torch.int16).numpy().view(DTYPES["bfloat16"])
         if tensor.dtype == torch.float8_e4m3fn:

@@ -26,6 +26,7 @@ FILES = (
     "merges.txt",
     TEMPLATE,
 )
+_NO_LIMIT = 10**30  # transformers' own word for none
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -61,8 +62,10 @@ def open_tokenizer(folder: Path, family: str | None = None) -> Any:
             file = _damaged(clean) if whole else "vocab.json"
             raise InputError(f"{folder / file}: damaged ({first_line(error)}); restore the file") from error
     if not whole:
-        with refusing(f"{folder / 'tokenizer_config.json'}: damaged", "restore the file"):
-            _check_ids(folder, fast)
+        _check_ids(folder, fast)
+    fast.model_max_length = _NO_LIMIT  # whatever the file says, and of whatever type: lengths are checked here
+    if fast.chat_template == {}:  # an empty list in the file
+        fast.chat_template = None
     if fast.chat_template is None and family is not None:
         fast.chat_template = fallback_template(family, fast)
     return fast
@@ -115,18 +118,26 @@ def template_file(folder: Path) -> str:
         return str(folder / TEMPLATE)
     if (folder / NAMED_TEMPLATES).is_dir():
         return str(folder / NAMED_TEMPLATES)
-    if "chat_template" in read_object(folder / "tokenizer_config.json", optional=True):
+    if read_object(folder / "tokenizer_config.json", optional=True).get("chat_template") not in (None, []):
         return f"{folder / 'tokenizer_config.json'} chat_template"
     return f"{folder} (the family's chat template)"
 
 
 def _check_ids(folder: Path, fast: Any) -> None:
     """A tokenizer made of vocab and merges numbers its added tokens anew: they must come out as they were published."""
-    file = folder / "tokenizer_config.json"
-    for number, token in read_object(file, optional=True).get("added_tokens_decoder", {}).items():
-        content = token.get("content")
-        if (found := fast.get_vocab().get(content)) != int(number):
-            raise InputError(f"{file} {content}: found id {found} after {folder / 'vocab.json'}, expected {number}")
+    known = fast.get_vocab()
+    config, added = (folder / name for name in ("tokenizer_config.json", "added_tokens.json"))
+    for file in (config, added):
+        with refusing(f"{file}: damaged", "restore the file"):
+            listed = read_object(file, optional=True)
+            if file == config:
+                tokens = listed.get("added_tokens_decoder") or {}
+                listed = {token.get("content"): number for number, token in tokens.items()}
+            for content, number in listed.items():
+                if (found := known.get(content)) != int(number):
+                    raise InputError(
+                        f"{file} {content}: found id {found} after {folder / 'vocab.json'}, expected {number}"
+                    )
 
 
 def fallback_template(family: str, fast: Any) -> str | None:

@@ -12,40 +12,11 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
+from jaxdiff.models.keys import ABSENT, HARMLESS
 from jaxdiff.models.positions import ROPE, without_rope
 from jaxdiff.types import InputError
 
 _NAMING = ("family", "architectures")  # read by `family_of`
-
-# Keys that cannot change the numbers of a forward, nor the ids that end an answer, in any family.
-_HARMLESS = frozenset(
-    {
-        # transformers' records of how the file was made and how its own code is found
-        "_attn_implementation_autoset",
-        "_name_or_path",
-        "auto_map",
-        "model_type",
-        "transformers_version",
-        # the dtype of a published folder is that of its tensors
-        "torch_dtype",
-        # special ids that no decode reads
-        "bos_token_id",
-        "pad_token_id",
-        # what a PyTorch forward returns or keeps beside the logits
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "use_cache",
-        # initial weights, and dropout: training alone
-        "initializer_range",
-        "attention_dropout",
-        "embd_pdrop",
-        "embedding_dropout",
-        "output_dropout",
-        "resid_pdrop",
-        "residual_dropout",
-    }
-)
 MOST = 2**31 - 1  # of sizes and ids: they are int32 in a program
 # What a field of each type may be, and its range where the class gives none.
 _KINDS: Mapping[str, tuple[Any, str]] = {
@@ -107,12 +78,13 @@ class Config:
         "head_dim": (0, MOST),
         "rms_norm_eps": (1e-30, 1.0),
     }
-    # What a family's code does whatever config.json says: another value is refused. A switch that is off may be null.
+    # What a family's code does whatever config.json says (beside `ABSENT`): another value is refused. A switch that is
+    # off may be null.
     required: ClassVar[Mapping[str, Any]] = {}
     renamed: ClassVar[Mapping[str, str]] = {}  # published names -> ours
     # Published keys that repeat an attribute or property of the config: another value is refused.
     repeated: ClassVar[Mapping[str, str]] = {}
-    # Beside `_HARMLESS`: keys of this family alone that change neither a forward's numbers nor an answer's end.
+    # Beside `HARMLESS`: keys of this family alone that change neither a forward's numbers nor an answer's end.
     harmless: ClassVar[frozenset[str]] = frozenset()
     # Keys of another model that publishes under this family's architecture, each with what that model is.
     of_others: ClassVar[Mapping[str, str]] = {}
@@ -214,9 +186,9 @@ class Config:
         """What a key of config.json is to this family: "used", "required", "harmless", or None for an unknown one."""
         if key in cls._fields() or any(key in names for names in (cls.renamed, cls.repeated, ROPE, _NAMING)):
             return "used"
-        if key in cls.required:
+        if key in cls.required or key in ABSENT:
             return "required"
-        return "harmless" if key in _HARMLESS or key in cls.harmless else None
+        return "harmless" if key in HARMLESS or key in cls.harmless else None
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], *, ignore: Iterable[str] = ()) -> Config:
@@ -261,8 +233,8 @@ class Config:
             kind = cls.kind_of(key)
             if key in ignore and kind in ("used", "required"):
                 raise InputError(f"ignore: found {key!r}, which {cls.__name__} reads, expected keys that it does not")
-            if kind == "required" and not _fits(found, cls.required[key]):
-                raise InputError(f"config.json {key}: found {found!r}, expected {cls.required[key]!r}")
+            if kind == "required" and not _fits(found, wanted := {**ABSENT, **cls.required}[key]):
+                raise InputError(f"config.json {key}: found {found!r}, expected {wanted!r}")
             if kind is None and found is not None and key not in ignore:
                 unknown[key] = found
         if unknown:

@@ -47,6 +47,7 @@ class LladaConfig(Config):
         "multi_query_attention": None,
         "partial_rotary_factor": 1.0,
     }
+    repeated: ClassVar[Mapping[str, str]] = {"tie_word_embeddings": "weight_tying"}
     harmless: ClassVar[frozenset[str]] = frozenset(
         {
             # of features that are required to be off, or in place of which another key is required

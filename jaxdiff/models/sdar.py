@@ -29,7 +29,6 @@ class SdarConfig(HfConfig):
     renamed: ClassVar[Mapping[str, str]] = {**HfConfig.renamed, "block_size": "attention_block"}
     # The others are of the authors' trainer: its kernels, its loss, its expert parallelism.
     harmless: ClassVar[frozenset[str]] = SLIDING_WINDOW | {
-        "attn_implementation",
         "debug",
         "ep_size",
         "fuse_cross_entropy",

@@ -54,11 +54,26 @@ def test_rows_of_another_revision_are_refused(tiny, run, refused, tmp_path, monk
     ran = run(*job, "org/tiny")
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith(told(SECOND))
-    assert "is of a run with another settings (revision); delete" in ran.err.removeprefix(told(SECOND))
+    assert "is of a run with another model; delete" in ran.err.removeprefix(told(SECOND))
     header = json.loads(parts.part_of(out, 0).read_text().splitlines()[0])
-    assert header["run"]["settings"]["revision"] == FIRST
+    assert header["run"]["model"] == FIRST
+    snapshot = Path(constants.HF_HUB_CACHE) / "models--org--tiny" / "snapshots" / FIRST
+    (snapshot / "vocab.txt").write_text("of another program")  # into the cache that all share
     ran = run(*job, f"org/tiny@{FIRST}")
     assert (ran.code, ran.json["rows"], ran.json["nfe"]) == (0, 1, json.loads(out.read_text())["nfe"])
+
+
+def test_an_adapters_commit_is_told_and_written(tiny, run, folder, adapter):
+    tiny.repositories["org/lora"] = Repository.of(adapter, "second")
+    few = ("--task", "copy", "--n", 1, "--batch-size", 1)
+    for command in (("generate", "2 + 3", "--model", folder), ("eval", *few, "--model", folder)):
+        tiny.sent.clear()
+        ran = run(*command, *SHORT, "--adapter", "org/lora", "--json")
+        assert (ran.code, ran.json["adapter"]) == (0, f"org/lora@{SECOND}")
+        assert ran.err.startswith(f"org/lora: revision {SECOND}\n")
+        assert [one.path for one in tiny.sent if "/revision/" in one.path] == ["/api/models/org/lora/revision/main"]
+    ran = run("inspect", folder, "--adapter", "org/lora@main")
+    assert (ran.code, ran.err) == (0, f"org/lora: revision {SECOND}\n")
 
 
 def test_eval_and_bench_tell_the_revision(tiny, run, parity, ids_folder):

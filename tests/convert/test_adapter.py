@@ -253,6 +253,11 @@ Q = f"{BEFORE}model.layers.0.self_attn.q_proj"
 REFUSED = {
     "dora": (_config(use_dora=True), "use_dora: found True, expected False; merge the adapter with peft"),
     "another type": (_config(peft_type="IA3"), "peft_type: found 'IA3', expected 'LORA'"),
+    "a switch that is none": (_config(use_rslora="false"), "use_rslora: found 'false', expected true or false"),
+    "a whole tensor beside": (
+        _tensors(lambda t: t.update({f"{Q}.bias": np.ones(32, np.float32)})),
+        "modules_to_save: found 'base_model.model.model.layers.0.self_attn.q_proj.bias' in the adapter, which it does",
+    ),
     "biases": (_config(bias="lora_only"), "bias: found 'lora_only', expected 'none'"),
     "an unknown key": (
         _config(use_bdlora={"a": 1}),

@@ -264,6 +264,17 @@ def test_torch_files_in_shards(tensors, tmp_path):
     same(found, {key: array.astype(np.float16) for key, array in tensors.items()})
 
 
+def test_torch_files_of_parameters_and_of_what_is_no_dense_tensor(tmp_path):
+    torch = pytest.importorskip("torch")
+    file, weight = tmp_path / "pytorch_model.bin", torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
+    torch.save({"w": weight}, file)
+    np.testing.assert_array_equal(Files(tmp_path).read("w", slice(1, 2)), [[3.0, 4.0, 5.0]])
+    for odd, words in ((torch.eye(3).to_sparse(), "layout torch.sparse_coo"), (torch.empty(3, device="meta"), "meta")):
+        torch.save({"w": weight, "odd": odd}, file)
+        with pytest.raises(InputError, match=f"pytorch_model.bin 'odd': found .*{words}.*expected a dense tensor"):
+            Files(tmp_path)
+
+
 def test_converted_twice_is_refused(ours, source, tmp_path):
     with pytest.raises(InputError, match="is converted already"):
         convert(ours, tmp_path / "x")

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 import jaxdiff
 from jaxdiff import InputError
 from jaxdiff.convert import convert, export
+from jaxdiff.convert.published import Files
 from tests.convert import published as hf
 
 FIRST, SECOND = (f"model-{i:05}-of-00002.safetensors" for i in (1, 2))
@@ -186,3 +187,25 @@ def test_dtypes_are_mixed_within_a_leaf(homes, tmp_path):
     for key, array in arrays.items():
         np.testing.assert_array_equal(back[key].astype(np.float32), array.astype(np.float32), err_msg=key)
     same(jaxdiff.load(folder).params, jaxdiff.load(tmp_path / "ours", dtype="float32").params)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_one_file_comes_before_shards_as_in_transformers(suffix, homes, tmp_path):
+    """Of a folder whose shards are left over from another model."""
+    folder = fresh(tmp_path / "hf", homes["llada"])
+    whole = {key: array + 1 for key, array in hf.read_folder(folder).items()}
+    if suffix == "safetensors":
+        save_file(whole, folder / "model.safetensors")
+        kept = INDEX
+    else:
+        torch = pytest.importorskip("torch")
+        state = {key: torch.from_numpy(array.astype(np.float32)) for key, array in whole.items()}
+        torch.save(state, folder / "pytorch_model.bin")
+        (folder / INDEX).rename(folder / (kept := "pytorch_model.bin.index.json"))
+    files = Files(folder)
+    assert files.notes == [
+        f"{kept} is not read, for {'model' if suffix == 'safetensors' else 'pytorch_model'}.{suffix} is there"
+    ]
+    assert {key: (files.read(key, slice(None)) == whole[key]).all() for key in files.specs} == dict.fromkeys(
+        whole, True
+    )

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 import jaxdiff
 from jaxdiff.convert import convert
-from jaxdiff.convert.text import copy_tokenizer, open_tokenizer
+from jaxdiff.convert.text import copy_tokenizer, open_tokenizer, template_file
 from tests.convert import published as hf
 
 ROLES = ["<|role_end|>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
@@ -70,6 +70,18 @@ def test_the_folders_own_template_comes_first(tmp_path):
     assert open_tokenizer(folder, "llada").chat_template == "own"
 
 
+@pytest.mark.parametrize("template", [None, []])
+def test_a_template_that_is_none_and_a_length_that_is_a_text(template, tmp_path):
+    folder = trained(tmp_path / "own", SPECIAL)
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template, "model_max_length": "4"}))
+    fast = open_tokenizer(folder)
+    assert fast.chat_template is None
+    assert template_file(folder) == f"{folder} (the family's chat template)"
+    assert len(fast.encode("26 + 48 = 74")) == 12
+    assert open_tokenizer(folder, "sdar").apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+
+
 def test_vocab_and_merges_of_a_class_that_is_code(tmp_path):
     """Dream's layout: no tokenizer.json, a tokenizer class that only the folder's own code knows."""
     whole = json.loads((trained(tmp_path / "whole", SPECIAL) / "tokenizer.json").read_text())
@@ -102,6 +114,15 @@ def test_vocab_and_merges_of_a_class_that_is_code(tmp_path):
     config["added_tokens_decoder"] = {str(int(i) + 1): token for i, token in added.items()}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(jaxdiff.InputError, match=r"found id 256 after .*vocab.json, expected 257"):
+        open_tokenizer(folder)
+
+    del config["added_tokens_decoder"]  # added_tokens.json says them alone
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    ids = {token: 256 + i for i, token in enumerate(SPECIAL)}
+    (folder / "added_tokens.json").write_text(json.dumps(ids))
+    assert open_tokenizer(folder).get_vocab().items() >= ids.items()
+    (folder / "added_tokens.json").write_text(json.dumps(ids | {"<|im_end|>": 300}))
+    with pytest.raises(jaxdiff.InputError, match=r"added_tokens.json <.im_end.>: found id .*vocab.json, expected 300"):
         open_tokenizer(folder)
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -221,14 +222,14 @@ def test_weights_are_checked_when_asked(source, tmp_path, capsys):
 def test_a_full_disk_blames_what_is_written(step, errno_, source, tmp_path, monkeypatch):
     convert(source, tmp_path / "ours")
 
-    def full(src, dst, *_, **__):
-        raise OSError(errno_, os.strerror(errno_), str(src), None, str(dst))
+    def full(path, _):
+        raise OSError(errno_, os.strerror(errno_), str(path))
 
     def full_weights(*_, **__):
         raise OSError(errno_, os.strerror(errno_))
 
     if step == "copy":
-        monkeypatch.setattr(shutil, "copy", full)
+        monkeypatch.setattr(Path, "write_bytes", full)
     else:
         monkeypatch.setattr(jaxdiff.convert.folder, "save_file", full_weights)
         monkeypatch.setattr(writer, "write", full_weights)
@@ -271,6 +272,9 @@ def test_byte_order_marks_are_accepted(source, tmp_path):
         loaded = jaxdiff.load(path)
         assert loaded.model == before.model
         assert loaded.tokenizer.prompt("é") == before.tokenizer.prompt("é")
+    export(tmp_path / "ours", tmp_path / "back")
+    for name in names:  # other programs do not take them
+        assert (tmp_path / "back" / name).read_bytes() == (source / name).read_bytes().removeprefix(codecs.BOM_UTF8)
 
 
 def test_a_template_in_another_encoding_is_named(source):

@@ -42,6 +42,41 @@ def test_a_harmless_key_changes_nothing(family):
     assert build(bare) == build(config)
 
 
+# What transformers and trainers write into any config.json.
+WRITTEN = {
+    "_attn_implementation": "sdpa",
+    "add_cross_attention": False,
+    "attn_implementation": "eager",
+    "chunk_size_feed_forward": 0,
+    "cls_token_id": 5,
+    "do_sample": True,
+    "id2label": {"0": "LABEL_0"},
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "label2id": {"LABEL_0": 0},
+    "max_new_tokens": 64,
+    "num_logits_to_keep": 0,
+    "pretraining_tp": 1,
+    "pruned_heads": {},
+    "return_dict": True,
+    "temperature": 0.7,
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "top_k": 20,
+    "top_p": 0.8,
+    "torchscript": False,
+    "unk_token_id": 6,
+    "unsloth_version": "2025.9.1",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_transformers_writes_beside_a_model_changes_nothing(family):
+    config = ONE_OF_EACH[family]
+    assert build(config | WRITTEN) == build(config)
+    for key, value in (("is_decoder", True), ("pretraining_tp", 2), ("pruned_heads", {"0": [1]})):
+        assert f"{key}: found {value!r}, expected {WRITTEN[key]!r}" in refusal(config | {key: value})
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_field_of_ours_is_known(family):
     config = build(ONE_OF_EACH[family]).config
@@ -107,6 +142,7 @@ def test_a_file_is_named():
         ("dream", {"d_model": 64}, "d_model: found 64 beside hidden_size 3584, expected the same"),
         ("sdar", {"block_size": 8, "attention_block": 4}, "attention_block: found 4 beside block_size 8"),
         ("llada", {"embedding_size": 126463}, "embedding_size: found 126463, expected at least vocab_size 126464"),
+        ("llada", {"tie_word_embeddings": True}, "tie_word_embeddings: found True, expected False as weight_tying"),
         ("llada2", {"using_split_qkv_in_self_attention": True}, "using_split_qkv_in_self_attention: found True"),
         ("llada2", {"rotary_dim": 128}, "rotary_dim: found 128, expected 64 as rotary_dim"),
         ("llada", {"rope": None}, "rope: found None, expected True"),
@@ -125,6 +161,7 @@ def test_a_contradiction_is_refused(family, changes, words):
     ("family", "changes"),
     [
         ("dream", {"d_model": 3584}),
+        ("llada", {"tie_word_embeddings": False}),
         ("sdar", {"layer_types": ["full_attention"] * 36}),
         ("llada", {"embedding_size": None, "bias_for_layer_norm": None}),
         ("llada_moe", {"moe_layer_freq": None, "shared_expert_intermediate_size": 0}),
