@@ -88,8 +88,9 @@ def model_folder(
 ) -> Path:
     """The folder of a model by its name: the one place that says what a name means.
 
-    A folder on the disk that holds a config comes first, then a model that ships, then, for a text `org/name` or
-    `org/name@revision`, a repository of the hub, which is fetched as far as the hub's cache does not hold it.
+    For a text the name of a model that ships comes first (`./gsm-1m` is a folder), then a folder on the disk that holds
+    a config, then, for `org/name` or `org/name@revision`, a repository of the hub, which is fetched as far as the hub's
+    cache does not hold it.
 
     Args:
         path: the name; a `Path` is a folder.
@@ -103,7 +104,8 @@ def model_folder(
     _check_path("model", path)
     folder, shipped = Path(path), shipped_folder() / Path(path).name
     here = folder if (folder / "config.json").is_file() else None
-    if here is None and folder.name == str(path) and (shipped / "config.json").is_file():
+    ships = folder.name == str(path) and (shipped / "config.json").is_file()
+    if ships and (here is None or isinstance(path, str)):
         here = shipped
     if here is None and folder.is_dir():
         kinds.check_kind(folder)

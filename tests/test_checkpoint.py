@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 import jaxdiff
 from jaxdiff import InputError
+from jaxdiff.checkpoint import SHIPPED, model_folder, shipped_folder
 from jaxdiff.parallel.rules import place
 from jaxdiff.train.tokenizer import train_tokenizer
 from tests import small
@@ -112,3 +114,12 @@ def test_damage_is_one_clear_line(copy, damage, words):
     with pytest.raises(InputError, match=words) as caught:
         jaxdiff.load(copy)
     assert "\n" not in str(caught.value)
+
+
+def test_the_name_of_a_model_that_ships_is_that_model_wherever_one_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / SHIPPED).mkdir()
+    (tmp_path / SHIPPED / "config.json").write_text("{}")
+    assert model_folder(SHIPPED) == shipped_folder() / SHIPPED
+    for named in (f"./{SHIPPED}", Path(SHIPPED), tmp_path / SHIPPED):
+        assert model_folder(named).resolve() == tmp_path / SHIPPED
