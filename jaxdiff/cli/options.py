@@ -218,11 +218,10 @@ class Decoding:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Decoding:
-        """From a command's arguments (its `locals()`): those of the names above that were given; the rest is the
-        command's own.
-        """
-        names = (field.name for field in dataclasses.fields(cls))
-        values = {name: given[name] for name in names if given.get(name) is not None}
+        """From a command's arguments (its `locals()`): those of the names above; the rest is the command's own."""
+        values = {field.name: given[field.name] for field in dataclasses.fields(cls) if field.name in given}
+        if values.get("gen_length", 0) is None:  # the task's own, which hangs on the task
+            del values["gen_length"]
         several: dict[str, Any] = {name: tuple(given.get(name) or ()) for name in ("ignore_config", "stop_string")}
         return cls(**values | several)
 

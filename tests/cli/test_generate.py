@@ -19,7 +19,7 @@ from jaxdiff.files import write_lines
 from jaxdiff.fills import Parallel
 from jaxdiff.models import build
 from jaxdiff.policies import Fixed
-from jaxdiff.stoppers import Eos, SafeEotp
+from jaxdiff.stoppers import Eos, NoStop, SafeEotp
 
 SHORT = ("--gen-length", 16, "--block-length", 8)
 DECODING, JOB = Decoding(model="gsm-1m", gen_length=16, block_length=8), requests.Job(seed=0, slots=8)
@@ -398,3 +398,11 @@ def test_a_model_that_attends_in_blocks(run, tmp_path):
     assert (first["nfe"], second["nfe"]) == (7, 10)  # 5 + 7 fill three blocks of 4; 2 + 7 leave three to be cut off
     refused = run(*options, "--block-length", 8)
     assert (refused.code, "attends in blocks of 4" in refused.err) == (2, True)
+
+
+def test_a_prompt_ends_at_its_text_and_a_canvas_is_filled_where_no_stopper_is_named():
+    given = {"model": "gsm-1m", "stop": None, "gen_length": None}
+    assert isinstance(Decoding.of(given).stopper(), Eos)
+    assert isinstance(Decoding.of(given).stopper(canvas=True), NoStop)
+    assert isinstance(Decoding.of(given | {"stop": "none"}).stopper(), NoStop)
+    assert Decoding.of(given).gen_length == 256
