@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Int
 from jaxdiff.decode.full import FullPass
 from jaxdiff.decode.layout import Layout, Setup
 from jaxdiff.decode.passes import StepPasses, keeps_kv
-from jaxdiff.decode.resolve import Choice, in_vocabulary, planted, resolve, seeds
+from jaxdiff.decode.resolve import Choice, in_vocabulary, planted, resolve, seed_position
 from jaxdiff.decode.result import Result, finish
 from jaxdiff.decode.state import Rows, State, fold, holes, keep, live
 from jaxdiff.parallel.mesh import over_rows
@@ -73,7 +73,7 @@ def step(setup: Setup, state: State) -> State:
     takes_part, open_ = live(model, state), holes(model, state)
     place = next_place(layout, state, open_)
     decides = takes_part & ~decoder.cache.stores(place)
-    named = seeds(layout, place, state.given.shape[1])
+    named = seed_position(layout, place, state.given.shape[1])
     open_ &= decides[:, None] | (named & takes_part[:, None])
     seeding = jnp.any(open_, axis=1) & ~decides
     acts = decides | seeding

@@ -17,7 +17,7 @@ from jaxdiff.pytree import pytree
 from jaxdiff.types import NEAR_TIE, NEVER, Place, Proposal, Score
 
 
-def seeds(layout: Layout, place: Place, columns: int) -> Bool[Array, "B L"]:
+def seed_position(layout: Layout, place: Place, columns: int) -> Bool[Array, "B L"]:
     """What a cache that seeds commits as it stores: the first position of the attention block that a row stands in."""
     column = jnp.arange(columns, dtype=jnp.int32)[None]
     return (column == place.whole[:, None]) if layout.seeds else jnp.zeros((place.whole.shape[0], columns), bool)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import jaxdiff
 from jaxdiff import InputError, Reason, decode, decode_stream, infill, pad_prompts, policies
-from jaxdiff.stoppers import Eos, NoStop, SafeEotp, StopStrings
+from jaxdiff.stoppers import Eos, NoStop, OfficialEotp, SafeEotp, StopStrings
 from jaxdiff.stoppers.strings import AT_ONCE, cut, encoded
 from jaxdiff.tasks import gsm_symbolic
 from jaxdiff.types import Progress, Score
@@ -200,3 +200,18 @@ def test_the_model_that_ships_saves_forwards():
         text = tokenizer.decode(long[prompts.shape[1] :])
         assert "\n" in text
         assert tokenizer.decode(short[prompts.shape[1] :], stop_strings=["\n"]) == text.partition("\n")[0]
+
+
+def test_a_string_behind_the_end_that_the_same_step_sets_is_none():
+    """The oracle commits what is not the candidate, so that a string may stand behind a foreseen end of the text."""
+    strings = ["cb", "ba", "aaa"]
+    rng = np.random.default_rng(1)
+    answers = [rng.integers(9, 60, (4, small.GEN)) for _ in range(40)][39]  # rows 0 and 1 end so
+    ids, origin = small.batch()
+    decoder = small.decoder(policy=policies.Oracle(), stop=OfficialEotp(), stop_strings=small.stop_strings(strings))
+    reference = np.concatenate([ids, answers], axis=1).astype(np.int32)
+    options = dict(gen_length=small.GEN, origin=origin, reference=reference)
+    result = decode(small.MODEL, small.params(3), ids, decoder, **options)
+    for row in range(4):
+        text = small.text(np.asarray(result.tokens)[row, -small.GEN :][: int(result.lengths[row])])
+        assert (result.reason[row] == Reason.STRING) == any(string in text for string in strings)
