@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.decode.passes import StepPasses
+from jaxdiff.decode.passes import StepPasses, Wide
 from jaxdiff.decode.pieces import in_pieces, most, pick, put_back, shortest, together
 from jaxdiff.decode.state import keep
 from jaxdiff.parallel.mesh import platform
@@ -23,30 +23,14 @@ from jaxdiff.pytree import pytree, with_numbers
 from jaxdiff.types import KV, NEVER, KVCache, Score, Tail
 from jaxdiff.windows import put, take
 
-LOOK = {"cpu": 64}  # positions that a stopper looks at together, by platform; elsewhere all
-
 
 @pytree
 class Reading:
-    """What passes gave so far: the block's features, what the stopper asked for, keys and values, and their work."""
+    """What passes gave so far: the block's features, all of them where a stopper asks, keys and values; their work."""
 
     hidden: Float[Array, "B W D"]
-    tail: Tail | None
+    wide: Wide | None
     work: Float[Array, " B"]
-    kv: KVCache | None
-
-
-@pytree
-class Fed:
-    """What one pass gave: the block's features; all of them in their columns, where a stopper asks; keys and values.
-
-    The tokens from column `first` up to `stop` were fed.
-    """
-
-    hidden: Float[Array, "B W D"]
-    features: Float[Array, "B L D"] | None
-    first: Int[Array, " B"]
-    stop: Int[Array, " B"]
     kv: KVCache | None
 
 
@@ -60,8 +44,8 @@ class FullPass(StepPasses):
 
     open_: Bool[Array, "B L"]
 
-    def run(self, live: Bool[Array, " B"]) -> tuple[Score, Reading]:
-        """The step's one full pass: the score of each row's block, and what else it gave.
+    def run(self, live: Bool[Array, " B"]) -> tuple[Score, Tail | None, Reading]:
+        """The step's one full pass: the score of each row's block, what the stopper asked for, and what else it gave.
 
         Where only some rows are due for a refresh, the others take their ordinary pass in the same step: one over the
         canvas for those, one over the window for these. A row that is done takes none.
@@ -75,7 +59,8 @@ class FullPass(StepPasses):
             reach, stop = self._window()
             longest, lengths = self.setup.layout.spans[-1], jnp.minimum(stop, state.end) - reach
             reading = self._some(live & ~due, FullPass._over_window, longest, lengths, reading)
-        return self._score(reading.hidden), reading
+        tail = None if reading.wide is None else self._tail(live, reading.wide)
+        return self._score(reading.hidden), tail, reading
 
     def _some(
         self, rows: Bool[Array, " B"], way: Way, tokens: int, lengths: Int[Array, " B"], before: Reading
@@ -114,12 +99,12 @@ class FullPass(StepPasses):
         overhang, longest = self.setup.layout.overhang, self.state.given.shape[1]
         rungs = [rung + overhang for rung in self.setup.layout.ladder if rung + overhang < longest]
 
-        def on(length: int) -> Callable[[], Fed]:
+        def on(length: int) -> Callable[[], Reading]:
             fresh = None if rows is None else jnp.broadcast_to(rows[:, None], (rows.shape[0], length))
             return lambda: self._pass(before.kv, None, length, fresh, columns=length, kept=True)
 
-        fed = shortest(on, (*rungs, longest), most(self.seen, rows) + overhang)
-        return self._read(rows, before, fed, self.seen - self.state.rows.origin)
+        new = shortest(on, (*rungs, longest), most(self.seen, rows) + overhang)
+        return self._read(rows, before, new, self.seen - self.state.rows.origin)
 
     def _over_window(self, rows: Bool[Array, " B"] | None, before: Reading) -> Reading:
         """A pass over each row's window. A shifted model reads its first token from the column before, which under a
@@ -133,7 +118,7 @@ class FullPass(StepPasses):
         # What nobody reads later is not written where a TPU would hold a second KV cache for it.
         kept = cache.window == "block" or cache.keeps or KV in self.setup.decoder.fill.needs or platform() != "tpu"
 
-        def on(span: int) -> Callable[[], Fed]:
+        def on(span: int) -> Callable[[], Reading]:
             length = min(span + more, columns)
             start = jnp.clip(reach - lead, 0, columns - length)
             at = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
@@ -142,9 +127,9 @@ class FullPass(StepPasses):
             return lambda: self._pass(before.kv, start, length, fresh, columns=columns, kept=kept)
 
         needed = jnp.minimum(stop, self.state.end) - reach
-        fed = shortest(on, self.setup.layout.spans, most(needed, rows))
+        read = shortest(on, self.setup.layout.spans, most(needed, rows))
         origin = self.state.rows.origin
-        return self._read(rows, before, fed, jnp.minimum(stop, self.state.end) - jnp.maximum(new, origin))
+        return self._read(rows, before, read, jnp.minimum(stop, self.state.end) - jnp.maximum(new, origin))
 
     def _window(self) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
         """The first column of each row's window, and one past its last."""
@@ -161,7 +146,7 @@ class FullPass(StepPasses):
         *,
         columns: int,
         kept: bool,
-    ) -> Fed:
+    ) -> Reading:
         """One pass over a window of the first `columns` columns, `length` tokens from `start` on."""
         wants_tail = self.setup.decoder.stop.wants_tail
         at = None if start is None or length == columns else start
@@ -180,36 +165,28 @@ class FullPass(StepPasses):
         if late is not None:
             at = jnp.minimum(late[:, None] + jnp.arange(block.count, dtype=jnp.int32)[None], block.count - 1)
             hidden = jnp.take_along_axis(hidden, at[..., None], axis=1)
-        if not wants_tail:
-            return Fed(hidden, None, first, first, kv)
-        whole = jnp.zeros((*self.state.given.shape, features.shape[-1]), features.dtype)
-        return Fed(hidden, put(whole, features, first), first, first + length, kv)
+        wide, nothing = None, self._nothing()
+        if nothing.wide is not None:
+            wide = Wide(put(nothing.wide.features, features, first), first, first + length)
+        return dataclasses.replace(nothing, hidden=hidden, wide=wide, kv=kv)
 
-    def _read(self, rows: Bool[Array, " B"] | None, before: Reading, fed: Fed, tokens: Int[Array, " B"]) -> Reading:
+    def _read(self, rows: Bool[Array, " B"] | None, before: Reading, new: Reading, tokens: Int[Array, " B"]) -> Reading:
         """What these rows' pass over so many tokens gave; `before` stays in the others."""
-        tail = None if fed.features is None else self._tail(rows, fed, fed.features)
-        new = Reading(hidden=fed.hidden, tail=tail, work=self.work(tokens), kv=None)
-        new = new if rows is None else keep(rows, new, dataclasses.replace(before, kv=None))
-        return dataclasses.replace(new, kv=fed.kv)
+        own = dataclasses.replace(new, work=self.work(tokens), kv=None)
+        own = own if rows is None else keep(rows, own, dataclasses.replace(before, kv=None))
+        return dataclasses.replace(own, kv=new.kv)
 
-    def _tail(self, rows: Bool[Array, " B"] | None, fed: Fed, features: Float[Array, "B L D"]) -> Tail:
-        """Where these rows foresee an end of the text among the open positions, so many at a time."""
-        columns = self.state.given.shape[1]
-        length = min(columns, LOOK.get(platform(), columns))
-        first, stop = self.place.start, jnp.minimum(self.seen, fed.stop)
+    def _tail(self, live: Bool[Array, " B"], wide: Wide) -> Tail:
+        """Where these rows foresee an end of the text among the open positions; as many together as of passes."""
+        rows, columns = self.state.given.shape
+        size = together(rows, columns)
+        if size == rows:
+            return self.foresee(wide, self.open_, live)
 
-        def piece(index: int | Int[Array, ""], tail: Tail) -> Tail:
-            start = jnp.clip(first + index * length, 0, columns - length)
-            column = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
-            foreseen, log_odds = self.text_ends(take(features, start, length), column)
-            ends = (
-                foreseen & take(self.open_, start, length) & (column >= fed.first[:, None]) & (column < stop[:, None])
-            )
-            log_odds = jnp.where(ends, log_odds, NEVER)
-            return Tail(ends=put(tail.ends, ends, start), log_odds=put(tail.log_odds, log_odds, start))
+        def piece(at: Int[Array, " C"], tail: Tail) -> Tail:
+            return put_back(tail, self._of(at).foresee(pick(wide, at), self.open_[at]), at)
 
-        pieces = -(-most(stop - first, rows) // length)
-        return jax.lax.fori_loop(0, pieces, piece, self._no_tail())
+        return in_pieces(live, jnp.minimum(self.seen, wide.stop) - self.place.start, size, piece, self.no_tail())
 
     def _score(self, hidden: Float[Array, "B W D"]) -> Score:
         state, place, window = self.state, self.place, self.setup.layout.block_length
@@ -241,10 +218,9 @@ class FullPass(StepPasses):
     def _nothing(self) -> Reading:
         """What is known before any pass of the step."""
         config, rows = self.setup.model.config, self.place.start.shape[0]
-        hidden = jnp.zeros((rows, self.setup.layout.block_length, config.d_model), jnp.dtype(config.dtype))
-        tail = self._no_tail() if self.setup.decoder.stop.wants_tail else None
-        return Reading(hidden=hidden, tail=tail, work=jnp.zeros((rows,), jnp.float32), kv=self.kv)
-
-    def _no_tail(self) -> Tail:
-        shape = self.state.given.shape
-        return Tail(ends=jnp.zeros(shape, bool), log_odds=jnp.full(shape, NEVER, jnp.float32))
+        dtype, zero = jnp.dtype(config.dtype), jnp.zeros((rows,), jnp.int32)
+        hidden = jnp.zeros((rows, self.setup.layout.block_length, config.d_model), dtype)
+        wide = None
+        if self.setup.decoder.stop.wants_tail:
+            wide = Wide(jnp.zeros((*self.state.given.shape, config.d_model), dtype), zero, zero)
+        return Reading(hidden=hidden, wide=wide, work=jnp.zeros((rows,), jnp.float32), kv=self.kv)

@@ -78,7 +78,7 @@ def step(setup: Setup, state: State) -> State:
     seeding = jnp.any(open_, axis=1) & ~decides
     acts = decides | seeding
 
-    score, reading = FullPass(setup, state, place, state.kv, open_=open_).run(takes_part)
+    score, tail, reading = FullPass(setup, state, place, state.kv, open_=open_).run(takes_part)
     editable = score.editable & decides[:, None] & ~take(named, place.start, window)
     score = dataclasses.replace(score, editable=editable)
 
@@ -101,7 +101,7 @@ def step(setup: Setup, state: State) -> State:
         settled=_settled(model, state, place, stays & heeded & policy.revises),
         score=score,
         accepted=proposal.accepted & score.eligible,
-        tail=reading.tail,
+        tail=tail,
         eos_ids=model.config.eos_ids,
         turn_ends=model.config.turn_ends,
     )

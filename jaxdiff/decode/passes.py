@@ -5,15 +5,31 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.layout import Setup
+from jaxdiff.decode.pieces import most
 from jaxdiff.decode.push import Push, end_think_push
 from jaxdiff.decode.score import Draws, Vocabulary, believe, text_ends
 from jaxdiff.decode.state import State
-from jaxdiff.types import KV, Belief, Inputs, KVCache, Place, Span, text_end_ids
+from jaxdiff.parallel.mesh import platform
+from jaxdiff.pytree import pytree
+from jaxdiff.types import KV, NEVER, Belief, Inputs, KVCache, Place, Span, Tail, text_end_ids
+from jaxdiff.windows import put, take
+
+LOOK = {"cpu": 64}  # positions at which ends of a text are looked for together, by platform; elsewhere all
+
+
+@pytree
+class Wide:
+    """The features of all tokens that a pass was fed, in their columns: from `first` up to `stop`."""
+
+    features: Float[Array, "B L D"]
+    first: Int[Array, " B"]
+    stop: Int[Array, " B"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,13 +122,31 @@ class StepPasses:
         draws, push = self._draws(columns, draw), self._push(columns)
         return believe(hidden, head, self._ids(), sampling, draws, named=named, push=push, mesh=mesh)
 
-    def text_ends(
-        self, hidden: Float[Array, "B C D"], columns: Int[Array, "B C"]
-    ) -> tuple[Bool[Array, "B C"], Float[Array, "B C"]]:
-        """Where the full pass' candidate ends a text, and how surely."""
-        head, sampling, config = self._head(), self.setup.decoder.sampling, self.setup.model.config
-        draws, push, mesh = self._draws(columns, 0), self._push(columns), self.setup.layout.mesh
-        return text_ends(hidden, head, self._ids(), sampling, draws, text_end_ids(config), push=push, mesh=mesh)
+    def foresee(self, wide: Wide, open_: Bool[Array, "B L"], rows: Bool[Array, " B"] | None = None) -> Tail:
+        """Where the full pass foresees an end of the text among the open positions of these rows, or of all; LOOK
+        positions at a time.
+        """
+        columns, head, config = open_.shape[1], self._head(), self.setup.model.config
+        length = min(columns, LOOK.get(platform(), columns))
+        sampling, mesh = self.setup.decoder.sampling, self.setup.layout.mesh
+        first, stop = self.place.start, jnp.minimum(self.seen, wide.stop)
+
+        def piece(index: int | Int[Array, ""], tail: Tail) -> Tail:
+            start = jnp.clip(first + index * length, 0, columns - length)
+            column = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
+            hidden, draws, push = take(wide.features, start, length), self._draws(column, 0), self._push(column)
+            asked = text_end_ids(config)
+            foreseen, log_odds = text_ends(hidden, head, self._ids(), sampling, draws, asked, push=push, mesh=mesh)
+            ends = foreseen & take(open_, start, length) & (column >= wide.first[:, None]) & (column < stop[:, None])
+            log_odds = jnp.where(ends, log_odds, NEVER)
+            return Tail(ends=put(tail.ends, ends, start), log_odds=put(tail.log_odds, log_odds, start))
+
+        return jax.lax.fori_loop(0, -(-most(stop - first, rows) // length), piece, self.no_tail())
+
+    def no_tail(self) -> Tail:
+        """No end of the text anywhere."""
+        shape = self.state.given.shape
+        return Tail(ends=jnp.zeros(shape, bool), log_odds=jnp.full(shape, NEVER, jnp.float32))
 
     def _head(self) -> Float[Any, "D V"]:
         return self.setup.model.head(self.setup.params)
