@@ -29,6 +29,7 @@ KINDS = (
 )
 NAMES = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "optimization-barrier")
 CALLS = ("while", "conditional", "call", "async-start")  # what they call is counted in their place
+SAME = ("bitcast", "copy", "convert")  # one element for each
 SLICES = ("dynamic-slice", "slice", "gather")
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$")
@@ -241,26 +242,32 @@ class Hlo:
 
     def _used(self, inside: dict[str, Instruction], name: str, array: Array) -> int:
         """Of a fusion's parameter, the bytes that it reads."""
-        if not array.main:
-            return 0
+        return array.main * self._read(inside, name, array.size) * array.bytes // max(1, array.size)
+
+    def _read(self, inside: dict[str, Instruction], name: str, size: int) -> int:
+        """Of an array of that size in a fusion, the elements that are read; where it is copied or converted as a whole,
+        which never leaves the fusion, those that are read of that.
+        """
         total = 0
         for user in inside.values():
             if name not in user.operands:
                 continue
             if user.kind in SLICES and user.operands[0] == name:
-                total += sum(result.bytes for result in user.results)
+                total += sum(result.size for result in user.results)
             elif user.kind == "dynamic-update-slice" and user.operands[0] == name:
                 continue
-            elif user.kind == "bitcast":
-                total += self._used(inside, user.name, array)
+            elif user.kind in SAME and not user.root:
+                total += self._read(inside, user.name, size)
             elif user.kind == "fusion":
                 inner = self.computations[user.called[0]]
                 number = user.operands.index(name)
                 names = [one.name for one in inner.values() if f" parameter({number})" in one.line]
-                total += self._used(inner, names[0], array)
+                within = self._read(inner, names[0], size)
+                whole = within == size == user.results[0].size and not user.root
+                total += self._read(inside, user.name, size) if whole else within
             else:
-                return array.bytes
-        return min(total, array.bytes)
+                return size
+        return min(total, size)
 
     def written(self, each: Instruction) -> Iterator[int]:
         """Of each of an instruction's results, the bytes that it writes to main memory."""

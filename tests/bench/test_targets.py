@@ -17,7 +17,7 @@ from jaxdiff.bench.targets import tpu
 from jaxdiff.caches import Dual
 from jaxdiff.decode import Decoder
 from jaxdiff.models.attention import attend
-from jaxdiff.parallel.mesh import compiling_for, platform
+from jaxdiff.parallel.mesh import compiling_for, over_data, platform
 from jaxdiff.parallel.rules import shardings
 from jaxdiff.policies import Threshold
 
@@ -119,6 +119,48 @@ def test_attention_in_a_kernel_is_counted(chip):
     of_queries, of_keys = (2 * rows * count * length * size for count in (heads, groups))
     assert Hlo(text).traffic(run) == 2 * of_queries + 2 * 2 * of_keys
     assert step_cost(text)["always"]["bytes_accessed"] < 12 * of_queries < 4 * rows * heads * length**2
+
+
+def test_attention_in_a_kernel_compiles_where_each_device_has_rows_of_its_own(chip):
+    """The partitioner divides no kernel, not even over an axis of one device that is left to it."""
+    mesh = tpu("v5e:2x4", "8x1")
+    there = NamedSharding(mesh, PartitionSpec())
+    q = jax.ShapeDtypeStruct((8, 128, 2, 128), jnp.bfloat16, sharding=there)
+    k = jax.ShapeDtypeStruct((8, 2, 128, 128), jnp.bfloat16, sharding=there)
+    seen = jax.ShapeDtypeStruct((8, 1, 128), jnp.bool_, sharding=there)
+    with compiling_for("tpu"):
+        rows = over_data(attend, mesh, PartitionSpec("data"), PartitionSpec("data"))
+        text = jax.jit(rows).lower(q, k, k, seen).compile().as_text()
+    assert any(run.instruction.kind == "custom-call" for run in Hlo(text).runs())
+
+
+def test_what_a_fusion_copies_and_slices_counts_as_much_as_the_slice():
+    """The copy of all layers of an int8 weight is not made: a fusion makes of it what is sliced."""
+    text = """
+%copied (whole: s8[32,64,64]) -> s8[32,64,64] {
+  %whole = s8[32,64,64]{2,1,0} parameter(0)
+  ROOT %copy.1 = s8[32,64,64]{2,1,0:T(8,128)} copy(%whole)
+}
+%product (weight: s8[32,64,64], layer: s32[], x: bf16[8,64]) -> bf16[8,64] {
+  %weight = s8[32,64,64]{2,1,0} parameter(0)
+  %layer = s32[] parameter(1)
+  %x = bf16[8,64]{1,0} parameter(2)
+  %zero = s32[] constant(0)
+  %all = s8[32,64,64]{2,1,0} fusion(%weight), kind=kLoop, calls=%copied
+  %wide = bf16[32,64,64]{2,1,0} convert(%all)
+  %one = bf16[1,64,64]{2,1,0} dynamic-slice(%wide, %layer, %zero, %zero), dynamic_slice_sizes={1,64,64}
+  %flat = bf16[64,64]{1,0} bitcast(%one)
+  ROOT %dot.1 = bf16[8,64]{1,0} dot(%x, %flat), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+ENTRY %main (weight: s8[32,64,64], layer: s32[], x: bf16[8,64]) -> bf16[8,64] {
+  %weight = s8[32,64,64]{2,1,0} parameter(0)
+  %layer = s32[] parameter(1)
+  %x = bf16[8,64]{1,0} parameter(2)
+  ROOT %out = bf16[8,64]{1,0} fusion(%weight, %layer, %x), kind=kOutput, calls=%product
+}
+"""
+    (run,) = [run for run in Hlo(text).runs() if run.instruction.name == "out"]
+    assert Hlo(text).traffic(run) == 64 * 64 + 4 + 2 * (2 * 8 * 64)
 
 
 @pytest.fixture(scope="module")
