@@ -67,6 +67,10 @@ class Model(Protocol):
         """A KV cache of zeros for `rows` canvases of that many columns."""
         ...
 
+    def embed(self, params: Params, tokens: Int[Array, "B C"]) -> Float[Array, "B C D"]:
+        """What the first layer is given of these ids, in the config's dtype."""
+        ...
+
     def head(self, params: Params) -> Float[Any, "D V"]: ...
 
 
@@ -108,7 +112,30 @@ class Passes(Protocol):
 
     They read the KV cache of the full pass and leave it as it was. `draw`, from 2 on, tells the passes of one step
     apart, so that each draws its own noise. The belief is of the same positions, in the order given.
+
+    A drafter's pass is the fill's own: it embeds tokens with `embed`, and has its features read by `believe`.
     """
+
+    @property
+    def inside(self) -> Bool[Array, "B W"]:
+        """The positions of the block that the row attends to in this step: before its end, and no padding."""
+        ...
+
+    def embed(self, tokens: Int[Array, "B C"]) -> Float[Array, "B C D"]:
+        """The model's embeddings, in its dtype."""
+        ...
+
+    def believe(
+        self, hidden: Float[Array, "B C D"], columns: Int[Array, "B C"], draw: int | Int[Array, ""]
+    ) -> Belief:
+        """What the model's head says of features at these canvas columns."""
+        ...
+
+    def beside(self, tokens: Int[Array, " B"], weights: int) -> Float[Array, " B"]:
+        """The work of so many tokens of each row through another network, of so many weights: by these in relation to
+        those of the model's layers that a token meets.
+        """
+        ...
 
     def canvas(self, canvas: Int[Array, "B L"], draw: int | Int[Array, ""]) -> tuple[Belief, Float[Array, " B"]]:
         """The block's belief on another canvas, recomputed whole; and the work of each row."""
@@ -136,6 +163,10 @@ class Fill(Protocol):
 
     @property
     def needs(self) -> frozenset[str]: ...
+
+    def check(self, model: Model, params: Params) -> None:
+        """Raises InputError for a model that it does not go with; `params` may be shapes alone."""
+        ...
 
     def init(self, rows: int, window: int) -> PartState: ...
 

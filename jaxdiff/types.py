@@ -120,6 +120,12 @@ class Belief:
     log_prob: Float[Array, "B C"]  # log-softmax of `token` before temperature and cuts
     named: Float[Array, "B C n"]  # the same of tokens that were asked for by name
 
+    @property
+    def sharpness(self) -> Float[Array, "B C"]:
+        """-log(entropy): the order of entropies, lowest first, on the scale of log-odds; last is what is put off."""
+        nats = -jnp.log(jnp.maximum(self.entropy, jnp.finfo(jnp.float32).tiny))
+        return jnp.where(self.entropy < 1e6, nats, -self.entropy)  # no vocabulary has so much
+
 
 @pytree
 class Score(Belief):
@@ -158,12 +164,6 @@ class Score(Belief):
     def certainty(self) -> Float[Array, "B W"]:
         """-log(1 - margin) without the cancellation near margin 1: the float32-safe order of margins."""
         return -jnp.log(jnp.maximum(jax.nn.sigmoid(-self.log_odds) + self.runner_up, 1e-30))
-
-    @property
-    def sharpness(self) -> Float[Array, "B W"]:
-        """-log(entropy): the order of entropies, lowest first, on the scale of log-odds; last is what is put off."""
-        nats = -jnp.log(jnp.maximum(self.entropy, jnp.finfo(jnp.float32).tiny))
-        return jnp.where(self.entropy < 1e6, nats, -self.entropy)  # no vocabulary has so much
 
     @property
     def positions(self) -> Int[Array, "B W"]:

@@ -189,7 +189,7 @@ def _call(
     reference: Any,
 ) -> Call:
     count, length = canvas.shape[0], canvas.shape[1] - layout.overhang
-    checks.check_decoder(decoder, model, count)
+    checks.check_decoder(decoder, model, params, count)
     if reference is not None and REFERENCE not in decoder.policy.needs:
         raise InputError("reference: found one, but this policy does not decode towards an answer; leave it out")
     last = jnp.full((count,), length, jnp.int32)

@@ -16,7 +16,7 @@ from jaxdiff.protocols import Cache, Model, Stopper
 from jaxdiff.pytree import named_numbers
 from jaxdiff.stoppers import StopStrings
 from jaxdiff.stoppers.strings import NONE
-from jaxdiff.types import InputError
+from jaxdiff.types import InputError, Params
 
 
 def shape_of(name: str, array: Any) -> tuple[int, int]:
@@ -151,7 +151,7 @@ def checked_reference(model: Model, reference: Any, rows: int, length: int, over
     return jnp.pad(jnp.asarray(reference, jnp.int32), ((0, 0), (0, overhang)), constant_values=mask)
 
 
-def check_decoder(decoder: Decoder, model: Model, rows: int | None) -> None:
+def check_decoder(decoder: Decoder, model: Model, params: Params, rows: int | None) -> None:
     """Raises InputError for numbers that do not fit the rows, and for parts that do not go with each other or with the
     model.
     """
@@ -159,6 +159,7 @@ def check_decoder(decoder: Decoder, model: Model, rows: int | None) -> None:
     check_strings(decoder.stop_strings, rows)
     check_cache(decoder.cache, decoder.stop, model)
     check_length(decoder.length, decoder.cache, model)
+    decoder.fill.check(model, params)
     check_end_think(decoder.sampling, model)
 
 

@@ -13,6 +13,7 @@ from jaxdiff.decode.layout import Setup
 from jaxdiff.decode.push import Push, end_think_push
 from jaxdiff.decode.score import Draws, Vocabulary, believe, text_ends
 from jaxdiff.decode.state import State
+from jaxdiff.leaves import weights_met
 from jaxdiff.types import KV, Belief, Inputs, KVCache, Place, Span, text_end_ids
 
 
@@ -66,6 +67,21 @@ class StepPasses:
         start = jnp.zeros_like(self.place.start)
         both = jnp.concatenate([tokens, tokens_before], axis=1), jnp.concatenate([columns, before], axis=1)
         return *both, Span(start, columns.shape[1])
+
+    @property
+    def inside(self) -> Bool[Array, "B W"]:
+        """As `Passes.inside`."""
+        columns = self.columns()
+        return (columns >= self.state.rows.origin[:, None]) & (columns < self.seen[:, None])
+
+    def embed(self, tokens: Int[Array, "B C"]) -> Float[Array, "B C D"]:
+        """As `Passes.embed`."""
+        return self.setup.model.embed(self.setup.params, tokens)
+
+    def beside(self, tokens: Int[Array, " B"], weights: int) -> Float[Array, " B"]:
+        """As `Passes.beside`."""
+        share = weights / weights_met(self.setup.params, self.setup.model.config)
+        return share * self.work(tokens) / self.setup.model.copies
 
     def inputs(
         self,

@@ -85,7 +85,7 @@ def decode_stream(
     decoder = Decoder() if decoder is None else decoder
     block = checks.block_of(model, decoder.block_length)
     checks.check_lengths(model, 0, gen_length, block)
-    checks.check_decoder(decoder, model, None)
+    checks.check_decoder(decoder, model, params, None)
     devices = 1
     if mesh is not None:
         check_axes(mesh)

@@ -1,0 +1,110 @@
+"""A one-layer drafter runs between the commits of one full pass, so that each token knows those before it (ADJUST)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxdiff.fills.base import FillBase, best_of, candidates
+from jaxdiff.fills.drafted import BlockDrafter, check_drafter, weights_of
+from jaxdiff.protocols import Model, Passes
+from jaxdiff.pytree import number, pytree, static
+from jaxdiff.types import NEAR_TIE, Count, Leaf, Params, PartState, Proposal, Score, Written
+from jaxdiff.windows import take
+
+
+@pytree
+class _Draft:
+    """How far a step's draft has come.
+
+    Attributes:
+        count: passes so far; `going`: the rows that take part in the next one.
+        left: chosen positions that are still to be written; the others of the commit are `Written.commit`.
+    """
+
+    count: Int[Array, ""]
+    going: Bool[Array, " B"]
+    left: Bool[Array, "B W"]
+    hidden: Float[Array, "B W D"]
+    written: Written
+
+
+@pytree
+class Adjust(FillBase):
+    """The chosen positions one after the other, the least entropy first: the first as the full pass has it, each other
+    one from a pass of the drafter that has seen all before it. k tokens take k - 1 cheap passes; what a step chose
+    beyond k is left for a later one.
+
+    Which positions are chosen is the policy's; in which order they are written is not, for its priorities are of the
+    full pass, and entropies are known anew after each cheap one: the published order. Exact where a step commits one
+    position, and with `k` of 1. Under guidance the drafter goes on from the guided features.
+
+    Source: ADJUST (arXiv 2509.22738), `jointsampler.py`; a name's default is `adjust`, in the model's folder
+    (`jaxdiff fit --kind adjust`).
+
+    Attributes:
+        k: tokens of a full pass at most.
+        stop: nats; a row goes on while the least entropy among what is left is at most this (1.5 in the published code);
+            the pass that showed it is counted. None: always.
+        drafter, params: the network, and its weights.
+        fitted_to: the fingerprint of the model's weights that it was fitted to; None: it is not checked.
+    """
+
+    drafter: BlockDrafter = static()
+    params: Params
+    fitted_to: str | None = static(default=None)
+    k: Count = number(default=8, low=1, high=2**20, whole=True)
+    stop: Leaf | None = number(default=None, low=0.0, high=float("inf"))
+
+    def check(self, model: Model, params: Params) -> None:
+        """Raises InputError for another model than the drafter's."""
+        check_drafter("adjust", self.drafter.config, self.fitted_to, model, params)
+
+    def write(
+        self,
+        state: PartState,
+        score: Score,
+        proposal: Proposal,
+        commit: Bool[Array, "B W"],
+        passes: Passes,
+        key: Key[Array, " B"],
+    ) -> tuple[Written, PartState]:
+        del key
+        window = commit.shape[1]
+        standing, positions = take(score.canvas, score.start, window), jnp.arange(window, dtype=jnp.int32)[None]
+        columns = score.start[:, None] + positions
+        inside, limit = passes.inside, jnp.minimum(jnp.sum(commit, axis=1, dtype=jnp.int32), jnp.asarray(self.k))
+        cost = passes.beside(jnp.sum(inside, axis=1, dtype=jnp.int32), weights_of(self.params))
+        at, close = best_of(score.sharpness, commit)
+        first = commit & (positions == at)
+
+        def drafted(draft: _Draft) -> _Draft:
+            """One pass of the drafter, and what it writes in the rows that take part."""
+            was, going, tied = draft.written, draft.going, jnp.zeros_like(draft.going)
+            now = jnp.where(was.commit, was.token, standing)
+            hidden = self.drafter.apply(self.params, draft.hidden, passes.embed(now), score.positions, inside)
+            belief = passes.believe(hidden, columns, 2 + draft.count)
+            at, close = best_of(belief.sharpness, draft.left)
+            if self.stop is not None:
+                spare = self.stop - jnp.take_along_axis(belief.entropy, at, axis=1)[:, 0]
+                going, tied = going & (spare >= 0.0), going & (jnp.abs(spare) < NEAR_TIE)
+            here = draft.left & (positions == at) & going[:, None]
+            near = (here & ((belief.gap < NEAR_TIE) | close[:, None])) | (first & tied[:, None])
+            written = Written(
+                token=jnp.where(here, belief.token, was.token),
+                log_prob=jnp.where(here, belief.log_prob, was.log_prob),
+                commit=was.commit | here,
+                close=was.close | near,
+                cheap=was.cheap + draft.going.astype(jnp.int32),
+                work=was.work + jnp.where(draft.going, cost, 0.0),
+            )
+            count = draft.count + 1
+            return _Draft(count, going & (count + 1 < limit), draft.left & ~here, hidden, written)
+
+        start = candidates(score, proposal, first)
+        start = dataclasses.replace(start, close=start.close | (first & close[:, None]))
+        draft = _Draft(jnp.int32(0), limit > 1, commit & ~first, score.hidden, start)
+        return jax.lax.while_loop(lambda draft: jnp.any(draft.going), drafted, draft).written, state
