@@ -1,6 +1,6 @@
 """The drafters in a model's folder: `<model>/drafters/<name>/drafter.json`, their weights, and maybe a card.
 
-    drafted_fill("gsm-1m", "adjust")      what `--fill adjust` means: the drafter `adjust` of that model
+drafted_fill("gsm-1m", "adjust")      what `--fill adjust` means: the drafter `adjust` of that model
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def drafted_fill(model: str | Path, kind: str, name: str | None = None) -> Adjus
         )
     fill = load_drafter(home / name)
     if (found := kind_of(fill)) != kind:
-        raise InputError(f"fill {kind}: found {home / name}, a drafter of kind {found}; take --fill {found}:name={name}")
+        raise InputError(
+            f"fill {kind}: found {home / name}, a drafter of kind {found}; take --fill {found}:name={name}"
+        )
     return fill
 
 

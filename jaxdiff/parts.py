@@ -41,7 +41,7 @@ def digest(*pieces: bytes) -> str:
 
 
 def digest_of_folder(folder: Path) -> str:
-    """Of a model's folder: the names and the contents of the files that a model, its tokenizer, filters and drafters are.
+    """Of a model's folder: the names and the contents of the files that are a model, its tokenizer, filters, drafters.
 
     A file of more than 64 MiB counts by its size and by 16 MiB of it: 256 samples spread evenly from its first byte to
     its last. Other weights differ everywhere; a change of a few bytes in so large a file may go unseen.

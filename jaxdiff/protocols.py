@@ -125,9 +125,7 @@ class Passes(Protocol):
         """The model's embeddings, in its dtype."""
         ...
 
-    def believe(
-        self, hidden: Float[Array, "B C D"], columns: Int[Array, "B C"], draw: int | Int[Array, ""]
-    ) -> Belief:
+    def believe(self, hidden: Float[Array, "B C D"], columns: Int[Array, "B C"], draw: int | Int[Array, ""]) -> Belief:
         """What the model's head says of features at these canvas columns."""
         ...
 

@@ -1,4 +1,4 @@
-"""Which tokens the chosen positions get together: one file per fill. `parse` reads the command line's `NAME:k=v,...`."""
+"""Which tokens the chosen positions get together: one file per fill. `parse` reads the command line's `NAME:k=v`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def parse(text: str, *, drafted: Callable[[str, str | None], Fill] | None = None
 
         parallel      adjust      adjust:name=mine,k=4,stop=1.5      head:k=4
 
-    `drafted` finds one with a drafter by the fill's name and the drafter's, which may be left to its default: it belongs
-    to a model.
+    `drafted` finds one with a drafter by the fill's name and the drafter's, which may be left to its default: it
+    belongs to a model.
 
     Raises InputError for a name or an argument that is not known (with those that are), or a value out of range.
     """

@@ -47,8 +47,8 @@ class Adjust(FillBase):
 
     Attributes:
         k: tokens of a full pass at most.
-        stop: nats; a row goes on while the least entropy among what is left is at most this (1.5 in the published code);
-            the pass that showed it is counted. None: always.
+        stop: nats; a row goes on while the least entropy among what is left is at most this (1.5 in the published
+            code); the pass that showed it is counted. None: always.
         drafter, params: the network, and its weights.
         fitted_to: the fingerprint of the model's weights that it was fitted to; None: it is not checked.
     """

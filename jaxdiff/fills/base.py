@@ -35,9 +35,7 @@ def candidates(score: Score, proposal: Proposal, commit: Bool[Array, "B W"]) -> 
     )
 
 
-def best_of(
-    priority: Float[Array, "B W"], among: Bool[Array, "B W"]
-) -> tuple[Int[Array, "B 1"], Bool[Array, " B"]]:
+def best_of(priority: Float[Array, "B W"], among: Bool[Array, "B W"]) -> tuple[Int[Array, "B 1"], Bool[Array, " B"]]:
     """The position of highest priority, the leftmost where several tie; and whether that hung on less than NEAR_TIE.
 
     A NaN ranks last; what is put off (NEVER) ties with its like by intent.
