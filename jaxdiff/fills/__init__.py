@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from jaxdiff.fills.adjust import Adjust
 from jaxdiff.fills.head import Head
@@ -33,7 +34,7 @@ def parse(text: str, *, drafted: Callable[[str, str | None], Fill] | None = None
     values = parse_arguments(label, known, [item for item in rest.split(",") if item])
     if drafted is None:
         raise InputError(f"{label}: found no model, expected one whose drafters it names")
-    found = drafted(name, values.pop("name", None))
+    found: Any = drafted(name, values.pop("name", None))
     try:
         return dataclasses.replace(found, **values)
     except InputError as error:

@@ -89,7 +89,7 @@ class Adjust(FillBase):
             belief = passes.believe(hidden, columns, 2 + draft.count)
             at, close = best_of(belief.sharpness, draft.left)
             if self.stop is not None:
-                spare = self.stop - jnp.take_along_axis(belief.entropy, at, axis=1)[:, 0]
+                spare = jnp.asarray(self.stop) - jnp.take_along_axis(belief.entropy, at, axis=1)[:, 0]
                 going, tied = going & (spare >= 0.0), going & (jnp.abs(spare) < NEAR_TIE)
             here = draft.left & (positions == at) & going[:, None]
             near = (here & ((belief.gap < NEAR_TIE) | close[:, None])) | (first & tied[:, None])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
@@ -16,6 +16,7 @@ from jaxdiff.types import Params
 SHARED = ("d_model", "vocab_size", "mask_token_id", "n_heads", "n_kv_heads", "head_dim", "mlp_hidden_size")
 
 
+@runtime_checkable
 class BlockDrafter(Protocol):
     """A static, hashable definition that moves the features of a whole block on (`jaxdiff.models.drafter.Adjuster`)."""
 
@@ -32,6 +33,7 @@ class BlockDrafter(Protocol):
     ) -> Float[Array, "B W D"]: ...
 
 
+@runtime_checkable
 class TokenDrafter(Protocol):
     """One that moves the features of some positions on, by the embedding of the token left of each
     (`jaxdiff.models.drafter.SamplerHead`).

@@ -109,7 +109,7 @@ class Windows:
     told: Int[Array, " B"]
     block: int = static()
 
-    def canvas(self, more: Int[Array, " B"] | int, mask: int) -> Int[Array, "B L"]:
+    def canvas(self, more: Int[Array, " B"] | Int[Array, ""] | int, mask: int) -> Int[Array, "B L"]:
         """The state with so many tokens more than the earlier one."""
         return jnp.where(self.rank < (self.first + more)[:, None], self.tokens, mask)
 

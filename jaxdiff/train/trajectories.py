@@ -1,6 +1,7 @@
 """The model's own decodes, recorded so that every state on their way can be rebuilt: what a drafter learns from.
 
-prompts -> a decode -> tokens, commit steps -> trajectory-00000.npz ...      state i = the first i tokens, all else [MASK]
+prompts -> a decode -> tokens, commit steps -> trajectory-00000.npz ...
+state i = the first i tokens that were written, all else [MASK]
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -179,6 +181,9 @@ def _read(path: Path, model: Model) -> Trajectories:
     rank[:, tokens.shape[1] :] = LATER
     tokens = np.pad(tokens, ((0, 0), (0, overhang)), constant_values=model.config.mask_token_id)
     layout = layout_of(model, Decoder(), first=first, generated=step.shape[1], block=block_of(model, block))
-    begin, column = np.asarray(layout.first_block(origin))[:, None], np.arange(rank.shape[1])[None]
+    begin, column = (
+        np.asarray(layout.first_block(jnp.asarray(origin, jnp.int32)))[:, None],
+        np.arange(rank.shape[1])[None],
+    )
     start = np.where(rank < 0, -1, begin + (column - begin) // block * block)
     return Trajectories(tokens, rank, origin, start, prompt, block)

@@ -8,7 +8,7 @@ from jaxdiff.caches import Dual, Frozen, FrozenAtCommit, FrozenPrompt, NoCache, 
 from jaxdiff.fills import Parallel
 from jaxdiff.policies.filters import BlockFilter, LocalFilter, init_layers, local_width
 from jaxdiff.stoppers import BlockEotp, Eos, NoStop, OfficialEotp, SafeEotp
-from tests import small
+from tests import drafters, small
 from tests.fills import LeftToRight
 
 
@@ -62,6 +62,8 @@ FILLS = {
     "canvas": lambda: LeftToRight("canvas"),
     "window": lambda: LeftToRight("window"),
     "group": lambda: LeftToRight("group"),
+    "adjust": lambda: drafters.fill("adjust", k=5),
+    "head": lambda: drafters.fill("head", k=5),
 }
 STOPPERS = {
     "none": NoStop,

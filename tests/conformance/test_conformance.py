@@ -76,7 +76,12 @@ def test_rules_1_and_2_commits(policy, stop, cache, fill, data, seed, temperatur
     assert (answer != small.MASK).all()  # never predicted, and nothing stays masked
     log_prob = np.asarray(result.log_prob)
     assert (np.isfinite(log_prob) & (log_prob <= 0.0) & ((trace >= 0) | (log_prob == 0.0))).all()
-    assert ((np.asarray(result.cheap) > 0) == (fill != "parallel")).all()
+    passes = np.asarray(result.cheap)
+    assert (
+        (passes > 0).all()
+        if fill in ("canvas", "window", "group")
+        else (passes < small.GEN * (fill != "parallel") + 1).all()
+    )
     for row in range(4):
         steps = trace[row][trace[row] >= 0]
         # A model that attends in blocks also fills what makes its last one whole, and stores: no trace shows either.
