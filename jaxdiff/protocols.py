@@ -125,8 +125,24 @@ class Passes(Protocol):
         """The model's embeddings, in its dtype."""
         ...
 
-    def believe(self, hidden: Float[Array, "B C D"], columns: Int[Array, "B C"], draw: int | Int[Array, ""]) -> Belief:
-        """What the model's head says of features at these canvas columns."""
+    def believe(
+        self,
+        hidden: Float[Array, "B C D"],
+        columns: Int[Array, "B C"],
+        draw: int | Int[Array, ""],
+        *,
+        within: tuple[Float[Array, "B C D"], Float[Array, " B"]] | None = None,
+    ) -> Belief:
+        """What the model's head says of features at these canvas columns. `within`: the features of the full pass
+        there, and the log-mass of what was written since (`log_marginal`, summed): candidates are then drawn within
+        the Frechet bounds of these marginals.
+        """
+        ...
+
+    def log_marginal(
+        self, hidden: Float[Array, "B C D"], columns: Int[Array, "B C"], token: Int[Array, "B C"]
+    ) -> Float[Array, "B C"]:
+        """The log-probability of tokens in what features say, at the temperature that is drawn at (1 where it is 0)."""
         ...
 
     def beside(self, tokens: Int[Array, " B"], weights: int) -> Float[Array, " B"]:

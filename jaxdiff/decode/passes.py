@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.layout import Setup
 from jaxdiff.decode.push import Push, end_think_push
-from jaxdiff.decode.score import Draws, Vocabulary, believe, text_ends
+from jaxdiff.decode.score import Draws, Vocabulary, believe, log_marginal, text_ends
 from jaxdiff.decode.state import State
 from jaxdiff.leaves import weights_met
 from jaxdiff.types import KV, Belief, Inputs, KVCache, Place, Span, text_end_ids
@@ -117,10 +117,19 @@ class StepPasses:
         columns: Int[Array, "B C"],
         draw: int | Int[Array, ""],
         named: Int[Array, "B C n"] | None = None,
+        within: tuple[Float[Array, "B C D"], Float[Array, " B"]] | None = None,
     ) -> Belief:
+        """As `Passes.believe`; `named` as that of `score.believe`."""
         head, sampling, mesh = self._head(), self.setup.decoder.sampling, self.setup.layout.mesh
         draws, push = self._draws(columns, draw), self._push(columns)
-        return believe(hidden, head, self._ids(), sampling, draws, named=named, push=push, mesh=mesh)
+        return believe(hidden, head, self._ids(), sampling, draws, named=named, push=push, within=within, mesh=mesh)
+
+    def log_marginal(
+        self, hidden: Float[Array, "B C D"], columns: Int[Array, "B C"], token: Int[Array, "B C"]
+    ) -> Float[Array, "B C"]:
+        """As `Passes.log_marginal`."""
+        head, sampling, mesh = self._head(), self.setup.decoder.sampling, self.setup.layout.mesh
+        return log_marginal(hidden, head, self._ids(), sampling, self._draws(columns, 0), token, mesh=mesh)
 
     def text_ends(
         self, hidden: Float[Array, "B C D"], columns: Int[Array, "B C"]

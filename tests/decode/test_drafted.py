@@ -17,9 +17,10 @@ pytestmark = pytest.mark.usefixtures("strict")
 class Plain:
     """One row: the model's passes over its canvas, and the drafter's between them, in numpy."""
 
-    def __init__(self, kind, model, prompt, k, stop, cfg, temperature):
-        self.kind, self.model, self.first, self.k, self.stop = kind, model, len(prompt), k, stop
-        self.cfg, self.temperature, self.passes, self.work, self.changed = cfg, temperature, 0, 0.0, 0
+    def __init__(self, kind, model, prompt, k, stop, clip, cfg, temperature):
+        self.kind, self.model, self.first, self.k, self.stop, self.clip = kind, model, len(prompt), k, stop, clip
+        self.cfg, self.temperature, self.passes, self.work = cfg, temperature, 0, 0.0
+        self.changed = self.clipped = 0
         self.tree = small.params(0, model)
         self.head, self.embedding = np.asarray(self.tree["head"], np.float64), np.asarray(self.tree["wte"])
         self.params, layers = drafters.drafter(kind, model)[1], {"layers": self.tree["layers"], "ln": self.tree["ln_f"]}
@@ -59,6 +60,9 @@ class Plain:
         block = np.arange(start, start + small.BLOCK)
         _, entropy = self.drawn(self.logits(self.hidden), key, 0)
         best = min(chosen, key=lambda at: entropy[at])
+        divisor = self.temperature or 1.0
+        marginal = reference.softmax(self.logits(self.hidden) / divisor)
+        mass = marginal[best, candidates[best]]
         written, now, hidden = {best: candidates[best]}, x.copy(), self.hidden.copy()
         now[best] = candidates[best]
         for number in range(min(self.k, len(chosen)) - 1):
@@ -71,7 +75,18 @@ class Plain:
             if entropy[best] > self.stop:
                 break
             now[best] = written[best] = token[best]
-            self.changed += int(token[best] != candidates[best])
+            if self.clip == "frechet":
+                p = marginal[best]
+                low, high = np.maximum(p - 1.0 + mass, 0.0) / mass, p / mass
+                within = np.clip(reference.softmax(self.logits(hidden[[best]]) / divisor)[0], low, high)
+                with np.errstate(divide="ignore"):
+                    keys = np.log(within)
+                if self.temperature:
+                    keys = keys + reference.gumbel(key, 2 + number, len(x), small.VOCAB)[best]
+                self.clipped += int(keys.argmax() != token[best])
+                now[best] = written[best] = keys.argmax()
+                mass *= p[now[best]]
+            self.changed += int(now[best] != candidates[best])
         return written
 
     def left_to_right(self, x, chosen, candidates, key):
@@ -95,14 +110,14 @@ class Plain:
         self.work += tokens * self.share / canvas
 
 
-def assert_by_hand(kind, model, *, k=8, stop=1e3, cfg=None, temperature=0.0, steps=2):
-    own = {"stop": stop} if kind == "adjust" else {}
+def assert_by_hand(kind, model, *, k=8, stop=1e3, clip="none", cfg=None, temperature=0.0, steps=2):
+    own = {"stop": stop, "clip": clip} if kind == "adjust" else {}
     fill = drafters.fill(kind, model, k=k, **own)
     result = small.decode(model=model, policy=Fixed(steps=steps), fill=fill, cfg_scale=cfg, temperature=temperature)
     assert not int(result.near_ties.sum()), "draw another seed: float rounding decides here"
     rows = []
     for row, prompt in enumerate(small.PROMPTS):
-        plain = Plain(kind, model, prompt, k, stop, cfg, temperature)
+        plain = Plain(kind, model, prompt, k, stop, clip, cfg, temperature)
         tokens, trace, nfe = reference.decode(
             plain,
             prompt,
@@ -140,8 +155,12 @@ def test_adjust_equals_a_plain_loop():
     assert_by_hand("adjust", small.MODEL, temperature=0.7)
 
 
-def test_adjust_goes_on_from_guided_features_of_a_shifted_model():
-    assert_by_hand("adjust", small.DREAM, cfg=0.8, temperature=0.5)
+def test_adjust_goes_on_from_guided_features_of_a_shifted_model_and_clips_what_it_draws():
+    """The bounds are of what is drawn from: softmax(logits / temperature), whatever the confidences are of."""
+    _, rows = assert_by_hand("adjust", small.DREAM, clip="frechet", cfg=0.8, temperature=0.5)
+    _, more = assert_by_hand("adjust", small.MODEL, clip="frechet", temperature=0.7)
+    assert sum(row.clipped for row in rows), "the case does not exercise the bounds"
+    assert sum(row.clipped for row in more), "the case does not exercise the bounds"
 
 
 def test_the_head_equals_a_plain_loop():
