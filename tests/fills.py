@@ -33,28 +33,21 @@ class LeftToRight:
         if self.how == "group":
             commit &= rank < self.width
         count = jnp.sum(commit, axis=1, dtype=jnp.int32)
-        columns = score.start[:, None] + jnp.arange(window, dtype=jnp.int32)[None]
         standing = take(score.canvas, score.start, window)
 
         def one(index, written):
             now = jnp.where(rank < index, written.token, standing)
             draw = 2 + index
-            if self.how == "group":
-                group = first[:, : self.width]
-                pick = (jnp.take_along_axis(each, group, axis=1) for each in (now, columns))
-                belief, work = passes.group(*pick, draw)
-                at = jnp.broadcast_to(index, (rows, 1))
+            if self.how == "canvas":
+                belief, work = passes.canvas(put(score.canvas, now, score.start), draw)
+            elif self.how == "window":
+                belief, work = passes.window(now, draw)
             else:
-                belief, work = (
-                    passes.window(now, draw)
-                    if self.how == "window"
-                    else passes.canvas(put(score.canvas, now, score.start), draw)
-                )
-                at = jax.lax.dynamic_slice_in_dim(first, index, 1, axis=1)
+                belief, work = passes.group(now, rank < self.width, draw)
             here = commit & (rank == index)
 
             def where(new, old):
-                return jnp.where(here, jnp.take_along_axis(new, at, axis=1), old)
+                return jnp.where(here, new, old)
 
             takes_part = index < count
             return Written(

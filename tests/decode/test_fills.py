@@ -31,14 +31,18 @@ class Plain:
 
     def table(self, x, columns):
         """Logits of these columns; all others have the keys and values that were kept last."""
-        fed = np.union1d(columns, columns - self.model.shifted).astype(int)
-        fed, tables = fed[fed >= 0], []
+        fed, tables = self.with_those_before(columns), []
         for network, visible in zip(self.networks, (0, self.first), strict=False):
             seen, table = x.copy(), np.full((len(x), small.VOCAB), np.nan)
             seen[:visible] = small.MASK
             table[fed] = network.forward(seen, fed)
             tables.append(np.concatenate([table[:1], table[:-1]]) if self.model.shifted else table)
         return tables[0] if self.cfg is None else tables[1] + (self.cfg + 1) * (tables[0] - tables[1])
+
+    def with_those_before(self, columns):
+        """A shifted model reads a column from the one before it."""
+        fed = np.union1d(columns, columns - self.model.shifted).astype(int)
+        return fed[fed >= 0]
 
     def fill(self, x, chosen, candidates, key):
         chosen = sorted(chosen)
@@ -53,8 +57,7 @@ class Plain:
             for network, before in zip(self.networks, kept, strict=True):
                 network.kept = before
             self.passes += 1
-            each = 1 if self.how == "canvas" else 1 + self.model.shifted  # a column is fed with the one before it
-            self.fed += len(self.networks) * each * len(columns)
+            self.fed += len(self.networks) * len(self.with_those_before(columns))
             table[:, small.MASK] = -np.inf
             if self.temperature:
                 table = table + self.temperature * reference.gumbel(key, 2 + index, *table.shape)
