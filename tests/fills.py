@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.pytree import choice, pytree, static
+from jaxdiff.pytree import choice, pytree
 from jaxdiff.types import KV, NEAR_TIE, Written
 from jaxdiff.windows import put, take
 
@@ -12,12 +12,10 @@ from jaxdiff.windows import put, take
 class LeftToRight:
     """Every chosen position is scored anew, left to right, with what this step has written so far in its place.
 
-    `how`: over the whole canvas, the block (`window`), or a `group` of `width` positions: those chosen and, where they
-    are fewer, the leftmost others of the block. A group leaves what it cannot hold for a later step.
+    `how`: over the whole canvas, or over the block (`window`).
     """
 
-    how: str = choice(("canvas", "window", "group"), default="window")
-    width: int = static(default=3)
+    how: str = choice(("canvas", "window"), default="window")
 
     @property
     def needs(self):
@@ -30,20 +28,16 @@ class LeftToRight:
         rows, window = commit.shape
         first = jnp.argsort(~commit, axis=1, stable=True)  # the chosen ones, left to right, then the others
         rank = jnp.argsort(first, axis=1)
-        if self.how == "group":
-            commit &= rank < self.width
         count = jnp.sum(commit, axis=1, dtype=jnp.int32)
-        standing = take(score.canvas, score.start, window)
 
         def one(index, written):
-            now = jnp.where(rank < index, written.token, standing)
+            now = jnp.where(rank < index, written.token, score.tokens)
             draw = 2 + index
-            if self.how == "canvas":
-                belief, work = passes.canvas(put(score.canvas, now, score.start), draw)
-            elif self.how == "window":
-                belief, work = passes.window(now, draw)
-            else:
-                belief, work = passes.group(now, rank < self.width, draw)
+            belief, work = (
+                passes.window(now, draw)
+                if self.how == "window"
+                else passes.canvas(put(score.canvas, now, score.start), draw)
+            )
             here = commit & (rank == index)
 
             def where(new, old):

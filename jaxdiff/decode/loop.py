@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxdiff.decode.full import FullPass
 from jaxdiff.decode.layout import Layout, Setup
-from jaxdiff.decode.passes import StepPasses, keeps_kv
+from jaxdiff.decode.passes import StepPasses
 from jaxdiff.decode.resolve import Choice, in_vocabulary, planted, resolve, seed_position
 from jaxdiff.decode.result import Result, finish
 from jaxdiff.decode.state import Rows, State, fold, holes, keep, live
@@ -61,7 +61,7 @@ def begin(setup: Setup, rows: Rows) -> State:
         fill=decoder.fill.init(count, layout.block_length),
         stop=decoder.stop.init(count),
         text=() if decoder.stop_strings is None else decoder.stop_strings.init(count),
-        kv=model.empty_kv(count, length) if keeps_kv(decoder) else None,
+        kv=model.empty_kv(count, length) if decoder.keeps_kv else None,
     )
 
 

@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.layout import Setup
 from jaxdiff.decode.pieces import shortest
 from jaxdiff.decode.push import Push, end_think_push
 from jaxdiff.decode.score import Draws, Vocabulary, believe, text_ends
 from jaxdiff.decode.state import State
-from jaxdiff.types import KV, Belief, Inputs, KVCache, Place, Span, text_end_ids
+from jaxdiff.types import Belief, Inputs, KVCache, Place, Span, text_end_ids
 from jaxdiff.windows import put, take
 
 SMALLEST = 4  # positions of a group: fewer cost as much on any machine
@@ -202,8 +201,3 @@ def group_widths(block: int, most: int) -> tuple[int, ...]:
     """How many columns are fed for a group in a block of so many positions, `most` at most: 4, 8, 16 ... and all."""
     doubled = (SMALLEST << power for power in range(block.bit_length()))
     return (*(width for width in doubled if width < block), most)
-
-
-def keeps_kv(decoder: Decoder) -> bool:
-    """Whether the state holds keys and values: for a cache, or for the passes of a fill."""
-    return decoder.cache.window != "canvas" or KV in decoder.fill.needs
