@@ -2,17 +2,20 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import infill
+from jaxdiff import InputError, infill
 from jaxdiff.caches import BlockCausal, Dual, Frozen, Prefix
-from jaxdiff.decode import full
+from jaxdiff.decode import full, loop
 from jaxdiff.fills import Recap
 from jaxdiff.fills.recap import SHUFFLE
 from jaxdiff.models import Dream
 from jaxdiff.parallel.mesh import compiling_for
 from jaxdiff.policies import Fixed, Threshold
+from jaxdiff.policies.base import PolicyBase, propose
+from jaxdiff.pytree import pytree
 from tests import reference, small
 from tests.cached import Network
 from tests.fills import Again, LeftToRight
@@ -165,6 +168,41 @@ def test_recap_is_exact_where_nothing_else_is_frozen(model, canvas):
     np.testing.assert_allclose(whole.log_prob, group.log_prob, atol=1e-4)
     np.testing.assert_array_equal(whole.cheap - whole.nfe, group.cheap)  # the first of a step is the full pass's
     assert canvas or (np.asarray(group.work) < np.asarray(whole.work)).all()
+
+
+@pytree
+class AllAlike(PolicyBase):
+    """Everything at once, and none before the others."""
+
+    def select(self, state, score, key):
+        return propose(score, score.eligible, jnp.zeros_like(score.log_odds)), state
+
+
+def test_who_comes_first_is_a_near_tie_at_the_border_of_two_slices():
+    result = small.decode(policy=AllAlike(), fill=Recap([1, 2, 3, 8]))
+    np.testing.assert_array_equal(result.near_ties, [0, 2, 4, 14])
+    assert not int(small.decode(policy=AllAlike(), fill=Recap([1, 2, 3, 8], order="left")).near_ties.sum())
+
+
+class NothingKept(type(small.MODEL)):
+    """A network without keys and values to keep."""
+
+    def empty_kv(self, rows, columns):
+        return {}
+
+
+def test_what_a_fill_cannot_serve_is_refused_before_compilation():
+    before = loop.run._cache_size()
+    for fill, words in (
+        (Recap([2, 9, 8, 1]), "fill recap slices: found 9 for blocks of 8 positions, expected at most 8"),
+        (Recap([2, 3]), "slices: found 2 values, expected one, or 4: one for each row"),
+    ):
+        with pytest.raises(InputError, match=words):
+            small.decode(fill=fill)
+    for part, words in (({"fill": Recap()}, "fill: found recap"), ({"cache": Dual()}, "cache: found dual")):
+        with pytest.raises(InputError, match=f"{words}, which reads keys and values, with a NothingKept, which keeps"):
+            small.decode(model=NothingKept(small.CONFIG), **part)
+    assert loop.run._cache_size() == before
 
 
 def assert_same_as_parallel(**parts):
