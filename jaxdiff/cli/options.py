@@ -40,7 +40,12 @@ Policy = Annotated[
     ),
 ]
 Fill = Annotated[
-    str, typer.Option("--fill", metavar="NAME", help="Which tokens the chosen positions get together: parallel.")
+    str,
+    typer.Option(
+        "--fill",
+        metavar="NAME[:K=V,...]",
+        help="Which tokens the chosen positions get together: parallel, recap:slices=2,order=left ...",
+    ),
 ]
 Cache = Annotated[
     str,

@@ -87,7 +87,8 @@ def step(setup: Setup, state: State) -> State:
     proposal = in_vocabulary(planted(proposal, score, seeding), score, model.config)
     choice = resolve(policy, proposal, score)
     passes = StepPasses(setup, state, place, reading.kv)
-    written, fill_state = decoder.fill.write(state.fill, score, proposal, choice.commit, passes, step_keys)
+    with jax.named_scope("fill"):  # for who inspects the compiled program
+        written, fill_state = decoder.fill.write(state.fill, score, proposal, choice.commit, passes, step_keys)
     state = _changed(state, place, score, proposal, choice, written, model.config.mask_token_id)
 
     holes_left = holes(model, state)

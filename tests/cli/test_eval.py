@@ -18,21 +18,8 @@ def test_report(run, refused, parity, folder, tmp_path):
     light = ("--weights", "int8")
     asked = ("eval", "--task", "parity", "--model", folder, *SHORT)
     light = (*light, "--out", tmp_path / "rows.jsonl", "--stop-string", "e", "--stop-string", "\n")
-    ran = run(
-        *asked,
-        "--n",
-        5,
-        "--batch-size",
-        4,
-        "--policy",
-        "threshold:tau=0.1",
-        "--cache",
-        "dual",
-        "--fill",
-        "recap:slices=3",
-        *light,
-        "--json",
-    )
+    parts = ("--policy", "threshold:tau=0.1", "--fill", "recap:slices=3", "--cache", "dual")
+    ran = run(*asked, "--n", 5, "--batch-size", 4, *parts, *light, "--json")
     got = ran.json
     assert (ran.code, ran.err) == (0, "")
     assert list(got)[:10] == [
@@ -113,14 +100,8 @@ def test_table(run, folder, monkeypatch):
     )
     assert (options["gen_length"], decoder.block_length, int(decoder.policy.steps)) == (16, 8, 2)
     assert ran.code == 0
-    for words in (
-        "drills/validation, n 4, seed 7",
-        "75.0%",
-        "30.1% to 95.4%",
-        "4.0 on average, 12.0 cheap passes; work 2.0",
-        "2.00 tokens",
-        "3.25",
-    ):
+    passes = "4.0 on average, 12.0 cheap passes; work 2.0"
+    for words in ("drills/validation, n 4, seed 7", "75.0%", "30.1% to 95.4%", passes, "2.00 tokens", "3.25"):
         assert words in ran.out
     push = ("--end-think", "+", "--end-think-power", 3)
     got = run("eval", "--task", "drills", "--model", folder, *SHORT, *push, "--json").json
