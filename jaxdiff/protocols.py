@@ -160,10 +160,13 @@ class Passes(Protocol):
         ...
 
     def group(
-        self, tokens: Int[Array, "B C"], columns: Int[Array, "B C"], draw: int | Int[Array, ""]
+        self, tokens: Int[Array, "B W"], among: Bool[Array, "B W"], draw: int | Int[Array, ""]
     ) -> tuple[Belief, Float[Array, " B"]]:
-        """The belief at any columns (each once) with these tokens there, all else as the KV cache has it; and the work
-        of each row.
+        """The belief at some positions of the block with these tokens there, all else as the KV cache has it, the rest
+        of the block too; and the work of each row.
+
+        A pass feeds no more of the block than the row with most positions `among` needs, rounded up to a compiled
+        width. Of the others the belief says nothing; a row without any takes no part, and has no work.
         """
         ...
 

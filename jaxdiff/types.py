@@ -171,6 +171,11 @@ class Score(Belief):
         column = self.start[:, None] + jnp.arange(self.masked.shape[1], dtype=jnp.int32)[None]
         return column - self.origin[:, None]
 
+    @property
+    def tokens(self) -> Int[Array, "B W"]:
+        """What stands in the block, [MASK] included."""
+        return jnp.take_along_axis(self.canvas, self.positions + self.origin[:, None], axis=1)
+
     def log_prob_of(self, token: Int[Array, "B W"]) -> Float[Array, "B W"]:
         """Log-softmax of a token that is the candidate or the reference's, before temperature and cuts."""
         return (

@@ -45,7 +45,8 @@ Fill = Annotated[
     typer.Option(
         "--fill",
         metavar="NAME[:K=V,...]",
-        help="Which tokens the chosen positions get together: parallel, adjust:name=,k=,stop=, head:name=,k=.",
+        help="Which tokens the chosen positions get together: parallel, recap:slices=2,order=left, "
+        "adjust:name=,k=,stop=,clip=, head:name=,k= ...",
     ),
 ]
 Cache = Annotated[

@@ -9,18 +9,19 @@ from typing import Any
 from jaxdiff.fills.adjust import Adjust
 from jaxdiff.fills.head import Head
 from jaxdiff.fills.parallel import Parallel
+from jaxdiff.fills.recap import Recap
 from jaxdiff.protocols import Fill
 from jaxdiff.pytree import InputError
 from jaxdiff.registry import Registry, arguments_of, parse_arguments
 
 DRAFTED = {"adjust": Adjust, "head": Head}  # those whose weights lie in a model's folder
-FILLS = Registry("fill", {"parallel": Parallel} | DRAFTED)
+FILLS = Registry("fill", {"parallel": Parallel, "recap": Recap} | DRAFTED)
 
 
 def parse(text: str, *, drafted: Callable[[str, str | None], Fill] | None = None) -> Fill:
     """The fill that `text` names.
 
-        parallel      adjust      adjust:name=mine,k=4,stop=1.5      head:k=4
+        parallel      recap:slices=3      adjust      adjust:name=mine,k=4,stop=1.5      head:k=4
 
     `drafted` finds one with a drafter by the fill's name and the drafter's, which may be left to its default: it
     belongs to a model.
@@ -41,4 +42,4 @@ def parse(text: str, *, drafted: Callable[[str, str | None], Fill] | None = None
         raise InputError(f"{label} {error}") from None
 
 
-__all__ = ["FILLS", "Adjust", "Head", "Parallel", "parse"]
+__all__ = ["FILLS", "Adjust", "Head", "Parallel", "Recap", "parse"]

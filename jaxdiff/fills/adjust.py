@@ -13,7 +13,6 @@ from jaxdiff.fills.drafted import BlockDrafter, check_drafter, weights_of
 from jaxdiff.protocols import Model, Passes
 from jaxdiff.pytree import choice, number, pytree, static
 from jaxdiff.types import NEAR_TIE, Count, Leaf, Params, PartState, Proposal, Score, Written
-from jaxdiff.windows import take
 
 
 @pytree
@@ -79,7 +78,7 @@ class Adjust(FillBase):
     ) -> tuple[Written, PartState]:
         del key
         window = commit.shape[1]
-        standing, positions = take(score.canvas, score.start, window), jnp.arange(window, dtype=jnp.int32)[None]
+        standing, positions = score.tokens, jnp.arange(window, dtype=jnp.int32)[None]
         start = score.start[:, None]
         inside, limit = passes.inside, jnp.minimum(jnp.sum(commit, axis=1, dtype=jnp.int32), jnp.asarray(self.k))
         cost = passes.beside(jnp.sum(inside, axis=1, dtype=jnp.int32), weights_of(self.params))
