@@ -6,6 +6,7 @@ drafted_fill("gsm-1m", "adjust")      what `--fill adjust` means: the drafter `a
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from jaxdiff.convert import stream
 from jaxdiff.files import copy_present, read_object, refusing, replaced, saving, write_object
 from jaxdiff.fills import Adjust, Head
 from jaxdiff.models.config import Config
-from jaxdiff.models.drafter import Adjuster, SamplerHead
-from jaxdiff.types import InputError
+from jaxdiff.models.drafter import Adjuster, SamplerHead, one_layer_of
+from jaxdiff.protocols import Model
+from jaxdiff.types import InputError, Params
 
 DRAFTERS, DRAFTER = "drafters", "drafter.json"
 KINDS: dict[str, tuple[Any, Any]] = {"adjust": (Adjust, Adjuster), "head": (Head, SamplerHead)}
@@ -46,6 +48,13 @@ def drafted_fill(model: str | Path, kind: str, name: str | None = None) -> Adjus
             f"fill {kind}: found {home / name}, a drafter of kind {found}; take --fill {found}:name={name}"
         )
     return fill
+
+
+def unfitted(kind: str, model: Model, make: Callable[[Any], Params]) -> Adjust | Head:
+    """A fill for this model whose drafter `make` makes: of shapes alone, or of random weights, to see what it costs."""
+    fill, drafter = KINDS[kind]
+    made = drafter(one_layer_of(model.config))
+    return fill(made, make(made))
 
 
 def kind_of(fill: Adjust | Head) -> str:

@@ -61,6 +61,9 @@ LEAVES: Mapping[str, Kind] = {
     "experts/ff_out": Kind(axes=("experts", "ffn", "embed"), summed=-2, expert=True),
     "router/kernel": Kind(axes=("embed", "experts"), optimizer="muon", dtype="float32"),
     "router/bias": Kind(axes=("experts",), dtype="float32"),
+    "fuse/kernel": Kind(axes=("embed", "embed"), summed=-2, optimizer="muon"),  # of drafters
+    "first/kernel": Kind(axes=("embed", "embed"), summed=-2, optimizer="muon"),
+    "second/kernel": Kind(axes=("embed", "embed"), summed=-2, optimizer="muon"),
     "weight": Kind(axes=("embed",)),  # of every norm
 }
 

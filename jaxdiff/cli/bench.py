@@ -11,6 +11,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
+from jaxdiff import fills
 from jaxdiff.bench import measure
 from jaxdiff.bench.cost import step_cost
 from jaxdiff.bench.peers import ONE_ROW, PEERS, STANDARD, against_pytorch, parse_peers
@@ -25,6 +26,7 @@ from jaxdiff.cli.show import note, progress, tell
 from jaxdiff.decode import Program
 from jaxdiff.decode.batches import pad_to_bucket
 from jaxdiff.decode.checks import block_of
+from jaxdiff.drafters import unfitted
 from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.policies import Learned
 from jaxdiff.tasks import task
@@ -123,6 +125,10 @@ def bench(
         home = model_folder(decoding.pinned, weights=False) / FILTERS
         learned = load_filter(home / OFFICIAL)[0] if set(peers) & set(ONE_ROW) else None
     decoder = decoding.decoder(made, gen_length)
+    if shape is not None:
+        make = abstract_params if compile_only else random_params
+        own = fills.parse(fill, drafted=lambda kind, _: unfitted(kind, made, make))
+        decoder = dataclasses.replace(decoder, fill=own)
     prompts, origin = _prompts(checkpoint, made, batch_size, gen_length)
     work = measure.Work(
         model=made,

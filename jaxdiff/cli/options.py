@@ -12,13 +12,14 @@ import typer
 
 import jaxdiff
 from jaxdiff import fills
+from jaxdiff.bench.shapes import abstract_params, shaped
 from jaxdiff.caches import CACHES
 from jaxdiff.checkpoint import adapter_folder, learned_policy, model_folder
 from jaxdiff.cli.show import note
 from jaxdiff.convert.prompts import Tokenizer
 from jaxdiff.decode.checks import block_of, check_blocks, check_cache, check_length, whole_block
 from jaxdiff.decode.decoder import BLOCK_LENGTH, LENGTHS
-from jaxdiff.drafters import drafted_fill
+from jaxdiff.drafters import drafted_fill, unfitted
 from jaxdiff.hub import origin_of
 from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.policies import parse
@@ -222,6 +223,7 @@ class Decoding:
     weights: str | None = None
     ignore_config: tuple[str, ...] = ()
     adapter: str | None = None
+    shape: str | None = None  # of `bench`: a model of random weights, and so is a fill's drafter
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Decoding:
@@ -268,6 +270,9 @@ class Decoding:
 
     def filled(self) -> jaxdiff.Fill:
         """The fill; a drafter is looked for in the model's folder."""
+        if self.shape is not None:
+            made = shaped(self.shape)
+            return fills.parse(self.fill, drafted=lambda kind, _: unfitted(kind, made, abstract_params))
         return fills.parse(self.fill, drafted=lambda kind, name: drafted_fill(self.pinned, kind, name))
 
     def stopper(self, *, canvas: bool = False) -> jaxdiff.Stopper:
