@@ -22,6 +22,9 @@ from jaxdiff.tasks import TASKS, task
 from jaxdiff.types import InputError
 
 
+FILTER_KINDS = ("block", "local", "hidden")
+
+
 def collect(
     out: Annotated[
         Path, typer.Option("--out", help="The traces' folder; the same command goes on with what it holds.")
@@ -141,6 +144,8 @@ def fit(
     """Fit a filter or a drafter to traces, and put it into the model's folder."""
     if not name.isidentifier():
         raise InputError(f"name: found {name!r}, expected letters, digits and underscores")
+    if kind not in (*FILTER_KINDS, *KINDS):
+        raise InputError(f"kind: found {kind!r}, expected {', '.join(FILTER_KINDS)}, {' or '.join(KINDS)}")
     shared = {"steps": steps, "learning_rate": learning_rate}
     of_filters = {"layers": layers, "hidden": hidden, "wrong": wrong, "tau": tau, "quota": quota or None}
     of_drafters = {"k": k, "rows": rows, "adapter": adapter}

@@ -43,10 +43,10 @@ class Adjust(FillBase):
     full pass, and entropies are known anew after each cheap one: the published order. Exact where a step commits one
     position, and with `k` of 1. Under guidance the drafter goes on from the guided features.
 
-    Source: ADJUST (arXiv 2509.22738), `jointsampler.py`; a name's default is `adjust`, in the model's folder
-    (`jaxdiff fit --kind adjust`).
+    Source: ADJUST (arXiv 2509.22738), `jointsampler.py`.
 
     Attributes:
+        name: on the command line, which of the drafters in the model's folder; default `adjust`.
         k: tokens of a full pass at most.
         stop: nats; a row goes on while the least entropy among what is left is at most this (1.5 in the published
             code); the pass that showed it is counted. None: always.

@@ -26,9 +26,10 @@ class Head(FillBase):
     no two of the chosen positions are neighbours (then it is `parallel`).
 
     Source: the sampler head of "Your LLM knows the future" (arXiv 2507.11851), there over a run of masks behind an
-    autoregressive model; a name's default is `head`, in the model's folder (`jaxdiff fit --kind head`).
+    autoregressive model.
 
     Attributes:
+        name: on the command line, which of the drafters in the model's folder; default `head`.
         k: tokens of a full pass at most.
         drafter, params: the network, and its weights.
         fitted_to: the fingerprint of the model's weights that it was fitted to; None: it is not checked.

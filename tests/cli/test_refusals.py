@@ -96,7 +96,7 @@ COMMANDS = [
     (("collect", "--out", "new", "--task", "chess"), "task: found 'chess'"),
     (("fit", "--traces", "nowhere", "--name", "x"), "traces: no part-*.npz in nowhere"),
     (("fit", "--traces", "nowhere", "--name", "../x"), "name: found '../x', expected letters"),
-    (("fit", "--traces", "nowhere", "--name", "x", "--kind", "wide"), "filter kind: found 'wide'"),
+    (("fit", "--traces", "nowhere", "--name", "x", "--kind", "wide"), "kind: found 'wide', expected block"),
     (("dance",), "dance"),
 ]
 
