@@ -21,7 +21,6 @@ from jaxdiff.stoppers import STOPPERS
 from jaxdiff.tasks import TASKS, task
 from jaxdiff.types import InputError
 
-
 FILTER_KINDS = ("block", "local", "hidden")
 
 

@@ -36,12 +36,11 @@ from jaxdiff.fills import Adjust, Head
 from jaxdiff.leaves import fingerprint
 from jaxdiff.models.drafter import Adjuster, SamplerHead, one_layer_of
 from jaxdiff.protocols import Model
-from jaxdiff.pytree import InputError, pytree, static
-from jaxdiff.train.fit_filter import kept_apart
-from jaxdiff.train.trajectories import LATER, Trajectories
+from jaxdiff.pytree import InputError
+from jaxdiff.train.states import Source, Windows
+from jaxdiff.train.trajectories import Trajectories
 from jaxdiff.types import Inputs, Params, Span
 from jaxdiff.weights import full
-from jaxdiff.windows import take
 
 CHUNK = 250  # steps between two looks at the validation loss, after which the fit is saved
 CHECKED = 16  # batches that the validation loss is over
@@ -92,36 +91,6 @@ class FittedDrafter:
     prompts: int
 
 
-@pytree
-class Windows:
-    """Some of the trajectories at some of their states: [B] unless said.
-
-    Attributes:
-        first: tokens that the earlier state has; `told`: those that the later one has more.
-        start: the first column of the block.
-    """
-
-    tokens: Int[Array, "B L"]
-    rank: Int[Array, "B L"]
-    origin: Int[Array, " B"]
-    start: Int[Array, " B"]
-    first: Int[Array, " B"]
-    told: Int[Array, " B"]
-    block: int = static()
-
-    def canvas(self, more: Int[Array, " B"] | Int[Array, ""] | int, mask: int) -> Int[Array, "B L"]:
-        """The state with so many tokens more than the earlier one."""
-        return jnp.where(self.rank < (self.first + more)[:, None], self.tokens, mask)
-
-    def block_of(self, canvas: Int[Array, "B L"]) -> Int[Array, "B W"]:
-        return take(canvas, self.start, self.block)
-
-    def masked(self) -> Bool[Array, "B W"]:
-        """What the later state does not have yet, but the trajectory does in the end."""
-        rank = self.block_of(self.rank)
-        return (rank >= (self.first + self.told)[:, None]) & (rank < LATER)
-
-
 def fit_drafter(
     model: Model,
     params: Params,
@@ -146,7 +115,7 @@ def fit_drafter(
     Raises InputError for trajectories with too few prompts to split or without two masks in a block, for a file of
     another fit, and where no loss was a number.
     """
-    windows = _Source(trajectories, recipe, block_of(model, trajectories.block_length))
+    windows = Source(trajectories, block_of(model, trajectories.block_length), recipe.k, recipe.rows, recipe.seed)
     definition: Any = KINDS[recipe.kind][1](one_layer_of(model.config))
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -284,60 +253,6 @@ def _divergence(
 
 def _mean(sums: tuple[Float[Array, ""], Float[Array, ""]]) -> Float[Array, ""]:
     return sums[0] / jnp.maximum(sums[1], 1.0)
-
-
-class _Source:
-    """Windows of the trajectories, by step: those of the prompts that are fitted, and of those that are kept apart."""
-
-    def __init__(self, trajectories: Trajectories, recipe: DrafterRecipe, block: int) -> None:
-        held = kept_apart(trajectories.prompt)
-        self.prompts = len(np.unique(trajectories.prompt))
-        if held.all() or not held.any():
-            raise InputError(f"traces: found {self.prompts} prompts, too few to keep a tenth apart; collect more")
-        self._recipe, self._block = recipe, block
-        self._fitted, self._held = (_Part.of(trajectories.take(rows)) for rows in (~held, held))
-        self.rows = len(self._fitted.rows.tokens)
-
-    def fitted(self, step: int) -> Windows:
-        return self._of(self._fitted, 0, step)
-
-    def checked(self, step: int) -> Windows:
-        return self._of(self._held, 1, step)
-
-    def _of(self, part: _Part, side: int, step: int) -> Windows:
-        rng, k = np.random.default_rng([self._recipe.seed, side, step]), self._recipe.k
-        picked = rng.integers(len(part.row), size=self._recipe.rows)
-        row, first, rest = part.row[picked], part.first[picked], part.rest[picked]
-        share = np.exp(0.5 ** np.arange(k - 1))
-        depth = 1 + rng.choice(k - 1, size=self._recipe.rows, p=share / share.sum())
-        rows = part.rows.take(row)
-        arrays = (rows.tokens, rows.rank, rows.origin, part.start[picked], first, np.minimum(depth, rest))
-        return Windows(*(jnp.asarray(array, jnp.int32) for array in arrays), block=self._block)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """All states of some trajectories at which the row's block has two masks at least."""
-
-    rows: Trajectories
-    row: Int[np.ndarray, " n"]
-    first: Int[np.ndarray, " n"]  # tokens that the state has
-    start: Int[np.ndarray, " n"]  # of the block that the next one goes to
-    rest: Int[np.ndarray, " n"]  # tokens that may be told of, so that a mask is left in that block
-
-    @classmethod
-    def of(cls, rows: Trajectories) -> _Part:
-        """Raises InputError where there is no such state."""
-        there = (rows.rank >= 0) & (rows.rank < LATER)
-        row, column = np.nonzero(there)
-        rank, start = rows.rank[row, column], rows.start[row, column]
-        last = np.zeros_like(rows.rank)
-        np.maximum.at(last, (row, start), rank)
-        rest = last[row, start] - rank
-        kept = rest > 0
-        if not kept.any():
-            raise InputError("traces: found no block of two tokens or more; collect with larger blocks")
-        return cls(rows, row[kept], rank[kept], start[kept], rest[kept])
 
 
 @dataclasses.dataclass(frozen=True)
