@@ -62,8 +62,8 @@ FILLS = {
     "canvas": (lambda: LeftToRight("canvas"), {}),
     "window": (lambda: LeftToRight("window"), {}),
     "recap": (Recap, {"slices": st.integers(2, small.BLOCK)}),
-    "adjust": (lambda k: drafters.fill("adjust", k=k), {"k": st.integers(1, small.BLOCK)}),
-    "head": (lambda k: drafters.fill("head", k=k), {"k": st.integers(1, small.BLOCK)}),
+    "adjust": (lambda k=small.BLOCK: drafters.fill("adjust", k=k), {"k": st.integers(1, small.BLOCK)}),
+    "head": (lambda k=small.BLOCK: drafters.fill("head", k=k), {"k": st.integers(1, small.BLOCK)}),
 }
 STOPPERS = {
     "none": NoStop,

@@ -99,7 +99,7 @@ def test_every_policy_with_every_fill(fill):
         together = np.unique(trace[row], return_counts=True)[1]
         if not part.revises:
             assert part.waits or len(together) == nfe
-            assert (cheap > 0) == (together > 1).any()
+            assert (together > 1).any() if cheap else fill == "head" or (together == 1).all()  # it corrects neighbours
         several += (together > 1).any()
     assert several > len(rows) // 2
     alike = (np.asarray(result.near_ties) + np.asarray(turned.near_ties)[::-1]) == 0
