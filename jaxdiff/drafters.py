@@ -20,7 +20,7 @@ from jaxdiff.files import copy_present, read_object, refusing, replaced, saving,
 from jaxdiff.fills import Adjust, Head
 from jaxdiff.models.config import Config
 from jaxdiff.models.drafter import Adjuster, SamplerHead, one_layer_of
-from jaxdiff.protocols import Model
+from jaxdiff.protocols import Definition, Model
 from jaxdiff.types import InputError, Params
 
 DRAFTERS, DRAFTER = "drafters", "drafter.json"
@@ -50,7 +50,7 @@ def drafted_fill(model: str | Path, kind: str, name: str | None = None) -> Adjus
     return fill
 
 
-def unfitted(kind: str, model: Model, make: Callable[[Any], Params]) -> Adjust | Head:
+def unfitted(kind: str, model: Model, make: Callable[[Definition], Params]) -> Adjust | Head:
     """A fill for this model whose drafter `make` makes: of shapes alone, or of random weights, to see what it costs."""
     fill, drafter = KINDS[kind]
     made = drafter(one_layer_of(model.config))

@@ -13,6 +13,16 @@ from jaxdiff.types import Belief, Inputs, KVCache, Params, PartState, Place, Pro
 
 
 @runtime_checkable
+class Definition(Protocol):
+    """A static, hashable definition of parameters: a model's, or a drafter's."""
+
+    @property
+    def config(self) -> Any: ...
+
+    def init(self, key: Key[Array, ""]) -> Params: ...
+
+
+@runtime_checkable
 class Model(Protocol):
     """A static, hashable definition whose methods are pure functions of a params pytree."""
 

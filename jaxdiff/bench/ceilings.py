@@ -55,7 +55,7 @@ def forward_cost(model: Model, params: Params, rows: int, tokens: int, attended:
     """
     c = model.config
     layers = jax.tree.leaves({k: v for k, v in params.items() if k not in ("wte", "head")})
-    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in layers)
+    weights = float(sum(leaf.size * leaf.dtype.itemsize for leaf in layers))
     width = c.n_heads * c.head_dim
     flops = rows * tokens * (2 * weights_met(params, c) + 4 * c.n_layers * width * attended)
     cached = 2 * rows * attended * c.n_layers * c.n_kv_heads * c.head_dim * jnp.dtype(c.dtype).itemsize
