@@ -76,7 +76,7 @@ def prompt(waits: Waits, cache: Path) -> None:
 def keys(waits: Waits) -> None:
     import jax
 
-    from jaxdiff.decode.checks import checked_keys
+    from jaxdiff.decode.arrays import checked_keys
 
     key = jax.random.key(0)
     for rows in (1, 64):

@@ -9,6 +9,7 @@ result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, decoder, o
 from jaxdiff import caches, convert, fills, models, policies, stoppers
 from jaxdiff.checkpoint import Checkpoint, Tokenizer, inspect, learned_policy, load, save
 from jaxdiff.decode import Decoder, EndThink, Reason, Result, Sampling, decode, infill, lower, pad_prompts
+from jaxdiff.drafters import drafted_fill
 from jaxdiff.models import build
 from jaxdiff.parallel.mesh import make_mesh
 from jaxdiff.protocols import Cache, Fill, Model, Policy, Stopper
@@ -46,6 +47,7 @@ __all__ = [
     "convert",
     "decode",
     "decode_stream",
+    "drafted_fill",
     "fills",
     "infill",
     "inspect",

@@ -32,7 +32,7 @@ DESCRIBED = (
     *(ADAPTER, "model_index.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json"),
     *("filters/*", "demo.json"),
 )
-OURS = ("params/*", "published/*.json")  # what a folder of ours has besides
+OURS = ("params/*", "drafters/*", "published/*.json")  # what a folder of ours has besides
 OF_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(@(?P<revision>[^@\s]+))?")
 _ADDRESS = re.compile(rf"(https?://[^/]+/|hf://)(models/)?{_NAME.pattern}/?(tree/.*|blob/.*)?")

@@ -7,10 +7,13 @@ second table, `parallel.rules.RULES`.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxdiff.types import InputError
 
@@ -58,6 +61,9 @@ LEAVES: Mapping[str, Kind] = {
     "experts/ff_out": Kind(axes=("experts", "ffn", "embed"), summed=-2, expert=True),
     "router/kernel": Kind(axes=("embed", "experts"), optimizer="muon", dtype="float32"),
     "router/bias": Kind(axes=("experts",), dtype="float32"),
+    "fuse/kernel": Kind(axes=("embed", "embed"), summed=-2, optimizer="muon"),  # of drafters
+    "first/kernel": Kind(axes=("embed", "embed"), summed=-2, optimizer="muon"),
+    "second/kernel": Kind(axes=("embed", "embed"), summed=-2, optimizer="muon"),
     "weight": Kind(axes=("embed",)),  # of every norm
 }
 
@@ -84,3 +90,26 @@ def kind_of(leaf: str) -> Kind:
 def leaf_dtype(leaf: str, dtype: str) -> str:
     """The dtype of the leaf with this name in params of `dtype`: a router's are float32. Raises as `kind_of`."""
     return kind_of(leaf).dtype or dtype
+
+
+def weights_met(params: Any, config: Any) -> float:
+    """How many weights of its layers a token meets in one forward, embedding and head left out: of experts those that
+    it is sent to. Raises as `kind_of`.
+    """
+    met = 0.0
+    for path, leaf in jax.tree.leaves_with_path({k: v for k, v in params.items() if k not in ("wte", "head")}):
+        name = leaf_name(path)
+        if not name.endswith(f"/{QUANTISED[1]}"):
+            share = config.num_experts_per_tok / config.num_experts if kind_of(name).expert else 1.0
+            met += share * leaf.size
+    return met
+
+
+def fingerprint(params: Any) -> str | None:
+    """What tells the weights of one model from another's: 16 hex digits of its last norm, which no int8 and no adapter
+    changes. None where there is no number: shapes alone, or a trace.
+    """
+    norm = params["ln_f"]["weight"]
+    if isinstance(norm, jax.core.Tracer | jax.ShapeDtypeStruct):
+        return None
+    return hashlib.sha256(np.asarray(norm, jnp.bfloat16).tobytes()).hexdigest()[:16]

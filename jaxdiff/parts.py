@@ -24,10 +24,11 @@ import numpy as np
 from jaxdiff.files import Lines, json_line, parse_json, whole_lines, write_lines, writing
 from jaxdiff.types import InputError
 
+FIELDS = 2  # of a decoded row: raised when they change, so that rows of an earlier version are not gone on with
 LARGE = 64 << 20  # bytes of a file or an array above which samples stand for the whole
 SAMPLES, SAMPLE = 256, 64 << 10  # of a large file: how many, of how many bytes each
 READ = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin")  # what a model is read from, and these folders
-READ_FOLDERS = ("params", "filters", "additional_chat_templates")
+READ_FOLDERS = ("params", "filters", "drafters", "additional_chat_templates")
 
 Line = dict[str, Any]
 
@@ -41,7 +42,7 @@ def digest(*pieces: bytes) -> str:
 
 
 def digest_of_folder(folder: Path) -> str:
-    """Of a model's folder: the names and the contents of the files that a model, its tokenizer and its filters are.
+    """Of a model's folder: the names and the contents of the files that are a model, its tokenizer, filters, drafters.
 
     A file of more than 64 MiB counts by its size and by 16 MiB of it: 256 samples spread evenly from its first byte to
     its last. Other weights differ everywhere; a change of a few bytes in so large a file may go unseen.

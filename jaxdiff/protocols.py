@@ -13,6 +13,16 @@ from jaxdiff.types import Belief, Inputs, KVCache, Params, PartState, Place, Pro
 
 
 @runtime_checkable
+class Definition(Protocol):
+    """A static, hashable definition of parameters: a model's, or a drafter's."""
+
+    @property
+    def config(self) -> Any: ...
+
+    def init(self, key: Key[Array, ""]) -> Params: ...
+
+
+@runtime_checkable
 class Model(Protocol):
     """A static, hashable definition whose methods are pure functions of a params pytree."""
 
@@ -67,6 +77,10 @@ class Model(Protocol):
         """A KV cache of zeros for `rows` canvases of that many columns."""
         ...
 
+    def embed(self, params: Params, tokens: Int[Array, "B C"]) -> Float[Array, "B C D"]:
+        """What the first layer is given of these ids, in the config's dtype."""
+        ...
+
     def head(self, params: Params) -> Float[Any, "D V"]: ...
 
 
@@ -108,7 +122,44 @@ class Passes(Protocol):
 
     They read the KV cache of the full pass and leave it as it was. `draw`, from 2 on, tells the passes of one step
     apart, so that each draws its own noise. The belief is of the same positions, in the order given.
+
+    A drafter's pass is the fill's own: it embeds tokens with `embed`, and has its features read by `believe`.
     """
+
+    @property
+    def inside(self) -> Bool[Array, "B W"]:
+        """The positions of the block that the row attends to in this step: before its end, and no padding."""
+        ...
+
+    def embed(self, tokens: Int[Array, "B C"]) -> Float[Array, "B C D"]:
+        """The model's embeddings, in its dtype."""
+        ...
+
+    def believe(
+        self,
+        hidden: Float[Array, "B C D"],
+        columns: Int[Array, "B C"],
+        draw: int | Int[Array, ""],
+        *,
+        within: tuple[Float[Array, "B C D"], Float[Array, " B"]] | None = None,
+    ) -> Belief:
+        """What the model's head says of features at these canvas columns. `within`: the features of the full pass
+        there, and the log-mass of what was written since (`log_marginal`, summed): candidates are then drawn within
+        the Frechet bounds of these marginals.
+        """
+        ...
+
+    def log_marginal(
+        self, hidden: Float[Array, "B C D"], columns: Int[Array, "B C"], token: Int[Array, "B C"]
+    ) -> Float[Array, "B C"]:
+        """The log-probability of tokens in what features say, at the temperature that is drawn at (1 where it is 0)."""
+        ...
+
+    def beside(self, tokens: Int[Array, " B"], weights: int) -> Float[Array, " B"]:
+        """The work of so many tokens of each row through another network, of so many weights: by these in relation to
+        those of the model's layers that a token meets.
+        """
+        ...
 
     def canvas(self, canvas: Int[Array, "B L"], draw: int | Int[Array, ""]) -> tuple[Belief, Float[Array, " B"]]:
         """The block's belief on another canvas, recomputed whole; and the work of each row."""
@@ -119,10 +170,13 @@ class Passes(Protocol):
         ...
 
     def group(
-        self, tokens: Int[Array, "B C"], columns: Int[Array, "B C"], draw: int | Int[Array, ""]
+        self, tokens: Int[Array, "B W"], among: Bool[Array, "B W"], draw: int | Int[Array, ""]
     ) -> tuple[Belief, Float[Array, " B"]]:
-        """The belief at any columns (each once) with these tokens there, all else as the KV cache has it; and the work
-        of each row.
+        """The belief at some positions of the block with these tokens there, all else as the KV cache has it, the rest
+        of the block too; and the work of each row.
+
+        A pass feeds no more of the block than the row with most positions `among` needs, rounded up to a compiled
+        width. Of the others the belief says nothing; a row without any takes no part, and has no work.
         """
         ...
 
@@ -136,6 +190,10 @@ class Fill(Protocol):
 
     @property
     def needs(self) -> frozenset[str]: ...
+
+    def check(self, model: Model, params: Params) -> None:
+        """Raises InputError for a model that it does not go with; `params` may be shapes alone."""
+        ...
 
     def init(self, rows: int, window: int) -> PartState: ...
 

@@ -120,6 +120,12 @@ class Belief:
     log_prob: Float[Array, "B C"]  # log-softmax of `token` before temperature and cuts
     named: Float[Array, "B C n"]  # the same of tokens that were asked for by name
 
+    @property
+    def sharpness(self) -> Float[Array, "B C"]:
+        """-log(entropy): the order of entropies, lowest first, on the scale of log-odds; last is what is put off."""
+        nats = -jnp.log(jnp.maximum(self.entropy, jnp.finfo(jnp.float32).tiny))
+        return jnp.where(self.entropy < 1e6, nats, -self.entropy)  # no vocabulary has so much
+
 
 @pytree
 class Score(Belief):
@@ -160,16 +166,15 @@ class Score(Belief):
         return -jnp.log(jnp.maximum(jax.nn.sigmoid(-self.log_odds) + self.runner_up, 1e-30))
 
     @property
-    def sharpness(self) -> Float[Array, "B W"]:
-        """-log(entropy): the order of entropies, lowest first, on the scale of log-odds; last is what is put off."""
-        nats = -jnp.log(jnp.maximum(self.entropy, jnp.finfo(jnp.float32).tiny))
-        return jnp.where(self.entropy < 1e6, nats, -self.entropy)  # no vocabulary has so much
-
-    @property
     def positions(self) -> Int[Array, "B W"]:
         """Absolute positions of the block."""
         column = self.start[:, None] + jnp.arange(self.masked.shape[1], dtype=jnp.int32)[None]
         return column - self.origin[:, None]
+
+    @property
+    def tokens(self) -> Int[Array, "B W"]:
+        """What stands in the block, [MASK] included."""
+        return jnp.take_along_axis(self.canvas, self.positions + self.origin[:, None], axis=1)
 
     def log_prob_of(self, token: Int[Array, "B W"]) -> Float[Array, "B W"]:
         """Log-softmax of a token that is the candidate or the reference's, before temperature and cuts."""

@@ -3,21 +3,20 @@
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.pytree import choice, pytree, static
+from jaxdiff.fills.base import FillBase
+from jaxdiff.pytree import choice, pytree
 from jaxdiff.types import KV, NEAR_TIE, Written
 from jaxdiff.windows import put, take
 
 
 @pytree
-class LeftToRight:
+class LeftToRight(FillBase):
     """Every chosen position is scored anew, left to right, with what this step has written so far in its place.
 
-    `how`: over the whole canvas, the block (`window`), or a `group` of `width` positions: those chosen and, where they
-    are fewer, the leftmost others of the block. A group leaves what it cannot hold for a later step.
+    `how`: over the whole canvas, or over the block (`window`).
     """
 
-    how: str = choice(("canvas", "window", "group"), default="window")
-    width: int = static(default=3)
+    how: str = choice(("canvas", "window"), default="window")
 
     @property
     def needs(self):
@@ -30,31 +29,20 @@ class LeftToRight:
         rows, window = commit.shape
         first = jnp.argsort(~commit, axis=1, stable=True)  # the chosen ones, left to right, then the others
         rank = jnp.argsort(first, axis=1)
-        if self.how == "group":
-            commit &= rank < self.width
         count = jnp.sum(commit, axis=1, dtype=jnp.int32)
-        columns = score.start[:, None] + jnp.arange(window, dtype=jnp.int32)[None]
-        standing = take(score.canvas, score.start, window)
 
         def one(index, written):
-            now = jnp.where(rank < index, written.token, standing)
+            now = jnp.where(rank < index, written.token, score.tokens)
             draw = 2 + index
-            if self.how == "group":
-                group = first[:, : self.width]
-                pick = (jnp.take_along_axis(each, group, axis=1) for each in (now, columns))
-                belief, work = passes.group(*pick, draw)
-                at = jnp.broadcast_to(index, (rows, 1))
-            else:
-                belief, work = (
-                    passes.window(now, draw)
-                    if self.how == "window"
-                    else passes.canvas(put(score.canvas, now, score.start), draw)
-                )
-                at = jax.lax.dynamic_slice_in_dim(first, index, 1, axis=1)
+            belief, work = (
+                passes.window(now, draw)
+                if self.how == "window"
+                else passes.canvas(put(score.canvas, now, score.start), draw)
+            )
             here = commit & (rank == index)
 
             def where(new, old):
-                return jnp.where(here, jnp.take_along_axis(new, at, axis=1), old)
+                return jnp.where(here, new, old)
 
             takes_part = index < count
             return Written(
@@ -78,7 +66,7 @@ class LeftToRight:
 
 
 @pytree
-class Again:
+class Again(FillBase):
     """The chosen positions from one more pass, which sees what the full pass saw and draws its noise."""
 
     needs = frozenset({KV})

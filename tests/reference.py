@@ -31,14 +31,14 @@ def gumbel(step_key, number, length, vocabulary):
 
 
 @jax.jit
-def _uniform(key):
-    own = jax.random.fold_in(key, 1)
+def _uniform(key, number):
+    own = jax.random.fold_in(key, number)
     return jax.vmap(lambda position: jax.random.uniform(jax.random.fold_in(own, position)))(jnp.arange(LONGEST))
 
 
-def uniform(step_key, length):
-    """A policy's draws in a step: one for each position."""
-    return np.asarray(_uniform(step_key))[:length]
+def uniform(step_key, length, number=1):
+    """Draws of a step, one for each position; number 1 are a policy's."""
+    return np.asarray(_uniform(step_key, number))[:length]
 
 
 def transfer_counts(masked, steps):

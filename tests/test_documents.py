@@ -8,8 +8,10 @@ import pytest
 import typer
 
 from experiments import reference
+from jaxdiff.cli import options
 from jaxdiff.cli.main import app
 from jaxdiff.cli.options import Decoding
+from tests import drafters
 
 HOME = Path(__file__).parents[1]
 DOCUMENTS = [HOME / name for name in ("README.md", "BUILD.md", "CONTRIBUTING.md")] + sorted(HOME.glob("docs/*.md"))
@@ -74,12 +76,13 @@ def parsed(arguments):
 
 
 @pytest.mark.parametrize("arguments", told())
-def test_command(arguments):
+def test_command(arguments, monkeypatch):
     if len(arguments) == 1 and arguments[0] in typer.main.get_command(app).commands:
         return  # the command's name alone: a mention
     values = parsed(["generate", "x"]) | parsed(arguments)  # what a command does not ask for
     values["policy"] = values.get("answer", values["policy"]).replace("name=mine", "name=local")
-    values["model"] = "gsm-1m"  # a reader's folder is not here, nor are the filters in it
+    values["model"] = "gsm-1m"  # a reader's folder is not here, nor are the filters and drafters in it
+    monkeypatch.setattr(options, "drafted_fill", lambda model, kind, name: drafters.fill(kind))
     Decoding.of(values)  # what the command line checks before it reads a model
 
 
@@ -90,14 +93,15 @@ def test_command(arguments):
         ["dance", "x"],
         ["generate", "x", "--policy", "treshold"],
         ["generate", "x", "--policy", "threshold:limit=1"],
+        ["generate", "x", "--fill", "adjust:limit=1"],
         ["eval", "--cache", "triple"],
         ["eval", "--stop", "eotp:way=bold"],
         ["collect", "--out", "x", "--answer", "none"],
     ],
 )
-def test_a_wrong_command_is_seen(arguments):
+def test_a_wrong_command_is_seen(arguments, monkeypatch):
     with pytest.raises((KeyError, ValueError, typer.TyperException)):
-        test_command(arguments)
+        test_command(arguments, monkeypatch)
 
 
 def test_commands_are_found():

@@ -168,6 +168,9 @@ class Bert:
         x = self.norm(params["transform_norm"], jax.nn.gelu(linear(params["transform"], x), False))
         return jnp.concatenate([x, jnp.ones((*x.shape[:2], 1), x.dtype)], -1), None
 
+    def embed(self, params: Params, tokens: Int[Array, "B C"]) -> Float[Array, "B C D"]:
+        return params["wte"][tokens]
+
     def head(self, params: Params) -> Float[Array, "D V"]:
         return jnp.concatenate([params["head"], params["head_bias"][None]])
 

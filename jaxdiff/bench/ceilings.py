@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.leaves import kind_of, leaf_name
+from jaxdiff.leaves import weights_met
 from jaxdiff.protocols import Model
 from jaxdiff.types import Params
 
@@ -54,12 +54,9 @@ def forward_cost(model: Model, params: Params, rows: int, tokens: int, attended:
     Raises InputError for a leaf without a kind.
     """
     c = model.config
-    active, weights = 0.0, 0.0
-    for path, leaf in jax.tree.leaves_with_path({k: v for k, v in params.items() if k not in ("wte", "head")}):
-        share = c.num_experts_per_tok / c.num_experts if kind_of(leaf_name(path)).expert else 1.0
-        active += share * leaf.size
-        weights += leaf.size * leaf.dtype.itemsize
+    layers = jax.tree.leaves({k: v for k, v in params.items() if k not in ("wte", "head")})
+    weights = float(sum(leaf.size * leaf.dtype.itemsize for leaf in layers))
     width = c.n_heads * c.head_dim
-    flops = rows * tokens * (2 * active + 4 * c.n_layers * width * attended)
+    flops = rows * tokens * (2 * weights_met(params, c) + 4 * c.n_layers * width * attended)
     cached = 2 * rows * attended * c.n_layers * c.n_kv_heads * c.head_dim * jnp.dtype(c.dtype).itemsize
     return flops, weights + cached

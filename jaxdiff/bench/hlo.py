@@ -1,6 +1,6 @@
-"""What a compiled program does in one step of the decode, read from its text: products, memory traffic, collectives.
+"""What a compiled program does, read from its text: products, memory traffic, collectives.
 
-    text -> Hlo: computations of Instructions -> runs: each with how often it runs -> step_cost
+    text -> Hlo: computations of Instructions -> runs: each with how often it runs -> `cost.py`
 
 A program over a mesh is that of one device, and all devices run the same: what is counted is each one's own.
 XLA's cost analysis counts the body of every loop once, the layers' too; here loops of a known length count all rounds.
@@ -14,7 +14,6 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 
@@ -174,6 +173,7 @@ class Hlo:
     def __init__(self, text: str) -> None:
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.entry, inside = "", {}
+        self._weights: dict[tuple[str, Callable[[Run], int]], int] = {}
         for line in map(str.strip, text.splitlines()):
             if found := _COMPUTATION.match(line):
                 inside = self.computations.setdefault(found[2], {})
@@ -181,13 +181,11 @@ class Hlo:
             elif instruction := Instruction.parse(line):
                 inside[instruction.name] = instruction
 
-    def runs(self, weigh: Callable[[Run], int] | None = None) -> list[Run]:
-        """Every instruction that runs; of a conditional's branches all, or the one that weighs most."""
+    def runs(self, weigh: Callable[[Run], int] | None = None, rung: int | None = None) -> list[Run]:
+        """Every instruction that runs; of a conditional's branches all, or the one that weighs most.
 
-        @functools.cache
-        def weight(name: str) -> int:
-            assert weigh is not None
-            return sum(run.times * weigh(run) for run in walk(name, 1, True, "", False))
+        `rung`: of those that weigh anything the one that weighs more than so many others, or the most.
+        """
 
         def walk(name: str, times: int, step: bool, part: str, fused: bool) -> Iterator[Run]:
             among = self.computations[name]
@@ -196,13 +194,32 @@ class Hlo:
                 trips = self._trips(each) if each.kind == "while" else 1
                 others = each.called + each.branches
                 if each.branches and weigh is not None:
-                    others = [max(each.branches, key=weight)]
+                    heavy = self.heavy(each, weigh) or each.branches[:1]
+                    others = [heavy[-1 if rung is None else min(rung, len(heavy) - 1)]]
                 here = part or (each.name if step and (each.branches or trips is None) else "")
                 for other in others:
                     inside = fused or each.kind not in CALLS
                     yield from walk(other, times * (trips or 1), step or trips is None, here, inside)
 
         return list(walk(self.entry, 1, False, "", False))
+
+    def heavy(self, each: Instruction, weigh: Callable[[Run], int]) -> list[str]:
+        """The branches of a conditional that weigh anything, the lightest first."""
+        weights = {name: self._weight(name, weigh) for name in each.branches}
+        return sorted(filter(weights.__getitem__, each.branches), key=weights.__getitem__)
+
+    def _weight(self, name: str, weigh: Callable[[Run], int]) -> int:
+        """Of all that runs in a computation, and of the dearest of branches."""
+        if (name, weigh) not in self._weights:
+            total = 0
+            among = self.computations[name]
+            for each in among.values():
+                own = weigh(Run(each, 1, True, "", among, False))
+                trips = (self._trips(each) or 1) if each.kind == "while" else 1
+                dearest = max((self._weight(branch, weigh) for branch in each.branches), default=0)
+                total += own + trips * (sum(self._weight(other, weigh) for other in each.called) + dearest)
+            self._weights[name, weigh] = total
+        return self._weights[name, weigh]
 
     def _trips(self, loop: Instruction) -> int | None:
         """Rounds of a loop that counts from 0 to a constant; None for any other."""
@@ -304,35 +321,6 @@ def collectives(runs: Iterable[Run]) -> list[Collective]:
         for run, kind in kinds
         if kind in KINDS
     ]
-
-
-def step_cost(text: str) -> dict[str, Any]:
-    """What one device does in a step.
-
-    `always`: in every one; `passes`: in turn, what is done once for each piece of the rows that need it: a conditional,
-    in its dearest branch, or one round of a loop. Each: `flops`, of matrix products; `bytes_accessed`, moved between
-    main memory and the chip; `collectives`, by kind how many, and the bytes of their results.
-    """
-    hlo = Hlo(text)
-    parts: dict[str, list[Run]] = {"": []}
-    for run in hlo.runs(flops):
-        if run.step:
-            parts.setdefault(run.part, []).append(run)
-    always, *passes = (_cost(hlo, runs) for runs in parts.values())
-    return {"always": always, "passes": [each for each in passes if each["flops"]]}
-
-
-def _cost(hlo: Hlo, runs: list[Run]) -> dict[str, Any]:
-    kinds: dict[str, dict[str, int]] = {}
-    for each in collectives(runs):
-        kind = kinds.setdefault(each.kind, {"count": 0, "bytes": 0})
-        kind["count"] += each.times
-        kind["bytes"] += each.times * each.bytes
-    return {
-        "flops": sum(run.times * flops(run) for run in runs),
-        "bytes_accessed": sum(run.times * hlo.traffic(run) for run in runs),
-        "collectives": kinds,
-    }
 
 
 def flops(run: Run) -> int:

@@ -26,6 +26,7 @@ from jaxdiff.bench.measure import Timing, Work
 from jaxdiff.bench.pytorch.client import Ran, Worker, worker
 from jaxdiff.bench.starts import warm_compile_seconds
 from jaxdiff.caches import Dual, Prefix
+from jaxdiff.fills import Parallel
 from jaxdiff.policies import Fixed, Learned, Threshold, any_of
 from jaxdiff.stoppers import OfficialEotp
 from jaxdiff.types import InputError
@@ -62,7 +63,7 @@ def decoders(learned: Learned | None) -> dict[str, dict[str, Any]]:
     if learned is not None:
         published = any_of(learned, Fixed())
         parts |= {"learn2pd": {"policy": published}, "eotp": {"policy": published, "stop": OfficialEotp()}}
-    return parts
+    return {name: own | {"fill": Parallel()} for name, own in parts.items()}
 
 
 def against_pytorch(

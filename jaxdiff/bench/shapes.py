@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
 from jaxdiff.models import build, in_dtype
-from jaxdiff.protocols import Model
+from jaxdiff.protocols import Definition, Model
 from jaxdiff.types import InputError, Params
 from jaxdiff.weights import quantised
 
@@ -61,13 +61,13 @@ def shaped(name: str, dtype: str = "bfloat16", **changes: Any) -> Model:
     return build(SHAPES[name] | {"dtype": dtype} | changes)
 
 
-def abstract_params(model: Model, weights: str | None = None) -> Params:
+def abstract_params(model: Definition, weights: str | None = None) -> Params:
     """Shapes and dtypes of the parameters, for compiling alone."""
     shapes = in_dtype(jax.eval_shape(model.init, jax.random.key(0)), model.config.dtype)
     return shapes if weights is None else jax.eval_shape(quantised, shapes)
 
 
-def random_params(model: Model, weights: str | None = None) -> Params:
+def random_params(model: Definition, weights: str | None = None) -> Params:
     """Random parameters in the model's dtype or in int8, made leaf by leaf on the device: never a copy of the whole."""
     leaves: Any = flatten_dict(abstract_params(model), sep="/")
     made = {}

@@ -11,8 +11,9 @@ import numpy as np
 import typer
 from rich.table import Table
 
+from jaxdiff import fills
 from jaxdiff.bench import measure
-from jaxdiff.bench.hlo import step_cost
+from jaxdiff.bench.cost import step_cost
 from jaxdiff.bench.peers import ONE_ROW, PEERS, STANDARD, against_pytorch, parse_peers
 from jaxdiff.bench.pytorch.client import check_pytorch
 from jaxdiff.bench.shapes import SHAPES, abstract_params, random_params, shaped
@@ -25,6 +26,7 @@ from jaxdiff.cli.show import note, progress, tell
 from jaxdiff.decode import Program
 from jaxdiff.decode.batches import pad_to_bucket
 from jaxdiff.decode.checks import block_of
+from jaxdiff.drafters import unfitted
 from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.policies import Learned
 from jaxdiff.tasks import task
@@ -43,6 +45,7 @@ def bench(
         str | None, typer.Option("--shape", help=f"Random weights of a published shape: {', '.join(SHAPES)}.")
     ] = None,
     policy: options.Policy = "fixed",
+    fill: options.Fill = "parallel",
     gen_length: options.GenLength = 256,
     block_length: options.BlockLength = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows decoded together.")] = 1,
@@ -122,6 +125,10 @@ def bench(
         home = model_folder(decoding.pinned, weights=False) / FILTERS
         learned = load_filter(home / OFFICIAL)[0] if set(peers) & set(ONE_ROW) else None
     decoder = decoding.decoder(made, gen_length)
+    if shape is not None:
+        make = abstract_params if compile_only else random_params
+        own = fills.parse(fill, drafted=lambda kind, _: unfitted(kind, made, make))
+        decoder = dataclasses.replace(decoder, fill=own)
     prompts, origin = _prompts(checkpoint, made, batch_size, gen_length)
     work = measure.Work(
         model=made,
@@ -134,10 +141,12 @@ def bench(
         rounds=rounds,
         target=chips,
     )
+    device = chips.devices.flat[0] if chips else jax.devices()[0]
     note("compiling")
     if compile_only:
         program = work.program(cache=decoder.cache).program
-        found = _facts(program) | (_of_each_chip(program) if chips else {})
+        seen = device.platform != "gpu"  # whose products are calls into libraries
+        found = _facts(program) | (_of_each_chip(program) if seen else {})
     else:
         found = _measured(work, whole, roofline=roofline)
         if not without:
@@ -146,13 +155,14 @@ def bench(
         "model": shape or model,
         "revision": None if checkpoint is None else checkpoint.revision,
         "adapter": decoding.pinned_adapter,
-        "device": (chips.devices.flat[0] if chips else jax.devices()[0]).device_kind,
+        "device": device.device_kind,
         "target": target,
         "mesh": spread if compile_only else None,
         "cache": cache if compile_only else None,
         "dtype": made.config.dtype,
         "weights": weights,
         "policy": policy,
+        "fill": fill,
         "batch_size": batch_size,
         "canvas": prompts.shape[1] + gen_length,
         "gen_length": gen_length,
@@ -240,7 +250,8 @@ def _table(found: dict[str, Any], setting: dict[str, Any]) -> Table:
         "median",
         "interval",
         title=f"{setting['model']} on {setting['device']}, {setting['dtype']}, batch {setting['batch_size']}, canvas "
-        f"{setting['canvas']}, {setting['policy']}" + (f", {setting['weights']} weights" if setting["weights"] else ""),
+        f"{setting['canvas']}, {setting['policy']}, fill {setting['fill']}"
+        + (f", {setting['weights']} weights" if setting["weights"] else ""),
         box=None,
         title_justify="left",
     )
@@ -277,13 +288,22 @@ def _table(found: dict[str, Any], setting: dict[str, Any]) -> Table:
     table.add_row("temporaries", f"{found['peak_temp_bytes'] / 1e6:,.1f} MB", "")
     if "step" in found:
         table.add_row("peak, on each chip as all of these", f"{found['peak_bytes'] / 1e6:,.1f} MB", "")
-        passes = {f"pass {i + 1}": each for i, each in enumerate(found["step"]["passes"])}
-        for part, each in ({"every step": found["step"]["always"]} | passes).items():
+        for part, each in _parts(found["step"]).items():
             table.add_row(f"{part}: products", f"{each['flops'] / 1e12:,.3f} TFLOP", "")
             table.add_row(f"{part}: memory traffic", f"{each['bytes_accessed'] / 1e6:,.1f} MB", "")
             for kind, exchanged in each["collectives"].items():
                 table.add_row(f"{part}: {kind}", f"{exchanged['bytes'] / 1e6:,.3f} MB", f"in {exchanged['count']}")
     return table
+
+
+def _parts(step: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a step does, by the name of a row of the table: a fill's passes at each width that is compiled."""
+    parts = {"every step": step["always"]}
+    for number, one in enumerate(step["passes"], start=1):
+        for each in one["rungs"] if one["fill"] else [one]:
+            columns = f", {each['columns']} columns of a row" if each["columns"] else ""
+            parts[f"pass {number}{' (fill)' if one['fill'] else ''}{columns}"] = each
+    return parts
 
 
 def _starts(way: dict[str, Any]) -> str:

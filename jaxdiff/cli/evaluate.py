@@ -58,8 +58,8 @@ def evaluate(
         typer.Option(
             "--out",
             metavar="JSONL",
-            help="A row for each problem: number, question, text, correct, nfe, work, length, near_ties, not_finite. "
-            "Stopped, the same command goes on from what lies in JSONL.parts.",
+            help="A row for each problem: number, question, text, correct, nfe, cheap, work, length, near_ties, "
+            "not_finite. Stopped, the same command goes on from what lies in JSONL.parts.",
         ),
     ] = None,
     as_json: options.Json = False,
@@ -116,11 +116,17 @@ def evaluate(
     further = [f"adapter {adapter}"] * (adapter is not None) + [f"{weights} weights"] * (weights is not None)
     table.add_row("model", ", ".join([model, *further]))
     shape = f"{length} length {gen_length}, block {decoder.block_length}"
-    table.add_row("policy", f"{policy}, stop {stop}, cache {cache}, {shape}")
+    table.add_row("policy", f"{policy}, fill {fill}, stop {stop}, cache {cache}, {shape}")
     interval = f"{numbers['accuracy_low']:.1%} to {numbers['accuracy_high']:.1%}"
     table.add_row("accuracy", f"{numbers['accuracy']:.1%}  (95 %: {interval})")
-    table.add_row("NFE", f"{numbers['nfe']:.1f} on average")
+    table.add_row("NFE", f"{numbers['nfe']:.1f} on average" + _beside(numbers))
     table.add_row("TPF", f"{numbers['tpf']:.2f} tokens per forward")
     table.add_row("seconds", f"{numbers['seconds']:.2f}, and {numbers['compile_seconds']:.2f} of compiling")
     tell(numbers | setting, table, as_json=as_json)
     return 0 if trusted(model, "problem", dict(enumerate(report.not_finite.tolist()))) else 1
+
+
+def _beside(numbers: dict[str, float | int]) -> str:
+    """The passes besides the forwards, where there are any, and what all cost."""
+    cheap = f", {numbers['cheap']:.1f} cheap passes" if numbers["cheap"] else ""
+    return f"{cheap}; work {numbers['work']:.1f}"

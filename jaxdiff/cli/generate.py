@@ -34,8 +34,8 @@ def generate(
         typer.Option(
             "--out",
             metavar="JSONL",
-            help="Rows of id, text, token_ids, nfe, work, reason, commit_step, seconds (in its slot); or id, error. "
-            "Stopped, the same command goes on from what lies in JSONL.parts. Default stdout, row by row.",
+            help="Rows of id, text, token_ids, nfe, cheap, work, reason, commit_step, seconds (in its slot); or id, "
+            "error. Stopped, the same command goes on from what lies in JSONL.parts. Default stdout, row by row.",
         ),
     ] = None,
     model: options.Model = SHIPPED,

@@ -1,4 +1,4 @@
-"""`jaxdiff collect` and `jaxdiff fit`: traces of a model's own answers, and the filter that is learned from them."""
+"""`jaxdiff collect` and `jaxdiff fit`: traces of a model's own answers, and the filter or drafter learned from them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import dataclasses
 import functools
 import itertools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from jaxdiff.checkpoint import FILTERS, SHIPPED, learned_policy, load, model_folder, save_filter
 from jaxdiff.cli import options
 from jaxdiff.cli.show import progress, tell
-from jaxdiff.decode import Decoder
+from jaxdiff.decode import Decoder, Sampling
+from jaxdiff.drafters import DRAFTERS, KINDS, save_drafter
 from jaxdiff.hub import origin_of
 from jaxdiff.policies import Learned, parse
 from jaxdiff.stoppers import STOPPERS
 from jaxdiff.tasks import TASKS, task
 from jaxdiff.types import InputError
+
+FILTER_KINDS = ("block", "local", "hidden")
 
 
 def collect(
@@ -51,10 +54,28 @@ def collect(
         str,
         typer.Option("--answer", help="The policy whose answers are replayed: threshold:tau=0.99 is fast."),
     ] = "fixed",
+    trajectories: Annotated[
+        bool,
+        typer.Option(
+            "--trajectories",
+            help="The decodes themselves, without a replay: what fit --kind adjust and head learn from.",
+        ),
+    ] = False,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, help="With --trajectories: 0 is greedy.")
+    ] = 0.0,
     as_json: options.Json = False,
 ) -> None:
     """Decode training prompts, by default one token a step, replay the answers, and write what was seen."""
-    from jaxdiff.train.traces import collect as run
+    if trajectories and (features or tau != [0.0]):
+        raise InputError("collect: found --features or --tau beside --trajectories, which has no replay; leave it out")
+    if temperature and not trajectories:
+        raise InputError(
+            "temperature: found it without --trajectories; answers that are replayed are greedy: leave it out"
+        )
+
+    from jaxdiff.train import traces
+    from jaxdiff.train import trajectories as trajectory
 
     stopper, source = STOPPERS.parse(stop), task(task_name)
     pinned, adapter = options.pinned(model), options.pinned_adapter(adapter)
@@ -63,21 +84,16 @@ def collect(
     tokenizer = checkpoint.tokenizer_for(task_name)
     problems = list(itertools.islice(source.problems("train", seed), n))
     prompts = [tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question) for p in problems]
+    sampling = Sampling(temperature=temperature)
+    decoder = Decoder(policy=policy, stop=stopper, sampling=sampling, block_length=block_length)
+    given = (checkpoint.model, checkpoint.params, prompts, list(range(len(prompts))), out, decoder)
+    sizes = dict(gen_length=gen_length, batch_size=batch_size)
     with progress("prompts", n, lambda rows, seconds: f"{rows / seconds:,.0f} rows/s") as update:
-        traces = run(
-            checkpoint.model,
-            checkpoint.params,
-            prompts,
-            list(range(len(prompts))),
-            out,
-            Decoder(policy=policy, stop=stopper, block_length=block_length),
-            gen_length=gen_length,
-            batch_size=batch_size,
-            features=features,
-            taus=tau,
-            progress=update,
-        )
-    numbers = {"prompts": len(prompts), "rows": int(traces.prompt.size), "seed": seed}
+        if trajectories:
+            rows = len(trajectory.record(*given, **sizes, seed=seed, progress=update).prompt)
+        else:
+            rows = traces.collect(*given, **sizes, features=features, taus=tau, progress=update).prompt.size
+    numbers = {"prompts": len(prompts), "rows": int(rows), "seed": seed}
     numbers |= {"revision": checkpoint.revision, "adapter": adapter}
     tell(numbers, f"{numbers['rows']} rows of {numbers['prompts']} prompts in {out}", as_json=as_json)
 
@@ -87,43 +103,104 @@ def fit(
         list[Path],
         typer.Option("--traces", help="A folder that `collect` wrote. Given more than once: all, of one --seed."),
     ],
-    name: Annotated[str, typer.Option("--name", help="What the policy is called: learned:name=NAME.")],
+    name: Annotated[
+        str,
+        typer.Option("--name", help="What is fitted is called: learned:name=NAME, adjust:name=NAME, head:name=NAME."),
+    ],
     model: options.Model = SHIPPED,
-    kind: Annotated[str, typer.Option("--kind", help="block (as published), local or hidden.")] = "local",
-    layers: Annotated[int, typer.Option("--layers", min=1, help="Linear layers.")] = 2,
-    hidden: Annotated[int | None, typer.Option("--hidden", min=1, help="Width between. Default the block.")] = None,
-    wrong: Annotated[float, typer.Option("--wrong", min=0.0, help="What a wrong commit costs, in waits.")] = 1.0,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Of the optimizer.")] = 5000,
-    tau: Annotated[float, typer.Option("--tau", min=0.0, max=1.0, help="The threshold of its card.")] = 0.96,
-    quota: Annotated[bool, typer.Option("--quota", help="Join it with one token a step, as published.")] = False,
+    adapter: options.Adapter = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind",
+            help="A filter: block (as published), local or hidden. Or a drafter, of --trajectories: adjust, head.",
+        ),
+    ] = "local",
+    layers: Annotated[int | None, typer.Option("--layers", min=1, help="Linear layers of a filter. Default 2.")] = None,
+    hidden: Annotated[
+        int | None, typer.Option("--hidden", min=1, help="Width between a filter's layers. Default the block.")
+    ] = None,
+    wrong: Annotated[
+        float | None, typer.Option("--wrong", min=0.0, help="What a filter's wrong commit costs, in waits. Default 1.")
+    ] = None,
+    tau: Annotated[
+        float | None, typer.Option("--tau", min=0.0, max=1.0, help="The threshold of a filter's card. Default 0.96.")
+    ] = None,
+    quota: Annotated[bool, typer.Option("--quota", help="Join a filter with one token a step, as published.")] = False,
+    k: Annotated[
+        int | None, typer.Option("--k", min=2, help="Tokens of a forward that a drafter is fitted for. Default 8.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option("--rows", min=1, help="Of a drafter's step. Default 32.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Of the optimizer. Default 5000, of a drafter 3000.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", min=0.0, help="Default 0.003, of a drafter 0.001.")
+    ] = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Fit a filter to traces, and put it into the model's folder."""
-    from jaxdiff.train.fit_filter import FilterRecipe, fit_filter
-    from jaxdiff.train.traces import load_traces
-
+    """Fit a filter or a drafter to traces, and put it into the model's folder."""
     if not name.isidentifier():
         raise InputError(f"name: found {name!r}, expected letters, digits and underscores")
-    if not 0.0 <= tau <= 1.0:  # NaN is no option's mistake to the parser
-        raise InputError(f"tau: found {tau}, expected a number from 0 to 1")
-    recipe = FilterRecipe(kind=kind, layers=layers, hidden=hidden, wrong=wrong, steps=steps, seed=seed)
+    if kind not in (*FILTER_KINDS, *KINDS):
+        raise InputError(f"kind: found {kind!r}, expected {', '.join(FILTER_KINDS)}, {' or '.join(KINDS)}")
+    shared = {"steps": steps, "learning_rate": learning_rate}
+    of_filters = {"layers": layers, "hidden": hidden, "wrong": wrong, "tau": tau, "quota": quota or None}
+    of_drafters = {"k": k, "rows": rows, "adapter": adapter}
+    idle = of_filters if kind in KINDS else of_drafters
+    if found := [option for option, value in idle.items() if value is not None]:
+        raise InputError(
+            f"{found[0]}: found it beside --kind {kind}, which takes no such option; leave one of the two out"
+        )
+    given = shared | (of_drafters if kind in KINDS else of_filters)
+    given = {option: value for option, value in given.items() if value is not None} | {"kind": kind, "seed": seed}
     home = model_folder(model, weights=False)
     if origin_of(home) is not None:
         raise InputError(
-            f"model: {model} lies in the hub's cache, which keeps no filter of yours; make a folder of your own "
+            f"model: {model} lies in the hub's cache, which keeps nothing of yours; make a folder of your own "
             f"(jaxdiff convert {model} DST), and name that"
         )
+    numbers, line = (_drafter if kind in KINDS else _filter)(home, name, traces, given)
+    tell(numbers, line, as_json=as_json)
+
+
+def _filter(home: Path, name: str, traces: list[Path], given: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Fits a filter and saves it: its numbers, and a line of them."""
+    from jaxdiff.train.fit_filter import FilterRecipe, fit_filter
+    from jaxdiff.train.traces import load_traces
+
+    tau, quota = given.pop("tau", 0.96), given.pop("quota", False)
+    if not 0.0 <= tau <= 1.0:  # NaN is no option's mistake to the parser
+        raise InputError(f"tau: found {tau}, expected a number from 0 to 1")
+    recipe = FilterRecipe(**given)
     folder, rows = home / FILTERS / name, [load_traces(path) for path in traces]
-    with progress("steps", steps, lambda loss, _: f"validation loss {loss:.4f}") as update:
+    with progress("steps", recipe.steps, lambda loss, _: f"validation loss {loss:.4f}") as update:
         fitted = fit_filter(rows, recipe, update)
     save_filter(folder, Learned(fitted.filter, tau), quota=quota)
-    numbers = {
-        "filter": str(folder),
-        "validation_loss": fitted.best,
-        "rows": fitted.rows,
-        "prompts": fitted.prompts,
-        **dataclasses.asdict(recipe),
-    }
+    numbers = {"filter": str(folder), "validation_loss": fitted.best, "rows": fitted.rows, "prompts": fitted.prompts}
     line = f"{folder}: validation loss {fitted.best:.4f} nats, {fitted.rows} rows of {fitted.prompts} prompts"
-    tell(numbers, line, as_json=as_json)
+    return numbers | dataclasses.asdict(recipe), line
+
+
+def _drafter(home: Path, name: str, traces: list[Path], given: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Fits a drafter and saves it: its numbers, and a line of them. One that a signal stops is gone on with later."""
+    from jaxdiff.train.fit_drafter import DrafterRecipe, fit_drafter
+    from jaxdiff.train.trajectories import load_trajectories
+
+    adapter = options.pinned_adapter(given.pop("adapter", None))
+    recipe, folder, saved = DrafterRecipe(**given), home / DRAFTERS / name, traces[0] / f"fit-{name}.npz"
+    checkpoint = load(home, adapter=adapter)
+    rows = load_trajectories(traces, checkpoint.model)
+    with progress("steps", recipe.steps, lambda loss, _: f"validation KL {loss:.4f}") as update:
+        fitted = fit_drafter(checkpoint.model, checkpoint.params, rows, recipe, saved=saved, progress=update)
+    told = {"drafter": str(folder), "adapter": adapter, **dataclasses.asdict(recipe)}
+    if fitted is None:  # what a pre-empted machine asks for: not a failure
+        return told | {"stopped": True}, f"stopped early; the same command goes on from {saved}"
+    save_drafter(folder, fitted.fill)
+    numbers = {"validation_kl": fitted.best, "before": fitted.before, "rows": fitted.rows, "prompts": fitted.prompts}
+    line = (
+        f"{folder}: validation KL {fitted.best:.4f} nats a position, the model's own marginals {fitted.before:.4f}; "
+        f"{fitted.rows} decodes of {fitted.prompts} prompts"
+    )
+    return told | numbers, line

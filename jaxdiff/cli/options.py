@@ -11,13 +11,15 @@ from typing import Annotated, Any
 import typer
 
 import jaxdiff
+from jaxdiff import fills
+from jaxdiff.bench.shapes import abstract_params, shaped
 from jaxdiff.caches import CACHES
 from jaxdiff.checkpoint import adapter_folder, learned_policy, model_folder
 from jaxdiff.cli.show import note
 from jaxdiff.convert.prompts import Tokenizer
 from jaxdiff.decode.checks import block_of, check_blocks, check_cache, check_length, whole_block
 from jaxdiff.decode.decoder import BLOCK_LENGTH, LENGTHS
-from jaxdiff.fills import FILLS
+from jaxdiff.drafters import drafted_fill, unfitted
 from jaxdiff.hub import origin_of
 from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.policies import parse
@@ -40,7 +42,13 @@ Policy = Annotated[
     ),
 ]
 Fill = Annotated[
-    str, typer.Option("--fill", metavar="NAME", help="Which tokens the chosen positions get together: parallel.")
+    str,
+    typer.Option(
+        "--fill",
+        metavar="NAME[:K=V,...]",
+        help="Which tokens the chosen positions get together: parallel, recap:slices=2,order=left, "
+        "adjust:name=,k=,stop=,clip=, head:name=,k= ...",
+    ),
 ]
 Cache = Annotated[
     str,
@@ -215,6 +223,7 @@ class Decoding:
     weights: str | None = None
     ignore_config: tuple[str, ...] = ()
     adapter: str | None = None
+    shape: str | None = None  # of `bench`: a model of random weights, and so is a fill's drafter
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Decoding:
@@ -236,7 +245,7 @@ class Decoding:
         check_length(self.length, CACHES.parse(self.cache))
         if self.end_think is None and (self.end_think_boost, self.end_think_power) != (None, None):
             raise InputError("--end-think-boost and --end-think-power say how hard to push; give --end-think TEXT too")
-        FILLS.parse(self.fill)
+        self.filled()
         self.parse(self.steps)
         if self.steps is not None and numbers_of(self.parse(1)) == numbers_of(self.parse(2)):
             raise InputError(
@@ -258,6 +267,13 @@ class Decoding:
     def parse(self, steps: int | None) -> jaxdiff.Policy:
         """The policy, for `steps` in a block; a learned one is looked for in the model's folder."""
         return parse(self.policy, learned=lambda name, tau: learned_policy(self.pinned, name, tau), steps=steps)
+
+    def filled(self) -> jaxdiff.Fill:
+        """The fill; a drafter is looked for in the model's folder."""
+        if self.shape is not None:
+            made = shaped(self.shape)
+            return fills.parse(self.fill, drafted=lambda kind, _: unfitted(kind, made, abstract_params))
+        return fills.parse(self.fill, drafted=lambda kind, name: drafted_fill(self.pinned, kind, name))
 
     def stopper(self, *, canvas: bool = False) -> jaxdiff.Stopper:
         return STOPPERS.parse(self.stop or ("none" if canvas else "eos"))
@@ -309,7 +325,7 @@ class Decoding:
             )
         return jaxdiff.Decoder(
             policy=self.parse(None if self.steps is None else self.steps // blocks),
-            fill=FILLS.parse(self.fill),
+            fill=self.filled(),
             cache=CACHES.parse(self.cache),
             stop=self.stopper(canvas=canvas),
             sampling=jaxdiff.Sampling(

@@ -197,6 +197,7 @@ def line_of(checkpoint: Checkpoint, done: Answer, decoding: Decoding, job: Job) 
         "text": None,
         "token_ids": done.tokens.tolist(),
         "nfe": done.nfe,
+        "cheap": done.cheap,
         "work": done.work,
         "not_finite": done.not_finite,
         "reason": Reason(done.reason).name.lower(),

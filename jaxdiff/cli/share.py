@@ -194,6 +194,7 @@ def fingerprints(data: bytes, checkpoint: Checkpoint, decoding: Decoding, job: r
         "device": jax.local_devices()[0].device_kind,
     }
     return parts.run_of(
+        fields=parts.FIELDS,
         input=parts.digest(data),
         model=_print_of(checkpoint.path),
         settings=settings,

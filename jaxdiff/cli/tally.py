@@ -18,12 +18,13 @@ MOST_NAMED = 20  # rows that a line names
 
 @dataclasses.dataclass
 class Tally:
-    """What decoding took so far; NFE and tokens are totals over the rows."""
+    """What decoding took so far; NFE, cheap passes, work and tokens are totals over the rows."""
 
     meter: Meter = dataclasses.field(default_factory=Meter)
     rows: int = 0
     refused: int = 0
     nfe: int = 0
+    cheap: int = 0
     work: float = 0.0
     tokens: int = 0
     near_ties: int = 0
@@ -36,7 +37,8 @@ class Tally:
         if "error" in row:
             self.refused += 1
             return
-        self.rows, self.nfe, self.work = self.rows + 1, self.nfe + row["nfe"], self.work + row["work"]
+        self.rows, self.nfe, self.cheap = self.rows + 1, self.nfe + row["nfe"], self.cheap + row["cheap"]
+        self.work += row["work"]
         self.tokens, self.near_ties = self.tokens + line["length"], self.near_ties + line["near_ties"]
         self.not_finite += row["not_finite"]
         self.by_string += row["reason"] == "string"
@@ -44,6 +46,7 @@ class Tally:
     def numbers(self) -> dict[str, Any]:
         return {
             "nfe": self.nfe,
+            "cheap": self.cheap,
             "work": self.work,
             "generated_tokens": self.tokens,
             "tpf": self.tokens / max(self.nfe, 1),
@@ -54,9 +57,10 @@ class Tally:
         }
 
     def line(self) -> str:
+        cheap = f"{self.cheap} cheap passes · " if self.cheap else ""
         ended = f"{self.by_string} ended at a stop string · " if self.by_string else ""
         return (
-            f"NFE {self.nfe} · {self.tokens} tokens · TPF {self.tokens / max(self.nfe, 1):.2f} · {ended}"
+            f"NFE {self.nfe} · {cheap}{self.tokens} tokens · TPF {self.tokens / max(self.nfe, 1):.2f} · {ended}"
             f"{self.meter.seconds:.2f} s · compiling {self.meter.compile_seconds:.2f} s"
         )
 

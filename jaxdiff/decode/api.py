@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
 from jaxdiff.caches import NoCache
-from jaxdiff.decode import checks, loop
+from jaxdiff.decode import arrays, checks, loop
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.layout import Layout, Setup, layout_of
 from jaxdiff.decode.program import Call, Program
@@ -131,13 +130,13 @@ def prepare(
 ) -> Call:
     """What `decode` of the same arguments runs. Raises as `decode`."""
     decoder = Decoder() if decoder is None else decoder
-    count, width = checks.shape_of("prompts", prompts)
+    count, width = arrays.shape_of("prompts", prompts)
     if width < 1:
         raise InputError("prompts: found length 0, expected at least one token; give a prompt")
     block = checks.block_of(model, decoder.block_length)
     checks.check_lengths(model, width, gen_length, block)
-    origin = checks.checked_origin(origin, count, width)
-    checks.check_ids(model, prompts, origin, masks_allowed=False)
+    origin = arrays.checked_origin(origin, count, width)
+    arrays.check_ids(model, prompts, origin, masks_allowed=False)
     masks = jnp.full((count, gen_length + checks.overhang_of(model)), model.config.mask_token_id, jnp.int32)
     canvas = jnp.concatenate([jnp.asarray(prompts, jnp.int32), masks], axis=1)
     layout = layout_of(model, decoder, first=width, generated=gen_length, block=block, mesh=mesh)
@@ -156,13 +155,13 @@ def prepare_infill(
 ) -> Call:
     """What `infill` of the same arguments runs. Raises as `infill`."""
     decoder = Decoder() if decoder is None else decoder
-    count, width = checks.shape_of("canvas", canvas)
+    count, width = arrays.shape_of("canvas", canvas)
     checks.check_canvas(decoder)
     block = checks.block_of(model, decoder.block_length, default=width)
     checks.check_blocks(width, checks.whole_block(model, block))
     checks.check_lengths(model, 0, width, block)
     origin = jnp.zeros((count,), jnp.int32)
-    checks.check_ids(model, canvas, origin, masks_allowed=True)
+    arrays.check_ids(model, canvas, origin, masks_allowed=True)
     checks.check_no_strings(decoder)
     layout = layout_of(model, decoder, first=0, generated=width, block=block, mesh=mesh, overhang=0)
     return _call(model, layout, params, decoder, jnp.asarray(canvas, jnp.int32), origin, key, reference)
@@ -189,16 +188,16 @@ def _call(
     reference: Any,
 ) -> Call:
     count, length = canvas.shape[0], canvas.shape[1] - layout.overhang
-    checks.check_decoder(decoder, model, count)
+    checks.check_decoder(decoder, model, count, layout.block_length)
+    decoder.fill.check(model, params)
     if reference is not None and REFERENCE not in decoder.policy.needs:
         raise InputError("reference: found one, but this policy does not decode towards an answer; leave it out")
     last = jnp.full((count,), length, jnp.int32)
-    rows = Rows(canvas, origin, last, checks.checked_keys(key, count))
+    rows = Rows(canvas, origin, last, arrays.checked_keys(key, count))
     if decoder.stop_strings is not None:
         lines = jnp.asarray(decoder.stop_strings.strings)
         rows = dataclasses.replace(rows, strings=jnp.broadcast_to(lines, (count, *lines.shape[-2:])))
     model = guided(model, decoder)
-    jax.eval_shape(lambda: decoder.policy.init(count, layout.block_length))  # raises for a block that it cannot serve
     if layout.mesh is not None:
         check_axes(layout.mesh)
         params = place(model.config, params, layout.mesh)
@@ -207,7 +206,7 @@ def _call(
         if reference is None:
             plain = Setup(model, params, standard(decoder), dataclasses.replace(layout, spans=()))
             reference = loop.run(plain, rows).tokens
-        reference = checks.checked_reference(model, reference, count, length, layout.overhang)
+        reference = arrays.checked_reference(model, reference, count, length, layout.overhang)
         rows = dataclasses.replace(rows, reference=reference)
         rows = rows if layout.mesh is None else everywhere(rows, layout.mesh)
     return Call(Setup(model, params, decoder, layout), rows)

@@ -16,7 +16,7 @@ from jaxdiff.policies import Fixed
 from jaxdiff.protocols import Cache, Fill, Policy, Stopper
 from jaxdiff.pytree import choice, number, pytree, static
 from jaxdiff.stoppers import NoStop, StopStrings
-from jaxdiff.types import Count, InputError, Leaf
+from jaxdiff.types import KV, Count, InputError, Leaf
 
 BLOCK_LENGTH = 32
 INFINITE = float("inf")
@@ -111,6 +111,11 @@ class Decoder:
 
     def __post_init__(self) -> None:
         check_kind("stop_strings", self.stop_strings, StopStrings)
+
+    @property
+    def keeps_kv(self) -> bool:
+        """Whether keys and values are kept from pass to pass: for a cache, or for the passes of a fill."""
+        return self.cache.window != "canvas" or KV in self.fill.needs
 
 
 def check_kind(name: str, value: Any, kind: type) -> None:

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.decode.passes import StepPasses, Wide
+from jaxdiff.decode.passes import StepPasses
 from jaxdiff.decode.pieces import in_pieces, most, pick, put_back, shortest, together
 from jaxdiff.decode.state import keep
+from jaxdiff.decode.tail import Wide, foresee, no_tail
 from jaxdiff.parallel.mesh import platform
 from jaxdiff.pytree import pytree, with_numbers
 from jaxdiff.types import KV, NEVER, KVCache, Score, Tail
@@ -181,12 +182,14 @@ class FullPass(StepPasses):
         rows, columns = self.state.given.shape
         size = together(rows, columns)
         if size == rows:
-            return self.foresee(wide, self.open_, live)
+            return foresee(self, wide, self.open_, live)
 
         def piece(at: Int[Array, " C"], tail: Tail) -> Tail:
-            return put_back(tail, self._of(at).foresee(pick(wide, at), self.open_[at]), at)
+            return put_back(tail, foresee(self._of(at), pick(wide, at), self.open_[at]), at)
 
-        return in_pieces(live, jnp.minimum(self.seen, wide.stop) - self.place.start, size, piece, self.no_tail())
+        return in_pieces(
+            live, jnp.minimum(self.seen, wide.stop) - self.place.start, size, piece, no_tail(self.open_.shape)
+        )
 
     def _score(self, hidden: Float[Array, "B W D"]) -> Score:
         state, place, window = self.state, self.place, self.setup.layout.block_length

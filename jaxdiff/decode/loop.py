@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxdiff.decode.full import FullPass
 from jaxdiff.decode.layout import Layout, Setup
-from jaxdiff.decode.passes import StepPasses, keeps_kv
+from jaxdiff.decode.passes import StepPasses
 from jaxdiff.decode.resolve import Choice, in_vocabulary, planted, resolve, seed_position
 from jaxdiff.decode.result import Result, finish
 from jaxdiff.decode.state import Rows, State, fold, holes, keep, live
@@ -61,7 +61,7 @@ def begin(setup: Setup, rows: Rows) -> State:
         fill=decoder.fill.init(count, layout.block_length),
         stop=decoder.stop.init(count),
         text=() if decoder.stop_strings is None else decoder.stop_strings.init(count),
-        kv=model.empty_kv(count, length) if keeps_kv(decoder) else None,
+        kv=model.empty_kv(count, length) if decoder.keeps_kv else None,
     )
 
 
@@ -87,7 +87,8 @@ def step(setup: Setup, state: State) -> State:
     proposal = in_vocabulary(planted(proposal, score, seeding), score, model.config)
     choice = resolve(policy, proposal, score)
     passes = StepPasses(setup, state, place, reading.kv)
-    written, fill_state = decoder.fill.write(state.fill, score, proposal, choice.commit, passes, step_keys)
+    with jax.named_scope("fill"):  # for who inspects the compiled program
+        written, fill_state = decoder.fill.write(state.fill, score, proposal, choice.commit, passes, step_keys)
     state = _changed(state, place, score, proposal, choice, written, model.config.mask_token_id)
 
     holes_left = holes(model, state)

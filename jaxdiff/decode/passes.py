@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.layout import Setup
-from jaxdiff.decode.pieces import most
+from jaxdiff.decode.pieces import shortest
 from jaxdiff.decode.push import Push, end_think_push
-from jaxdiff.decode.score import Draws, Vocabulary, believe, text_ends
+from jaxdiff.decode.score import Draws, Vocabulary, believe, log_marginal, text_ends
 from jaxdiff.decode.state import State
-from jaxdiff.parallel.mesh import platform
-from jaxdiff.pytree import pytree
-from jaxdiff.types import KV, NEVER, Belief, Inputs, KVCache, Place, Span, Tail, text_end_ids
+from jaxdiff.leaves import weights_met
+from jaxdiff.types import Belief, Inputs, KVCache, Place, Span, text_end_ids
 from jaxdiff.windows import put, take
 
-LOOK = {"cpu": 64}  # positions at which ends of a text are looked for together, by platform; elsewhere all
+SMALLEST = 4  # positions of a group: fewer cost as much on any machine
 
 
-@pytree
-class Wide:
-    """The features of all tokens that a pass was fed, in their columns: from `first` up to `stop`."""
+@dataclasses.dataclass(frozen=True)
+class Around:
+    """The block of each row, and the column before it where a shifted model reads its first token there.
 
-    features: Float[Array, "B L D"]
+    `fed`: of these n columns, those that a pass feeds; `count`: how many of them are the row's own; n is W or W + 1.
+    """
+
+    tokens: Int[Array, "B n"]
+    given: Bool[Array, "B n"]
+    fed: Bool[Array, "B n"]
     first: Int[Array, " B"]
-    stop: Int[Array, " B"]
+    count: Int[Array, " B"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,37 +55,79 @@ class StepPasses:
 
     def window(self, tokens: Int[Array, "B W"], draw: int | Int[Array, ""]) -> tuple[Belief, Float[Array, " B"]]:
         """As `Passes.window`."""
-        return self.group(tokens, self.columns(), draw)
+        around = self._around(tokens, jnp.ones(tokens.shape, bool))
+        inputs = self.inputs(
+            around.tokens, around.first, self.state.given.shape[1], None, given=around.given, store=False
+        )
+        block = self.block(around.first)
+        features, _ = self.setup.model.apply(self.setup.params, inputs, self.kv, around.first, block)
+        return self.believe(features, self.columns(), draw), self.work(around.count)
 
     def group(
-        self, tokens: Int[Array, "B C"], columns: Int[Array, "B C"], draw: int | Int[Array, ""]
+        self, tokens: Int[Array, "B W"], among: Bool[Array, "B W"], draw: int | Int[Array, ""]
     ) -> tuple[Belief, Float[Array, " B"]]:
-        """As `Passes.group`. A shifted model is fed the columns before these too, with the tokens that stand there."""
-        fed, at, read = tokens, columns, None
-        if self.setup.model.shifted:
-            fed, at, read = self._with_the_columns_before(tokens, columns)
-        given = jnp.take_along_axis(self.state.given, at, axis=1)
-        inputs = self.inputs(fed, at, self.state.given.shape[1], None, given=given, store=False)
-        features, _ = self.setup.model.apply(self.setup.params, inputs, self.kv, at, read)
-        valid = (columns >= self.state.rows.origin[:, None]) & (columns < self.state.end[:, None])
-        cost = self.work((1 + int(self.setup.model.shifted)) * jnp.sum(valid, axis=1, dtype=jnp.int32))
-        return self.believe(features, columns, draw), cost
+        """As `Passes.group`. A shifted model is fed the columns before these too, with the tokens that stand there.
 
-    def _with_the_columns_before(
-        self, tokens: Int[Array, "B C"], columns: Int[Array, "B C"]
-    ) -> tuple[Int[Array, "B c"], Int[Array, "B c"], Span]:
-        """Tokens and columns with one more behind each: the column before, with its token in this group or the canvas.
-
-        A column that is in the group already, or none, is fed twice the same: both give the same keys and values.
+        What fills up a width are further columns of the block: each is fed once, and as none of them is fresh, what is
+        kept of them is seen, by them and by the group.
         """
-        before = jnp.maximum(columns - 1, 0)
-        same = before[:, :, None] == columns[:, None, :]
-        inside = jnp.take_along_axis(tokens, jnp.argmax(same, axis=2), axis=1)
-        there = jnp.take_along_axis(self.state.rows.canvas, before, axis=1)
-        tokens_before = jnp.where(jnp.any(same, axis=2), inside, there)
-        start = jnp.zeros_like(self.place.start)
-        both = jnp.concatenate([tokens, tokens_before], axis=1), jnp.concatenate([columns, before], axis=1)
-        return *both, Span(start, columns.shape[1])
+        around = self._around(tokens, among)
+        order = jnp.argsort(~around.fed, axis=1, stable=True).astype(jnp.int32)  # those that are fed, then others
+        rank = jnp.argsort(order, axis=1).astype(jnp.int32)
+        place = take(rank, self.place.start - around.first, tokens.shape[1])
+
+        def on(width: int) -> Callable[[], Belief]:
+            def run() -> Belief:
+                own = order[:, :width]
+                some, fresh, given = (
+                    jnp.take_along_axis(x, own, axis=1) for x in (around.tokens, around.fed, around.given)
+                )
+                at = around.first[:, None] + own
+                inputs = self.inputs(some, at, self.state.given.shape[1], fresh, given=given, store=False)
+                features, _ = self.setup.model.apply(self.setup.params, inputs, self.kv, at)
+                belief = self.believe(features, at, draw)
+                there = jnp.minimum(place, width - 1)
+                return jax.tree.map(lambda leaf: jax.vmap(lambda row, at: row[at])(leaf, there), belief)
+
+            return run
+
+        widths = group_widths(tokens.shape[1], around.tokens.shape[1])
+        needed = jnp.sum(around.fed, axis=1, dtype=jnp.int32)
+        return shortest(on, widths, jnp.max(needed)), self.work(around.count)
+
+    def _around(self, tokens: Int[Array, "B W"], among: Bool[Array, "B W"]) -> Around:
+        """The block with these tokens in it, and what must be fed for the belief at the positions `among`."""
+        more, columns, block = int(self.setup.model.shifted), self.state.given.shape[1], tokens.shape[1]
+        count = min(block + more, columns)
+        first = jnp.clip(self.place.start - more, 0, columns - count)
+        at = self.place.start - first
+        fed = put(jnp.zeros((tokens.shape[0], count), bool), among, at)
+        if more:
+            fed |= jnp.pad(fed[:, 1:], ((0, 0), (0, 1)))
+        column = first[:, None] + jnp.arange(count, dtype=jnp.int32)[None]
+        real = (column >= self.state.rows.origin[:, None]) & (column < self.state.end[:, None])
+        return Around(
+            tokens=put(take(self.state.rows.canvas, first, count), tokens, at),
+            given=take(self.state.given, first, count),
+            fed=fed,
+            first=first,
+            count=jnp.sum(fed & real, axis=1, dtype=jnp.int32),
+        )
+
+    @property
+    def inside(self) -> Bool[Array, "B W"]:
+        """As `Passes.inside`."""
+        columns = self.columns()
+        return (columns >= self.state.rows.origin[:, None]) & (columns < self.seen[:, None])
+
+    def embed(self, tokens: Int[Array, "B C"]) -> Float[Array, "B C D"]:
+        """As `Passes.embed`."""
+        return self.setup.model.embed(self.setup.params, tokens)
+
+    def beside(self, tokens: Int[Array, " B"], weights: int) -> Float[Array, " B"]:
+        """As `Passes.beside`."""
+        share = weights / weights_met(self.setup.params, self.setup.model.config)
+        return share * self.work(tokens) / self.setup.model.copies
 
     def inputs(
         self,
@@ -117,36 +163,27 @@ class StepPasses:
         columns: Int[Array, "B C"],
         draw: int | Int[Array, ""],
         named: Int[Array, "B C n"] | None = None,
+        within: tuple[Float[Array, "B C D"], Float[Array, " B"]] | None = None,
     ) -> Belief:
+        """As `Passes.believe`; `named` as that of `score.believe`."""
         head, sampling, mesh = self._head(), self.setup.decoder.sampling, self.setup.layout.mesh
         draws, push = self._draws(columns, draw), self._push(columns)
-        return believe(hidden, head, self._ids(), sampling, draws, named=named, push=push, mesh=mesh)
+        return believe(hidden, head, self._ids(), sampling, draws, named=named, push=push, within=within, mesh=mesh)
 
-    def foresee(self, wide: Wide, open_: Bool[Array, "B L"], rows: Bool[Array, " B"] | None = None) -> Tail:
-        """Where the full pass foresees an end of the text among the open positions of these rows, or of all; LOOK
-        positions at a time.
-        """
-        columns, head, config = open_.shape[1], self._head(), self.setup.model.config
-        length = min(columns, LOOK.get(platform(), columns))
-        sampling, mesh = self.setup.decoder.sampling, self.setup.layout.mesh
-        first, stop = self.place.start, jnp.minimum(self.seen, wide.stop)
+    def log_marginal(
+        self, hidden: Float[Array, "B C D"], columns: Int[Array, "B C"], token: Int[Array, "B C"]
+    ) -> Float[Array, "B C"]:
+        """As `Passes.log_marginal`."""
+        head, sampling, mesh = self._head(), self.setup.decoder.sampling, self.setup.layout.mesh
+        return log_marginal(hidden, head, self._ids(), sampling, self._draws(columns, 0), token, mesh=mesh)
 
-        def piece(index: int | Int[Array, ""], tail: Tail) -> Tail:
-            start = jnp.clip(first + index * length, 0, columns - length)
-            column = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
-            hidden, draws, push = take(wide.features, start, length), self._draws(column, 0), self._push(column)
-            asked = text_end_ids(config)
-            foreseen, log_odds = text_ends(hidden, head, self._ids(), sampling, draws, asked, push=push, mesh=mesh)
-            ends = foreseen & take(open_, start, length) & (column >= wide.first[:, None]) & (column < stop[:, None])
-            log_odds = jnp.where(ends, log_odds, NEVER)
-            return Tail(ends=put(tail.ends, ends, start), log_odds=put(tail.log_odds, log_odds, start))
-
-        return jax.lax.fori_loop(0, -(-most(stop - first, rows) // length), piece, self.no_tail())
-
-    def no_tail(self) -> Tail:
-        """No end of the text anywhere."""
-        shape = self.state.given.shape
-        return Tail(ends=jnp.zeros(shape, bool), log_odds=jnp.full(shape, NEVER, jnp.float32))
+    def text_ends(
+        self, hidden: Float[Array, "B C D"], columns: Int[Array, "B C"]
+    ) -> tuple[Bool[Array, "B C"], Float[Array, "B C"]]:
+        """Where the full pass' candidate ends a text, and how surely."""
+        head, sampling, config = self._head(), self.setup.decoder.sampling, self.setup.model.config
+        draws, push, mesh = self._draws(columns, 0), self._push(columns), self.setup.layout.mesh
+        return text_ends(hidden, head, self._ids(), sampling, draws, text_end_ids(config), push=push, mesh=mesh)
 
     def _head(self) -> Float[Any, "D V"]:
         return self.setup.model.head(self.setup.params)
@@ -185,6 +222,7 @@ class StepPasses:
         return self.setup.model.copies * tokens.astype(jnp.float32) / jnp.maximum(canvas, 1).astype(jnp.float32)
 
 
-def keeps_kv(decoder: Decoder) -> bool:
-    """Whether the state holds keys and values: for a cache, or for the passes of a fill."""
-    return decoder.cache.window != "canvas" or KV in decoder.fill.needs
+def group_widths(block: int, most: int) -> tuple[int, ...]:
+    """How many columns are fed for a group in a block of so many positions, `most` at most: 4, 8, 16 ... and all."""
+    doubled = (SMALLEST << power for power in range(block.bit_length()))
+    return (*(width for width in doubled if width < block), most)

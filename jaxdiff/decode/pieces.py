@@ -61,8 +61,12 @@ def most(lengths: Int[Array, " B"], rows: Bool[Array, " B"] | None) -> Int[Array
 
 
 def shortest(on: Callable[[int], Callable[[], Carry]], lengths: tuple[int, ...], needed: Int[Array, ""]) -> Carry:
-    """On the shortest of the lengths that holds what is needed; each is compiled."""
+    """On the shortest of the lengths that holds what is needed; each is compiled, in a scope that names it."""
+
+    def named(length: int) -> Callable[[], Carry]:
+        return jax.named_scope(f"{length}_columns")(on(length))
+
     if len(lengths) == 1:
-        return on(lengths[0])()
+        return named(lengths[0])()
     rung = sum((needed > length).astype(jnp.int32) for length in lengths[:-1])
-    return jax.lax.switch(rung, [on(length) for length in lengths])
+    return jax.lax.switch(rung, [named(length) for length in lengths])

@@ -15,10 +15,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.decode.decoder import Sampling
+from jaxdiff.decode.frechet import Bounds
 from jaxdiff.decode.push import Push
 from jaxdiff.decode.running import Running, finish, merge, summarise
 from jaxdiff.decode.tiles import TILE as TILE
-from jaxdiff.decode.tiles import Asked, Draws, Tile, Vocabulary, over_tiles
+from jaxdiff.decode.tiles import Asked, Draws, Tile, over_tiles
+from jaxdiff.decode.vocabulary import Vocabulary
 from jaxdiff.pytree import pytree
 from jaxdiff.types import NEVER, Belief
 
@@ -32,6 +34,7 @@ def believe(
     *,
     named: Int[Array, "B C n"] | None = None,
     push: Push | None = None,
+    within: tuple[Float[Array, "B C D"], Float[Array, " B"]] | None = None,
     mesh: Mesh | None = None,
 ) -> Belief:
     """The candidate of each position and how sure the model is of it, float32.
@@ -43,10 +46,18 @@ def believe(
             k-th.
         named: ids whose log-softmax is wanted beside the candidate's.
         push: what is added to logits before all else; `log_prob` and `named` are without it.
+        within: features and log-masses of `frechet.Bounds`, to which what is drawn from is clipped before push and
+            cuts; `log_prob` and `named` are without it.
         mesh: what the head's second axis is spread over; None for one device.
     """
     asked = Asked.of(features, vocabulary, sampling, draws, push)
     asked = asked if named is None else dataclasses.replace(asked, named=named)
+    if within is not None:
+        marginal, log_mass = within
+        none = jnp.zeros(features.shape[:2], jnp.int32)
+        total, _ = _drawn(asked, head, none, mesh)
+        marginal_total, _ = _drawn(dataclasses.replace(asked, features=marginal), head, none, mesh)
+        asked = dataclasses.replace(asked, within=Bounds(marginal, log_mass, total, marginal_total))
     running = over_tiles(asked, head, _summary, merge, mesh)
     return finish(running, vocabulary.deferred, vocabulary.stand_in)
 
@@ -61,19 +72,49 @@ def _summary(tile: Tile) -> Running:
     inside = (asked.named >= tile.start) & (at < ids.shape[0])
     wanted = jnp.take_along_axis(plain, jnp.clip(at, 0, ids.shape[0] - 1), axis=-1)
     running = dataclasses.replace(running, named=jnp.where(inside, wanted, NEVER))
-    if not (asked.cuts or asked.vocabulary.tempered or asked.push is not None):
+    apart = asked.cuts or asked.push is not None or asked.within is not None
+    if not (apart or asked.vocabulary.tempered):
         return running
     own = jnp.take_along_axis(plain, (running.token - ids[0])[..., None], axis=-1)[..., 0]
 
     def summed() -> Float[Array, "B W"]:
         return jnp.maximum(jax.nn.logsumexp(plain, axis=-1), NEVER)
 
-    if asked.cuts or asked.push is not None:
+    if apart:
         everything = summed()
     else:  # tempered: at temperature 0 the sum is there already
         whole = jnp.maximum(running.top + jnp.log1p(running.mass), NEVER)
         everything = jax.lax.cond(asked.drawn, summed, lambda: whole)
     return dataclasses.replace(running, plain=own, all_plain=everything)
+
+
+def log_marginal(
+    features: Float[Array, "B C D"],
+    head: Float[Any, "D V"],
+    vocabulary: Vocabulary,
+    sampling: Sampling,
+    draws: Draws,
+    token: Int[Array, "B C"],
+    *,
+    mesh: Mesh | None = None,
+) -> Float[Array, "B C"]:
+    """The log-probability of these tokens in softmax(logits / temperature), the temperature being 1 where it is 0."""
+    total, logit = _drawn(Asked.of(features, vocabulary, sampling, draws), head, token, mesh)
+    return logit - total
+
+
+def _drawn(
+    asked: Asked, head: Float[Any, "D V"], token: Int[Array, "B C"], mesh: Mesh | None
+) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
+    """Of the logits over the temperature: logsumexp, and a token's own."""
+
+    def summary(tile: Tile) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
+        logits = jnp.maximum(tile.plain / asked.divisor, NEVER)
+        own = jnp.where(tile.ids[None, None] == token[..., None], logits, NEVER)
+        return jax.nn.logsumexp(logits, axis=-1), jnp.max(own, axis=-1)
+
+    plain = dataclasses.replace(asked, top_p=None, top_k=None, push=None)
+    return over_tiles(plain, head, summary, lambda a, b: (jnp.logaddexp(a[0], b[0]), jnp.maximum(a[1], b[1])), mesh)
 
 
 @pytree

@@ -20,48 +20,20 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from jaxdiff.decode.decoder import Sampling
+from jaxdiff.decode.frechet import Bounds, bounded
 from jaxdiff.decode.nucleus import lowest_kept, sortable
 from jaxdiff.decode.push import Push
 from jaxdiff.decode.state import fold
+from jaxdiff.decode.vocabulary import Vocabulary
 from jaxdiff.parallel.mesh import over_vocabulary
 from jaxdiff.parallel.rules import LANE
-from jaxdiff.protocols import Model
 from jaxdiff.pytree import pytree, static
-from jaxdiff.types import NEVER, Count, Leaf, text_end_ids
+from jaxdiff.types import NEVER, Count, Leaf
 from jaxdiff.weights import full
 
 TILE = 4096  # vocabulary entries per tile, a multiple of LANE
 COLDEST = 1e-20  # what logits are divided by at least: a smaller temperature would carry them past NEVER, or to inf
 Summary = TypeVar("Summary")
-
-
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """What the ids mean.
-
-    Attributes:
-        size: ids from here on are padding, without mass.
-        forbidden: ids without mass: [MASK], and end-of-text under LLaDA's `logits_eos_inf`.
-        deferred: ids whose positions go last, with probability 0 (LLaDA's `confidence_eos_eot_inf`).
-        tempered: the belief is of softmax(logits / temperature), as Dream, LLaDA2 and SDAR have it, and not of
-            softmax(logits), as LLaDA's `generate.py` does. Either way it is of what top-p and top-k leave.
-    """
-
-    size: int
-    forbidden: tuple[int, ...]
-    deferred: tuple[int, ...] = ()
-    tempered: bool = False
-
-    @classmethod
-    def of(cls, model: Model, sampling: Sampling) -> Vocabulary:
-        config = model.config
-        forbidden = (config.mask_token_id, *(text_end_ids(config) if sampling.forbid_eos else ()))
-        return cls(config.vocab_size, forbidden, config.eos_ids if sampling.defer_eos else (), model.tempered)
-
-    @property
-    def stand_in(self) -> int:
-        """The candidate where none has mass: the first id that is not forbidden."""
-        return next(token for token in range(self.size) if token not in self.forbidden)
 
 
 @pytree
@@ -86,6 +58,7 @@ class Asked:
         top_p, top_k: as in `Sampling`.
         named: ids whose plain logits are wanted.
         push: what is added to logits; None for nothing.
+        within: bounds on what is drawn from; None for none.
     """
 
     features: Float[Array, "B W D"]
@@ -97,6 +70,7 @@ class Asked:
     named: Int[Array, "B W n"]
     push: Push | None
     vocabulary: Vocabulary = static()
+    within: Bounds | None = None
 
     @classmethod
     def of(
@@ -192,11 +166,15 @@ class Part:
         for token in vocabulary.forbidden:
             allowed &= ids != token
         part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, width, axis=1), self.head)
-        features = self.asked.features
-        plain = jnp.matmul(features, full(part, features.dtype), preferred_element_type=jnp.float32)
-        # -inf is no mass, as NEVER is; NaN and +inf stay, and are told of in the belief.
-        plain = jnp.maximum(jnp.where(allowed[None, None], plain, NEVER), NEVER)
-        logits = plain
+
+        def said(features: Float[Array, "B W D"]) -> Float[Array, "B W v"]:
+            logits = jnp.matmul(features, full(part, features.dtype), preferred_element_type=jnp.float32)
+            # -inf is no mass, as NEVER is; NaN and +inf stay, and are told of in the belief.
+            return jnp.maximum(jnp.where(allowed[None, None], logits, NEVER), NEVER)
+
+        logits = plain = said(self.asked.features)
+        if (within := self.asked.within) is not None:
+            logits = bounded(plain, said(within.marginal), within, self.asked.divisor)
         if (push := self.asked.push) is not None:
             pushed = (ids[None, None] == push.token[..., None]) & (plain != NEVER)
             logits = logits + jnp.where(pushed, push.amount[..., None], 0.0)

@@ -45,6 +45,9 @@ class Guided:
     def init(self, key: Key[Array, ""]) -> Params:
         return self.model.init(key)
 
+    def embed(self, params: Params, tokens: Int[Array, "B C"]) -> Float[Array, "B C D"]:
+        return self.model.embed(params, tokens)
+
     def head(self, params: Params) -> Float[Any, "D V"]:
         return self.model.head(params)
 

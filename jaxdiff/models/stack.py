@@ -175,6 +175,10 @@ class Transformer:
         shape = (rows, c.n_kv_heads, columns, c.head_dim)
         return {group.name: kvcache.empty(group.depth, *shape, c.dtype) for group in self.groups()}
 
+    def embed(self, params: Params, tokens: Int[Array, "B C"]) -> Float[Array, "B C D"]:
+        """As `jaxdiff.protocols.Model.embed`."""
+        return full(params["wte"][tokens], jnp.dtype(self.config.dtype))
+
     def head(self, params: Params) -> Float[Any, "D V"]:
         """The unembedding matrix, quantised where the params are."""
         return params["head"] if "head" in params else params["wte"].T

@@ -122,8 +122,8 @@ def spread_over() -> int:
 def over_heads(program: Callable[..., Any], q: Any, k: Any, v: Any, *whole: Any) -> Any:
     """`program(q, k, v, *whole)` on each shard's heads (axis 1 of the first three, and of the result).
 
-    For what the partitioner cannot divide, inside `over_rows`, also of a mesh that is one device wide: it refuses such a
-    program, where any axis is left to it. Elsewhere it is `program` itself.
+    For what the partitioner cannot divide, and refuses even over the one device of an axis that is left to it. For code
+    inside `over_rows`; elsewhere it is `program` itself.
     """
     if MODEL not in jax.sharding.get_abstract_mesh().shape:
         return program(q, k, v, *whole)

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
-from jaxdiff.decode import api, checks
+from jaxdiff.decode import api, arrays, checks
 from jaxdiff.decode.batches import bucket
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.layout import Setup, layout_of
@@ -85,14 +85,14 @@ def decode_stream(
     decoder = Decoder() if decoder is None else decoder
     block = checks.block_of(model, decoder.block_length)
     checks.check_lengths(model, 0, gen_length, block)
-    checks.check_decoder(decoder, model, None)
+    checks.check_decoder(decoder, model, None, block)
+    decoder.fill.check(model, params)
     devices = 1
     if mesh is not None:
         check_axes(mesh)
         params, devices = place(model.config, params, mesh), mesh.shape["data"]
-    jax.eval_shape(lambda: decoder.policy.init(1, block))
     key = jax.random.key(0) if key is None else key
-    checks.check_typed(key)
+    arrays.check_typed(key)
     if key.size > 1:
         raise InputError(f"key: found {key.size} of them, expected one; request i draws from fold_in(key, i)")
     meter = Meter() if meter is None else meter

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from jaxdiff.decode import checks
+from jaxdiff.decode import arrays, checks
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.program import Timed
 from jaxdiff.protocols import Model
@@ -136,14 +136,17 @@ def check_request(
     length, block_length = len(request.ids), decoder.block_length
     if request.is_canvas:
         checks.check_canvas(decoder)
-        block = checks.whole_block(model, checks.block_of(model, block_length, default=length))
-        if length % block:
-            raise InputError(f"canvas_ids: found {length} ids in blocks of {block}, expected whole blocks")
-        checks.check_lengths(model, 0, length, block)
+        block = checks.block_of(model, block_length, default=length)
+        if length % (whole := checks.whole_block(model, block)):
+            raise InputError(f"canvas_ids: found {length} ids in blocks of {whole}, expected whole blocks")
+        checks.check_lengths(model, 0, length, whole)
     else:
-        checks.check_lengths(model, length, gen_length, checks.block_of(model, block_length))
-    checks.check_ids(model, ids, np.zeros(1, np.int32), masks_allowed=request.is_canvas, alone=True)
+        block = checks.block_of(model, block_length)
+        checks.check_lengths(model, length, gen_length, block)
+    arrays.check_ids(model, ids, np.zeros(1, np.int32), masks_allowed=request.is_canvas, alone=True)
     _check_own(request, gen_length, decoder, key)
+    if request.is_canvas or request.decoder is not None:
+        checks.check_block(decoder if request.decoder is None else request.decoder, block)
 
 
 def _check_own(request: Request, gen_length: int, decoder: Decoder, key: Key[Array, ""] | None) -> None:
@@ -153,7 +156,7 @@ def _check_own(request: Request, gen_length: int, decoder: Decoder, key: Key[Arr
         raise InputError(f"max_tokens: found {request.max_tokens}, expected {expected}")
     _check_strings(request, decoder)
     if request.key is not None:
-        checks.checked_keys(request.key, 1)
+        arrays.checked_keys(request.key, 1)
         if key is not None and request.key.dtype != key.dtype:
             raise InputError(f"key: found one of {request.key.dtype}, expected {key.dtype}, as the run's")
     if request.decoder is not None:

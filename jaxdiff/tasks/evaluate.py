@@ -41,7 +41,8 @@ class Report:
     texts: tuple[str, ...]
     correct: Bool[np.ndarray, " n"]
     nfe: Int[np.ndarray, " n"]
-    work: Float[np.ndarray, " n"]  # in forwards over the row's canvas
+    cheap: Int[np.ndarray, " n"]  # passes of the fill
+    work: Float[np.ndarray, " n"]  # of both, in forwards over the row's canvas
     lengths: Int[np.ndarray, " n"]  # generated tokens through the first end-of-text
     near_ties: Int[np.ndarray, " n"]
     not_finite: Int[np.ndarray, " n"]  # positions whose scores were no numbers, as of `Result`
@@ -49,8 +50,8 @@ class Report:
     compile_seconds: float  # tracing and compiling, or reading from the persistent cache
 
     def summary(self) -> dict[str, float | int]:
-        """The numbers to report: accuracy with its 95 % Wilson interval, mean NFE, TPF as total over total, times, and
-        how many problems met scores that are no numbers.
+        """The numbers to report: accuracy with its 95 % Wilson interval, mean NFE, cheap passes and work, TPF as total
+        over total, times, and how many problems met scores that are no numbers.
         """
         low, high = wilson(int(self.correct.sum()), self.correct.size)
         return {
@@ -58,6 +59,7 @@ class Report:
             "accuracy_low": low,
             "accuracy_high": high,
             "nfe": float(self.nfe.mean()),
+            "cheap": float(self.cheap.mean()),
             "work": float(self.work.mean()),
             "tpf": tpf(self.lengths, self.nfe),
             "seconds": self.seconds,
@@ -96,8 +98,8 @@ def sweep(
     seconds so far. A row's seconds are those since the row before it was done: they add up to those of the decode.
 
     `out`: a JSONL file of the rows, value after value, in the task's order: number (value x n + problem), question,
-    text, correct, nfe, work, length, near_ties, not_finite. Rows are written to `parts.folder_of(out)` as they are
-    done; the same call goes on from what lies there, and its reports count all rows.
+    text, correct, nfe, cheap, work, length, near_ties, not_finite. Rows are written to `parts.folder_of(out)` as they
+    are done; the same call goes on from what lies there, and its reports count all rows.
 
     Raises InputError for a task that is not known, the training split, a model without a tokenizer, what `decode`
     refuses, an `out` that cannot be written, and rows of another run beside it.
@@ -182,6 +184,7 @@ def _row(number: int, problem: Problem, answer: Answer, text: str, module: Any) 
         "text": text,
         "correct": bool(module.verify(text, problem)),
         "nfe": answer.nfe,
+        "cheap": answer.cheap,
         "work": answer.work,
         "length": answer.length,
         "near_ties": answer.near_ties,
@@ -201,6 +204,7 @@ def _report(
         texts=tuple(row["text"] for row in rows),
         correct=np.asarray([row["correct"] for row in rows]),
         nfe=np.asarray([row["nfe"] for row in rows], np.int32),
+        cheap=np.asarray([row["cheap"] for row in rows], np.int32),
         work=np.asarray([row["work"] for row in rows]),
         lengths=np.asarray([row["length"] for row in rows], np.int32),
         near_ties=np.asarray([row["near_ties"] for row in rows], np.int32),
@@ -222,6 +226,7 @@ def _run_of(
     """What the rows of an evaluation depend on; not its batches, nor the mesh."""
     model = parts.digest(repr(checkpoint.model).encode(), parts.digest_of_tree(checkpoint.params).encode())
     return parts.run_of(
+        fields=parts.FIELDS,
         task=name,
         split=split,
         seed=seed,

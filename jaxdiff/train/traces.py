@@ -121,7 +121,7 @@ def collect(
         taus=list(taus),
         decoder=prints.digest_of_tree(decoder),
     )
-    _claim(folder, setting)
+    claim(folder, setting)
     config, run = model.config, Timed()
     blocks = -(-(gen_length + overhang_of(model)) // block_length)
     replay = functools.partial(Replay, blocks=blocks, features=config.d_model if features else 0)
@@ -181,7 +181,7 @@ def _rows_of(recording: Recording, ids: Int[np.ndarray, " B"], rows: int, tau: f
     return Traces(**picked, step=step, block=block, prompt=ids[row], tau=np.full(row.size, tau, np.float32))
 
 
-def _claim(folder: Path, setting: dict[str, Any]) -> None:
+def claim(folder: Path, setting: dict[str, Any]) -> None:
     """The folder is new, or holds the beginning of this very collection; else InputError with what differs."""
     saved = folder / SETTING
     if saved.is_file():

@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff import InputError
-from jaxdiff.bench.hlo import Hlo, flops, step_cost
+from jaxdiff.bench.cost import step_cost
+from jaxdiff.bench.hlo import Hlo, flops
 from jaxdiff.bench.measure import Work
 from jaxdiff.bench.shapes import abstract_params, shaped
 from jaxdiff.bench.targets import tpu

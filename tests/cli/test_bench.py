@@ -37,8 +37,16 @@ def test_it_prints_what_scripts_read(run, ids_folder, monkeypatch):
 def test_a_shape_compiles_without_its_weights(run, monkeypatch):
     monkeypatch.setitem(SHAPES, "llada-8b", SHAPES["llada-8b"] | SMALL)
     asked = ("bench", "--shape", "llada-8b", "--compile-only", "--gen-length", 32, "--weights", "int8", "--json")
-    found = run(*asked).json
+    found = run(*asked, "--block-length", 8, "--fill", "recap").json
     assert found["peak_temp_bytes"] > 0
+    whole, cheap = found["step"]["passes"]
+    assert (whole["columns"], whole["fill"], cheap["fill"]) == (96, False, True)
+    ladder = {each["columns"]: each["flops"] for each in cheap["rungs"]}
+    assert list(ladder) == [4, 8]
+    # Its group's share of the canvas, and its own part of the head, which the full pass has apart.
+    head = found["step"]["always"]["flops"]
+    for columns, flops in ladder.items():
+        assert flops == pytest.approx(whole["flops"] * columns / 96 + head * columns / 8, rel=0.02)
     assert "step_over_forward" not in found
     assert "int8" not in found
     weights = abstract_params(shaped("llada-8b"), "int8")
@@ -75,11 +83,12 @@ def test_it_compiles_for_a_tpu_that_is_not_here(run, ids_folder):
     refresh, window = found["step"]["passes"]
     assert refresh["flops"] > window["flops"] > found["step"]["always"]["flops"] > 0
     assert "all-reduce" in refresh["collectives"]
-    assert "step" not in here
+    (whole,) = here["step"]["passes"]
+    assert whole["flops"] > here["step"]["always"]["flops"] > 0
 
 
 def test_it_compiles_for_a_mesh_that_is_here(run, ids_folder):
     asked = ("bench", "--model", ids_folder, "--compile-only", "--gen-length", 16, "--block-length", 8, "--mesh", "1x2")
     ran = run(*asked)
     assert ran.code == 0
-    assert "pass 1: all-reduce" in ran.out
+    assert "pass 1, 80 columns of a row: all-reduce" in ran.out

@@ -18,25 +18,28 @@ def test_report(run, refused, parity, folder, tmp_path):
     light = ("--weights", "int8")
     asked = ("eval", "--task", "parity", "--model", folder, *SHORT)
     light = (*light, "--out", tmp_path / "rows.jsonl", "--stop-string", "e", "--stop-string", "\n")
-    ran = run(*asked, "--n", 5, "--batch-size", 4, "--policy", "threshold:tau=0.1", "--cache", "dual", *light, "--json")
+    parts = ("--policy", "threshold:tau=0.1", "--fill", "recap:slices=3", "--cache", "dual")
+    ran = run(*asked, "--n", 5, "--batch-size", 4, *parts, *light, "--json")
     got = ran.json
     assert (ran.code, ran.err) == (0, "")
-    assert list(got)[:9] == [
-        *("accuracy", "accuracy_low", "accuracy_high", "nfe", "work", "tpf", "seconds", "compile_seconds", "n")
+    assert list(got)[:10] == [
+        *("accuracy", "accuracy_low", "accuracy_high", "nfe", "cheap", "work", "tpf", "seconds", "compile_seconds", "n")
     ]
     assert (got["accuracy"], got["n"]) == (0.6, 5)
     assert got["accuracy_low"] == pytest.approx(0.2307, abs=1e-4)
     assert got["accuracy_high"] == pytest.approx(0.8824, abs=1e-4)
     assert 1 <= got["nfe"] <= 16
-    assert 0 < got["work"] <= got["nfe"]
+    assert 0 < got["cheap"] < got["nfe"] * 8
+    assert 0 < got["work"] <= got["nfe"] + got["cheap"]
     assert got["tpf"] > 0
     assert 0 < got["seconds"] < got["compile_seconds"]
     assert (got["task"], got["split"], got["seed"], got["policy"]) == ("parity", "test", 0, "threshold:tau=0.1")
-    assert (got["cache"], got["fill"], got["weights"]) == ("dual", "parallel", "int8")
+    assert (got["cache"], got["fill"], got["weights"]) == ("dual", "recap:slices=3", "int8")
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [row["question"] for row in rows] == [f"test 0 {i}" for i in range(5)]
     assert [row["correct"] for row in rows] == [True, False, True, False, True]
-    assert sum(row["nfe"] for row in rows) == pytest.approx(5 * got["nfe"])
+    for count in ("nfe", "cheap", "work"):
+        assert sum(row[count] for row in rows) == pytest.approx(5 * got[count])
     assert got["stop_strings"] == ["e", "\n"]
     assert not any("e" in row["text"] or "\n" in row["text"] for row in rows)
     assert "split: found 'train', expected test or validation" in refused(*asked, "--split", "train")
@@ -83,7 +86,7 @@ def test_table(run, folder, monkeypatch):
     counts = np.asarray([4, 4, 4, 4], np.int32)
     report = Report(
         *("drills", "validation", 7, problems, ("",) * 4, np.asarray([True, False, True, True])),
-        *(counts, counts / 2, 2 * counts, 0 * counts, 0 * counts, 1.5, 3.25),
+        *(counts, counts * 3, counts / 2, 2 * counts, 0 * counts, 0 * counts, 1.5, 3.25),
     )
     asked = []
     monkeypatch.setattr("jaxdiff.cli.evaluate.evaluate_task", lambda *a, **k: asked.append((*a[1:], k)) or report)
@@ -97,7 +100,8 @@ def test_table(run, folder, monkeypatch):
     )
     assert (options["gen_length"], decoder.block_length, int(decoder.policy.steps)) == (16, 8, 2)
     assert ran.code == 0
-    for words in ("drills/validation, n 4, seed 7", "75.0%", "30.1% to 95.4%", "4.0 on average", "2.00 tokens", "3.25"):
+    passes = "4.0 on average, 12.0 cheap passes; work 2.0"
+    for words in ("drills/validation, n 4, seed 7", "75.0%", "30.1% to 95.4%", passes, "2.00 tokens", "3.25"):
         assert words in ran.out
     push = ("--end-think", "+", "--end-think-power", 3)
     got = run("eval", "--task", "drills", "--model", folder, *SHORT, *push, "--json").json

@@ -55,3 +55,43 @@ def test_a_filter_of_another_block_length_is_refused(home, run, refused, tmp_pat
     assert run(*fitting, "--steps", 5).code == 0
     other = ("--model", home, "--policy", "learned:name=mine", "--gen-length", 16, "--block-length", 4)
     assert "found block_length 4, but this filter judges blocks of 8" in refused("generate", "26 + 48 = ", *other)
+
+
+def test_a_drafter_from_trajectories_to_text(home, run, refused, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxdiff.train.fit_drafter.CHECKED", 2)
+    own, traces = ("--model", home), tmp_path / "trajectories"
+    collecting = ("collect", "--trajectories", "--out", traces, *own, "--task", "drills", "--n", 40, *LENGTHS)
+    ran = run(*collecting, "--temperature", 1, "--batch-size", 40, "--json")
+    assert ran.code == 0, ran.err
+    assert (ran.json["prompts"], ran.json["rows"]) == (40, 40)
+
+    fitting = ("fit", "--traces", traces, "--name", "adjust", *own, "--kind", "adjust")
+    ran = run(*fitting, "--steps", 3, "--rows", 4, "--k", 3, "--json")
+    assert ran.code == 0, ran.err
+    assert min(ran.json["validation_kl"], ran.json["before"]) > 0
+    assert json.loads((home / "drafters" / "adjust" / "drafter.json").read_text())["k"] == 3
+
+    decoding = ("generate", "26 + 48 = ", *own, "--policy", "fixed:steps=2", *LENGTHS, "--stop", "none", "--json")
+    ran = run(*decoding, "--fill", "adjust")  # blocks of 8 in two steps of four, of which three are written
+    assert ran.code == 0, ran.err
+    assert (ran.json["nfe"], ran.json["cheap"]) == (6, 10)
+    for line, found in (
+        ((*decoding, "--fill", "adjust:name=yours"), "found name 'yours', but"),
+        ((*decoding, "--fill", "head"), "fill head: found name 'head', but"),
+        ((*decoding, "--fill", "head:name=adjust"), "a drafter of kind adjust; take --fill adjust:name=adjust"),
+        (
+            (*decoding, "--fill", "adjust:size=2"),
+            "fill adjust: found argument 'size=2', expected name=, k=, stop=, clip=",
+        ),
+        ((*decoding, "--fill", "adjust:k=0"), "fill adjust k: found 0, expected a whole number from 1"),
+        ((*fitting, "--layers", 3), "layers: found it beside --kind adjust, which takes no such option"),
+        ((*fitting[:-1], "local", "--k", 3), "k: found it beside --kind local, which takes no such option"),
+        ((*fitting[:-1], "wide"), "kind: found 'wide', expected block, local, hidden, adjust or head"),
+        ((*fitting[:2], tmp_path, *fitting[3:]), "no trajectory-*.npz in"),
+        (
+            ("collect", "--out", tmp_path / "x", *own, "--temperature", 1),
+            "temperature: found it without --trajectories",
+        ),
+        ((*collecting, "--features"), "found --features or --tau beside --trajectories"),
+    ):
+        assert found in refused(*line), line

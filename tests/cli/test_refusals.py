@@ -27,7 +27,11 @@ OPTIONS = [
     (("--policy", "remdm:cap=2"), "policy remdm cap: found 2"),
     (("--policy", "remdm:steps=0"), "policy remdm steps: found 0"),
     (("--policy", "fixed:schedule=dream"), "schedule=dream: the schedule needs its number of steps; set --steps or"),
-    (("--fill", "recap"), "fill: found 'recap', expected one of parallel"),
+    (("--fill", "recup"), "fill: found 'recup', expected one of parallel, recap"),
+    (("--fill", "recap:k=3"), "fill recap: found argument 'k=3', expected slices=, order="),
+    (("--fill", "recap:slices=0"), "fill recap slices: found 0, expected a whole number from 1 to"),
+    (("--fill", "recap:order=up"), "fill recap order: found 'up', expected one of priority, left, random"),
+    (("--fill", "recap:slices=9"), "fill recap slices: found 9 for blocks of 8 positions, expected at most 8"),
     (("--cache", "triple"), "cache: found 'triple', expected one of none, prefix, dual, frozen, block"),
     (("--cache", "frozen:freeze=often"), "cache frozen freeze: found 'often', expected one of clean, commit, prompt"),
     (("--cache", "dual", "--stop", "eotp"), "cache: found dual with a stopper that asks for end-of-text on the whole"),
@@ -92,7 +96,7 @@ COMMANDS = [
     (("collect", "--out", "new", "--task", "chess"), "task: found 'chess'"),
     (("fit", "--traces", "nowhere", "--name", "x"), "traces: no part-*.npz in nowhere"),
     (("fit", "--traces", "nowhere", "--name", "../x"), "name: found '../x', expected letters"),
-    (("fit", "--traces", "nowhere", "--name", "x", "--kind", "wide"), "filter kind: found 'wide'"),
+    (("fit", "--traces", "nowhere", "--name", "x", "--kind", "wide"), "kind: found 'wide', expected block"),
     (("dance",), "dance"),
 ]
 
@@ -123,8 +127,9 @@ BEFORE = [
     ("policy", "remdm:cap=0.1,loop"),
     ("dtype", "int8"),
     ("weights", "int4"),
+    ("fill", "recup"),
 ]
-BUT_BENCH = [("fill", "recap"), ("cache", "triple"), ("stop", "never"), ("mesh", "0x1")]
+BUT_BENCH = [("cache", "triple"), ("stop", "never"), ("mesh", "0x1")]
 WHO = [
     *((command, *option) for command in ("generate x", "eval") for option in BEFORE + BUT_BENCH),
     *(("bench", *option) for option in BEFORE),

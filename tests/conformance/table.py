@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 
 from jaxdiff import policies as p
 from jaxdiff.caches import Dual, Frozen, FrozenAtCommit, FrozenPrompt, NoCache, Prefix, SeededDual
-from jaxdiff.fills import Parallel
+from jaxdiff.fills import Parallel, Recap
 from jaxdiff.policies.filters import BlockFilter, LocalFilter, init_layers, local_width
 from jaxdiff.stoppers import BlockEotp, Eos, NoStop, OfficialEotp, SafeEotp
-from tests import small
+from tests import drafters, small
 from tests.fills import LeftToRight
 
 
@@ -58,10 +58,12 @@ POLICIES = {
     "cap": (lambda k, tau: p.cap(k, p.Threshold(tau)), {"k": st.integers(1, 9), **_TAU}),
 }
 FILLS = {
-    "parallel": Parallel,
-    "canvas": lambda: LeftToRight("canvas"),
-    "window": lambda: LeftToRight("window"),
-    "group": lambda: LeftToRight("group"),
+    "parallel": (Parallel, {}),
+    "canvas": (lambda: LeftToRight("canvas"), {}),
+    "window": (lambda: LeftToRight("window"), {}),
+    "recap": (Recap, {"slices": st.integers(2, small.BLOCK)}),
+    "adjust": (lambda k=small.BLOCK: drafters.fill("adjust", k=k), {"k": st.integers(1, small.BLOCK)}),
+    "head": (lambda k=small.BLOCK: drafters.fill("head", k=k), {"k": st.integers(1, small.BLOCK)}),
 }
 STOPPERS = {
     "none": NoStop,
@@ -117,7 +119,7 @@ def cover(offset):
     return cases
 
 
-def draw(data, policy):
-    """A policy of the table with drawn numbers."""
-    build, numbers = POLICIES[policy]
+def draw(data, name, table=POLICIES):
+    """A policy, or a fill of FILLS, with drawn numbers."""
+    build, numbers = table[name]
     return build(**data.draw(st.fixed_dictionaries(numbers)))

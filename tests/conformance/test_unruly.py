@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxdiff.decode import api, loop
 from jaxdiff.decode.state import holes, live
-from jaxdiff.fills import Parallel
+from jaxdiff.fills import Parallel, Recap
 from jaxdiff.policies import RemdmCap, RemdmLoop
 from jaxdiff.policies.base import PolicyBase
 from jaxdiff.policies.order import uniform
@@ -19,7 +19,6 @@ from jaxdiff.pytree import number, pytree
 from jaxdiff.stoppers import Eos
 from jaxdiff.types import Proposal
 from tests import small
-from tests.fills import LeftToRight
 
 pytestmark = pytest.mark.usefixtures("strict")
 CHANCE = st.sampled_from([0.0, 0.5, 1.0])
@@ -74,9 +73,7 @@ def assert_in_the_vocabulary(tokens):
     assert ((answer >= 0) & (answer < small.VOCAB) & (answer != small.MASK)).all()
 
 
-@pytest.mark.parametrize(
-    "fill", [{}, {"fill": LeftToRight("group", 3)}, {"fill": Idle()}], ids=["parallel", "group", "idle"]
-)
+@pytest.mark.parametrize("fill", [{}, {"fill": Recap(3)}, {"fill": Idle()}], ids=["parallel", "recap", "idle"])
 @settings(max_examples=8)
 @given(chances=CHANCES, patience=st.integers(0, 9), seed=st.integers(0, 3))
 def test_it_ends_within_the_bound_and_leaves_no_mask(fill, chances, patience, seed):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdiff import InputError, decode, infill, pad_prompts
-from jaxdiff.decode import checks, loop
+from jaxdiff.decode import arrays, loop
 from jaxdiff.policies import Entropy, EntropyBounded, Factor, Fixed, FixedDream, Margin, RemdmCap, RemdmLoop, Threshold
 from jaxdiff.policies.base import PolicyBase
 from jaxdiff.pytree import pytree
@@ -218,4 +218,4 @@ def test_a_broken_model_still_ends():
 
 def test_a_key_that_is_not_one_is_refused():
     with pytest.raises(InputError, match="found no typed key"):
-        checks.checked_keys(jax.random.PRNGKey(0), 2)
+        arrays.checked_keys(jax.random.PRNGKey(0), 2)

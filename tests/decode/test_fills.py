@@ -2,19 +2,25 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff import InputError, infill
 from jaxdiff.caches import BlockCausal, Dual, Frozen, Prefix
-from jaxdiff.decode import full
+from jaxdiff.decode import full, loop
+from jaxdiff.fills import Recap
+from jaxdiff.fills.recap import SHUFFLE
+from jaxdiff.models import Dream
 from jaxdiff.parallel.mesh import compiling_for
 from jaxdiff.policies import Fixed, Threshold
+from jaxdiff.policies.base import PolicyBase, propose
+from jaxdiff.pytree import pytree
 from tests import reference, small
 from tests.cached import Network
 from tests.fills import Again, LeftToRight
 
 pytestmark = pytest.mark.usefixtures("strict")
-WIDTH = 3
 
 
 class Plain:
@@ -24,6 +30,7 @@ class Plain:
         self.networks = [Network(tree, model.config) for _ in range(1 if cfg is None else 2)]
         self.model, self.first, self.how, self.cfg, self.temperature = model, len(prompt), how, cfg, temperature
         self.fed = self.passes = self.changed = 0
+        self.log_prob = {}  # of what the fill took from passes of its own
 
     def __call__(self, x):
         self.fed += len(x) * len(self.networks)
@@ -31,8 +38,7 @@ class Plain:
 
     def table(self, x, columns):
         """Logits of these columns; all others have the keys and values that were kept last."""
-        fed = np.union1d(columns, columns - self.model.shifted).astype(int)
-        fed, tables = fed[fed >= 0], []
+        fed, tables = self.with_those_before(columns), []
         for network, visible in zip(self.networks, (0, self.first), strict=False):
             seen, table = x.copy(), np.full((len(x), small.VOCAB), np.nan)
             seen[:visible] = small.MASK
@@ -40,40 +46,54 @@ class Plain:
             tables.append(np.concatenate([table[:1], table[:-1]]) if self.model.shifted else table)
         return tables[0] if self.cfg is None else tables[1] + (self.cfg + 1) * (tables[0] - tables[1])
 
+    def with_those_before(self, columns):
+        """A shifted model reads a column from the one before it."""
+        fed = np.union1d(columns, columns - self.model.shifted).astype(int)
+        return fed[fed >= 0]
+
     def fill(self, x, chosen, candidates, key):
-        chosen = sorted(chosen)
-        start = self.first + (chosen[0] - self.first) // small.BLOCK * small.BLOCK
-        block = np.arange(start, start + small.BLOCK)
-        group = np.asarray([*chosen, *[i for i in block if i not in chosen]][:WIDTH])
-        columns = {"canvas": np.arange(len(x)), "window": block, "group": group}[self.how]
-        chosen = chosen[:WIDTH] if self.how == "group" else chosen
-        now, kept = x.copy(), [network.kept for network in self.networks]
-        for index, at in enumerate(chosen):
+        """`canvas` and `window`: each of the chosen anew, left to right; else in slices, as `Recap` says."""
+        if self.how in ("canvas", "window"):
+            start = self.first + (min(chosen) - self.first) // small.BLOCK * small.BLOCK
+            block = np.arange(start, start + small.BLOCK)
+            columns = np.arange(len(x)) if self.how == "canvas" else block
+            slices, now = [[], *([at] for at in sorted(chosen))], x.copy()
+        else:
+            order, count = self.how
+            columns, drawn = np.asarray(sorted(chosen)), reference.uniform(key, len(x), SHUFFLE)
+            ordered = {"priority": chosen, "left": sorted(chosen), "random": sorted(chosen, key=lambda at: -drawn[at])}
+            slices, now = np.array_split(ordered[order], min(count, len(chosen))), x.copy()
+        kept = [network.kept for network in self.networks]
+        for at in slices[0]:
+            now[at] = candidates[at]
+        for index, these in enumerate(slices[1:]):
             table = self.table(now, columns)
             for network, before in zip(self.networks, kept, strict=True):
                 network.kept = before
             self.passes += 1
-            each = 1 if self.how == "canvas" else 1 + self.model.shifted  # a column is fed with the one before it
-            self.fed += len(self.networks) * each * len(columns)
+            self.fed += len(self.networks) * len(self.with_those_before(columns))
             table[:, small.MASK] = -np.inf
+            noisy = table
             if self.temperature:
-                table = table + self.temperature * reference.gumbel(key, 2 + index, *table.shape)
-            now[at] = table[at].argmax()
-            self.changed += int(now[at] != candidates[at])
+                noisy = table + self.temperature * reference.gumbel(key, 2 + index, *table.shape)
+            for at in these:
+                now[at] = noisy[at].argmax()
+                self.log_prob[at - self.first] = reference.log_softmax(table[at])[now[at]]
+                self.changed += int(now[at] != candidates[at])
         return {at: now[at] for at in chosen}
 
 
-def assert_by_hand(how, model, cfg=None, temperature=0.0):
-    fill = LeftToRight(how, WIDTH)
-    result = small.decode(model=model, policy=Fixed(steps=2), fill=fill, cfg_scale=cfg, temperature=temperature)
+def assert_by_hand(fill, hows, model, cfg=None, temperature=0.0):
+    """`hows`: for each row, how `Plain` fills."""
+    result = small.decode(model=model, policy=Fixed(steps=3), fill=fill, cfg_scale=cfg, temperature=temperature)
     changed = 0
     assert not int(result.near_ties.sum()), "draw another seed: float rounding decides here"
-    for row, prompt in enumerate(small.PROMPTS):
+    for row, (prompt, how) in enumerate(zip(small.PROMPTS, hows, strict=True)):
         plain = Plain(small.params(0, model), model, prompt, how, cfg, temperature)
         tokens, trace, nfe = reference.decode(
             plain,
             prompt,
-            four_a_step,
+            reference.Fixed(3),
             gen=small.GEN,
             block=small.BLOCK,
             mask=small.MASK,
@@ -87,46 +107,102 @@ def assert_by_hand(how, model, cfg=None, temperature=0.0):
         np.testing.assert_array_equal(np.asarray(result.commit_step[row]), trace)
         assert (int(result.nfe[row]), int(result.cheap[row])) == (nfe * len(plain.networks), plain.passes)
         np.testing.assert_allclose(result.work[row], plain.fed / (len(prompt) + small.GEN), rtol=1e-5)
+        for at, expected in plain.log_prob.items():
+            np.testing.assert_allclose(result.log_prob[row, at], expected, atol=1e-4)
         changed += plain.changed
     assert changed, "the case does not exercise the fill"
 
 
-def four_a_step(seen):
-    """`Fixed(2)`; what a group left over comes in a third step."""
-    return reference.best_first(seen.conf, seen.masked)[:4]
-
-
 @pytest.mark.parametrize(
-    ("how", "model"),
-    [("canvas", small.MODEL), ("window", small.DREAM), ("group", small.MODEL), ("group", small.DREAM)],
-    ids=["canvas", "window-shifted", "group", "group-shifted"],
+    ("how", "model", "drawn"),
+    [
+        ("canvas", small.MODEL, {}),
+        ("window", small.DREAM, {}),
+        ("canvas", small.DREAM, dict(cfg=0.8, temperature=0.5)),
+        ("window", small.MODEL, dict(cfg=0.8, temperature=0.5)),
+    ],
+    ids=["canvas", "window-shifted", "canvas-shifted-guided", "window-guided"],
 )
-def test_a_fill_left_to_right_equals_a_plain_loop(how, model):
-    assert_by_hand(how, model)
-
-
-@pytest.mark.parametrize(
-    ("how", "model"),
-    [("canvas", small.DREAM), ("window", small.MODEL), ("group", small.DREAM)],
-    ids=["canvas", "window", "group"],
-)
-def test_under_guidance_and_drawn_too(how, model):
+def test_a_fill_left_to_right_equals_a_plain_loop(how, model, drawn):
     """Each cheap pass masks what guidance masks, feeds both copies, and draws noise of its own."""
-    assert_by_hand(how, model, cfg=0.8, temperature=0.5)
+    assert_by_hand(LeftToRight(how), [how] * 4, model, **drawn)
 
 
-@pytest.mark.parametrize("model", [small.MODEL, small.DREAM], ids=["llada", "dream"])
-def test_with_one_layer_a_group_over_kept_keys_and_values_is_a_pass_over_the_canvas(model):
-    """No key and no value hangs on another position there: what is stale is exact."""
-    model = type(model)(dataclasses.replace(model.config, n_layers=1))
-    whole, group = (
-        small.decode(model=model, policy=Fixed(steps=3), fill=LeftToRight(how, WIDTH)) for how in ("canvas", "group")
-    )
+@pytest.mark.parametrize(
+    ("order", "model", "drawn"),
+    [
+        ("priority", small.MODEL, {}),
+        ("left", small.DREAM, {}),
+        ("random", small.MODEL, dict(cfg=0.8, temperature=0.5)),
+        ("priority", small.DREAM, dict(cfg=0.8, temperature=0.5)),
+    ],
+    ids=["priority", "left-shifted", "random-guided", "priority-shifted-guided"],
+)
+def test_recap_equals_a_plain_loop_over_frozen_keys_and_values(order, model, drawn):
+    """Each row with its own number of slices: none more than it has positions, and no pass for a single one."""
+    slices = [1, 2, 3, 8]
+    assert_by_hand(Recap(slices, order), [(order, count) for count in slices], model, **drawn)
+
+
+ONE_LAYER = Dream(dataclasses.replace(small.DREAM.config, n_layers=1))
+
+
+@pytest.mark.parametrize(
+    ("model", "canvas"),
+    [(ONE_LAYER, False), (small.MODEL, True), (small.DREAM, True)],
+    ids=["one-layer", "whole", "whole-shifted"],
+)
+def test_recap_is_exact_where_nothing_else_is_frozen(model, canvas):
+    """In one layer no key and no value hangs on another column; and in a canvas that is chosen whole none is kept."""
+    found = []
+    for fill in (LeftToRight("canvas"), Recap(slices=small.BLOCK, order="left")):
+        if canvas:
+            masks, decoder = np.full((3, small.BLOCK), small.MASK), small.decoder(policy=Fixed(steps=1), fill=fill)
+            found.append(infill(model, small.params(0, model), masks, decoder, key=small.keys(3)))
+        else:
+            found.append(small.decode(model=model, policy=Fixed(steps=3), fill=fill))
+    whole, group = found
     assert not int((whole.near_ties + group.near_ties).sum())
-    for field in ("tokens", "commit_step", "nfe", "cheap"):
+    for field in ("tokens", "commit_step", "nfe"):
         np.testing.assert_array_equal(getattr(whole, field), getattr(group, field))
     np.testing.assert_allclose(whole.log_prob, group.log_prob, atol=1e-4)
-    assert (np.asarray(group.work) < np.asarray(whole.work)).all()
+    np.testing.assert_array_equal(whole.cheap - whole.nfe, group.cheap)  # the first of a step is the full pass's
+    assert canvas or (np.asarray(group.work) < np.asarray(whole.work)).all()
+
+
+@pytree
+class AllAlike(PolicyBase):
+    """Everything at once, and none before the others."""
+
+    def select(self, state, score, key):
+        return propose(score, score.eligible, jnp.zeros_like(score.log_odds)), state
+
+
+def test_who_comes_first_is_a_near_tie_at_the_border_of_two_slices():
+    result = small.decode(policy=AllAlike(), fill=Recap([1, 2, 3, 8]))
+    np.testing.assert_array_equal(result.near_ties, [0, 2, 4, 14])
+    assert not int(small.decode(policy=AllAlike(), fill=Recap([1, 2, 3, 8], order="left")).near_ties.sum())
+
+
+class NothingKept(type(small.MODEL)):
+    """A network without keys and values to keep."""
+
+    def empty_kv(self, rows, columns):
+        return {}
+
+
+def test_what_a_fill_cannot_serve_is_refused_before_compilation():
+    before = loop.run._cache_size()
+    for fill, words in (
+        (Recap([2, 9, 8, 1]), "fill recap slices: found 9 for blocks of 8 positions, expected at most 8"),
+        (Recap([2, 3]), "slices: found 2 values, expected one, or 4: one for each row"),
+    ):
+        with pytest.raises(InputError, match=words):
+            small.decode(fill=fill)
+    for part, words in (({"fill": Recap()}, "fill: found recap"), ({"cache": Dual()}, "cache: found dual")):
+        with pytest.raises(InputError, match=f"{words}, which reads keys and values, with a NothingKept, which keeps"):
+            small.decode(model=NothingKept(small.CONFIG), **part)
+    assert loop.run._cache_size() == before
 
 
 def assert_same_as_parallel(**parts):

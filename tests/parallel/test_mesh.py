@@ -15,6 +15,7 @@ from jaxdiff.bench.hlo import Array, Collective, Hlo, collectives
 from jaxdiff.caches import Dual
 from jaxdiff.decode.layout import Layout, Setup
 from jaxdiff.decode.score import TILE, Draws, Vocabulary, believe
+from jaxdiff.fills import Recap
 from jaxdiff.models import Llada, Llada2, Llada2Config, LladaConfig, LladaMoe, LladaMoeConfig, attention
 from jaxdiff.models.config import Config
 from jaxdiff.parallel.mesh import over_rows
@@ -31,7 +32,7 @@ DECODERS = {
     "eos": dict(policy=any_of(Threshold(0.6), Fixed(order="random")), stop=Eos()),
     "eotp": dict(policy=Threshold([0.3, 0.5, 0.7, 0.9, 0.5]), stop=SafeEotp(tau=0.5, keep=2)),
     "mixed": dict(policy=Threshold(0.5)),
-    "dual": dict(policy=Threshold(0.7), stop=Eos(), cache=Dual()),
+    "dual": dict(policy=Threshold(0.3), fill=Recap([1, 2, 3, 8, 4]), stop=Eos(), cache=Dual()),
     # as it is read from disk: its arrays are bound to the first device
     "learned": dict(policy=jax.device_put(Learned(random_filter("local"), 0.5), jax.devices()[0]), stop=Eos()),
 }

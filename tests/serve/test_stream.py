@@ -25,12 +25,12 @@ from jaxdiff import (
 )
 from jaxdiff.caches import BlockCausal, Dual
 from jaxdiff.decode.batches import bucket
+from jaxdiff.fills import Recap
 from jaxdiff.policies.replay import Replay
 from jaxdiff.stoppers import Eos, SafeEotp
 from jaxdiff.stoppers.strings import cut
 from tests import small
 from tests.conformance.table import POLICIES, random_filter
-from tests.fills import LeftToRight
 
 pytestmark = pytest.mark.usefixtures("strict")
 POLICY = policies.any_of(policies.Threshold(0.6), policies.Fixed(order="random"))  # keys matter at temperature 0 too
@@ -208,6 +208,7 @@ def test_what_the_meter_says():
         (dict(stop=SafeEotp(keep=[1, 2])), "keep: found a value for each row"),
         (dict(policy=POLICIES["learned-block"][0](0.5), block_length=4), "block"),
         (dict(policy=lambda: policies.FixedDream()), "the schedule needs its number of steps"),
+        (dict(fill=Recap(slices=9)), "fill recap slices: found 9 for blocks of 8 positions, expected at most 8"),
     ],
 )
 def test_what_serves_no_request_is_refused_before_compilation(changes, words):
@@ -324,14 +325,24 @@ def test_a_bound_on_the_steps_of_a_serve_step_changes_no_answer(most):
         assert_same(answer, alone(number, 0.0))
 
 
-@pytest.mark.parametrize("kind", ["remdm", "group"])
-def test_slots_of_a_policy_that_takes_back_and_of_a_fill(kind):
-    """What both remember of a block comes with the row."""
-    remdm = dict(policy=policies.RemdmCap(5, 0.4), temperature=0.7)
-    parts = remdm if kind == "remdm" else dict(policy=policies.Fixed(3), fill=LeftToRight("group"))
+def test_slots_of_a_policy_that_takes_back():
+    """What it remembers of a block comes with the row."""
+    parts = dict(policy=policies.RemdmCap(5, 0.4), temperature=0.7)
     answers, _ = stream(PROMPTS[:5], slots=2, **parts)
     for number, answer in answers.items():
         assert_same(answer, by_itself(number, **parts))
+
+
+def test_slots_of_a_fill_whose_number_is_each_requests_own():
+    """One that the blocks cannot serve is refused with its request."""
+    fills = {number: Recap(slices) for number, slices in enumerate((1, 2, 8, 9, 3))}
+    parts = dict(policy=policies.Fixed(3), fill=fills[0])
+    queue = [Request(PROMPTS[number], decoder=decoder(**parts | {"fill": fill})) for number, fill in fills.items()]
+    answers, (refusal,) = stream(queue, slots=2, **parts)
+    assert (refusal.id, "found 9 for blocks of 8 positions" in refusal.error) == (3, True)
+    assert sorted(answers) == [0, 1, 2, 4]
+    for number, answer in answers.items():
+        assert_same(answer, by_itself(number, **parts | {"fill": fills[number]}))
 
 
 def test_a_recorder_shares_the_slots():

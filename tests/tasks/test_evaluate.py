@@ -65,7 +65,7 @@ def calls(monkeypatch):
                 log_prob=np.zeros(gen_length, np.float32),
                 length=order + 1,
                 nfe=order + 2,
-                cheap=0,
+                cheap=order,
                 work=order / 2.0,
                 reason=0,
                 near_ties=order,
@@ -97,7 +97,7 @@ def test_report_counts_each_problem_once(checkpoint, calls):
     assert [problem.answer for problem in report.problems] == list("abcde")
     summary = report.summary()
     assert (summary["accuracy"], summary["nfe"], summary["tpf"], summary["n"]) == (0.8, 4.0, 15 / 20, 5)
-    assert summary["work"] == 1.0
+    assert (summary["cheap"], summary["work"]) == (2.0, 1.0)
     assert summary["accuracy_low"] < 0.8 < summary["accuracy_high"]
     assert (summary["seconds"], summary["compile_seconds"]) == (2.5, 3.0)
     cut = evaluate(
@@ -131,7 +131,7 @@ def test_rows_are_kept_as_they_are_done_and_gone_on_with(checkpoint, calls, tmp_
     assert [row["number"] for row in rows] == list(range(N))
     assert rows[2] == {
         **{"number": 2, "question": "c", "text": "d", "correct": False},
-        **{"nfe": 4, "work": 1.0, "length": 3, "near_ties": 2, "not_finite": 0},
+        **{"nfe": 4, "cheap": 2, "work": 1.0, "length": 3, "near_ties": 2, "not_finite": 0},
     }
     assert list(tmp_path.iterdir()) == [out]
 
