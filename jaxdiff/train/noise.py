@@ -90,14 +90,15 @@ class SemiAr(_Noise):
         rows, length = batch.tokens.shape
         level_key, mask_key, block_key, kind_key, order_key = jax.random.split(key, 5)
         column = jnp.arange(length)[None]
-        as_decoded = jax.random.uniform(kind_key, (rows, 1)) < self.share
+        as_decoded = jax.random.uniform(kind_key, (rows, 1)) < jnp.asarray(self.share)
         packed = _is_packed(batch)
-        ordered = as_decoded & ~packed & (jax.random.uniform(order_key, (rows, 1)) < self.in_order)
+        ordered = as_decoded & ~packed & (jax.random.uniform(order_key, (rows, 1)) < jnp.asarray(self.in_order))
         priority = jnp.where(batch.answers, jax.random.uniform(mask_key, (rows, length)), 2.0)  # lowest goes first
 
-        first = _block_start(block_key, batch, jnp.asarray(self.block))
+        block = jnp.asarray(self.block)
+        first = _block_start(block_key, batch, block)
         cut = jnp.argmin(priority, axis=1, keepdims=True)
-        last = jnp.where(packed, cut, first + self.block - 1)
+        last = jnp.where(packed, cut, first + block - 1)
         active = batch.answers & (~as_decoded | ((column <= last) & (packed | (column >= first))))
         later = as_decoded & (column > last)
 
@@ -167,7 +168,8 @@ class Trajectory(_Noise):
     def views(self, key: Key[Array, ""], batch: Batch, config: Any, done: Float[Array, ""]) -> tuple[View, ...]:
         assert batch.order is not None
         share_key, block_key = jax.random.split(key)
-        block = jnp.round(self.window + (jnp.asarray(self.grown) - self.window) * done).astype(jnp.int32)
+        window, grown = jnp.asarray(self.window), jnp.asarray(self.grown)
+        block = jnp.round(window + (grown - window) * done).astype(jnp.int32)
         active, later = _one_block(block_key, batch, block)
         low, high = jnp.asarray(self.low), jnp.asarray(self.high)
         share = _between(share_key, low + (high - low) * done, high, active.shape[0])

@@ -155,8 +155,11 @@ def test_a_folder_belongs_to_one_recipe(tmp_path, recipe_file):
         (dict(colour="red"), "cannot be read"),
         (dict(objective="denoize"), "objective: found 'denoize', expected one of denoise, certainty"),
         (dict(objective=3), "objective: found 3, expected a text"),
-        (dict(noise="uniform", semi_ar=0.5), "noise: found it beside semi_ar, block_length, which are its older"),
-        (dict(objective="near_far"), "near_far with noise states, which learns from a teacher's decodes; run it with"),
+        (dict(noise="uniform", semi_ar=0.5), "noise: found it beside block_length, semi_ar, which are"),
+        (
+            dict(objective="trajectory"),
+            "found trajectory with noise .*, which learns from a teacher's decodes; run it with",
+        ),
     ],
 )
 def test_a_recipe_that_does_not_fit(recipe_file, changes, words):

@@ -60,4 +60,4 @@ class Certainty(ObjectiveBase):
     def loss(self, network: Network, batch: Batch, views: Sequence[View], teacher: Network | None) -> Float[Array, ""]:
         del teacher
         wrongness, doubt = certainty_terms(network, Rows.of(batch, views), self.temperature)
-        return jnp.sum(wrongness + self.beta * doubt) / batch.tokens.shape[0]
+        return jnp.sum(wrongness + jnp.asarray(self.beta) * doubt) / batch.tokens.shape[0]

@@ -72,4 +72,4 @@ class NearFar(ObjectiveBase):
             lambda theirs, ours: (divergence(teacher.logits(theirs), network.logits(ours), self.temperature),),
             *(far, theirs, features),
         )
-        return jnp.sum(row_mean(wrongness, near) + self.far * row_mean(apart, far)) / batch.tokens.shape[0]
+        return jnp.sum(row_mean(wrongness, near) + jnp.asarray(self.far) * row_mean(apart, far)) / batch.tokens.shape[0]

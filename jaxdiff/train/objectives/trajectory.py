@@ -40,4 +40,4 @@ class Trajectory(ObjectiveBase):
         del teacher
         wrongness, doubt = certainty_terms(network, Rows.of(batch, views), self.temperature)
         count = batch.tokens.shape[0]
-        return (jnp.sum(wrongness) + self.beta * jnp.sum(doubt[:count])) / count
+        return (jnp.sum(wrongness) + jnp.asarray(self.beta) * jnp.sum(doubt[:count])) / count
