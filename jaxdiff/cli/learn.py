@@ -18,6 +18,7 @@ from jaxdiff.hub import origin_of
 from jaxdiff.policies import Learned, parse
 from jaxdiff.stoppers import STOPPERS
 from jaxdiff.tasks import TASKS, task
+from jaxdiff.tasks.evaluate import prompt_ids
 from jaxdiff.types import InputError
 
 
@@ -62,7 +63,7 @@ def collect(
     checkpoint = load(pinned, ignore=ignore_config or (), adapter=adapter)
     tokenizer = checkpoint.tokenizer_for(task_name)
     problems = list(itertools.islice(source.problems("train", seed), n))
-    prompts = [tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question) for p in problems]
+    prompts = [prompt_ids(tokenizer, problem) for problem in problems]
     with progress("prompts", n, lambda rows, seconds: f"{rows / seconds:,.0f} rows/s") as update:
         traces = run(
             checkpoint.model,

@@ -17,7 +17,8 @@ from rich.progress import track
 
 from jaxdiff.checkpoint import Tokenizer
 from jaxdiff.pytree import pytree
-from jaxdiff.tasks import Problem, task
+from jaxdiff.tasks import task
+from jaxdiff.tasks.evaluate import prompt_ids
 from jaxdiff.types import InputError
 
 
@@ -80,11 +81,6 @@ def training_rows(name: str, size: int, seed: int, tokenizer: Tokenizer) -> list
     console, stream = Console(stderr=True), itertools.islice(task(name).problems("train", seed), size)
     bar = track(stream, f"{name}: tokenising", total=size, console=console, disable=not console.is_terminal)
     return [Row(prompt_ids(tokenizer, p), tokenizer.encode(p.worked)) for p in bar]
-
-
-def prompt_ids(tokenizer: Tokenizer, problem: Problem) -> list[int]:
-    """What a problem's answer follows, in tokens."""
-    return tokenizer.encode(problem.question) if problem.continues else tokenizer.prompt(problem.question)
 
 
 class Corpus:

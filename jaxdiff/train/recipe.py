@@ -80,7 +80,7 @@ class Schedule:
                 raise ValueError(f"found {type(raw).__name__}, expected an object")
             try:
                 check_numbers("", raw, NUMBERS)
-                _check_texts(raw, {"objective": False, "noise": True})
+                check_texts(raw, {"objective": False, "noise": True})
                 return cls.of(raw)
             except InputError as error:
                 raise InputError(f"recipe {path}: {error}") from error
@@ -164,7 +164,7 @@ def _check(raw: dict[str, Any]) -> None:
         check_task(f"problems.{name}", name, list(TASKS))
         check_number(f"problems.{name}", count, (1, MOST))
     check_task("task", raw.get("task"), list(TASKS))
-    _check_texts(raw, {"init": True})
+    check_texts(raw, {"init": True})
     check_buckets(buckets, list(problems))
 
 
@@ -195,7 +195,7 @@ def check_number(name: str, value: Any, span: tuple[float | int, float | int]) -
         raise InputError(f"{name}: found {value!r:.80}, expected {kind} from {low:g} to {high:g}")
 
 
-def _check_texts(raw: dict[str, Any], names: dict[str, bool]) -> None:
+def check_texts(raw: dict[str, Any], names: dict[str, bool]) -> None:
     """Texts by name, and whether null may stand for one."""
     for name, optional in names.items():
         value = raw.get(name, "")
