@@ -96,12 +96,12 @@ def take_steps(run: Run, folder: Path, asked: threading.Event) -> Params | None:
                 batch = run.batch(step)
                 state, value = step_fn(state, jnp.int32(step), batch, run.frozen)
                 log(step, value, batch)
-                last = step + 1 == recipe.steps
+                last, stops = step + 1 == recipe.steps, asked.is_set()  # looked at once: it may be set at any time
                 if run.watch is not None and (last or (step + 1) % run.watch_every == 0):
                     log.watched(step, run.watch(run.given(state["params"], run.frozen.base)))
-                if asked.is_set() or last or (step + 1) % recipe.save_every == 0:
+                if stops or last or (step + 1) % recipe.save_every == 0:
                     manager.save(step + 1, args=ocp.args.StandardSave(state), force=True)
-                if asked.is_set():
+                if stops:
                     manager.wait_until_finished()
                     log.note(f"stopped by a signal after step {step + 1}; run the same command to go on")
                     return None

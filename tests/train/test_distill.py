@@ -122,7 +122,7 @@ class Asked(threading.Event):
 def test_a_run_that_was_stopped_twice_ends_with_the_same_bits(whole, recipe, tmp_path, monkeypatch):
     """While the teacher answers, and between two steps."""
     broken = tmp_path / "run"
-    for looks, there in ((3, "answers.jsonl.parts"), (4 + 2, "checkpoints/2")):
+    for looks, there in ((3, "answers.jsonl.parts"), (3 + 2, "checkpoints/3")):
         asked = Asked(looks)
         monkeypatch.setattr(module, "until_sigterm", lambda asked=asked: contextlib.nullcontext(asked))
         assert distill(recipe(), broken) is None
