@@ -1,6 +1,7 @@
 """Each objective equals a plain PyTorch computation, row by row and position by position, and so does its gradient."""
 
 import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +26,9 @@ LEARN[1, 2] = False  # a view may have nothing to learn
 AT = np.asarray([[2, 5, 3], [4, 0, 8]], np.int32)
 
 
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
+def small_chunks():
     """Several chunks, the last of them without a position that carries loss."""
-    monkeypatch.setattr(base, "CHUNK", 9)
+    return mock.patch.object(base, "CHUNK", 9)
 
 
 def features_of(params, tokens):
@@ -95,24 +95,40 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", OBJECTIVES.entries)
-def test_value_and_gradient_equal_pytorch(name):
-    numbers, params, tokens = CASES[name], small.params(), targets()
-    objective = OBJECTIVES.parse(":".join([name, ",".join(f"{k}={v}" for k, v in numbers.items())]))
-    batch = Batch(tokens, ANSWER, PROMPTS, PROMPTS, jnp.asarray(ORDER))
+@pytest.fixture(scope="module")
+def asked():
+    """Value and gradient of every objective on the same views, out of one program."""
+    objectives = [
+        OBJECTIVES.parse(":".join([name, ",".join(f"{k}={v}" for k, v in CASES[name].items())]))
+        for name in OBJECTIVES.entries
+    ]
+    batch = Batch(targets(), ANSWER, PROMPTS, PROMPTS, jnp.asarray(ORDER))
     seen = np.where(LEARN, small.MASK, TOKENS[None]).astype(np.int32)
     views = tuple(View(jnp.asarray(seen[i]), jnp.asarray(LEARN[i]), jnp.asarray(AT[i])) for i in range(2))
     teacher = Network(small.params(1), small.MODEL)
-    ask = jax.jit(
-        jax.value_and_grad(lambda params: objective.loss(Network(params, small.MODEL), batch, views, teacher))
-    )
-    value, gradient = ask(params)
 
-    logits, back = jax.vjp(logits_of, params)
-    leaf = torch.tensor(np.asarray(logits), requires_grad=True)
-    expected = plain(name, leaf, torch.tensor(np.asarray(logits_of(small.params(1)))), tokens, numbers)
+    def losses(params):
+        network = Network(params, small.MODEL)
+        return jnp.stack([objective.loss(network, batch, views, teacher) for objective in objectives])
+
+    def each(params):
+        values, back = jax.vjp(losses, params)
+        return values, jax.vmap(lambda one: back(one)[0])(jnp.eye(len(objectives)))
+
+    with small_chunks():
+        values, gradients = jax.jit(each)(small.params())
+    logits, back = jax.vjp(logits_of, small.params())
+    return dict(zip(OBJECTIVES.entries, range(len(objectives)), strict=True)), values, gradients, logits, jax.jit(back)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES.entries)
+def test_value_and_gradient_equal_pytorch(name, asked):
+    numbers, values, gradients, logits, back = asked
+    leaf, teacher = torch.tensor(np.asarray(logits), requires_grad=True), logits_of(small.params(1))
+    expected = plain(name, leaf, torch.tensor(np.asarray(teacher)), targets(), CASES[name])
     expected.backward()
-    assert float(value) == pytest.approx(expected.item(), rel=2e-5)
+    assert float(values[numbers[name]]) == pytest.approx(expected.item(), rel=2e-5)
+    gradient = jax.tree.map(lambda each: each[numbers[name]], gradients)
     for found, wanted in zip(jax.tree.leaves(gradient), jax.tree.leaves(back(jnp.asarray(leaf.grad))[0]), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-5 * float(np.abs(wanted).max()))
 
@@ -123,7 +139,8 @@ def test_no_logits_of_all_positions_exist():
     batch = Batch(TOKENS, ANSWER, PROMPTS, PROMPTS)
     views = [View(jnp.asarray(np.where(learn, small.MASK, TOKENS)), jnp.asarray(learn)) for learn in LEARN]
     ask = jax.grad(lambda params: objective.loss(Network(params, small.MODEL), batch, views, None))
-    text = jax.jit(ask).lower(small.params()).as_text()
+    with small_chunks():
+        text = jax.jit(ask).lower(small.params()).as_text()
     assert f"9x{small.VOCAB}xf32" in text
     rows = {int(found) for found in re.findall(rf"tensor<(\d+)x{small.VOCAB}xf32>", text)}
     assert max(rows) <= max(9, small.CONFIG.d_model)  # the head itself is [D V]
