@@ -8,6 +8,7 @@ result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, decoder, o
 
 from jaxdiff import caches, convert, fills, models, policies, stoppers
 from jaxdiff.checkpoint import Checkpoint, Tokenizer, inspect, learned_policy, load, save
+from jaxdiff.convert.low_rank import save_adapter
 from jaxdiff.decode import Decoder, EndThink, Reason, Result, Sampling, decode, infill, lower, pad_prompts
 from jaxdiff.models import build
 from jaxdiff.parallel.mesh import make_mesh
@@ -57,5 +58,6 @@ __all__ = [
     "pad_prompts",
     "policies",
     "save",
+    "save_adapter",
     "stoppers",
 ]

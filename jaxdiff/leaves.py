@@ -15,7 +15,7 @@ import jax
 from jaxdiff.types import InputError
 
 QUANTISED = ("qvalue", "scale")  # what qwix calls the two arrays of a quantised leaf: both are of the leaf's kind
-BASE, TRAINED, FACTOR = "base", ("a", "b"), "factor"  # what an adapted leaf consists of (`models.lora.Lora`)
+BASE, TRAINED, FACTOR = "base", ("a", "b"), "factor"  # what an adapted leaf consists of (`models.lora.Adapted`)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

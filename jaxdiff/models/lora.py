@@ -1,11 +1,11 @@
 """LoRA as leaves (arXiv 2106.09685): a matrix W stays as it is, and beside it stand two small ones, which are trained.
 
-    W [.. in out] --adapt--> Lora(W, A [.. in r], B [.. r out], s [..]) --product--> x W + s (x A) B
+    W [.. in out] --adapt--> Adapted(W, A [.. in r], B [.. r out], s [..]) --product--> x W + s (x A) B
 
-An adapted leaf keeps its name; W may be in int8, while A and B are float32. A gated one (arXiv 2507.11851) is on at
-positions whose input is [MASK] alone: elsewhere the product is that of W, to the bit. What no mask is seen from (the
-visible tokens of a causal model, the finished blocks of one that attends in blocks, the prompt under `prefix_lm`) then
-has the keys and values of the base in every layer; what sees masks has them in the first.
+An adapted leaf keeps its name, shape and dtype; W may be in int8, while A and B are float32. A gated one (arXiv
+2507.11851) is on at positions whose input is [MASK] alone: elsewhere the product is that of W, to the bit. What no mask
+is seen from (the visible tokens of a causal model, the finished blocks of one that attends in blocks, the prompt under
+`prefix_lm`) then has the keys and values of the base in every layer; what sees masks has them in the first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST_RANK = 2**20
 
 
 @pytree
-class Lora:
+class Adapted:
     """An adapted matrix, or a stack of them.
 
     Attributes:
@@ -45,6 +45,14 @@ class Lora:
     b: Float[Array, "*n r o"]
     factor: Float[Array, "*layers"]
     gated: bool = static(default=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.base.dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +89,7 @@ def product(
 
     `gate`: the rows at which a gated adapter is on.
     """
-    if not isinstance(weight, Lora):
+    if not isinstance(weight, Adapted):
         return times(x, full(weight, x.dtype))
     plain = times(x, full(weight.base, x.dtype))
 
@@ -111,7 +119,7 @@ def adapt(params: Params, key: Key[Array, ""], recipe: LoraRecipe) -> Params:
     """
     if is_adapted(params):
         raise InputError("params: found an adapter in them, expected none; merge it first (lora.merged)")
-    named = {leaf: _target(leaf) for path, _ in _leaves(params) if (leaf := leaf_name(path)) and _is_matrix(leaf)}
+    named = {leaf: _target(leaf) for path, _ in _leaves(params) if (leaf := leaf_name(path)) and is_matrix(leaf)}
     known = dict.fromkeys((*named.values(), ALL))
     if unknown := [name for name in recipe.targets if name not in known]:
         raise InputError(f"targets: found {unknown[0]!r:.80}, expected some of {', '.join(known)}; the model has these")
@@ -126,22 +134,21 @@ def adapt(params: Params, key: Key[Array, ""], recipe: LoraRecipe) -> Params:
             return leaf
         *stacked, wide, out = leaf.shape
         a = jax.random.uniform(keys[name], (*stacked, wide, recipe.rank), jnp.float32, -1.0, 1.0) / math.sqrt(wide)
-        b, factor = jnp.zeros((*stacked, recipe.rank, out), jnp.float32), jnp.float32(recipe.alpha / recipe.rank)
-        return Lora(leaf, a, b, jnp.full(_layers(name, leaf), factor), recipe.gated)
+        b = jnp.zeros((*stacked, recipe.rank, out), jnp.float32)
+        return beside(name, leaf, a, b, recipe.alpha / recipe.rank, gated=recipe.gated)
 
     return jax.tree_util.tree_map_with_path(one, params, is_leaf=_is_whole)
 
 
-def beside(name: str, base: Any, a: Any, b: Any, factor: Any, *, gated: bool) -> Lora:
-    """The adapted leaf of that name. Raises InputError for one that is no matrix of a layer."""
-    if not _is_matrix(name):
-        raise InputError(f"adapter: changes {name}, expected matrices of the layers alone")
-    return Lora(base, a, b, jnp.broadcast_to(jnp.asarray(factor, jnp.float32), _layers(name, base)), gated)
+def beside(name: str, base: Any, a: Any, b: Any, factor: Any, *, gated: bool) -> Adapted:
+    """The matrix of that name, adapted; arguments are those of `Adapted`, `factor` one for all layers or for each."""
+    layers = jnp.broadcast_to(jnp.asarray(factor, jnp.float32), _layers(name, base))
+    return Adapted(base, jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32), layers, gated)
 
 
 def is_adapted(params: Params) -> bool:
     """Whether any leaf of params has an adapter beside it."""
-    return any(isinstance(leaf, Lora) for _, leaf in _leaves(params))
+    return any(isinstance(leaf, Adapted) for _, leaf in _leaves(params))
 
 
 def trainable(params: Params) -> Any:
@@ -170,23 +177,28 @@ def merged(params: Params) -> Params:
     """
 
     def one(leaf: Any) -> Any:
-        if not isinstance(leaf, Lora):
+        if not isinstance(leaf, Adapted):
             return leaf
         if leaf.gated:
             raise InputError(
-                "adapter: found a gated one, which is on at [MASK] alone, and so cannot be merged, expected one that is "
-                "on everywhere; keep it beside the model"
+                "adapter: is gated, on at [MASK] alone, and cannot be merged, expected one that is on everywhere; keep "
+                "it beside the model"
             )
         wide = full(leaf.base, jnp.float32)
         factor = leaf.factor.reshape(leaf.factor.shape + (1,) * (wide.ndim - leaf.factor.ndim))
-        return (wide + factor * (leaf.a @ leaf.b)).astype(leaf.base.dtype)
+        return (wide + factor * (leaf.a @ leaf.b)).astype(leaf.dtype)
 
     return jax.tree.map(one, params, is_leaf=_is_whole)
 
 
-def adapters(params: Params) -> dict[str, Lora]:
+def bare(params: Params) -> Params:
+    """Params without the adapter."""
+    return jax.tree.map(lambda leaf: leaf.base if isinstance(leaf, Adapted) else leaf, params, is_leaf=_is_whole)
+
+
+def adapters(params: Params) -> dict[str, Adapted]:
     """The adapted leaves of params, by path."""
-    return {leaf_name(path): leaf for path, leaf in _leaves(params) if isinstance(leaf, Lora)}
+    return {leaf_name(path): leaf for path, leaf in _leaves(params) if isinstance(leaf, Adapted)}
 
 
 def _leaves(params: Params) -> list[tuple[Any, Any]]:
@@ -195,10 +207,10 @@ def _leaves(params: Params) -> list[tuple[Any, Any]]:
 
 def _is_whole(leaf: Any) -> bool:
     """A leaf by name, whatever arrays it consists of."""
-    return isinstance(leaf, Lora) or hasattr(leaf, "qvalue")
+    return isinstance(leaf, Adapted) or hasattr(leaf, "qvalue")
 
 
-def _is_matrix(leaf: str) -> bool:
+def is_matrix(leaf: str) -> bool:
     """Whether a layer multiplies with the leaf of this name (`product`): not embedding, head, norms and routers."""
     found = _kind(leaf)
     return found is not None and found.summed is not None and "vocab" not in found.axes

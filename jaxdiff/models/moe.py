@@ -88,7 +88,7 @@ def _mix(
     """Each token's experts, weighted and summed in float32."""
     count, each = chosen.shape
     order = jnp.argsort(chosen.reshape(-1), stable=True)
-    sizes = jnp.bincount(chosen.reshape(-1), length=jax.tree.leaves(kernels["ff_out"])[0].shape[0]).astype(jnp.int32)
+    sizes = jnp.bincount(chosen.reshape(-1), length=kernels["ff_out"].shape[0]).astype(jnp.int32)
     x, on = flat[order // each], None if gate is None else gate[order // each]
 
     def ragged(x: Float[Array, "m i"], name: str) -> Float[Array, "m o"]:
