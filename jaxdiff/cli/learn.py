@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from jaxdiff.checkpoint import FILTERS, SHIPPED, learned_policy, load, model_folder, save_filter
+from jaxdiff.checkpoint import FILTERS, SHIPPED, learned_policy, load, part_homes, save_filter
 from jaxdiff.cli import options
 from jaxdiff.cli.show import progress, tell
 from jaxdiff.decode import Decoder
@@ -58,8 +58,9 @@ def collect(
     from jaxdiff.train.traces import collect as run
 
     stopper, source = STOPPERS.parse(stop), task(task_name)
-    pinned, adapter = options.pinned(model), options.pinned_adapter(adapter)
-    policy = parse(answer, learned=functools.partial(learned_policy, pinned))
+    pinned = options.pinned(model)
+    adapter = options.pinned_adapter(adapter, pinned)
+    policy = parse(answer, learned=functools.partial(learned_policy, pinned, adapter=adapter))
     checkpoint = load(pinned, ignore=ignore_config or (), adapter=adapter)
     tokenizer = checkpoint.tokenizer_for(task_name)
     problems = list(itertools.islice(source.problems("train", seed), n))
@@ -90,6 +91,7 @@ def fit(
     ],
     name: Annotated[str, typer.Option("--name", help="What the policy is called: learned:name=NAME.")],
     model: options.Model = SHIPPED,
+    adapter: options.Adapter = None,
     kind: Annotated[str, typer.Option("--kind", help="block (as published), local or hidden.")] = "local",
     layers: Annotated[int, typer.Option("--layers", min=1, help="Linear layers.")] = 2,
     hidden: Annotated[int | None, typer.Option("--hidden", min=1, help="Width between. Default the block.")] = None,
@@ -100,7 +102,7 @@ def fit(
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Fit a filter to traces, and put it into the model's folder."""
+    """Fit a filter to traces, and put it into the model's folder, or into that of its adapter."""
     from jaxdiff.train.fit_filter import FilterRecipe, fit_filter
     from jaxdiff.train.traces import load_traces
 
@@ -109,13 +111,14 @@ def fit(
     if not 0.0 <= tau <= 1.0:  # NaN is no option's mistake to the parser
         raise InputError(f"tau: found {tau}, expected a number from 0 to 1")
     recipe = FilterRecipe(kind=kind, layers=layers, hidden=hidden, wrong=wrong, steps=steps, seed=seed)
-    home = model_folder(model, weights=False)
-    if origin_of(home) is not None:
+    home = part_homes(model, FILTERS, adapter=adapter)[0]
+    if origin_of(home.parent) is not None:
+        what, how = ("model", f"jaxdiff convert {model} DST") if adapter is None else ("adapter", "copy it")
         raise InputError(
-            f"model: {model} lies in the hub's cache, which keeps no filter of yours; make a folder of your own "
-            f"(jaxdiff convert {model} DST), and name that"
+            f"{what}: {adapter or model} lies in the hub's cache, which keeps no filter of yours; make a folder of "
+            f"your own ({how}), and name that"
         )
-    folder, rows = home / FILTERS / name, [load_traces(path) for path in traces]
+    folder, rows = home / name, [load_traces(path) for path in traces]
     with progress("steps", steps, lambda loss, _: f"validation loss {loss:.4f}") as update:
         fitted = fit_filter(rows, recipe, update)
     save_filter(folder, Learned(fitted.filter, tau), quota=quota)
