@@ -21,10 +21,12 @@ import numpy as np
 
 from jaxdiff import checkpoint, parts
 from jaxdiff.checkpoint import SHIPPED, Checkpoint, learned_policy, load
+from jaxdiff.convert.low_rank import save_adapter
 from jaxdiff.decode.batches import widths_of
 from jaxdiff.decode.checks import block_of, check_lengths
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.files import parse_json, refusing, whole_lines
+from jaxdiff.models import lora
 from jaxdiff.policies import parse as parse_policy
 from jaxdiff.protocols import Policy
 from jaxdiff.serve import Answer, Meter, Refusal, Request, decode_stream
@@ -37,8 +39,9 @@ from jaxdiff.train.loop import MODEL, SAVED_RECIPE, Frozen, Run, take_steps, unt
 from jaxdiff.train.objectives import Network
 from jaxdiff.train.recipe import MOST, Schedule, Spans, check_buckets, check_numbers, check_task, check_texts
 from jaxdiff.types import InputError, Params
+from jaxdiff.weights import check_weights
 
-ANSWERS = "answers.jsonl"
+ANSWERS, ADAPTER = "answers.jsonl", "adapter"
 KEEPS = ("right", "all")
 NUMBERS: Spans = {
     "problems": (1, MOST),
@@ -59,7 +62,8 @@ class Distillation(Schedule):
     Attributes:
         task: whose training problems the teacher answers; `problems`: how many.
         buckets: the shapes of the training's batches, as of `jaxdiff train`.
-        model: what is trained, a name as `--model` takes it.
+        model: what is trained, a name as `--model` takes it; `weights`: `int8`, beside which an adapter is trained.
+        adapter: `rank`, `alpha`, `targets`, `gated` of `models.lora.LoraRecipe`; None: all weights are trained.
         teacher: the same; None: the model itself, before it is trained.
         policy, stop, gen_length, block_length, batch_size: how the teacher decodes, as of `jaxdiff eval`.
         keep: `right`, the answers that the task's verifier passes, or `all`; an answer that does not end is never kept.
@@ -70,6 +74,8 @@ class Distillation(Schedule):
     problems: int
     buckets: tuple[Bucket, ...]
     model: str = SHIPPED
+    weights: str | None = None
+    adapter: dict[str, Any] | None = None
     teacher: str | None = None
     policy: str = "fixed"
     stop: str = "eos"
@@ -94,7 +100,30 @@ class Distillation(Schedule):
         check_task("task", raw.get("task"), list(TASKS))
         check_task("keep", raw.get("keep", "right"), list(KEEPS))
         check_buckets(raw.get("buckets"), [raw["task"]])
+        check_weights(raw.get("weights"))
+        if raw.get("weights") is not None and raw.get("adapter") is None:
+            raise InputError(f"weights: found {raw['weights']}, which are not trained; name an adapter")
+        if raw.get("adapter") is not None:
+            lora_recipe(raw["adapter"])
         return cls(**raw | {"buckets": tuple(Bucket(**bucket) for bucket in raw["buckets"])})
+
+    def part(self, student: Checkpoint) -> tuple[Params, Params | None, Callable[[Params, Params | None], Params]]:
+        """Of the model's parameters what is trained, what is not, and how the two are put together again.
+
+        Raises InputError for an adapter that the model cannot have.
+        """
+        if self.adapter is None:
+            return student.params, None, lambda trained, base: trained
+        adapted = lora.adapt(student.params, jax.random.key(self.seed), lora_recipe(self.adapter))
+        return *lora.split(adapted), lora.join
+
+    def save(self, folder: Path, student: Checkpoint, params: Params) -> Path:
+        """`model/`, or `adapter/` where that alone was trained."""
+        if self.adapter is None:
+            checkpoint.save(folder / MODEL, student.model, params, tokenizer_from=student.path)
+            return folder / MODEL
+        save_adapter(folder / ADAPTER, student.model, params, base=self.model)
+        return folder / ADAPTER
 
     def decoder(self, policy: Policy, model: Any) -> tuple[Decoder, int]:
         """How the teacher, or the model while it is watched, decodes; and how many tokens."""
@@ -102,6 +131,22 @@ class Distillation(Schedule):
         decoder = Decoder(policy=policy, stop=STOPPERS.parse(self.stop), block_length=block)
         check_lengths(model, 0, length, block_of(model, block))
         return decoder, length
+
+
+def lora_recipe(raw: Any) -> lora.LoraRecipe:
+    """What the recipe's `adapter` says. Raises InputError for another key, or a value that makes no adapter."""
+    known = [field.name for field in dataclasses.fields(lora.LoraRecipe)]
+    if not isinstance(raw, dict) or set(raw) - set(known):
+        raise InputError(f"adapter: found {raw!r:.80}, expected an object of {', '.join(known)}, or null")
+    targets, gated = raw.get("targets", [lora.ALL]), raw.get("gated", False)
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise InputError(f"adapter.targets: found {targets!r:.80}, expected a list of names")
+    if not isinstance(gated, bool):
+        raise InputError(f"adapter.gated: found {gated!r:.80}, expected true or false")
+    try:
+        return lora.LoraRecipe(**raw | {"targets": tuple(targets), "gated": gated})
+    except InputError as error:
+        raise InputError(f"adapter.{error}") from None
 
 
 def distill(
@@ -114,14 +159,14 @@ def distill(
     """Run a recipe to its last step, from what the folder holds of it.
 
     Writes `answers.jsonl` (a line for each problem: number, prompt, tokens, order, nfe, ended, correct),
-    `checkpoints/`, `log.jsonl` with losses and what was watched, and at the end `model/`. SIGTERM saves and returns
-    early.
+    `checkpoints/`, `log.jsonl` with losses and what was watched, and at the end `model/`, or `adapter/` as peft saves
+    one. SIGTERM saves and returns early.
 
     Args:
         progress: called after each answer of the teacher with the answers, the tokens and the seconds so far.
         note: told in a line what the teacher's answers are.
 
-    Returns the model folder, or None where a signal ended the run early.
+    Returns the folder of the model or the adapter, or None where a signal ended the run early.
 
     Raises InputError, before the teacher decodes: where the folder is another run's, a policy is not known, the two
     vocabularies differ; before any step: where no answer is left to learn from, or a bucket stays empty; and as
@@ -142,9 +187,10 @@ def _run(
     ]
     STOPPERS.parse(recipe.stop)
     _problems(recipe.task, "validation", 0, recipe.watch_problems, "watch_problems")
-    student = load(recipe.model, dtype="float32")
+    student = load(recipe.model, dtype="float32", weights=recipe.weights)
     teacher = load(recipe.model if recipe.teacher is None else recipe.teacher)
     check_vocabulary(student, teacher, recipe.task)
+    trained, base, given = recipe.part(student)
     decoder, length = recipe.decoder(policies[0], teacher.model)
     lines = answered(teacher, recipe, decoder, length, folder, progress, asked)
     if lines is None:
@@ -158,17 +204,15 @@ def _run(
     run = Run(
         recipe,
         student.model,
-        student.params,
+        trained,
         corpus.batch,
-        frozen=Frozen(Network(teacher.params, teacher.model)) if objective.asks_teacher else Frozen(),
+        frozen=Frozen(Network(teacher.params, teacher.model) if objective.asks_teacher else None, base),
+        given=given,
         watch=functools.partial(_watched, student, recipe, policies[1], Meter()) if recipe.watch_problems else None,
         watch_every=recipe.watch_every,
     )
-    trained = take_steps(run, folder, asked)
-    if trained is None:
-        return None
-    checkpoint.save(folder / MODEL, student.model, trained, tokenizer_from=student.path)
-    return folder / MODEL
+    params = take_steps(run, folder, asked)
+    return None if params is None else recipe.save(folder, student, params)
 
 
 def check_vocabulary(student: Checkpoint, teacher: Checkpoint, task_name: str) -> None:
