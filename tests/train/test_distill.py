@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 import sys
 import threading
 
@@ -188,9 +189,36 @@ def test_what_cannot_be_learned_from_is_refused(whole, recipe, tiny, tmp_path):
         (dict(policy=3), "policy: found 3, expected a text"),
         (dict(task="nope"), "task: found 'nope', expected one of gsm_symbolic"),
         (dict(colour="red"), "cannot be read"),
+        (dict(adapter={"rank": 0}), "adapter.rank: found 0, expected a whole number from 1"),
+        (dict(adapter={"ranks": 4}), "adapter: found {'ranks': 4}, expected an object of rank, alpha, targets, gated"),
+        (dict(weights="int8"), "weights: found int8, which are not trained; name an adapter"),
         (dict(buckets=[{"task": "copy", "length": 9, "rows": 1, "weight": 1.0}]), "expected one of sort"),
     ],
 )
 def test_a_recipe_that_makes_no_run(recipe, changes, words):
     with pytest.raises(InputError, match=words):
         recipe(**changes)
+
+
+def test_an_adapter_is_trained_beside_frozen_weights_and_goes_on_to_the_bit(whole, recipe, tiny, tmp_path, monkeypatch):
+    """From answers that are there; stopped after the first of two steps."""
+    changes = dict(objective="certainty", noise="complement:block=8", steps=2, warmup=0, decay=1, watch_problems=0)
+    asks = recipe(**changes, adapter={"rank": 2, "targets": ["q_proj", "up_proj"]})
+    tensors = []
+    for name, looks in (("one", None), ("two", 0)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for kept in ("answers.jsonl", "setting.json"):
+            shutil.copy(whole / kept, folder / kept)
+        if looks is not None:
+            monkeypatch.setattr(module, "until_sigterm", lambda looks=looks: contextlib.nullcontext(Asked(looks)))
+            assert distill(asks, folder) is None
+            assert (folder / "checkpoints" / "1").is_dir()
+            monkeypatch.undo()
+        assert distill(asks, folder) == folder / "adapter"
+        tensors.append((folder / "adapter" / "adapter_model.safetensors").read_bytes())
+    assert tensors[0] == tensors[1]
+    base, adapted = jaxdiff.load(tiny), jaxdiff.load(tiny, adapter=tmp_path / "one" / "adapter")
+    flat = [dict(jax.tree_util.tree_leaves_with_path(checkpoint.params)) for checkpoint in (base, adapted)]
+    changed = {jax.tree_util.keystr(path) for path, leaf in flat[0].items() if np.any(leaf != flat[1][path])}
+    assert {name.split("'")[3] for name in changed} == {"q_proj", "up_proj"}
