@@ -17,6 +17,7 @@ from jaxdiff import InputError
 from jaxdiff.checkpoint import SHIPPED, shipped_folder
 from jaxdiff.train import Distillation, distill
 from jaxdiff.train.data import NEVER_WRITTEN, Corpus
+from tests import programs
 
 module = sys.modules["jaxdiff.train.distill"]  # the package gives the function under that name
 RECIPE = {
@@ -37,6 +38,12 @@ RECIPE = {
     "watch_every": 3,
     "save_every": 10,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_programs():
+    with programs.shared():
+        yield
 
 
 @pytest.fixture(scope="module")
