@@ -8,7 +8,19 @@ result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, decoder, o
 
 from jaxdiff import caches, convert, fills, models, policies, stoppers
 from jaxdiff.checkpoint import Checkpoint, Tokenizer, inspect, learned_policy, load, save
-from jaxdiff.decode import Decoder, EndThink, Reason, Result, Sampling, decode, infill, lower, pad_prompts
+from jaxdiff.convert.low_rank import save_adapter
+from jaxdiff.decode import (
+    Decoder,
+    EndThink,
+    Reason,
+    Result,
+    Sampling,
+    decode,
+    infill,
+    lower,
+    pad_prompts,
+    trajectory_log_prob,
+)
 from jaxdiff.drafters import drafted_fill
 from jaxdiff.models import build
 from jaxdiff.parallel.mesh import make_mesh
@@ -59,5 +71,7 @@ __all__ = [
     "pad_prompts",
     "policies",
     "save",
+    "save_adapter",
     "stoppers",
+    "trajectory_log_prob",
 ]

@@ -4,7 +4,7 @@ jaxdiff.load("gsm-1m")      one of the models that ship
 jaxdiff.load("runs/mine")   a folder that `jaxdiff train` or `jaxdiff convert` wrote
 jaxdiff.load("LLaDA-8B")    a folder as its authors publish it: config.json and safetensors
 jaxdiff.load("org/name")    where no such folder is, a repository of the Hugging Face hub (`jaxdiff.hub`)
-jaxdiff.load("LLaDA-8B", adapter="runs/lora")    with a LoRA adapter in it
+jaxdiff.load("LLaDA-8B", adapter="runs/lora")    with a LoRA adapter in it, or, gated, beside it
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jaxdiff import hub
 from jaxdiff.convert import kinds, published, stream, text
 from jaxdiff.convert.description import Description, check_config, describe
 from jaxdiff.convert.engine import Sharded, assemble, params_from
-from jaxdiff.convert.lora import Lora
+from jaxdiff.convert.lora import CONFIG, Lora
 from jaxdiff.convert.prompts import Tokenizer
 from jaxdiff.convert.survey import survey as survey_folder
 from jaxdiff.files import (
@@ -36,7 +36,7 @@ from jaxdiff.files import (
     without_user,
     write_object,
 )
-from jaxdiff.models import family_name, in_dtype, leaf_dtype
+from jaxdiff.models import family_name, in_dtype, leaf_dtype, lora
 from jaxdiff.parallel.mesh import check_axes
 from jaxdiff.parallel.rules import place, shardings
 from jaxdiff.policies import Fixed, Learned, any_of
@@ -47,6 +47,7 @@ from jaxdiff.weights import check_weights, plain, quantised
 
 SHIPPED = "gsm-1m"
 FILTERS, FILTER = "filters", "filter.json"  # <model>/filters/<name>/filter.json
+ADAPTERS = "adapters"  # <model>/adapters/<name>/: an adapter by its name, and `filters` of its own in it
 BEST_FILTER = "local"  # what bare `learned` means
 FILTER_KINDS: dict[str, Any] = {"block": BlockFilter, "local": LocalFilter}
 
@@ -57,7 +58,7 @@ class Checkpoint:
     params: Params
     tokenizer: Tokenizer | None
     path: Path
-    adapter: Path | None = None  # the folder of the adapter that its params hold
+    adapter: Path | None = None  # the folder of the adapter that its params hold, or have beside them
 
     @property
     def revision(self) -> str | None:
@@ -149,7 +150,7 @@ def inspect(
     `ignore`, `revision`, `token` and `adapter` as of `load`. Raises InputError for whatever `load` refuses before it
     reads weights.
     """
-    there = adapter_folder(adapter, token)
+    there = adapter_folder(adapter, token, model=path, revision=revision)
     folder, beyond = _without_weights(path, revision, token)
     return describe(folder, ignore=ignore, adapter=there, beyond=beyond)
 
@@ -169,7 +170,7 @@ def survey(
     `mesh`: `DxM`, of devices that need not be here. Raises InputError where there is no config.json that can be read,
     and for a mesh that the model does not spread over.
     """
-    there = adapter_folder(adapter, token)
+    there = adapter_folder(adapter, token, model=path, revision=revision)
     folder, beyond = _without_weights(path, revision, token)
     origin = hub.origin_of(folder)
     facts = survey_folder(folder, ignore=ignore, adapter=there, mesh=mesh, beyond=beyond)
@@ -196,6 +197,7 @@ def load(
     revision: str | None = None,
     token: str | bool | None = None,
     adapter: str | Path | None = None,
+    beside: bool = False,
 ) -> Checkpoint:
     """A model, its params and its tokenizer (None where the folder has none).
 
@@ -212,8 +214,10 @@ def load(
         check: refuse weights that hold NaN or infinity, by name; all are read once more for it.
         revision: a branch, a tag or a commit of a repository of the hub; default its main branch.
         token: of the hub; default that of HF_TOKEN or of `hf auth login`.
-        adapter: the folder of a LoRA adapter, as peft saves it, that is merged into the weights as they are read: they
-            are what its merge_and_unload would give in float32, in `dtype`.
+        adapter: a LoRA adapter: the name of one in the model's folder, or a folder as peft saves it. It is merged into
+            the weights as they are read: they are what its merge_and_unload would give in float32, in `dtype`. A gated
+            one (`models.lora`), which is on at [MASK] alone, stays beside them in float32.
+        beside: keep any adapter beside the weights, as it is trained (`models.lora.Adapted`).
 
     Raises InputError for a folder that is missing, incomplete or damaged, for a config that the family's code does not
     do in full, for a mesh that the model does not spread over, for weights that are not known or whose package is
@@ -224,11 +228,14 @@ def load(
         dtype = "float32"
     if mesh is not None:
         check_axes(mesh)
-    there = adapter_folder(adapter, token)
+    there = adapter_folder(adapter, token, model=path, revision=revision)
     folder = model_folder(path, revision=revision, token=token, ignore=ignore)
     described = describe(folder, dtype=dtype, ignore=ignore, adapter=there)
     if check:
         described.check_numbers()
+    kept = described.adapter if described.adapter is not None and (beside or described.adapter.gated) else None
+    if kept is not None:
+        described = dataclasses.replace(described, adapter=None)
     model, shapes = described.model, described.shapes
     folder, then = described.path / "params", None if weights is None else quantised
     if described.published or described.adapter is not None:
@@ -242,19 +249,38 @@ def load(
         else:
             made = functools.partial(_read, folder, model.config.dtype)
             params = assemble(stream.stored(folder, target), made, sharding=_sharding(model, target, mesh), then=then)
+    if kept is not None:
+        params = kept.beside(params, described.plan)
     if mesh is not None:
         params = place(model.config, params, mesh)
     return Checkpoint(model, params, described.tokenizer, described.path, there)
 
 
-def adapter_folder(path: str | Path | None, token: str | bool | None = None) -> Path | None:
-    """Where an adapter lies: a folder, or where there is none, a repository of the hub. Raises InputError for one that
-    holds none, before the model is looked for.
+def adapter_folder(
+    path: str | Path | None,
+    token: str | bool | None = None,
+    *,
+    model: str | Path,
+    revision: str | None = None,
+) -> Path | None:
+    """Where an adapter lies: for a text the name of one in the model's folder comes first, then a folder, then, for
+    `org/name`, a repository of the hub. `model`, `revision` and `token` as of `load`.
+
+    Raises InputError for one that holds none, before the model's weights are looked for.
     """
     if path is None:
         return None
     _check_path("adapter", path)
     folder = Path(path)
+    if isinstance(path, str) and folder.name == path:
+        home = model_folder(model, revision=revision, token=token, weights=False) / ADAPTERS
+        if (home / path / CONFIG).is_file():
+            folder = home / path
+        elif not folder.exists():
+            known = ", ".join(sorted(each.parent.name for each in home.glob(f"*/{CONFIG}"))) or "none"
+            raise InputError(
+                f"adapter: found {path!r:.80}, but {home} holds {known}; name one, or the folder of a LoRA adapter"
+            )
     if isinstance(path, str) and not folder.exists() and (name := hub.Name.of(path)) is not None:
         folder = hub.fetch(name, token=token, check=Lora.read)
     Lora.read(folder)
@@ -288,15 +314,17 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | None = None) -> None:
-    """Write a model folder as a whole or not at all: params in bfloat16 (int8 weights multiplied out, a router's in
-    float32), the config, a copy of the tokenizer.
+    """Write a model folder as a whole or not at all: params in bfloat16 (int8 weights multiplied out, an adapter
+    merged, a router's in float32), the config, a copy of the tokenizer.
+
+    Raises InputError for a gated adapter, which `save_adapter` writes.
     """
     from jaxdiff.convert import writer
 
+    params = plain(lora.merged(params))
     with replaced(folder) as new:
         config = dataclasses.asdict(model.config) | {"dtype": "bfloat16", "family": family_name(model)}
         write_object(new / "config.json", config)
-        params = plain(params)
         small = jax.tree.map(lambda x, s: np.asarray(x.astype(s.dtype)), params, in_dtype(params, "bfloat16"))
         with saving(folder):
             writer.save(new / "params", small)
@@ -327,22 +355,41 @@ def save_filter(folder: Path, learned: Learned, *, quota: bool) -> None:
         copy_present(["README.md"], folder, new)
 
 
-def learned_policy(model: str | Path, name: str | None = None, tau: float | None = None) -> Policy:
+def learned_policy(
+    model: str | Path, name: str | None = None, tau: float | None = None, *, adapter: str | Path | None = None
+) -> Policy:
     """What `learned:name=NAME,tau=TAU` means for a model: one of the filters in its folder, the best one by default.
 
     `tau` replaces the threshold of the filter's card; a filter of the published kind is joined with one token a step.
+    `adapter`: as of `load`; its own filters come before the model's.
 
     Raises InputError for a filter that the model has not, or that is damaged.
     """
-    home = model_folder(model, weights=False) / FILTERS
+    homes = part_homes(model, FILTERS, adapter=adapter)
     name = BEST_FILTER if name is None else name
-    if not (home / name / FILTER).is_file():
-        known = ", ".join(sorted(path.parent.name for path in home.glob(f"*/{FILTER}"))) or "none"
-        raise InputError(f"policy learned: found name {name!r}, but {home} holds {known}; name one, or fit a filter")
-    learned, quota = load_filter(home / name)
+    learned, quota = load_filter(named_part("policy learned", homes, name, FILTER, mend="fit a filter"))
     if tau is not None:
         learned = dataclasses.replace(learned, tau=tau)
     return any_of(learned, Fixed()) if quota else learned
+
+
+def part_homes(model: str | Path, part: str, *, adapter: str | Path | None = None) -> list[Path]:
+    """The folders in which what is fitted for a model lies (`part`: filters or drafters), first to last: the adapter's,
+    if one is given, and the model's own. Raises InputError where one of them is none.
+    """
+    there = adapter_folder(adapter, model=model)
+    homes = [model_folder(model, weights=False)]
+    return [home / part for home in (homes if there is None else [there, *homes])]
+
+
+def named_part(what: str, homes: list[Path], name: str, card: str, *, mend: str) -> Path:
+    """The folder `name` in the first of the `homes` where it has such a card. Raises InputError where none has it."""
+    for home in homes:
+        if (home / name / card).is_file():
+            return home / name
+    held = ((home, ", ".join(sorted(path.parent.name for path in home.glob(f"*/{card}")))) for home in homes)
+    known = " and ".join(f"{home} holds {names or 'none'}" for home, names in held)
+    raise InputError(f"{what}: found name {name!r}, but {known}; name one, or {mend}")
 
 
 def load_filter(folder: Path) -> tuple[Learned, bool]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.checkpoint import model_folder
+from jaxdiff.checkpoint import named_part, part_homes
 from jaxdiff.convert import stream
 from jaxdiff.files import copy_present, read_object, refusing, replaced, saving, write_object
 from jaxdiff.fills import Adjust, Head
@@ -28,25 +28,19 @@ KINDS: dict[str, tuple[Any, Any]] = {"adjust": (Adjust, Adjuster), "head": (Head
 STORED = "bfloat16"  # as a model folder's params
 
 
-def drafted_fill(model: str | Path, kind: str, name: str | None = None) -> Adjust | Head:
+def drafted_fill(
+    model: str | Path, kind: str, name: str | None = None, *, adapter: str | Path | None = None
+) -> Adjust | Head:
     """What `adjust:name=NAME` and `head:name=NAME` mean for a model: one of the drafters in its folder, by default that
-    of the fill's own name. `k` is that of the drafter's card.
+    of the fill's own name. `k` is that of the drafter's card. `adapter`: as of `load`; its own drafters come first.
 
     Raises InputError for a drafter that the model has not, that is of another kind, or that is damaged.
     """
-    home = model_folder(model) / DRAFTERS
-    name = kind if name is None else name
-    if not (home / name / DRAFTER).is_file():
-        known = ", ".join(sorted(path.parent.name for path in home.glob(f"*/{DRAFTER}"))) or "none"
-        raise InputError(
-            f"fill {kind}: found name {name!r}, but {home} holds {known}; name one, or fit one (jaxdiff fit --kind "
-            f"{kind})"
-        )
-    fill = load_drafter(home / name)
+    homes, name = part_homes(model, DRAFTERS, adapter=adapter), kind if name is None else name
+    folder = named_part(f"fill {kind}", homes, name, DRAFTER, mend=f"fit one (jaxdiff fit --kind {kind})")
+    fill = load_drafter(folder)
     if (found := kind_of(fill)) != kind:
-        raise InputError(
-            f"fill {kind}: found {home / name}, a drafter of kind {found}; take --fill {found}:name={name}"
-        )
+        raise InputError(f"fill {kind}: found {folder}, a drafter of kind {found}; take --fill {found}:name={name}")
     return fill
 
 

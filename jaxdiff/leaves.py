@@ -18,6 +18,7 @@ import numpy as np
 from jaxdiff.types import InputError
 
 QUANTISED = ("qvalue", "scale")  # what qwix calls the two arrays of a quantised leaf: both are of the leaf's kind
+BASE, TRAINED, FACTOR = "base", ("a", "b"), "factor"  # what an adapted leaf consists of (`models.lora.Adapted`)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,17 +75,29 @@ def leaf_name(path: Any) -> str:
 
 
 def kind_of(leaf: str) -> Kind:
-    """The kind of the leaf with this name (see `leaf_name`), or of one of the two arrays of a quantised leaf.
+    """The kind of the leaf with this name (see `leaf_name`), of one of the two arrays of a quantised leaf, or of a part
+    of an adapted one: its base is of the leaf's own kind, what is trained beside it in float32 is not.
 
     Raises InputError for a leaf that the table does not know.
     """
     parts = leaf.split("/")
     if parts[-1] in QUANTISED:
         parts.pop()
+    if parts[-1] == BASE:
+        parts.pop()
+    if parts[-1] in (*TRAINED, FACTOR):
+        return _beside(kind_of("/".join(parts[:-1])), parts[-1])
     for count in (2, 1):
         if kind := LEAVES.get("/".join(parts[-count:])):
             return kind
     raise InputError(f"params: found no kind for the leaf {leaf}; add it to LEAVES in jaxdiff/leaves.py")
+
+
+def _beside(kind: Kind, part: str) -> Kind:
+    """Of a matrix of this kind, what its adapter's `part` is: a [.. in r], b [.. r out], or the factor of a layer."""
+    *stacked, into, out = kind.axes
+    axes = {"a": (*stacked, into, "rank"), "b": (*stacked, "rank", out), FACTOR: ()}[part]
+    return Kind(axes=axes, dtype="float32", expert=kind.expert)
 
 
 def leaf_dtype(leaf: str, dtype: str) -> str:

@@ -21,7 +21,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdiff.files import Lines, json_line, parse_json, whole_lines, write_lines, writing
+from jaxdiff.files import (
+    Lines,
+    json_line,
+    parse_json,
+    read_object,
+    replaced_file,
+    whole_lines,
+    write_lines,
+    write_object,
+    writing,
+)
 from jaxdiff.types import InputError
 
 FIELDS = 2  # of a decoded row: raised when they change, so that rows of an earlier version are not gone on with
@@ -30,6 +40,7 @@ SAMPLES, SAMPLE = 256, 64 << 10  # of a large file: how many, of how many bytes 
 READ = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin")  # what a model is read from, and these folders
 READ_FOLDERS = ("params", "filters", "drafters", "additional_chat_templates")
 
+SETTING = "setting.json"
 Line = dict[str, Any]
 
 
@@ -98,6 +109,22 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
                 which = [key for key in sorted({**other, **value}) if other.get(key, ...) != value.get(key, ...)]
             found.append(f"{name} ({', '.join(which)})" if which else name)
     return ", ".join(found) or ", ".join(sorted(set(theirs) - set(ours)))
+
+
+def claim(folder: Path, what: str, setting: Mapping[str, Any]) -> None:
+    """The folder is new, or holds the beginning of this very run (`setting.json`, what its files depend on).
+
+    Raises InputError with what differs where it holds another's; `what` it holds, for the message.
+    """
+    saved = folder / SETTING
+    if saved.is_file():
+        if differs := differences(read_object(saved), setting):
+            raise InputError(f"{folder}: holds {what} of other {differs}; name a new folder, or delete it")
+        return
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with replaced_file(saved) as new:
+        write_object(new, dict(setting))
 
 
 def folder_of(out: Path) -> Path:

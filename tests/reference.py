@@ -138,6 +138,31 @@ def above_mean(seen):
     return [i for i in np.flatnonzero(seen.masked) if seen.conf[i] > mean] or _best(seen.conf, seen)
 
 
+class MultiBlock:
+    """d3LLM's generate_multi_block without its early stop, over a window that is the whole answer."""
+
+    def __init__(self, size, add, ready, tau):
+        self.size, self.add, self.ready, self.tau = size, add, ready, tau
+
+    def __call__(self, seen):
+        starts = list(range(0, len(seen.masked), self.size))
+        blocks = [list(range(start, min(start + self.size, len(seen.masked)))) for start in starts]
+        if seen.block_step == 0:
+            self.opened = 1
+        share = [sum(not seen.masked[i] for i in block) / len(block) + 1e-9 for block in blocks]
+        if self.opened < len(blocks) and share[self.opened - 1] >= self.add:
+            self.opened += 1
+        there = [[i for i in block if seen.masked[i]] for block in blocks[: self.opened]]
+        masks = [i for block in there for i in block]
+        least = lambda among: min(among, key=lambda i: (seen.entropy[i], i))  # noqa: E731
+        chosen = {i for i in masks if seen.entropy[i] <= self.tau} | {least(masks)}
+        for number, block in enumerate(there):
+            if block and (number == 0 or share[number - 1] >= self.ready):
+                chosen |= set() if chosen & set(block) else {least(block)}
+                break
+        return sorted(chosen)
+
+
 def any_of(*rules):
     return lambda seen: sorted({i for chosen in [rule(seen) for rule in rules] for i in chosen})
 

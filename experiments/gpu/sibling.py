@@ -34,7 +34,8 @@ from jaxdiff import checkpoint
 from jaxdiff.decode.batches import pad_to_bucket
 from jaxdiff.policies import Fixed, Threshold
 from jaxdiff.tasks.base import Problem
-from jaxdiff.train.loop import make_optimizer, make_step
+from jaxdiff.train.data import Batch
+from jaxdiff.train.loop import Frozen, make_optimizer, make_step
 from jaxdiff.train.recipe import Recipe
 
 MODEL = {
@@ -93,23 +94,20 @@ class Rows:
         self._first = np.concatenate([[0], np.cumsum(self._lengths)[:-1]])
         self._members = {b: np.flatnonzero((self._lengths >= b.shortest) & (self._lengths < b.length)) for b in BUCKETS}
 
-    def batch(self, bucket: Bucket, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """What the step takes: tokens [B T], what may be masked [B T], lengths of prompts [B] and of answers with their
-        first end-of-text [B].
-        """
+    def batch(self, bucket: Bucket, rng: np.random.Generator) -> Batch:
         rows = max(1, self._tokens // bucket.length)
         if bucket.name != "problems":
             packed = self._held[f"{bucket.name}_tokens"], self._held[f"{bucket.name}_answers"]
             chosen = rng.integers(0, len(packed[0]), rows)
             nothing = np.zeros(rows, np.int32)
-            return packed[0][chosen].astype(np.int32), packed[1][chosen], nothing, nothing
+            return Batch(packed[0][chosen].astype(np.int32), packed[1][chosen], nothing, nothing)
         chosen = rng.choice(self._members[bucket], rows)
         column = np.arange(bucket.length)[None]
         there = column < self._lengths[chosen, None]
         at = np.where(there, self._first[chosen, None] + column, 0)
         tokens = np.where(there, self._held["tokens"][at], self._eos).astype(np.int32)
         prompts = self._held["prompts"][chosen].astype(np.int32)
-        return tokens, column >= prompts[:, None], prompts, self._held["answers"][chosen].astype(np.int32) + 1
+        return Batch(tokens, column >= prompts[:, None], prompts, self._held["answers"][chosen].astype(np.int32) + 1)
 
 
 def train(job: Job) -> None:
@@ -145,9 +143,9 @@ def train(job: Job) -> None:
         batch = rows.batch(drawn(share, rng, steps), rng)
         rate = min(1.0, (1.0 - share) / DECAY)
         state["optimizer"][1].hyperparams["step_size"] = jnp.float32(rate)
-        state, loss = steps[batch[0].shape[1]].result()(state, jnp.int32(before["steps"] + step), *batch)
-        losses.setdefault(batch[0].shape[1], []).append(loss)
-        seen, done = seen + batch[0].size, step + 1
+        state, loss = steps[batch.tokens.shape[1]].result()(state, jnp.int32(before["steps"] + step), batch, Frozen())
+        losses.setdefault(batch.tokens.shape[1], []).append(loss)
+        seen, done = seen + batch.tokens.size, step + 1
         if done % EVERY == 0:
             means = {length: float(jnp.stack(values).mean()) for length, values in sorted(losses.items())}
             curve.append({"step": done, "seconds": round(spent, 1), "rate": round(rate, 3), "loss": means})
@@ -185,9 +183,9 @@ def compiled(model: Any, optimizer: Any, recipe: Recipe, state: Any, rows: Rows)
     """The step for each bucket's shape, compiled all at a time in the background."""
     step, rng = make_step(model, optimizer, recipe), np.random.default_rng(0)
     given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, jnp.int32(0)))
-    batches = {batch[0].shape: batch for batch in (rows.batch(bucket, rng) for bucket in BUCKETS)}
+    batches = {batch.tokens.shape: batch for batch in (rows.batch(bucket, rng) for bucket in BUCKETS)}
     pool = concurrent.futures.ThreadPoolExecutor(len(batches))
-    make = lambda batch: step.lower(*given, *batch).compile()  # type: ignore[attr-defined]  # noqa: E731
+    make = lambda batch: step.lower(*given, batch, Frozen()).compile()  # type: ignore[attr-defined]  # noqa: E731
     return {shape[1]: pool.submit(make, batch) for shape, batch in batches.items()}
 
 

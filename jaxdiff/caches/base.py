@@ -39,6 +39,10 @@ class CacheBase:
     def width(self, place: Place) -> Int[Array, " B"]:
         return jnp.full_like(place.start, place.attention_block)
 
+    def exact(self, *, block_causal: bool) -> bool:
+        del block_causal
+        return False
+
 
 @pytree
 class RefreshedByBlock(CacheBase):

@@ -36,3 +36,6 @@ class BlockCausal(CacheBase):
 
     def reach(self, place: Place) -> Int[Array, " B"]:
         return last_block(place)
+
+    def exact(self, *, block_causal: bool) -> bool:
+        return block_causal

@@ -39,6 +39,9 @@ class Frozen(CacheBase):
     def reach(self, place: Place) -> Int[Array, " B"]:
         return last_block(place)
 
+    def exact(self, *, block_causal: bool) -> bool:
+        return block_causal
+
 
 @pytree
 class FrozenAtCommit(Frozen):
@@ -49,6 +52,10 @@ class FrozenAtCommit(Frozen):
 
     def reach(self, place: Place) -> Int[Array, " B"]:
         return place.whole
+
+    def exact(self, *, block_causal: bool) -> bool:
+        del block_causal
+        return False
 
 
 @pytree

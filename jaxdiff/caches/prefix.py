@@ -17,3 +17,6 @@ class Prefix(RefreshedByBlock):
     """
 
     window: ClassVar[str] = "suffix"
+
+    def exact(self, *, block_causal: bool) -> bool:
+        return block_causal

@@ -51,6 +51,10 @@ class SeededDual(Seeded):
     def width(self, place: Place) -> Int[Array, " B"]:
         return jnp.where(self._whole(place), place.attention_block, place.block)
 
+    def exact(self, *, block_causal: bool) -> bool:
+        del block_causal
+        return False
+
     def _whole(self, place: Place) -> Bool[Array, " B"]:
         """Which rows' pass is over all of an attention block: a first one, too, which no other has gone before."""
         entered = (place.whole_before != place.whole) | ((place.before == place.start) & (place.block_step == 0))

@@ -121,7 +121,7 @@ def bench(
     whole, params = (params, quantised(params)) if compared else (None, params)
     learned = None
     if not without:
-        check_pytorch(made)
+        check_pytorch(made, params)
         home = model_folder(decoding.pinned, weights=False) / FILTERS
         learned = load_filter(home / OFFICIAL)[0] if set(peers) & set(ONE_ROW) else None
     decoder = decoding.decoder(made, gen_length)

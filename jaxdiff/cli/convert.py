@@ -36,7 +36,8 @@ def convert(
 ) -> None:
     """Make a model folder from a published one; bit for bit, no code of it is run. With an adapter: the merged one."""
     check_new(target)
-    folder = model_folder(options.pinned(source), ignore=ignore_config or ())
+    name = options.pinned(source)
+    folder, there = model_folder(name, ignore=ignore_config or ()), _adapter(adapter, name)
     with copying("converting") as report:
         run_convert(
             folder,
@@ -44,7 +45,7 @@ def convert(
             report,
             ignore=ignore_config or (),
             check=check,
-            adapter=adapter_folder(options.pinned_adapter(adapter)),
+            adapter=there,
         )
     print(target)
 
@@ -56,13 +57,22 @@ def export(
         float, typer.Option("--max-shard-gb", min=1e-6, help="The most that one file holds; so does memory.")
     ] = SHARD_BYTES / 1e9,
     ignore_config: options.IgnoreConfig = None,
-    adapter: options.Adapter = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--merge",
+            "--adapter",
+            metavar="NAME|DIR",
+            help="A LoRA adapter, as of generate, that is merged into the weights.",
+        ),
+    ] = None,
 ) -> None:
     """Make a published folder (safetensors) from a model folder, bit for bit. With an adapter: the merged model."""
     if not math.isfinite(max_shard_gb):
         raise InputError(f"max-shard-gb: found {max_shard_gb}, expected a number; leave it out for files of 4 GB")
     check_new(target)
-    folder = model_folder(options.pinned(source), ignore=ignore_config or ())
+    name = options.pinned(source)
+    folder, there = model_folder(name, ignore=ignore_config or ()), _adapter(adapter, name)
     with copying("exporting") as report:
         run_export(
             folder,
@@ -70,6 +80,10 @@ def export(
             shard_bytes=int(max_shard_gb * 1e9),
             report=report,
             ignore=ignore_config or (),
-            adapter=adapter_folder(options.pinned_adapter(adapter)),
+            adapter=there,
         )
     print(target)
+
+
+def _adapter(adapter: str | None, model: str) -> Path | None:
+    return adapter_folder(options.pinned_adapter(adapter, model), model=model)

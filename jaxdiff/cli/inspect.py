@@ -32,7 +32,8 @@ def inspect(
 
     Exit code 1: it cannot be loaded, or weights hold NaN or infinity.
     """
-    ignore, name, adapter = ignore_config or (), options.pinned(model), options.pinned_adapter(adapter)
+    ignore, name = ignore_config or (), options.pinned(model)
+    adapter = options.pinned_adapter(adapter, name)
     facts = checkpoint.survey(name, ignore=ignore, adapter=adapter, mesh=mesh)
     unsound = None
     if check and not facts["faults"]:
@@ -79,7 +80,8 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if (adapter := facts.get("adapter")) is not None:
         ranks = ", ".join(map(str, adapter["ranks"])) or "none"
         saved = f", {len(adapter['saved'])} in place of the model's" if adapter["saved"] else ""
-        rows.append(("adapter", f"{adapter['path']}: {adapter['matrices']} matrices of rank {ranks}{saved}"))
+        gated = ", on at the mask alone" if adapter["gated"] else ""
+        rows.append(("adapter", f"{adapter['path']}: {adapter['matrices']} matrices of rank {ranks}{saved}{gated}"))
     if tokenizer is not None:
         rows.append(("tokenizer", f"{tokenizer['tokens']:,} tokens"))
         rows.append(("chat template", tokenizer["template"] or "none: plain text"))

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxdiff.checkpoint import FILTERS, SHIPPED, learned_policy, load, model_folder, save_filter
+from jaxdiff.checkpoint import FILTERS, SHIPPED, Checkpoint, learned_policy, load, part_homes, save_filter
 from jaxdiff.cli import options
 from jaxdiff.cli.show import progress, tell
 from jaxdiff.decode import Decoder, Sampling
@@ -19,6 +19,7 @@ from jaxdiff.hub import origin_of
 from jaxdiff.policies import Learned, parse
 from jaxdiff.stoppers import STOPPERS
 from jaxdiff.tasks import TASKS, task
+from jaxdiff.tasks.evaluate import prompt_ids
 from jaxdiff.types import InputError
 
 FILTER_KINDS = ("block", "local", "hidden")
@@ -78,12 +79,13 @@ def collect(
     from jaxdiff.train import trajectories as trajectory
 
     stopper, source = STOPPERS.parse(stop), task(task_name)
-    pinned, adapter = options.pinned(model), options.pinned_adapter(adapter)
-    policy = parse(answer, learned=functools.partial(learned_policy, pinned))
+    pinned = options.pinned(model)
+    adapter = options.pinned_adapter(adapter, pinned)
+    policy = parse(answer, learned=functools.partial(learned_policy, pinned, adapter=adapter))
     checkpoint = load(pinned, ignore=ignore_config or (), adapter=adapter)
     tokenizer = checkpoint.tokenizer_for(task_name)
     problems = list(itertools.islice(source.problems("train", seed), n))
-    prompts = [tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question) for p in problems]
+    prompts = [prompt_ids(tokenizer, problem) for problem in problems]
     sampling = Sampling(temperature=temperature)
     decoder = Decoder(policy=policy, stop=stopper, sampling=sampling, block_length=block_length)
     given = (checkpoint.model, checkpoint.params, prompts, list(range(len(prompts))), out, decoder)
@@ -147,7 +149,7 @@ def fit(
         raise InputError(f"kind: found {kind!r}, expected {', '.join(FILTER_KINDS)}, {' or '.join(KINDS)}")
     shared = {"steps": steps, "learning_rate": learning_rate}
     of_filters = {"layers": layers, "hidden": hidden, "wrong": wrong, "tau": tau, "quota": quota or None}
-    of_drafters = {"k": k, "rows": rows, "adapter": adapter}
+    of_drafters = {"k": k, "rows": rows}
     idle = of_filters if kind in KINDS else of_drafters
     if found := [option for option, value in idle.items() if value is not None]:
         raise InputError(
@@ -155,17 +157,22 @@ def fit(
         )
     given = shared | (of_drafters if kind in KINDS else of_filters)
     given = {option: value for option, value in given.items() if value is not None} | {"kind": kind, "seed": seed}
-    home = model_folder(model, weights=False)
-    if origin_of(home) is not None:
+    part = DRAFTERS if kind in KINDS else FILTERS
+    home = part_homes(model, part, adapter=adapter)[0]
+    if origin_of(home.parent) is not None:
+        what, how = ("model", f"jaxdiff convert {model} DST") if adapter is None else ("adapter", "copy it")
         raise InputError(
-            f"model: {model} lies in the hub's cache, which keeps nothing of yours; make a folder of your own "
-            f"(jaxdiff convert {model} DST), and name that"
+            f"{what}: {adapter or model} lies in the hub's cache, which keeps nothing of yours; make a folder of your "
+            f"own ({how}), and name that"
         )
-    numbers, line = (_drafter if kind in KINDS else _filter)(home, name, traces, given)
+    if kind in KINDS:
+        numbers, line = _drafter(load(model, adapter=adapter), home / name, traces, given)
+    else:
+        numbers, line = _filter(home / name, traces, given)
     tell(numbers, line, as_json=as_json)
 
 
-def _filter(home: Path, name: str, traces: list[Path], given: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def _filter(folder: Path, traces: list[Path], given: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Fits a filter and saves it: its numbers, and a line of them."""
     from jaxdiff.train.fit_filter import FilterRecipe, fit_filter
     from jaxdiff.train.traces import load_traces
@@ -174,7 +181,7 @@ def _filter(home: Path, name: str, traces: list[Path], given: dict[str, Any]) ->
     if not 0.0 <= tau <= 1.0:  # NaN is no option's mistake to the parser
         raise InputError(f"tau: found {tau}, expected a number from 0 to 1")
     recipe = FilterRecipe(**given)
-    folder, rows = home / FILTERS / name, [load_traces(path) for path in traces]
+    rows = [load_traces(path) for path in traces]
     with progress("steps", recipe.steps, lambda loss, _: f"validation loss {loss:.4f}") as update:
         fitted = fit_filter(rows, recipe, update)
     save_filter(folder, Learned(fitted.filter, tau), quota=quota)
@@ -183,18 +190,22 @@ def _filter(home: Path, name: str, traces: list[Path], given: dict[str, Any]) ->
     return numbers | dataclasses.asdict(recipe), line
 
 
-def _drafter(home: Path, name: str, traces: list[Path], given: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def _drafter(
+    checkpoint: Checkpoint, folder: Path, traces: list[Path], given: dict[str, Any]
+) -> tuple[dict[str, Any], str]:
     """Fits a drafter and saves it: its numbers, and a line of them. One that a signal stops is gone on with later."""
     from jaxdiff.train.fit_drafter import DrafterRecipe, fit_drafter
     from jaxdiff.train.trajectories import load_trajectories
 
-    adapter = options.pinned_adapter(given.pop("adapter", None))
-    recipe, folder, saved = DrafterRecipe(**given), home / DRAFTERS / name, traces[0] / f"fit-{name}.npz"
-    checkpoint = load(home, adapter=adapter)
+    recipe, saved = DrafterRecipe(**given), traces[0] / f"fit-{folder.name}.npz"
     rows = load_trajectories(traces, checkpoint.model)
     with progress("steps", recipe.steps, lambda loss, _: f"validation KL {loss:.4f}") as update:
         fitted = fit_drafter(checkpoint.model, checkpoint.params, rows, recipe, saved=saved, progress=update)
-    told = {"drafter": str(folder), "adapter": adapter, **dataclasses.asdict(recipe)}
+    told = {
+        "drafter": str(folder),
+        "adapter": checkpoint.adapter and str(checkpoint.adapter),
+        **dataclasses.asdict(recipe),
+    }
     if fitted is None:  # what a pre-empted machine asks for: not a failure
         return told | {"stopped": True}, f"stopped early; the same command goes on from {saved}"
     save_drafter(folder, fitted.fill)

@@ -143,7 +143,9 @@ Weights = Annotated[
 Adapter = Annotated[
     str | None,
     typer.Option(
-        "--adapter", metavar="DIR", help="A LoRA adapter as peft saves it, a folder or of the hub; merged in."
+        "--adapter",
+        metavar="NAME|DIR",
+        help="A LoRA adapter: of the model's folder by its name, or as peft saves it, a folder or of the hub.",
     ),
 ]
 IgnoreConfig = Annotated[
@@ -176,9 +178,9 @@ def pinned(model: str) -> str:
     return _at_commit(model, model_folder(model, weights=False))
 
 
-def pinned_adapter(adapter: str | None) -> str | None:
-    """As `pinned`, of an adapter, which is fetched whole. Raises InputError as `adapter_folder`."""
-    folder = adapter_folder(adapter)
+def pinned_adapter(adapter: str | None, model: str) -> str | None:
+    """As `pinned`, of a model's adapter, which is fetched whole. Raises InputError as `adapter_folder`."""
+    folder = adapter_folder(adapter, model=model)
     return None if adapter is None or folder is None else _at_commit(adapter, folder)
 
 
@@ -262,18 +264,26 @@ class Decoding:
     @functools.cached_property
     def pinned_adapter(self) -> str | None:
         """The adapter as `pinned_adapter` names it. Raises as that."""
-        return pinned_adapter(self.adapter)
+        return pinned_adapter(self.adapter, self.pinned)
 
     def parse(self, steps: int | None) -> jaxdiff.Policy:
-        """The policy, for `steps` in a block; a learned one is looked for in the model's folder."""
-        return parse(self.policy, learned=lambda name, tau: learned_policy(self.pinned, name, tau), steps=steps)
+        """The policy, for `steps` in a block; a learned one is looked for with the adapter, then with the model."""
+
+        def learned(name: str | None, tau: float | None) -> jaxdiff.Policy:
+            return learned_policy(self.pinned, name, tau, adapter=self.pinned_adapter)
+
+        return parse(self.policy, learned=learned, steps=steps)
 
     def filled(self) -> jaxdiff.Fill:
-        """The fill; a drafter is looked for in the model's folder."""
+        """The fill; a drafter is looked for with the adapter, then with the model."""
         if self.shape is not None:
             made = shaped(self.shape)
             return fills.parse(self.fill, drafted=lambda kind, _: unfitted(kind, made, abstract_params))
-        return fills.parse(self.fill, drafted=lambda kind, name: drafted_fill(self.pinned, kind, name))
+
+        def drafted(kind: str, name: str | None) -> jaxdiff.Fill:
+            return drafted_fill(self.pinned, kind, name, adapter=self.pinned_adapter)
+
+        return fills.parse(self.fill, drafted=drafted)
 
     def stopper(self, *, canvas: bool = False) -> jaxdiff.Stopper:
         return STOPPERS.parse(self.stop or ("none" if canvas else "eos"))

@@ -1,4 +1,4 @@
-"""A LoRA adapter as peft saves it, merged into its model's tensors as they are read.
+"""A LoRA adapter as peft saves it, merged into its model's tensors as they are read, or kept beside its params.
 
     adapter_config.json (`lora`), adapter_model.safetensors -> Adapter;  W + s B A for each matrix W [O, I] it names
 
@@ -19,12 +19,14 @@ import numpy as np
 
 from jaxdiff.convert.engine import DTYPES, Tensors
 from jaxdiff.convert.lora import Lora, is_named
+from jaxdiff.convert.low_rank import TENSORS, Pair, beside
 from jaxdiff.convert.names import known_name
 from jaxdiff.convert.published import Files
 from jaxdiff.convert.table import Plan
-from jaxdiff.types import InputError
+from jaxdiff.models.lora import is_matrix
+from jaxdiff.types import InputError, Params
 
-FILES = ("adapter_model.safetensors", "adapter_model.bin")
+FILES = (TENSORS, "adapter_model.bin")
 LINEAR, EMBEDDING = ("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")
 # A tensor's name: the module, which of its tensors it is, and the adapter's own name, which peft leaves out.
 _PIECE = re.compile(rf"^(.+)\.({'|'.join(LINEAR + EMBEDDING)})(?:\.\w+)??(?:\.weight)?$")
@@ -51,12 +53,14 @@ class Adapter:
         files: its tensors.
         low: by the name of the model's tensor, what is added to it.
         saved: by the name of the model's tensor, the adapter's that takes its place.
+        gated: on at [MASK] alone; such a one is never merged.
     """
 
     path: Path
     files: Files
     low: Mapping[str, Low]
     saved: Mapping[str, str]
+    gated: bool
 
     @classmethod
     def of(cls, folder: Path, plan: Plan) -> Adapter:
@@ -78,16 +82,44 @@ class Adapter:
         for key, name in saved.items():
             _check_saved(lora, plan, key, name)
             _check(files, name, plan.tensors[key])
-        return cls(folder, files, low, saved)
+        if lora.gated:
+            _check_matrices(folder, plan, low, saved)
+        return cls(folder, files, low, saved, lora.gated)
 
     def merged(self, tensors: Tensors) -> Tensors:
-        """The model's tensors with the adapter in them."""
+        """The model's tensors with the adapter in them. Raises as `check_merges`."""
+        self.check_merges()
         return Merged(tensors, self)
+
+    def check_merges(self) -> None:
+        """Raises InputError for a gated one: no single matrix stands for it."""
+        if self.gated:
+            raise InputError(
+                f"{self.path}: is gated, on at [MASK] alone, and cannot be merged, expected an adapter that is on "
+                "everywhere; keep the model as it is and give --adapter where it is read"
+            )
+
+    def beside(self, params: Params, plan: Plan) -> Params:
+        """The model's params with the adapter beside them, float32, not laid over any mesh. Raises InputError for one
+        that changes more than matrices of the layers.
+        """
+        _check_matrices(self.path, plan, self.low, self.saved)
+        return beside(params, plan, {key: self._pair(low) for key, low in self.low.items()}, gated=self.gated)
+
+    def _pair(self, low: Low) -> Pair:
+        a, b = (self.files.read(name, slice(None)).astype(np.float32) for name in (low.a, low.b))
+        return Pair(a, b, low.scale)
 
     def facts(self) -> dict[str, Any]:
         """What `jaxdiff inspect` shows, as plain data for JSON."""
         ranks = sorted({self.files.specs[low.a].shape[0] for low in self.low.values()})
-        return {"path": str(self.path), "ranks": ranks, "matrices": len(self.low), "saved": sorted(self.saved)}
+        return {
+            "path": str(self.path),
+            "ranks": ranks,
+            "matrices": len(self.low),
+            "saved": sorted(self.saved),
+            "gated": self.gated,
+        }
 
 
 class Merged:
@@ -149,6 +181,16 @@ def _check(files: Files, name: str, shape: tuple[int, ...]) -> None:
         raise InputError(
             f"{spec.file} {name}: found shape {list(spec.shape)} and dtype {spec.dtype}, expected {list(shape)} and "
             f"{', '.join(DTYPES)}; the adapter is of another model"
+        )
+
+
+def _check_matrices(folder: Path, plan: Plan, low: Mapping[str, Low], saved: Mapping[str, str]) -> None:
+    """Raises InputError for an adapter that changes more than matrices of the layers, where it is not to be merged."""
+    others = [key for key in low if not all(is_matrix(part.leaf) for part in plan.by_tensor[key])]
+    if found := sorted([*others, *saved]):
+        raise InputError(
+            f"{folder}: changes {found[0]} (one of {len(found)}), expected matrices of the layers alone where an "
+            "adapter is kept beside the weights; merge it, or train one without"
         )
 
 

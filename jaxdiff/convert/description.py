@@ -55,7 +55,7 @@ class Description:
         tokenizer: None where the folder has none.
         plan: what the family calls its tensors, and where each goes.
         weights: a published folder's tensors, none of them read yet; None for a folder of ours.
-        adapter: what is merged into the tensors as they are read, if anything is.
+        adapter: what is merged into the tensors as they are read, or, gated, kept beside the params; None for none.
         warnings: what contradicts itself or was passed over, though the folder can be used; a line each.
     """
 
@@ -90,13 +90,20 @@ class Description:
 
     @functools.cached_property
     def tensors(self) -> Tensors:
-        """What the model's params are made of, under the family's names, with the adapter in it. Raises as `dtypes`."""
+        """What the model's params are made of, under the family's names, with the adapter in it unless that is gated.
+
+        Raises as `dtypes`.
+        """
         dtypes = self.dtypes
         if self.weights is None:
             tensors: Tensors = stream.Leaves(self.path / "params", self.plan, dtypes)
         else:
             tensors = self.weights.tensors
-        return tensors if self.adapter is None else self.adapter.merged(tensors)
+        return self.adapter.merged(tensors) if self.adapter is not None and self._merges else tensors
+
+    @property
+    def _merges(self) -> bool:
+        return self.adapter is not None and not self.adapter.gated
 
     def unsound(self) -> Iterator[Unsound]:
         """Reads every tensor, a few rows at a time (of ours a leaf), and gives those with NaN or infinity."""
@@ -115,8 +122,13 @@ class Description:
 
     def _numbers(self) -> Iterator[tuple[str, str, int, Iterator[np.ndarray]]]:
         """File, name, size and rows of each tensor."""
+        if self.adapter is not None and not self._merges:
+            files = self.adapter.files
+            for name, spec in files.specs.items():
+                numbers = files.read(name, slice(None)).astype(np.float32)
+                yield spec.file, name, math.prod(spec.shape), iter([numbers])
         leaves = self.dtypes
-        if self.weights is None and self.adapter is None:
+        if self.weights is None and not self._merges:
             params = self.path / "params"
             for leaf in leaves:
                 yield str(params), leaf, math.prod(self.plan.leaves[leaf]), iter(stream.read(params, [leaf]).values())
@@ -144,7 +156,7 @@ def describe(
     Args:
         dtype: of the computation; default of a published folder that of its tensors, of one of ours its config's.
         ignore: unknown keys of its config.json that are left alone (`jaxdiff.load`).
-        adapter: the folder of a LoRA adapter that is to be merged into it.
+        adapter: the folder of a LoRA adapter that is to be merged into it, or kept beside it.
         beyond: how files of weights are opened that are not in a published folder, by their names.
 
     Raises InputError for a folder that is missing, of another kind, damaged, of an unknown family, or whose config is
@@ -176,8 +188,8 @@ def describe(
         warnings += weights.notes
     tokenizer = _tokenizer(folder, model)
     warnings += _doubts(model.config, tokenizer)
-    merged = None if adapter is None else Adapter.of(adapter, plan)
-    return Description(folder, given, model, shapes, tokenizer, plan, weights, merged, tuple(warnings))
+    fitting = None if adapter is None else Adapter.of(adapter, plan)
+    return Description(folder, given, model, shapes, tokenizer, plan, weights, fitting, tuple(warnings))
 
 
 def check_config(folder: Path, ignore: Iterable[str] = ()) -> None:

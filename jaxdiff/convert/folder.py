@@ -74,6 +74,8 @@ def convert(
     check_new(target)
     described = describe(source, ignore=ignore, adapter=adapter)
     tokenizer, plan, dtypes = described.tokenizer, described.plan, described.dtypes
+    if described.adapter is not None:
+        described.adapter.check_merges()
     if not described.published and adapter is None:
         raise InputError(f"{source}: is converted already; name a published folder")
     tensors = described.tensors
@@ -125,6 +127,8 @@ def export(
     """
     check_new(target)
     described = describe(source, ignore=ignore, adapter=adapter)
+    if described.adapter is not None:
+        described.adapter.check_merges()
     if described.published:
         raise InputError(f"{source}: is published already; name a folder with params/")
     dtypes, plan, published_tensors = described.dtypes, described.plan, described.tensors

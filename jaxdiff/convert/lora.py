@@ -18,6 +18,7 @@ from jaxdiff.models.config import MOST
 from jaxdiff.types import InputError
 
 CONFIG = "adapter_config.json"
+PLAIN, GATED = "LORA", "GATED_LORA"  # of `peft_type`; the second is ours: on at [MASK] alone, which peft does not know
 ALL_LINEAR = "all-linear"
 _USED = (
     *("peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern"),
@@ -68,8 +69,8 @@ class Lora:
                 "saved"
             )
         lora = cls(file, read_object(file))
-        if lora.given.get("peft_type") != "LORA":
-            raise lora._odd("peft_type", "'LORA'", _MERGE)
+        if lora.given.get("peft_type") not in (PLAIN, GATED):
+            raise lora._odd("peft_type", repr(PLAIN), _MERGE)
         if lora.given.get("init_lora_weights") not in _DRAWN:
             mend = "save it as plain LoRA with peft (path_initial_model_for_weight_conversion)"
             raise lora._odd("init_lora_weights", "one that leaves the model's own weights as they are", mend)
@@ -81,6 +82,11 @@ class Lora:
             if found and not any(key in known for known in (_REQUIRED, _USED, _HARMLESS)):
                 raise lora._odd(key, "keys that are known here", _MERGE)
         return lora
+
+    @property
+    def gated(self) -> bool:
+        """Whether the adapter is on at [MASK] alone."""
+        return self.given["peft_type"] == GATED
 
     @property
     def all_linear(self) -> bool:

@@ -4,6 +4,7 @@ from jaxdiff.decode.api import decode, infill, lower, pad_prompts
 from jaxdiff.decode.decoder import Decoder, EndThink, Sampling
 from jaxdiff.decode.program import Program, Timed
 from jaxdiff.decode.result import Reason, Result
+from jaxdiff.decode.trajectory import trajectory_log_prob
 
 __all__ = [
     "Decoder",
@@ -17,4 +18,5 @@ __all__ = [
     "infill",
     "lower",
     "pad_prompts",
+    "trajectory_log_prob",
 ]

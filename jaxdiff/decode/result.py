@@ -8,9 +8,15 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxdiff.caches import CACHES
+from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.layout import Setup
 from jaxdiff.decode.state import State
-from jaxdiff.pytree import pytree
+from jaxdiff.decode.tiles import Vocabulary
+from jaxdiff.fills import FILLS
+from jaxdiff.protocols import Model
+from jaxdiff.pytree import pytree, static
+from jaxdiff.stoppers import STOPPERS
 from jaxdiff.types import first_end
 
 
@@ -20,6 +26,25 @@ class Reason(enum.IntEnum):
     FULL = 0  # no mask was left on the canvas
     STOPPED = 1  # the stopper moved its end left
     STRING = 2  # a stop string stands before its end
+
+
+@pytree
+class Trace:
+    """What a decode wrote, before its result was cut at the rows' ends: what each of its passes saw follows from it.
+
+    Attributes:
+        tokens: from the first generated column on, the overhang included; [MASK] where none was committed.
+        step: the row's forward at which each was committed; -1 for what was given, and for what was not.
+        end: one past the last column that a row attended to.
+        forbidden: ids that were never predicted.
+        unfit: what of the decoder keeps its passes from being rebuilt; empty where nothing does.
+    """
+
+    tokens: Int[Array, "B F"]
+    step: Int[Array, "B F"]
+    end: Int[Array, " B"]
+    forbidden: tuple[int, ...] = static()
+    unfit: str = static(default="")
 
 
 @pytree
@@ -49,6 +74,7 @@ class Result:
             model's scores were no numbers (NaN or +inf among the logits, or -inf for all). Above 0 the tokens must not
             be trusted: the weights are damaged, or numbers overflow.
         policy: the policy's final state (a recorder's recording).
+        trace: for `trajectory_log_prob`.
     """
 
     tokens: Int[Array, "B L"]
@@ -63,6 +89,7 @@ class Result:
     near_ties: Int[Array, " B"]
     not_finite: Int[Array, " B"]
     policy: Any
+    trace: Trace
 
 
 def finish(setup: Setup, state: State) -> Result:
@@ -92,4 +119,26 @@ def finish(setup: Setup, state: State) -> Result:
         near_ties=state.near_ties,
         not_finite=state.not_finite,
         policy=state.policy,
+        trace=Trace(
+            tokens=state.rows.canvas[:, layout.first :],
+            step=state.commit_step[:, layout.first :],
+            end=layout.whole_blocks(state.rows.origin, state.rows.last),
+            forbidden=Vocabulary.of(setup.model, setup.decoder.sampling).forbidden,
+            unfit=unfit_of(setup.decoder, setup.model),
+        ),
     )
+
+
+def unfit_of(decoder: Decoder, model: Model) -> str:
+    """What of a decoder keeps the canvas of each pass, or the belief on it, from being rebuilt from a trace."""
+    fill, cache, stop = FILLS.name_of(decoder.fill), CACHES.name_of(decoder.cache), STOPPERS.name_of(decoder.stop)
+    found = {
+        f"fill {fill}": fill != "parallel",
+        "a policy that takes commits back": decoder.policy.revises,
+        f"cache {cache}": not decoder.cache.exact(block_causal=model.attention_block is not None),
+        f"stop {stop}": stop not in ("none", "eos"),
+        "stop strings": decoder.stop_strings is not None,
+        f"length {decoder.length}": decoder.length != "fixed",
+        "guidance": decoder.sampling.cfg_scale is not None,
+    }
+    return next((name for name, unfit in found.items() if unfit), "")

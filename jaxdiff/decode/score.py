@@ -23,6 +23,7 @@ from jaxdiff.decode.tiles import Asked, Draws, Tile, over_tiles
 from jaxdiff.decode.vocabulary import Vocabulary
 from jaxdiff.pytree import pytree
 from jaxdiff.types import NEVER, Belief
+from jaxdiff.weights import full
 
 
 def believe(
@@ -115,6 +116,37 @@ def _drawn(
 
     plain = dataclasses.replace(asked, top_p=None, top_k=None, push=None)
     return over_tiles(plain, head, summary, lambda a, b: (jnp.logaddexp(a[0], b[0]), jnp.maximum(a[1], b[1])), mesh)
+
+
+def log_prob_of(
+    features: Float[Array, "B C D"], head: Float[Any, "D V"], token: Int[Array, "B C"], *, size: int, forbidden: Any
+) -> Float[Array, "B C"]:
+    """Log-softmax of these tokens without the ids `forbidden` and those from `size` on, float32, differentiable: a tile
+    of the vocabulary is held at a time, forwards and backwards.
+    """
+    columns = head.shape[1]
+    width = min(TILE, columns)
+
+    @jax.checkpoint
+    def one(
+        index: Int[Array, ""], features: Float[Array, "B C D"], head: Float[Any, "D V"]
+    ) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
+        first = jnp.minimum(index * width, columns - width)  # the last tile is moved back; what it shares has no mass
+        ids = first + jnp.arange(width, dtype=jnp.int32)
+        allowed = (ids >= index * width) & (ids < size) & ~jnp.isin(ids, jnp.asarray(forbidden, jnp.int32))
+        part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, width, axis=1), head)
+        logits = jnp.matmul(features, full(part, features.dtype), preferred_element_type=jnp.float32)
+        own = jnp.where(allowed[None, None] & (ids[None, None] == token[..., None]), logits, 0.0)
+        mass = jax.nn.logsumexp(jnp.where(allowed[None, None], logits, NEVER), axis=-1)
+        return mass, jnp.sum(own, axis=-1)
+
+    def step(carry: Any, index: Int[Array, ""]) -> tuple[Any, None]:
+        mass, own = one(index, features, head)
+        return (jnp.logaddexp(carry[0], mass), carry[1] + own), None
+
+    tiles = jnp.arange(1, -(-columns // width), dtype=jnp.int32)
+    (mass, own), _ = jax.lax.scan(step, one(jnp.int32(0), features, head), tiles)
+    return own - mass
 
 
 @pytree

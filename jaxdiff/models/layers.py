@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdiff.kvcache import LayerAccess, Pair
 from jaxdiff.models.attention import attend
 from jaxdiff.models.config import Config
+from jaxdiff.models.lora import product
 from jaxdiff.types import Inputs, Span
-from jaxdiff.weights import full
 from jaxdiff.windows import take
 
 Rope = tuple[Float[Array, "B T 1 h"], Float[Array, "B T 1 h"]]  # cos and sin, one column for each rotated pair
@@ -35,16 +35,19 @@ class RMSNorm(nn.Module):
 
 
 class Projection(nn.Module):
-    """x @ kernel (+ bias), in the dtype of x; `scale` is the variance of the initial kernel, times its fan in."""
+    """x @ kernel (+ bias), in the dtype of x; `scale` is the variance of the initial kernel, times its fan in.
+
+    `gate`: the tokens at which a gated adapter of the kernel is on.
+    """
 
     width: int
     bias: bool = False
     scale: float = 1.0
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n i"]) -> Float[Array, "n o"]:
+    def __call__(self, x: Float[Array, "n i"], gate: Bool[Array, " n"] | None = None) -> Float[Array, "n o"]:
         init = nn.initializers.variance_scaling(self.scale, "fan_in", "truncated_normal")
-        out = x @ full(self.param("kernel", init, (x.shape[-1], self.width)), x.dtype)
+        out = product(x, self.param("kernel", init, (x.shape[-1], self.width)), gate)
         if self.bias:
             out = out + self.param("bias", nn.initializers.zeros, (self.width,)).astype(x.dtype)[None]
         return out
@@ -105,27 +108,31 @@ class Attention(nn.Module):
         access: LayerAccess | None = None,
         read: Span | None = None,
         decoding: bool = False,
+        gate: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "Br D"], Pair | None]:
         """The output; and, where there is a KV cache, its keys and values with those of this pass.
 
-        With `read` those tokens alone are queries, over the keys of all. `decoding`: not a pass of training.
+        With `read` those tokens alone are queries, over the keys of all. `decoding`: not a pass of training. `gate`: of
+        adapters, at the tokens that are fed.
         """
         c, (rows, length) = self.config, rope[0].shape[:2]
-        queries, query_rope = flat, rope
+        queries, query_rope, query_gate = flat, rope, gated(gate, read)
         if read is not None:
             queries = take(flat.reshape(rows, length, -1), read.start, read.count).reshape(-1, flat.shape[-1])
             query_rope = (take(rope[0], read.start, read.count), take(rope[1], read.start, read.count))
             mask = mask if mask.shape[1] == 1 else take(mask, read.start, read.count)
 
-        def project(of: Float[Array, "Br D"], name: str, count: int) -> Float[Array, "B r n E"]:
-            wide = Projection(count * c.head_dim, bias=c.qkv_bias, name=name)(of)
+        def project(
+            of: Float[Array, "Br D"], on: Bool[Array, " Br"] | None, name: str, count: int
+        ) -> Float[Array, "B r n E"]:
+            wide = Projection(count * c.head_dim, bias=c.qkv_bias, name=name)(of, on)
             # In a decode; else XLA for TPUs lets the layout of heads reach the weights, and holds all of them twice.
             if decoding:
                 wide = jax.lax.platform_dependent(wide, tpu=jax.lax.optimization_barrier, default=lambda x: x)
             return wide.reshape(rows, -1, count, c.head_dim)
 
-        q, k = project(queries, "q_proj", c.n_heads), project(flat, "k_proj", c.n_kv_heads)
-        v = project(flat, "v_proj", c.n_kv_heads)
+        q, key_gate = project(queries, query_gate, "q_proj", c.n_heads), gated(gate)
+        k, v = (project(flat, key_gate, name, c.n_kv_heads) for name in ("k_proj", "v_proj"))
         if c.qk_norm:
             q, k = RMSNorm(c.rms_norm_eps, name="q_norm")(q), RMSNorm(c.rms_norm_eps, name="k_norm")(k)
         q, k = rotate(q, query_rope), rotate(k, rope)
@@ -134,7 +141,14 @@ class Attention(nn.Module):
         else:
             k, v, pair = access.update(k, v)
         attended = attend(q, k, v, mask).reshape(queries.shape[0], -1)
-        return Projection(flat.shape[-1], scale=c.output_scale, name="attn_out")(attended), pair
+        return Projection(flat.shape[-1], scale=c.output_scale, name="attn_out")(attended, query_gate), pair
+
+
+def gated(gate: Bool[Array, "B T"] | None, read: Span | None = None) -> Bool[Array, " Br"] | None:
+    """The gate of the tokens that are read (default all), flat as these are."""
+    if gate is None:
+        return None
+    return (gate if read is None else take(gate, read.start, read.count)).reshape(-1)
 
 
 class SwiGLU(nn.Module):
@@ -144,6 +158,7 @@ class SwiGLU(nn.Module):
     scale: float = 1.0  # of the initial output kernel
 
     @nn.compact
-    def __call__(self, flat: Float[Array, "n D"]) -> Float[Array, "n D"]:
-        gated = jax.nn.silu(Projection(self.width, name="ff_proj")(flat)) * Projection(self.width, name="up_proj")(flat)
-        return Projection(flat.shape[-1], scale=self.scale, name="ff_out")(gated)
+    def __call__(self, flat: Float[Array, "n D"], gate: Bool[Array, " n"] | None = None) -> Float[Array, "n D"]:
+        opened = jax.nn.silu(Projection(self.width, name="ff_proj")(flat, gate))
+        wide = opened * Projection(self.width, name="up_proj")(flat, gate)
+        return Projection(flat.shape[-1], scale=self.scale, name="ff_out")(wide, gate)

@@ -14,12 +14,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.models.layers import SwiGLU
+from jaxdiff.models.lora import product
 from jaxdiff.parallel.mesh import over_experts
 from jaxdiff.types import InputError
-from jaxdiff.weights import full
 
 Routes = tuple[Float[Array, "n k"], Int[Array, "n k"]]  # weights, experts
 Choose = Callable[[Float[Array, "n X"], Float[Array, " X"] | None], Routes]  # of float32 logits and the expert bias
@@ -58,7 +58,11 @@ class Experts(nn.Module):
 
     @nn.compact
     def __call__(
-        self, flat: Float[Array, "n D"], weights: Float[Array, "n k"], chosen: Int[Array, "n k"]
+        self,
+        flat: Float[Array, "n D"],
+        weights: Float[Array, "n k"],
+        chosen: Int[Array, "n k"],
+        gate: Bool[Array, " n"] | None = None,
     ) -> Float[Array, "n D"]:
         size = flat.shape[1]
 
@@ -71,7 +75,7 @@ class Experts(nn.Module):
             "up_proj": kernel("up_proj", (size, self.width), 1.0),
             "ff_out": kernel("ff_out", (self.width, size), self.scale),
         }
-        return over_experts(_mix, kernels, flat, weights, chosen).astype(flat.dtype)
+        return over_experts(_mix, kernels, flat, weights, chosen, gate).astype(flat.dtype)
 
 
 def _mix(
@@ -79,16 +83,18 @@ def _mix(
     flat: Float[Array, "n D"],
     weights: Float[Array, "n k"],
     chosen: Int[Array, "n k"],
+    gate: Bool[Array, " n"] | None,
 ) -> Float[Array, "n D"]:
     """Each token's experts, weighted and summed in float32."""
     count, each = chosen.shape
     order = jnp.argsort(chosen.reshape(-1), stable=True)
     sizes = jnp.bincount(chosen.reshape(-1), length=kernels["ff_out"].shape[0]).astype(jnp.int32)
-    x = flat[order // each]
-    wide = {name: full(kernel, x.dtype) for name, kernel in kernels.items()}
-    gate = jax.lax.ragged_dot(x, wide["ff_proj"], sizes)
-    up = jax.lax.ragged_dot(x, wide["up_proj"], sizes)
-    out = jax.lax.ragged_dot(jax.nn.silu(gate) * up, wide["ff_out"], sizes)
+    x, on = flat[order // each], None if gate is None else gate[order // each]
+
+    def ragged(x: Float[Array, "m i"], name: str) -> Float[Array, "m o"]:
+        return product(x, kernels[name], on, lambda x, kernel: jax.lax.ragged_dot(x, kernel, sizes))
+
+    out = ragged(jax.nn.silu(ragged(x, "ff_proj")) * ragged(x, "up_proj"), "ff_out")
     back = out[jnp.argsort(order)].reshape(count, each, -1).astype(jnp.float32)
     return jnp.sum(back * weights[..., None], axis=1)
 
@@ -109,10 +115,10 @@ class Mixture(nn.Module):
     scale: float = 1.0  # of the initial output kernels
 
     @nn.compact
-    def __call__(self, flat: Float[Array, "n D"]) -> Float[Array, "n D"]:
+    def __call__(self, flat: Float[Array, "n D"], gate: Bool[Array, " n"] | None = None) -> Float[Array, "n D"]:
         routes = Router(self.experts, self.choose, self.bias, name="router")(flat)
-        mixed = Experts(self.experts, self.width, self.scale, name="experts")(flat, *routes)
-        return mixed + SwiGLU(self.shared, self.scale, name="shared")(flat) if self.shared else mixed
+        mixed = Experts(self.experts, self.width, self.scale, name="experts")(flat, *routes, gate)
+        return mixed + SwiGLU(self.shared, self.scale, name="shared")(flat, gate) if self.shared else mixed
 
 
 def most_likely(

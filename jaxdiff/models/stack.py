@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxdiff import kvcache
 from jaxdiff.kvcache import LayerAccess, Pair
 from jaxdiff.models.config import Config
-from jaxdiff.models.layers import Attention, RMSNorm, Rope, SwiGLU, rope_table, visible
+from jaxdiff.models.layers import Attention, RMSNorm, Rope, SwiGLU, gated, rope_table, visible
 from jaxdiff.types import Inputs, KVCache, Params, Span
 from jaxdiff.weights import full
 from jaxdiff.windows import take
@@ -47,13 +47,17 @@ class Block(nn.Module):
         access: LayerAccess | None = None,
         read: Span | None = None,
         decoding: bool = False,
+        gate: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B r D"], Pair | None]:
-        """The layer's output for the tokens that are read (default all), and its group's keys and values."""
+        """The layer's output for the tokens that are read (default all), and its group's keys and values.
+
+        `gate`: the tokens at which gated adapters are on.
+        """
         normed = self.attn_norm(x.reshape(-1, x.shape[-1]))
-        attended, pair = self.attend(normed, rope, mask, access, read, decoding)
+        attended, pair = self.attend(normed, rope, mask, access, read, decoding, gate)
         x = x if read is None else take(x, read.start, read.count)
         flat = x.reshape(-1, x.shape[-1]) + attended
-        flat = flat + self.mix(self.ff_norm(flat))
+        flat = flat + self.mix(self.ff_norm(flat), gated(gate, read))
         return flat.reshape(x.shape), pair
 
 
@@ -92,6 +96,7 @@ class Stack(nn.Module):
         x = jnp.where((inputs.positions >= 0)[..., None], x, jnp.zeros_like(x))
         rope = rope_table(inputs.positions, c.rotary_dim, c.rope_theta, jnp.dtype(c.rope_dtype))
         mask = visible(inputs, c.attention_block, c.prefix_lm)
+        gate = inputs.tokens == c.mask_token_id
         kept = {}
         for group in self.groups:
             asked = read if group is self.groups[-1] else None
@@ -100,10 +105,10 @@ class Stack(nn.Module):
                     Block,
                     variable_axes={"params": 0},
                     split_rngs={"params": True},
-                    in_axes=(nn.broadcast, nn.broadcast),
+                    in_axes=nn.broadcast,
                     length=group.depth,
                 )
-                x, _ = layers(c, group.mlp, name=group.name)(x, rope, mask)
+                x, _ = layers(c, group.mlp, name=group.name)(x, rope, mask, None, None, False, gate)
                 continue
             leaves = self.variables["params"][group.name]
             block = Block(c, group.mlp, parent=None)
@@ -118,7 +123,7 @@ class Stack(nn.Module):
                 x, pair = carry
                 own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), of)
                 access = None if pair is None else LayerAccess.of(pair, jnp.asarray(index), inputs, at)
-                return block.apply({"params": own}, x, rope, mask, access, read, True), None
+                return block.apply({"params": own}, x, rope, mask, access, read, True, gate), None
 
             # The cache is carried and written layer by layer, so that one as large need not be made beside it, and the
             # last layer stands apart where it reads less, which `nn.scan` cannot do.

@@ -31,6 +31,7 @@ RULES: Mapping[str, str | None] = {
     "ffn": MODEL,  # of experts too: each shard holds a slice of every expert, and no token travels
     "embed": None,
     "experts": None,
+    "rank": None,  # of adapters
 }
 
 
@@ -89,9 +90,14 @@ def padded(vocabulary: int, shards: int) -> int:
 
 
 def specs(name: str, leaf: Any) -> Any:
-    """Of the leaf of that name: of its array, or of both where it is quantised. Raises InputError as `kind_of`."""
-    axes = kind_of(name).axes
-    return jax.tree.map(lambda x: PartitionSpec(*map(_over, axes, x.shape)), leaf)
+    """Of the leaf of that name: of its array, or of each where it is quantised or adapted. Raises InputError as
+    `kind_of`.
+    """
+
+    def spec(path: Any, part: Any) -> PartitionSpec:
+        return PartitionSpec(*map(_over, kind_of(f"{name}/{leaf_name(path)}" if path else name).axes, part.shape))
+
+    return jax.tree_util.tree_map_with_path(spec, leaf)
 
 
 def _over(axis: str, size: int) -> str | None:

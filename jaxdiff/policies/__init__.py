@@ -17,6 +17,7 @@ from jaxdiff.policies.factor import Factor, FactorCode
 from jaxdiff.policies.fixed import Fixed, FixedDream
 from jaxdiff.policies.learned import Learned
 from jaxdiff.policies.margin import Margin
+from jaxdiff.policies.multi_block import MultiBlock
 from jaxdiff.policies.oracle import Oracle
 from jaxdiff.policies.remdm import RemdmCap, RemdmLoop, RemdmRescale
 from jaxdiff.policies.replay import Replay as Replay
@@ -35,6 +36,7 @@ POLICIES = Registry(
         "entropy": Entropy,
         "entropy_bounded": EntropyBounded,
         "above_mean": AboveMean,
+        "multi_block": MultiBlock,
         "remdm": Keyed("cap", {"cap": RemdmCap, "rescale": RemdmRescale, "loop": RemdmLoop}),
         "oracle": Oracle,
         "learned": Learned,

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from jaxdiff import parts
-from jaxdiff.checkpoint import Checkpoint
+from jaxdiff.checkpoint import Checkpoint, Tokenizer
 from jaxdiff.decode.batches import widths_of
 from jaxdiff.decode.checks import block_of, check_lengths
 from jaxdiff.decode.decoder import Decoder
@@ -28,6 +28,11 @@ from jaxdiff.tasks.base import Problem
 from jaxdiff.types import InputError
 
 HELD_OUT = ("test", "validation")
+
+
+def prompt_ids(tokenizer: Tokenizer, problem: Problem) -> list[int]:
+    """What a problem's answer follows, in tokens."""
+    return tokenizer.encode(problem.question) if problem.continues else tokenizer.prompt(problem.question)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +93,7 @@ def sweep(
     mesh: Mesh | None = None,
     progress: Callable[[int, int, float], None] | None = None,
     out: Path | None = None,
+    meter: Meter | None = None,
 ) -> tuple[Report, ...]:
     """One report for each value of a decoder's number, from one compiled program: rows are values x problems.
 
@@ -100,6 +106,8 @@ def sweep(
     `out`: a JSONL file of the rows, value after value, in the task's order: number (value x n + problem), question,
     text, correct, nfe, cheap, work, length, near_ties, not_finite. Rows are written to `parts.folder_of(out)` as they
     are done; the same call goes on from what lies there, and its reports count all rows.
+
+    `meter`: as of `decode_stream`; with the same one again nothing is compiled twice.
 
     Raises InputError for a task that is not known, the training split, a model without a tokenizer, what `decode`
     refuses, an `out` that cannot be written, and rows of another run beside it.
@@ -114,7 +122,7 @@ def sweep(
     problems = tuple(itertools.islice(module.problems(split, seed), n))
     if len(problems) < n:
         raise InputError(f"n: found {n}, but {task_name}/{split} has {len(problems)} problems; ask for fewer")
-    questions = [tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question) for p in problems]
+    questions = [prompt_ids(tokenizer, problem) for problem in problems]
     numbers = np.asarray(values, np.float32)
     gen_length, own_block = lengths(
         task_name, gen_length, decoder(numbers).block_length, checkpoint.model.attention_block
@@ -130,7 +138,8 @@ def sweep(
     ends = () if decoders[0].stop_strings is None else decoders[0].stop_strings.texts
     room = checkpoint.model.config.max_sequence_length - gen_length
     order = sorted(range(len(values) * n), key=lambda number: (number // n, -len(questions[number % n])))
-    meter, lines = Meter(), {}
+    meter, lines = Meter() if meter is None else meter, {}
+    before, compiled = meter.seconds, meter.compile_seconds
     with ExitStack() as stack:
         keep: Callable[[Mapping[str, Any]], None] | None = None
         if out is not None:
@@ -154,7 +163,7 @@ def sweep(
             widths=widths_of(map(len, questions), gen_length, room),
             meter=meter,
         )
-        tokens, told = sum(line["row"]["length"] for line in lines.values()), 0.0
+        tokens, told = sum(line["row"]["length"] for line in lines.values()), before
         for answer in answers:
             if isinstance(answer, Refusal):
                 raise InputError(answer.error)
@@ -166,13 +175,13 @@ def sweep(
             if keep is not None:
                 keep(lines[number])
             if progress is not None:
-                progress(len(lines), tokens, meter.seconds)
+                progress(len(lines), tokens, meter.seconds - before)
     done = [lines[number] for number in range(len(order))]
     if out is not None:
         parts.finish(out, done)
         parts.remove(out)
     return tuple(
-        _report(task_name, split, seed, problems, done[first : first + n], meter.compile_seconds)
+        _report(task_name, split, seed, problems, done[first : first + n], meter.compile_seconds - compiled)
         for first in range(0, len(order), n)
     )
 

@@ -1,6 +1,7 @@
-"""Training: objective, data, loop. It returns the pytree that is a model."""
+"""Training: objectives, noise, data, loop. It returns the pytree that is a model."""
 
-from jaxdiff.train.loop import train
+from jaxdiff.train.distill import Distillation, distill
 from jaxdiff.train.recipe import Recipe
+from jaxdiff.train.scratch import train
 
-__all__ = ["Recipe", "train"]
+__all__ = ["Distillation", "Recipe", "distill", "train"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -15,7 +16,9 @@ from rich.console import Console
 from rich.progress import track
 
 from jaxdiff.checkpoint import Tokenizer
+from jaxdiff.pytree import pytree
 from jaxdiff.tasks import task
+from jaxdiff.tasks.evaluate import prompt_ids
 from jaxdiff.types import InputError
 
 
@@ -41,42 +44,60 @@ class Bucket:
         return self.since <= step and (self.until is None or step < self.until)
 
 
-@dataclasses.dataclass(frozen=True)
+NEVER_WRITTEN = 2**30  # in `Batch.order`: behind the teacher's end
+
+
+@pytree
 class Batch:
-    tokens: Int[np.ndarray, "B T"]
-    answers: Bool[np.ndarray, "B T"]  # what may be masked: of a row with one problem all that follows the prompt
-    prompt_lengths: Int[np.ndarray, " B"]
-    answer_lengths: Int[np.ndarray, " B"]  # with the first end-of-text; 0 for a packed row, which has no blocks
+    """Rows of one shape; arrays of numpy, or of JAX within the compiled step.
+
+    Attributes:
+        answers: what may be masked: of a row with one problem all that follows the prompt.
+        answer_lengths: with the first end-of-text; 0 for a packed row, which has no blocks.
+        order: the teacher's forward that wrote each token, from 0; NEVER_WRITTEN for what it did not write. None where
+            the answers are no teacher's.
+    """
+
+    tokens: Int[Any, "B T"]
+    answers: Bool[Any, "B T"]
+    prompt_lengths: Int[Any, " B"]
+    answer_lengths: Int[Any, " B"]
+    order: Int[Any, "B T"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One problem in tokens. `order`: the teacher's forward that wrote each token from the answer's first on, those
+    behind the answer too; none where the answer is no teacher's.
+    """
+
+    prompt: list[int]
+    answer: list[int]
+    order: list[int] = dataclasses.field(default_factory=list)
+
+
+def training_rows(name: str, size: int, seed: int, tokenizer: Tokenizer) -> list[Row]:
+    """`size` training problems of a task, with their reference answers; a progress bar goes to a terminal."""
+    console, stream = Console(stderr=True), itertools.islice(task(name).problems("train", seed), size)
+    bar = track(stream, f"{name}: tokenising", total=size, console=console, disable=not console.is_terminal)
+    return [Row(prompt_ids(tokenizer, p), tokenizer.encode(p.worked)) for p in bar]
 
 
 class Corpus:
-    """Tokenised training problems of each task, sorted into buckets."""
+    """Rows of each task, sorted into buckets; those of a teacher all have an order, others none."""
 
-    def __init__(self, buckets: tuple[Bucket, ...], sizes: dict[str, int], seed: int, tokenizer: Tokenizer) -> None:
-        """Draws `sizes[name]` training problems of each task; a progress bar goes to a terminal.
-
-        Raises InputError where a bucket stays empty.
-        """
+    def __init__(
+        self, buckets: tuple[Bucket, ...], rows: dict[str, list[Row]], seed: int, tokenizer: Tokenizer
+    ) -> None:
+        """Raises InputError where a bucket stays empty."""
         self.buckets = buckets
-        self._seed = seed
+        self._seed, self._rows = seed, rows
         self._eos, self._newline = tokenizer.eos_id, tokenizer.encode("\n")
-        console = Console(stderr=True)
-        self._rows: dict[str, list[tuple[list[int], list[int]]]] = {}
-        for name, size in sizes.items():
-            stream = itertools.islice(task(name).problems("train", seed), size)
-            self._rows[name] = [
-                (
-                    tokenizer.encode(p.question) if p.continues else tokenizer.prompt(p.question),
-                    tokenizer.encode(p.worked),
-                )
-                for p in track(
-                    stream, f"{name}: tokenising", total=size, console=console, disable=not console.is_terminal
-                )
-            ]
+        self._ordered = any(row.order for each in rows.values() for row in each)
         self._members = []
         for bucket in buckets:
             end = len(self._newline) if bucket.pack else 0
-            lengths = [len(prompt) + len(answer) + end for prompt, answer in self._rows[bucket.task]]
+            lengths = [len(row.prompt) + len(row.answer) + end for row in rows[bucket.task]]
             members = [i for i, n in enumerate(lengths) if bucket.shortest <= n <= bucket.length]
             if not members:
                 raise InputError(
@@ -98,12 +119,17 @@ class Corpus:
         if bucket.pack:
             return self._packed(bucket, self._members[which], rng)
         tokens = np.full((bucket.rows, bucket.length), self._eos, np.int32)
+        order = np.full(tokens.shape, NEVER_WRITTEN, np.int32) if self._ordered else None
         prompts, answers = np.zeros(bucket.rows, np.int32), np.zeros(bucket.rows, np.int32)
         for row, index in enumerate(rng.choice(self._members[which], bucket.rows)):
-            prompt, answer = self._rows[bucket.task][index]
-            prompts[row], answers[row] = len(prompt), len(answer) + 1
-            tokens[row, : len(prompt) + len(answer)] = prompt + answer
-        return Batch(tokens, np.arange(bucket.length)[None] >= prompts[:, None], prompts, answers)
+            drawn = self._rows[bucket.task][index]
+            first, last = len(drawn.prompt), len(drawn.prompt) + len(drawn.answer)
+            prompts[row], answers[row] = first, last - first + 1
+            tokens[row, :last] = drawn.prompt + drawn.answer
+            if order is not None:
+                written = drawn.order[: bucket.length - first]
+                order[row, first : first + len(written)] = written
+        return Batch(tokens, np.arange(bucket.length)[None] >= prompts[:, None], prompts, answers, order)
 
     def _packed(self, bucket: Bucket, members: Int[np.ndarray, " n"], rng: np.random.Generator) -> Batch:
         tokens = np.full((bucket.rows, bucket.length), self._eos, np.int32)
@@ -111,12 +137,13 @@ class Corpus:
         for row in range(bucket.rows):
             at = 0
             while True:
-                prompt, answer = self._rows[bucket.task][rng.choice(members)]
-                line = [*prompt, *answer, *self._newline]
+                drawn = self._rows[bucket.task][rng.choice(members)]
+                line = [*drawn.prompt, *drawn.answer, *self._newline]
                 if at + len(line) > bucket.length:
                     break
                 tokens[row, at : at + len(line)] = line
-                answers[row, at + len(prompt) : at + len(prompt) + len(answer)] = True
+                first = at + len(drawn.prompt)
+                answers[row, first : first + len(drawn.answer)] = True
                 at += len(line)
         nothing = np.zeros(bucket.rows, np.int32)
         return Batch(tokens, answers, nothing, nothing)

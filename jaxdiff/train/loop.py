@@ -2,6 +2,8 @@
 
 The step's batch and noise depend on (seed, step) alone, and parameters and optimizer state are restored exactly:
 a run that was killed and started again ends with the bits of one that was not.
+
+`scratch.py` and `distill.py` say what is trained on what; here is how the steps are taken.
 """
 
 from __future__ import annotations
@@ -21,62 +23,64 @@ import jax
 import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxdiff import checkpoint
-from jaxdiff.files import Lines, added, parse_json, saving, whole_lines, without_patterns
+from jaxdiff.files import Lines, parse_json, saving, whole_lines, without_patterns
 from jaxdiff.leaves import kind_of, leaf_name
-from jaxdiff.models import build
 from jaxdiff.protocols import Model
-from jaxdiff.train.data import Batch, Corpus
-from jaxdiff.train.objective import corrupt, loss
-from jaxdiff.train.recipe import Recipe
-from jaxdiff.train.tokenizer import train_tokenizer
+from jaxdiff.pytree import pytree
+from jaxdiff.train.data import Batch
+from jaxdiff.train.objectives import Network
+from jaxdiff.train.recipe import Schedule
 from jaxdiff.types import InputError, Params
 
 SAVED_RECIPE = "recipe.json"
 MODEL, CHECKPOINTS, LOG = "model", "checkpoints", "log.jsonl"
 
 
-def train(recipe: Recipe, folder: Path) -> Path | None:
-    """Run a recipe to its last step, from the folder's newest checkpoint if it has one.
+@pytree
+class Frozen:
+    """What a step reads and never changes: the teacher, and what is not trained of the model itself."""
 
-    Writes `folder/checkpoints/` (orbax, resumable), `log.jsonl`, and at the end `folder/model/`, which
-    `jaxdiff.load` reads. SIGTERM (a Cloud TPU pre-emption) saves and returns early.
+    teacher: Network | None = None
+    base: Params | None = None
 
-    Returns the model folder, or None where a signal ended the run early.
 
-    Raises InputError where the folder belongs to another recipe, is written by another program, or cannot be written;
-    and where the weights end as no numbers.
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is trained, on what.
+
+    Attributes:
+        params: the parameters that are trained, before the first step.
+        batch: of each step, the same whenever it is asked.
+        given: the model's parameters out of those that are trained and `frozen.base`.
+        watch: called every `watch_every` steps and after the last one with the model's parameters; what it returns is
+            logged.
     """
-    with _sigterm() as asked:
-        return _run(recipe, folder, asked)
+
+    recipe: Schedule
+    model: Model
+    params: Params
+    batch: Callable[[int], Batch]
+    frozen: Frozen = dataclasses.field(default_factory=Frozen)
+    given: Callable[[Params, Params | None], Params] = lambda trained, base: trained
+    watch: Callable[[Params], dict[str, Any]] | None = None
+    watch_every: int = 1
 
 
-def _run(recipe: Recipe, folder: Path, asked: threading.Event) -> Path | None:
-    fresh = _is_fresh(folder, recipe)
-    with added(folder) as new:
-        if recipe.init is not None:
-            _copy_tokenizer(Path(recipe.init), new)
-        elif fresh:
-            train_tokenizer(recipe.task, recipe.tokenizer_problems, recipe.model["vocab_size"], recipe.seed, new)
-    tokenizer = checkpoint.load_tokenizer(folder)
-    assert tokenizer is not None
-    model = build({"family": "llada", "mask_token_id": 0, "eos_token_id": tokenizer.eos_id, **recipe.model})
-    if (tokens := tokenizer.backend.get_vocab_size(with_added_tokens=True)) > model.config.vocab_size:
-        raise InputError(
-            f"model.vocab_size: found {model.config.vocab_size}, expected at least the tokenizer's {tokens}"
-        )
-    corpus = Corpus(recipe.buckets, recipe.problems, recipe.seed, tokenizer)
-    optimizer = make_optimizer(recipe)
-    step_fn = make_step(model, optimizer, recipe)
+def take_steps(run: Run, folder: Path, asked: threading.Event) -> Params | None:
+    """The steps that are left of a run, from the folder's newest checkpoint if it has one; the model's parameters.
 
-    params = model.init(jax.random.key(recipe.seed))
-    if recipe.init is not None:
-        params = _newest_params(Path(recipe.init), params)
-    state = {"params": params, "optimizer": optimizer.init(params)}
+    None where `asked` to stop: it saves, and returns early.
+
+    Raises InputError where the folder has done more steps, is written by another program, or cannot be written; and
+    where the weights end as no numbers.
+    """
+    recipe, optimizer = run.recipe, make_optimizer(run.recipe)
+    step_fn = make_step(run.model, optimizer, recipe, run.given)
+    state = {"params": run.params, "optimizer": optimizer.init(run.params)}
     with Lines(folder / LOG) as lines, _manager(folder / CHECKPOINTS, recipe.save_every) as manager:
         done = manager.latest_step()
         if done is not None:
@@ -89,19 +93,20 @@ def _run(recipe: Recipe, folder: Path, asked: threading.Event) -> Path | None:
         recipe.write(folder / SAVED_RECIPE)  # from here on the folder is this recipe's
         with _Log(lines, recipe.steps, first) as log:
             for step in range(first, recipe.steps):
-                batch = corpus.batch(step)
-                state, value = step_fn(state, jnp.int32(step), *dataclasses.astuple(batch))
+                batch = run.batch(step)
+                state, value = step_fn(state, jnp.int32(step), batch, run.frozen)
                 log(step, value, batch)
-                last = step + 1 == recipe.steps
-                if asked.is_set() or last or (step + 1) % recipe.save_every == 0:
+                last, stops = step + 1 == recipe.steps, asked.is_set()  # looked at once: it may be set at any time
+                if run.watch is not None and (last or (step + 1) % run.watch_every == 0):
+                    log.watched(step, run.watch(run.given(state["params"], run.frozen.base)))
+                if stops or last or (step + 1) % recipe.save_every == 0:
                     manager.save(step + 1, args=ocp.args.StandardSave(state), force=True)
-                if asked.is_set():
+                if stops:
                     manager.wait_until_finished()
                     log.note(f"stopped by a signal after step {step + 1}; run the same command to go on")
                     return None
     _check_finite(state["params"], folder)
-    checkpoint.save(folder / MODEL, model, state["params"], tokenizer_from=folder)
-    return folder / MODEL
+    return run.given(state["params"], run.frozen.base)
 
 
 def _check_finite(params: Params, folder: Path) -> None:
@@ -131,7 +136,7 @@ def _manager(folder: Path, save_every: int) -> Iterator[ocp.CheckpointManager]:
         raise
 
 
-def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+def make_optimizer(recipe: Schedule) -> optax.GradientTransformation:
     """Muon on the matrices, Adam on embeddings, head and norms; warm-up, plateau, linear decay; clipped.
 
     Which leaf is whose says `leaves.LEAVES`; what is not in the group `layers` (LLaDA2's `dense` layers) is Adam's. The
@@ -161,76 +166,38 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(recipe.clip), muon)
 
 
-def make_step(model: Model, optimizer: optax.GradientTransformation, recipe: Recipe) -> Callable[..., Any]:
-    """One compiled training step for each bucket's shape; the state is donated."""
-    corruption = functools.partial(
-        corrupt,
-        mask_id=model.config.mask_token_id,
-        semi_ar=recipe.semi_ar,
-        in_order=recipe.in_order,
-        block_length=recipe.block_length,
-    )
+def make_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    recipe: Schedule,
+    given: Callable[[Params, Params | None], Params] = lambda trained, base: trained,
+) -> Callable[..., Any]:
+    """One compiled training step for each shape of a batch; the state is donated.
+
+    `step(state, number of the step, batch, frozen)` gives the new state and the loss.
+    """
+    objective, noise = recipe.parts()
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step_fn(
-        state: dict[str, Any],
-        step: Int[Array, ""],
-        tokens: Int[Array, "B T"],
-        answers: Bool[Array, "B T"],
-        prompt_lengths: Int[Array, " B"],
-        answer_lengths: Int[Array, " B"],
+        state: dict[str, Any], step: Int[Array, ""], batch: Batch, frozen: Frozen
     ) -> tuple[dict[str, Any], Float[Array, ""]]:
         key = jax.random.fold_in(jax.random.key(recipe.seed), step)
-        noisy, weight = corruption(key, tokens, answers, prompt_lengths, answer_lengths)
-        gradient = jax.value_and_grad(loss, argnums=1)
-        value, gradients = gradient(model, state["params"], noisy, tokens, weight, prompt_lengths)
+        views = noise.views(key, batch, model.config, step / recipe.steps)
+
+        def loss(trained: Params) -> Float[Array, ""]:
+            network = Network(given(trained, frozen.base), model)
+            return objective.loss(network, batch, views, frozen.teacher)
+
+        value, gradients = jax.value_and_grad(loss)(state["params"])
         updates, optimizer_state = optimizer.update(gradients, state["optimizer"], state["params"])
         return {"params": optax.apply_updates(state["params"], updates), "optimizer": optimizer_state}, value
 
     return step_fn
 
 
-def _copy_tokenizer(source: Path, folder: Path) -> None:
-    if not (source / "tokenizer.json").is_file():
-        raise InputError(f"init: no tokenizer.json in {source}; name the folder of a run or of a model")
-    for path in (*source.glob("tokenizer*.json"), *source.glob("chat_template.jinja")):
-        shutil.copy(path, folder / path.name)
-
-
-def _newest_params(source: Path, like: Params) -> Params:
-    """The parameters of a run's newest checkpoint, or of a model folder; the optimizer starts afresh."""
-    if not (source / CHECKPOINTS).is_dir():
-        params = checkpoint.load(source, dtype="float32").params
-    else:
-        with without_patterns(source / CHECKPOINTS) as there, ocp.CheckpointManager(there) as manager:
-            step = manager.latest_step()
-            if step is None:
-                raise InputError(f"init: no checkpoint in {source}; name a run that has saved one, or a model folder")
-            params = manager.restore(step, args=ocp.args.StandardRestore())["params"]
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (params, like)]
-    if shapes[0] != shapes[1]:
-        raise InputError(f"init: the parameters in {source} have other shapes than the recipe's model")
-    return jax.tree.map(jnp.asarray, params)
-
-
-def _is_fresh(folder: Path, recipe: Recipe) -> bool:
-    """Whether the folder holds no run; one that it holds is this recipe's: only the plateau's length may change."""
-    saved = folder / SAVED_RECIPE
-    if not saved.is_file():
-        return True
-    old = Recipe.read(saved)
-    changed = [
-        f.name
-        for f in dataclasses.fields(recipe)
-        if f.name not in ("steps", "decay") and getattr(old, f.name) != getattr(recipe, f.name)
-    ]
-    if changed:
-        raise InputError(f"{folder}: holds a run of another recipe ({', '.join(changed)} differ); name a new folder")
-    return False
-
-
 @contextlib.contextmanager
-def _sigterm() -> Iterator[threading.Event]:
+def until_sigterm() -> Iterator[threading.Event]:
     """Turns SIGTERM into a flag that the loop reads between steps."""
     asked = threading.Event()
     previous = signal.signal(signal.SIGTERM, lambda *_: asked.set())
@@ -284,6 +251,12 @@ class _Log:
         text = " ".join(f"{k}:{v:.3f}" for k, v in losses.items()) + f"  {rate:,.0f} tokens/s"
         self._bar.update(self._task, completed=step + 1, text=text)
         self._tokens, self._since, self._losses = 0, time.perf_counter(), {}
+
+    def watched(self, step: int, numbers: dict[str, Any]) -> None:
+        """A line of what was measured after a step; its seconds are none of the training's."""
+        self._lines.write({"step": step + 1, **numbers})
+        self.note(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
+        self._tokens, self._since = 0, time.perf_counter()
 
 
 def _lines_until(step: int, log: Path) -> int:

@@ -1,33 +1,39 @@
-"""A recipe: all that a training run depends on, as a JSON file beside the model it made."""
+"""A recipe: all that a training run depends on, as a JSON file beside the model it made.
+
+`Schedule` is what every run has, `Recipe` one of `jaxdiff train`, which starts from a tokenizer's corpus.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from jaxdiff.files import parse_json, refusing, replaced_file, write_object
 from jaxdiff.tasks import TASKS
 from jaxdiff.train.data import Bucket
+from jaxdiff.train.noise import Noise
+from jaxdiff.train.objectives import Objective
+from jaxdiff.train.objectives import parse as parse_objective
 from jaxdiff.types import InputError
 
 MOST = 2**31 - 1
-# The least and the most of each number: whole ones and others.
-NUMBERS: dict[str, tuple[float | int, float | int]] = {
+_S = TypeVar("_S", bound="Schedule")
+Spans = dict[str, tuple[float | int, float | int]]  # the least and the most of each number: whole ones and others
+NUMBERS: Spans = {
     "steps": (1, MOST),
     "warmup": (0, MOST),
     "decay": (0, MOST),
     "learning_rate": (0.0, 1e30),
     "weight_decay": (0.0, 1e30),
     "clip": (1e-30, 1e30),
-    "semi_ar": (0.0, 1.0),
-    "in_order": (0.0, 1.0),
-    "block_length": (1, MOST),
-    "tokenizer_problems": (1, MOST),
     "save_every": (1, MOST),
     "seed": (0, 2**32 - 1),
 }
-OF_A_BUCKET: dict[str, tuple[float | int, float | int]] = {
+# How the noise was written before it had a name, with the values of what is left out.
+OLD_NOISE: Spans = {"semi_ar": (0.0, 1.0), "in_order": (0.0, 1.0), "block_length": (1, MOST)}
+OLD_DEFAULTS = {"semi_ar": 0.5, "in_order": 0.0, "block_length": 32}
+OF_A_BUCKET: Spans = {
     "length": (1, MOST),
     "rows": (1, MOST),
     "weight": (0.0, 1e30),
@@ -37,35 +43,35 @@ OF_A_BUCKET: dict[str, tuple[float | int, float | int]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Model shape, data, objective and optimizer of one run. Lengths are in tokens, rates per step."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Objective, noise, optimizer and length of a run. Rates are per step."""
 
-    task: str  # the tokenizer's corpus
-    model: dict[str, Any]  # LladaConfig fields, less the special ids
-    problems: dict[str, int]  # training problems of each task
-    buckets: tuple[Bucket, ...]
     steps: int
+    objective: str = "denoise"  # `name:k=v,...` of `jaxdiff.train.objectives`
+    noise: str | None = None  # of `jaxdiff.train.noise`; None: the one that is published with the objective
     warmup: int = 200
     decay: int = 1000  # the last steps, over which the rate falls to 0
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     clip: float = 1.0
-    semi_ar: float = 0.5  # share of the rows that are noised as decoding sees them (`objective.corrupt`)
-    in_order: float = 0.0  # share of those that are masked from the right
-    block_length: int = 32
-    tokenizer_problems: int = 20000
     save_every: int = 200
-    init: str | None = None  # a run or model folder whose parameters and tokenizer this run starts from
     seed: int = 0
+
+    free: ClassVar[tuple[str, ...]] = ("steps", "decay")  # what may change while a run goes on: the plateau's length
 
     def __post_init__(self) -> None:
         least = self.warmup + self.decay
         if self.steps < least:
             raise InputError(f"steps: found {self.steps}, expected warmup + decay = {least} or more; raise --steps")
+        self.parts()
+
+    def parts(self) -> tuple[Objective, Noise]:
+        """Raises InputError for an objective or a noise that is not known, or two that do not go together."""
+        return parse_objective(self.objective, self.noise)
 
     @classmethod
-    def read(cls, path: Path) -> Recipe:
+    def read(cls: type[_S], path: Path) -> _S:
         """Raises InputError for a file that is missing, not JSON, or has other fields, or values that make no run."""
         damage = (OSError, ValueError, KeyError, TypeError, RecursionError)
         with refusing(f"recipe {path}: cannot be read", kinds=damage):
@@ -73,53 +79,125 @@ class Recipe:
             if not isinstance(raw, dict):
                 raise ValueError(f"found {type(raw).__name__}, expected an object")
             try:
-                _check(raw)
-                buckets = tuple(Bucket(**b) for b in raw.pop("buckets"))
-                return cls(buckets=buckets, **raw)
+                check_numbers("", raw, NUMBERS)
+                check_texts(raw, {"objective": False, "noise": True})
+                return cls.of(raw)
             except InputError as error:
                 raise InputError(f"recipe {path}: {error}") from error
+
+    @classmethod
+    def of(cls: type[_S], raw: dict[str, Any]) -> _S:
+        """From what JSON holds. Raises InputError, which names the key, for a value that makes no run."""
+        raise NotImplementedError
 
     def write(self, path: Path) -> None:
         """As a whole or not at all."""
         with replaced_file(path) as new:
             write_object(new, dataclasses.asdict(self))
 
+    def check_same(self, saved: Path) -> None:
+        """Raises InputError where the recipe that a run's folder holds is another one, but for what is `free`."""
+        old = type(self).read(saved)
+        names = [field.name for field in dataclasses.fields(self) if field.name not in self.free]
+        if changed := [name for name in names if getattr(old, name) != getattr(self, name)]:
+            raise InputError(
+                f"{saved.parent}: holds a run of another recipe ({', '.join(changed)} differ); name a new folder"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(Schedule):
+    """A model's shape and data besides. Lengths are in tokens."""
+
+    task: str  # the tokenizer's corpus
+    model: dict[str, Any]  # LladaConfig fields, less the special ids
+    problems: dict[str, int]  # training problems of each task
+    buckets: tuple[Bucket, ...]
+    tokenizer_problems: int = 20000
+    init: str | None = None  # a run or model folder whose parameters and tokenizer this run starts from
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        objective, noise = self.parts()
+        if objective.needs | noise.needs or objective.asks_teacher:
+            raise InputError(
+                f"objective: found {self.objective} with noise {noise_text(self)}, which learns from a teacher's "
+                "decodes; run it with `jaxdiff distill`"
+            )
+
+    @classmethod
+    def of(cls, raw: dict[str, Any]) -> Recipe:
+        raw = _with_noise(raw)
+        _check(raw)
+        return cls(**raw | {"buckets": tuple(Bucket(**bucket) for bucket in raw["buckets"])})
+
+
+def noise_text(recipe: Schedule) -> str:
+    """The text of a run's noise, whoever chose it."""
+    objective, _ = recipe.parts()
+    return objective.noise if recipe.noise is None else recipe.noise
+
+
+def _with_noise(raw: dict[str, Any]) -> dict[str, Any]:
+    """A recipe in whose place of `noise` its numbers stood."""
+    check_numbers("", raw, OLD_NOISE)
+    old = {name: value for name, value in raw.items() if name in OLD_NOISE}
+    if old and raw.get("noise") is not None:
+        raise InputError(f"noise: found it beside {', '.join(old)}, which are its older spelling; keep one of the two")
+    rest = {name: value for name, value in raw.items() if name not in OLD_NOISE}
+    if not old:
+        return rest
+    share, in_order, block = (OLD_DEFAULTS | old).values()
+    return rest | {"noise": f"semi_ar:share={share},in_order={in_order},block={block}"}
+
 
 def _check(raw: dict[str, Any]) -> None:
     """Raises InputError, which names the key, for a value of another type, out of range, or of no known task."""
-    _check_numbers("", raw, NUMBERS)
+    check_numbers("", raw, {"tokenizer_problems": (1, MOST)})
     model, problems, buckets = (raw.get(name) for name in ("model", "problems", "buckets"))
     if not isinstance(model, dict):
         raise InputError(f"model: found {model!r:.80}, expected an object of the model's shapes")
-    _check_number("model.vocab_size", model.get("vocab_size"), (1, MOST))
+    check_number("model.vocab_size", model.get("vocab_size"), (1, MOST))
     if not isinstance(problems, dict) or not problems:
         raise InputError(f"problems: found {problems!r:.80}, expected an object, task to number of problems")
     for name, count in problems.items():
-        _check_task(f"problems.{name}", name, list(TASKS))
-        _check_number(f"problems.{name}", count, (1, MOST))
-    _check_task("task", raw.get("task"), list(TASKS))
-    if not isinstance(raw.get("init"), str | None):
-        raise InputError(f"init: found {raw['init']!r:.80}, expected a folder's name or null")
+        check_task(f"problems.{name}", name, list(TASKS))
+        check_number(f"problems.{name}", count, (1, MOST))
+    check_task("task", raw.get("task"), list(TASKS))
+    check_texts(raw, {"init": True})
+    check_buckets(buckets, list(problems))
+
+
+def check_buckets(buckets: Any, tasks: list[str]) -> None:
+    """Raises InputError for what is no list of buckets of these tasks."""
     if not isinstance(buckets, list) or not buckets or not all(isinstance(bucket, dict) for bucket in buckets):
         raise InputError(f"buckets: found {buckets!r:.80}, expected a list of one object or more")
     for place, bucket in enumerate(buckets):
-        _check_task(f"buckets[{place}].task", bucket.get("task"), list(problems))
-        _check_numbers(f"buckets[{place}].", bucket, OF_A_BUCKET)
+        check_task(f"buckets[{place}].task", bucket.get("task"), tasks)
+        check_numbers(f"buckets[{place}].", bucket, OF_A_BUCKET)
 
 
-def _check_task(where: str, name: Any, known: list[str]) -> None:
+def check_task(where: str, name: Any, known: list[str]) -> None:
     if name not in known:
         raise InputError(f"{where}: found {name!r:.80}, expected one of {', '.join(known)}")
 
 
-def _check_numbers(where: str, values: dict[str, Any], spans: dict[str, tuple[float | int, float | int]]) -> None:
+def check_numbers(where: str, values: dict[str, Any], spans: Spans) -> None:
     for name, value in values.items():
         if name in spans and (value is not None or name != "until"):  # null: to the end
-            _check_number(f"{where}{name}", value, spans[name])
+            check_number(f"{where}{name}", value, spans[name])
 
 
-def _check_number(name: str, value: Any, span: tuple[float | int, float | int]) -> None:
+def check_number(name: str, value: Any, span: tuple[float | int, float | int]) -> None:
     whole, (low, high) = isinstance(span[0], int), span
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not low <= value <= high:
         kind = "a whole number" if whole else "a number"
         raise InputError(f"{name}: found {value!r:.80}, expected {kind} from {low:g} to {high:g}")
+
+
+def check_texts(raw: dict[str, Any], names: dict[str, bool]) -> None:
+    """Texts by name, and whether null may stand for one."""
+    for name, optional in names.items():
+        value = raw.get(name, "")
+        if not (isinstance(value, str) or (optional and value is None)):
+            raise InputError(f"{name}: found {value!r:.80}, expected a text{' or null' if optional else ''}")

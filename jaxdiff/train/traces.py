@@ -26,13 +26,12 @@ from jaxdiff.decode.batches import batches, pad_to_bucket
 from jaxdiff.decode.checks import block_of, overhang_of
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.program import Timed
-from jaxdiff.files import read_object, replaced_file, write_object, writing
+from jaxdiff.files import replaced_file
 from jaxdiff.policies.filters import Evidence
 from jaxdiff.policies.replay import Recording, Replay
 from jaxdiff.protocols import Model
 from jaxdiff.types import InputError, Params
 
-SETTING = "setting.json"
 AGAIN = "free space there and give the same command again: the parts that are written stay"
 
 
@@ -121,7 +120,7 @@ def collect(
         taus=list(taus),
         decoder=prints.digest_of_tree(decoder),
     )
-    claim(folder, setting)
+    prints.claim(folder, "traces", setting)
     config, run = model.config, Timed()
     blocks = -(-(gen_length + overhang_of(model)) // block_length)
     replay = functools.partial(Replay, blocks=blocks, features=config.d_model if features else 0)
@@ -179,19 +178,6 @@ def _rows_of(recording: Recording, ids: Int[np.ndarray, " B"], rows: int, tau: f
     }
     picked["hidden"] = picked["hidden"].astype(np.float16)
     return Traces(**picked, step=step, block=block, prompt=ids[row], tau=np.full(row.size, tau, np.float32))
-
-
-def claim(folder: Path, setting: dict[str, Any]) -> None:
-    """The folder is new, or holds the beginning of this very collection; else InputError with what differs."""
-    saved = folder / SETTING
-    if saved.is_file():
-        if differs := prints.differences(read_object(saved), setting):
-            raise InputError(f"{folder}: holds traces of other {differs}; name a new folder, or delete it")
-        return
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with replaced_file(saved) as new:
-        write_object(new, setting)
 
 
 def _read(path: Path) -> Traces:

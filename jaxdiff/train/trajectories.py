@@ -26,7 +26,7 @@ from jaxdiff.decode.layout import layout_of
 from jaxdiff.decode.program import Timed
 from jaxdiff.files import replaced_file
 from jaxdiff.protocols import Model
-from jaxdiff.train.traces import AGAIN, claim
+from jaxdiff.train.traces import AGAIN
 from jaxdiff.types import InputError, Params
 
 LATER = 2**30  # the rank of what is never written
@@ -96,7 +96,7 @@ def record(
         seed=seed,
         decoder=prints.digest_of_tree(decoder),
     )
-    claim(folder, setting)
+    prints.claim(folder, "trajectories", setting)
     config, run = model.config, Timed()
     padded, origin = pad_to_bucket(prompts, fill=config.eos_token_id, room=config.max_sequence_length - gen_length)
     done = tokens = 0

@@ -142,7 +142,7 @@ def test_what_cannot_be_compared_is_refused(monkeypatch):
         parse_peers("dual, eotp", 8)
     assert parse_peers("dual, prefix", 8) == ("dual", "prefix")
     with pytest.raises(InputError, match="found Dream, expected Llada"):
-        check_pytorch(small.DREAM)
+        check_pytorch(small.DREAM, {})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pytorch: not installed; install torch"):
-        check_pytorch(small.MODEL)
+        check_pytorch(small.MODEL, {})

@@ -9,6 +9,7 @@ from jaxdiff.checkpoint import load
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.requests import Job
 from jaxdiff.cli.share import fingerprints
+from tests.faults.folders import edit
 
 SHORT = ("--gen-length", 16, "--block-length", 8)
 
@@ -21,6 +22,22 @@ def test_a_prompt_is_answered_by_the_adapted_model(run, folder, adapter, tmp_pat
     assert run("convert", folder, tmp_path / "merged", "--adapter", adapter).code == 0
     merged = run("generate", "26 + 48", "--model", tmp_path / "merged", *SHORT, "--json", "--dtype", "float32").json
     assert merged["token_ids"] == adapted["token_ids"]
+
+
+def test_a_gated_adapter_is_named_in_the_models_folder_and_is_on_at_masks(run, refused, folder, adapter, tmp_path):
+    """It answers otherwise than the model, and than the same adapter where that is on everywhere."""
+    home = shutil.copytree(folder, tmp_path / "model")
+    gated = shutil.copytree(adapter, home / "adapters" / "parallel")
+    edit(gated / "adapter_config.json", peft_type="GATED_LORA")
+    asked = ("generate", "26 + 48", "--model", home, *SHORT, "--json", "--log-prob")
+    answers = [run(*asked, *more).json for more in ((), ("--adapter", adapter), ("--adapter", "parallel"))]
+    assert len({tuple(answer["log_prob"]) for answer in answers}) == 3
+    assert answers[2]["adapter"] == "parallel"
+    assert run("inspect", home, "--adapter", "parallel", "--json").json["adapter"]["gated"] is True
+    assert f"'serial', but {home / 'adapters'} holds parallel; name one" in refused(*asked, "--adapter", "serial")
+    assert "is gated, on at [MASK] alone" in refused("export", home, tmp_path / "out", "--merge", "parallel")
+    compared = ("bench", "--model", home, "--adapter", "parallel", "--policy", "fixed")
+    assert "pytorch: found a gated adapter" in refused(*compared)
 
 
 def test_a_part_file_knows_the_adapter(run, refused, ids_folder, adapter, tmp_path):

@@ -13,7 +13,7 @@ def home(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "model")
 
 
-def test_a_filter_from_traces_to_text(home, run, tmp_path):
+def test_a_filter_from_traces_to_text(home, run, adapter, tmp_path):
     collecting = ("collect", "--out", tmp_path / "traces", "--model", home, "--task", "drills", "--n", 40, *LENGTHS)
     ran = run(*collecting, "--stop", "none", "--features", "--tau", 0, "--tau", 0.9, "--answer", "threshold", "--json")
     assert ran.code == 0, ran.err
@@ -46,6 +46,16 @@ def test_a_filter_from_traces_to_text(home, run, tmp_path):
     assert outs["learned:tau=0.0"]["nfe"] == 2  # all of a block at once
     assert outs["oracle"]["nfe"] <= 16
     assert outs["oracle"]["token_ids"] == outs["fixed"]["token_ids"]
+
+    # An adapter's own filter comes before the model's of that name; the model's others are there too.
+    shutil.copytree(adapter, home / "adapters" / "parallel")
+    adapted = ("--model", home, "--adapter", "parallel")
+    fitting = ("fit", "--traces", tmp_path / "traces", "--name", "local", *adapted, "--kind", "local", "--steps", 5)
+    assert run(*fitting, "--tau", 0.0).code == 0
+    assert json.loads((home / "adapters" / "parallel" / "filters" / "local" / "filter.json").read_text())["tau"] == 0.0
+    for policy, nfe in (("learned", 2), ("learned:name=local,tau=1.0", 16), ("learned:name=hidden,tau=0.0", 2)):
+        ran = run("generate", "26 + 48 = ", *adapted, "--policy", policy, *LENGTHS, "--json")
+        assert (ran.json["nfe"], ran.json["adapter"]) == (nfe, "parallel")
 
 
 def test_a_filter_of_another_block_length_is_refused(home, run, refused, tmp_path):

@@ -45,6 +45,10 @@ POLICIES = {
     "entropy": (p.Entropy, {"tau": _floats(0, 3)}),
     "entropy_bounded": (p.EntropyBounded, {"gamma": _floats(0, 6)}),
     "above_mean": (p.AboveMean, {}),
+    "multi_block": (
+        lambda **numbers: p.MultiBlock(**numbers),
+        {"size": st.integers(1, small.BLOCK - 1), "add": _floats(0, 1), "ready": _floats(0, 1), "tau": _floats(0, 3)},
+    ),
     "remdm-cap": (p.RemdmCap, {"cap": _floats(0, 1), **_STEPS}),
     "remdm-rescale": (p.RemdmRescale, {"rescale": _floats(0, 1), **_STEPS}),
     "remdm-loop": (p.RemdmLoop, {"loop": _floats(0, 1), "alpha": _floats(0, 1), **_STEPS}),

@@ -215,7 +215,7 @@ def test_inspect_shows_the_adapter_and_check_reads_it(home, tmp_path, capsys):
     folder, adapter = home
     assert main(["inspect", str(folder), "--adapter", str(adapter), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["adapter"] == {"path": str(adapter), "ranks": [2], "matrices": 4, "saved": []}
+    assert facts["adapter"] == {"path": str(adapter), "ranks": [2], "matrices": 4, "saved": [], "gated": False}
     broken = shutil.copytree(adapter, tmp_path / "lora")
     tensors = load_file(broken / "adapter_model.safetensors")
     next(iter(tensors.values()))[0, 0] = np.nan

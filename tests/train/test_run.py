@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import jaxdiff
 from jaxdiff import InputError
 from jaxdiff.tasks.gsm_symbolic import split_of
 from jaxdiff.train import Recipe, train
-from jaxdiff.train.data import Corpus
+from jaxdiff.train.data import Corpus, training_rows
 
 
 def final_params(folder, steps):
@@ -104,7 +105,8 @@ def test_batches_depend_on_the_step_alone_and_hold_out_by_content(tmp_path, reci
     recipe = Recipe.read(recipe_file(steps=6, warmup=1, decay=1, save_every=6))
     tokenizer = jaxdiff.load(train(recipe, tmp_path / "run")).tokenizer
     buckets = tuple(jaxdiff.train.data.Bucket("gsm_symbolic", 320, 4, 1.0) for _ in range(1))
-    one, two = (Corpus(buckets, {"gsm_symbolic": 80}, 5, tokenizer) for _ in range(2))
+    rows = training_rows("gsm_symbolic", 80, 5, tokenizer)
+    one, two = (Corpus(buckets, {"gsm_symbolic": rows}, 5, tokenizer) for _ in range(2))
     for step in (7, 3):
         np.testing.assert_array_equal(one.batch(step).tokens, two.batch(step).tokens)
     np.testing.assert_array_equal(one.batch(3).tokens, two.batch(3).tokens)
@@ -121,7 +123,7 @@ def test_a_bucket_may_start_late_or_end_early(tmp_path, recipe_file):
     tokenizer = jaxdiff.load("gsm-1m").tokenizer
     early = jaxdiff.train.data.Bucket("drills", 16, 2, 1.0, until=3)
     late = jaxdiff.train.data.Bucket("drills", 24, 2, 1.0, since=2, until=5)
-    corpus = Corpus((early, late), {"drills": 20}, 0, tokenizer)
+    corpus = Corpus((early, late), {"drills": training_rows("drills", 20, 0, tokenizer)}, 0, tokenizer)
     lengths = [corpus.batch(step).tokens.shape[1] for step in (0, 1, 3, 4)]
     assert lengths == [16, 16, 24, 24]
     with pytest.raises(InputError, match="buckets: none is drawn in step 5"):
@@ -131,7 +133,7 @@ def test_a_bucket_may_start_late_or_end_early(tmp_path, recipe_file):
 def test_a_packed_bucket_fills_rows_with_drills():
     tokenizer = jaxdiff.load().tokenizer
     bucket = jaxdiff.train.data.Bucket("drills", 48, 8, 1.0, pack=True)
-    batch = Corpus((bucket,), {"drills": 200}, 0, tokenizer).batch(0)
+    batch = Corpus((bucket,), {"drills": training_rows("drills", 200, 0, tokenizer)}, 0, tokenizer).batch(0)
     for row, answers in zip(batch.tokens, batch.answers, strict=True):
         lines = tokenizer.decode(row).splitlines()
         assert len(lines) > 3
@@ -151,11 +153,35 @@ def test_a_folder_belongs_to_one_recipe(tmp_path, recipe_file):
     [
         (dict(steps=3), "steps: found 3, expected warmup \\+ decay = 6 or more"),
         (dict(colour="red"), "cannot be read"),
+        (dict(objective="denoize"), "objective: found 'denoize', expected one of denoise, certainty"),
+        (dict(objective=3), "objective: found 3, expected a text"),
+        (dict(noise="uniform", semi_ar=0.5), "noise: found it beside block_length, semi_ar, which are"),
+        (
+            dict(objective="trajectory"),
+            "found trajectory with noise .*, which learns from a teacher's decodes; run it with",
+        ),
     ],
 )
 def test_a_recipe_that_does_not_fit(recipe_file, changes, words):
     with pytest.raises(InputError, match=words):
         Recipe.read(recipe_file(**changes))
+
+
+def test_a_recipe_of_numbers_and_one_that_names_its_noise_are_the_same(tmp_path, recipe_file):
+    """A folder that was begun with one goes on with the other."""
+    old = Recipe.read(recipe_file(steps=6, warmup=1, decay=1, semi_ar=0.6, in_order=0.25))
+    assert old.noise == "semi_ar:share=0.6,in_order=0.25,block=8"
+    raw = json.loads(recipe_file().read_text()) | {"steps": 6, "warmup": 1, "decay": 1, "noise": old.noise}
+    del raw["block_length"]
+    named = tmp_path / "named.json"
+    named.write_text(json.dumps(raw))
+    assert Recipe.read(named) == old
+    assert Recipe.read(recipe_file(block_length=32)).noise == "semi_ar:share=0.5,in_order=0.0,block=32"
+    (tmp_path / "run").mkdir()
+    shutil.copy(recipe_file(steps=6, warmup=1, decay=1, semi_ar=0.6, in_order=0.25), tmp_path / "run" / "recipe.json")
+    old.check_same(tmp_path / "run" / "recipe.json")
+    with pytest.raises(InputError, match=r"a run of another recipe \(noise differ\)"):
+        Recipe.read(recipe_file(steps=6, warmup=1, decay=1)).check_same(tmp_path / "run" / "recipe.json")
 
 
 def test_a_bucket_that_nothing_fits(tmp_path, recipe_file):

@@ -20,6 +20,7 @@ from jaxtyping import Int
 from safetensors.flax import save_file
 
 from jaxdiff.models import Llada
+from jaxdiff.models.lora import is_adapted
 from jaxdiff.policies import Learned
 from jaxdiff.policies.filters import BlockFilter
 from jaxdiff.protocols import Model
@@ -82,7 +83,7 @@ def worker(
 
     Raises InputError where PyTorch is not installed, for another family than LLaDA, and for a filter of another kind.
     """
-    check_pytorch(model)
+    check_pytorch(model, params)
     if learned is not None and not isinstance(learned.filter, BlockFilter):
         raise InputError(f"pytorch: found a {type(learned.filter).__name__}, expected Learn2PD's, a BlockFilter")
     with tempfile.TemporaryDirectory(prefix="jaxdiff-bench-") as name:
@@ -107,14 +108,18 @@ def worker(
                     raise
 
 
-def check_pytorch(model: Model) -> None:
-    """Raises InputError where PyTorch is not installed, for another family than LLaDA, and for a tied head."""
+def check_pytorch(model: Model, params: Params) -> None:
+    """Raises InputError where PyTorch is not installed, for another family than LLaDA, a tied head, and an adapter that
+    is kept beside the weights.
+    """
     if importlib.util.find_spec("torch") is None:
         raise InputError("pytorch: not installed; install torch, or pass --no-pytorch")
     if not isinstance(model, Llada):
         raise InputError(f"pytorch: found {type(model).__name__}, expected Llada; pass --no-pytorch")
     if model.config.tied:
         raise InputError("pytorch: found a head that is the embedding, expected one of its own; pass --no-pytorch")
+    if is_adapted(params):
+        raise InputError("pytorch: found a gated adapter, expected one that is merged, or none; pass --no-pytorch")
 
 
 def write_task(

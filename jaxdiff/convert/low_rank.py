@@ -1,0 +1,150 @@
+"""The matrices of an adapter between two layouts: peft's, by tensor, and ours, stacked beside a model's leaves.
+
+    lora_A [r, I], lora_B [O, r], s of a tensor  --beside-->  Adapted(W, A [N I r], B [N r O], s [N]) of a leaf
+                                                 <--pairs---
+
+Layers of a stack may differ in rank (the less is padded with zeros) and in s (experts of one layer share theirs, and B
+takes what is left). A fused tensor is cut into leaves; those of one are written as blocks of a greater rank.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import save_file
+
+from jaxdiff.convert.engine import plan_of
+from jaxdiff.convert.lora import CONFIG, GATED, PLAIN, is_named
+from jaxdiff.convert.table import Part, Plan
+from jaxdiff.files import added, write_object
+from jaxdiff.models import lora
+from jaxdiff.protocols import Model
+from jaxdiff.types import InputError, Params
+
+TENSORS = "adapter_model.safetensors"
+
+
+class Pair(NamedTuple):
+    """A tensor's own: lora_A [r, I], lora_B [O, r], and what their product is multiplied by."""
+
+    a: np.ndarray
+    b: np.ndarray
+    scale: float
+
+
+def save_adapter(folder: Path, model: Model, params: Params, *, base: str = "") -> None:
+    """Write the adapter beside a model's params to `folder`, both of its files or none: as peft saves one. peft loads
+    it for a model of the published class, unless it is gated. What else lies in the folder stays.
+
+    `base`: what the model is called, for the config. Raises InputError for params without an adapter.
+    """
+    found = lora.adapters(params)
+    if not found:
+        raise InputError("params: found no adapter beside them, expected one; make it with models.lora.adapt")
+    plan = plan_of(model, lora.bare(params))
+    pairs, gated = pairs_of(plan, found), any(leaf.gated for leaf in found.values())
+    with added(folder) as new:
+        save_file(tensors_of(pairs), new / TENSORS, metadata={"format": "pt"})
+        write_object(new / CONFIG, config_of(plan, pairs, base=base, gated=gated))
+
+
+def beside(params: Params, plan: Plan, pairs: Mapping[str, Pair], *, gated: bool) -> Params:
+    """Params with these pairs, by the published name of the tensor that they belong to, beside their leaves."""
+    by_leaf: dict[str, list[tuple[Part, Pair]]] = {}
+    for key, pair in pairs.items():
+        for part in plan.by_tensor[key]:
+            by_leaf.setdefault(part.leaf, []).append((part, pair))
+    flat: Any = flatten_dict(params, sep="/")
+    for leaf, parts in by_leaf.items():
+        *stacked, wide, out = plan.leaves[leaf]
+        rank = max(pair.a.shape[0] for _, pair in parts)
+        a, b = np.zeros((*stacked, wide, rank), np.float32), np.zeros((*stacked, rank, out), np.float32)
+        factor = np.zeros(stacked[:1], np.float32)
+        for part, pair in parts:
+            factor[part.index[0]] = max(factor[part.index[0]], abs(pair.scale))
+        factor = np.where(factor > 0, factor, 1)
+        for part, pair in parts:
+            own = pair.a.shape[0]
+            a[part.index][:, :own] = pair.a.T
+            b[part.index][:own] = pair.b[part.rows].T * (pair.scale / factor[part.index[0]])
+        flat[leaf] = lora.beside(leaf, flat[leaf], a, b, factor, gated=gated)
+    return unflatten_dict(flat, sep="/")
+
+
+def pairs_of(plan: Plan, found: Mapping[str, lora.Adapted]) -> dict[str, Pair]:
+    """The pairs of adapted leaves, by the published names of the tensors that they belong to."""
+    host = {leaf: jax.tree.map(np.asarray, (x.a, x.b, x.factor)) for leaf, x in found.items()}
+    pairs = {}
+    for key, every in plan.by_tensor.items():
+        if not (parts := [part for part in every if part.leaf in host]):
+            continue
+        factors = [float(host[part.leaf][2][part.index[0]]) for part in parts]
+        lows = [host[part.leaf][0][part.index].T for part in parts]
+        a = np.concatenate(lows)
+        b, at = np.zeros((plan.tensors[key][0], a.shape[0]), np.float32), 0
+        for part, low, factor in zip(parts, lows, factors, strict=True):
+            b[part.rows, at : at + low.shape[0]] = host[part.leaf][1][part.index].T * (factor / (factors[0] or 1.0))
+            at += low.shape[0]
+        pairs[key] = Pair(a, b, factors[0])
+    return pairs
+
+
+def config_of(plan: Plan, pairs: Mapping[str, Pair], *, base: str, gated: bool) -> dict[str, Any]:
+    """The adapter_config.json of pairs, as peft reads it; of a gated adapter its `peft_type` is one that peft refuses.
+
+    `base`: what the model is called that they belong to.
+    """
+    ranks = {_module(key): pair.a.shape[0] for key, pair in pairs.items()}
+    alphas = {_module(key): _rounded(pair.scale * pair.a.shape[0]) for key, pair in pairs.items()}
+    rank, alpha = _usual(ranks.values()), _usual(alphas.values())
+    return {
+        "peft_type": GATED if gated else PLAIN,
+        "base_model_name_or_path": base,
+        "task_type": None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "init_lora_weights": True,
+        "target_modules": _targets(plan, list(ranks)),
+        "rank_pattern": {module: own for module, own in ranks.items() if own != rank},
+        "alpha_pattern": {module: own for module, own in alphas.items() if own != alpha},
+    }
+
+
+def tensors_of(pairs: Mapping[str, Pair]) -> dict[str, np.ndarray]:
+    """The tensors of pairs as peft names them."""
+    named = {"A": lambda pair: pair.a, "B": lambda pair: pair.b}
+    return {
+        f"base_model.model.{_module(key)}.lora_{letter}.weight": np.ascontiguousarray(of(pair))
+        for key, pair in pairs.items()
+        for letter, of in named.items()
+    }
+
+
+def _targets(plan: Plan, modules: list[str]) -> list[str]:
+    """Last names where they mean these modules alone; else the whole names."""
+    short = sorted({module.rpartition(".")[2] for module in modules})
+    matrices = [_module(key) for key, shape in plan.tensors.items() if len(shape) == 2]
+    return short if {m for m in matrices if is_named(m, short)} == set(modules) else sorted(modules)
+
+
+def _usual(values: Iterable[Any]) -> Any:
+    return collections.Counter(values).most_common(1)[0][0]
+
+
+def _rounded(alpha: float) -> float | int:
+    """Float32 has no more digits."""
+    short = float(f"{alpha:.7g}")
+    return int(short) if short.is_integer() else short
+
+
+def _module(key: str) -> str:
+    return key.removesuffix(".weight")
