@@ -17,7 +17,7 @@ KINDS = {"adjust": (Adjuster, Adjust), "head": (SamplerHead, Head)}
 def drafter(kind, model=small.MODEL, seed=7):
     """(definition, params); the last norm lets enough through for candidates to change."""
     definition = KINDS[kind][0](one_layer_of(model.config))
-    params = definition.init(jax.random.key(seed))
+    params = jax.jit(definition.init)(jax.random.key(seed))
     return definition, params | {"norm": {"weight": params["norm"]["weight"] + 0.7}}
 
 

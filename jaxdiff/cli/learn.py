@@ -137,7 +137,7 @@ def fit(
         int | None, typer.Option("--steps", min=1, help="Of the optimizer. Default 5000, of a drafter 3000.")
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", min=0.0, help="Default 0.003, of a drafter 0.001.")
+        float | None, typer.Option("--learning-rate", min=0.0, help="At its highest. Default 0.003.")
     ] = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,

@@ -55,13 +55,14 @@ class DrafterRecipe:
         kind: `adjust` or `head`.
         k: tokens of a full pass that it is fitted for: it is unrolled over k - 1 of them at most.
         rows: windows of a step.
+        learning_rate: at its highest; a large model takes less (the published one 5e-5).
     """
 
     kind: str = "adjust"
     k: int = 8
     steps: int = 3000
     rows: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -117,15 +118,9 @@ def fit_drafter(
     """
     windows = Source(trajectories, block_of(model, trajectories.block_length), recipe.k, recipe.rows, recipe.seed)
     definition: Any = KINDS[recipe.kind][1](one_layer_of(model.config))
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(
-            optax.warmup_cosine_decay_schedule(
-                0.0, recipe.learning_rate, min(250, -(-recipe.steps // 10)), recipe.steps
-            ),
-            weight_decay=0.0,
-        ),
-    )
+    warmup = min(250, -(-recipe.steps // 10))
+    rate = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, warmup, max(recipe.steps, warmup + 1))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.0))
     loss = functools.partial(_loss, functools.partial(UNROLLED[recipe.kind], definition, recipe.k), model)
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -140,21 +135,23 @@ def fit_drafter(
     def judged(drafter: Params) -> float:
         sums = [look(drafter, params, windows.checked(i)) for i in range(CHECKED)]
         nats, count = np.sum(jax.device_get(sums), axis=0)
+        if not np.isfinite(nats):
+            raise InputError("fit: the validation loss is no number; take a smaller --learning-rate, or a sound model")
         return float(nats / max(count, 1.0))
 
-    fresh = definition.init(jax.random.key(recipe.seed))
-    start = _Progress(0, fresh, (fresh, optimizer.init(fresh)), judged(fresh), [])
+    fresh = jax.jit(definition.init)(jax.random.key(recipe.seed))
+    state = (fresh, optimizer.init(fresh))
     kept = None if saved is None else _Kept(saved, _setting(model, params, trajectories, recipe))
-    at = start if kept is None else kept.read(start)
-    state = jax.tree.map(jnp.array, at.state)
+    at = None if kept is None else kept.read(fresh, state)
+    at = _Progress(0, fresh, state, judged(fresh), []) if at is None else at
+    state = jax.tree.map(jnp.array, at.state)  # copies: a step donates them
     with _sigterm() as asked:
         for step in range(at.step, recipe.steps):
             state = step_fn(state, params, windows.fitted(step))
             looks = step + 1 == recipe.steps or (step + 1) % CHUNK == 0
             if looks:
                 value = judged(state[0])
-                better = np.isfinite(value) and value < min([*at.losses, np.inf])
-                best = jax.device_get(state[0]) if better else at.best
+                best = jax.device_get(state[0]) if value < min([*at.losses, np.inf]) else at.best
                 at = dataclasses.replace(at, best=best, losses=[*at.losses, value])
                 if progress is not None:
                     progress(step + 1, value)
@@ -163,12 +160,10 @@ def fit_drafter(
                 kept.write(at)
             if asked.is_set() and step + 1 < recipe.steps:
                 return None
-    if not at.losses or not np.isfinite(least := np.min(at.losses)):
-        raise InputError("fit: the validation loss is no number; take a smaller --learning-rate")
     if saved is not None:
         saved.unlink(missing_ok=True)
     fill = KINDS[recipe.kind][0](definition, jax.tree.map(jnp.asarray, at.best), fingerprint(params), recipe.k)
-    return FittedDrafter(fill, at.before, at.losses, float(least), windows.rows, windows.prompts)
+    return FittedDrafter(fill, at.before, at.losses, min(at.losses), windows.rows, windows.prompts)
 
 
 def _loss(
@@ -270,18 +265,19 @@ class _Kept:
     def __init__(self, path: Path, setting: dict[str, Any]) -> None:
         self._path, self._setting = path, setting
 
-    def read(self, start: _Progress) -> _Progress:
-        """How far the fit has come; `start` where there is no file. Raises InputError for one of another fit."""
+    def read(self, best: Params, state: Any) -> _Progress | None:
+        """How far the fit has come, in pytrees as these; None where there is no file. Raises InputError for one of
+        another fit.
+        """
         if not self._path.is_file():
-            return start
+            return None
         again = "delete it, and the fit begins anew"
         try:
             with np.load(self._path) as file:
                 told = parse_json(str(file["told"]))
                 arrays = [file[f"{index}"] for index in range(len(file.files) - 1)]
             setting, done = told["setting"], told["done"]
-            structure = jax.tree.structure((start.best, start.state))
-            best, state = jax.tree.unflatten(structure, arrays)
+            best, state = jax.tree.unflatten(jax.tree.structure((best, state)), arrays)
             found = _Progress(int(done["step"]), best, state, float(done["before"]), list(done["losses"]))
         except Exception as error:
             raise InputError(f"{self._path}: damaged ({error}); {again}") from error

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 
+import jax
 import numpy as np
 import pytest
 
@@ -17,6 +18,11 @@ from jaxdiff.train.trajectories import LATER, load_trajectories, record
 from tests import drafters, small
 
 N = 48
+
+
+@pytest.fixture(autouse=True)
+def few_looks(monkeypatch):
+    monkeypatch.setattr(fit_drafter, "CHECKED", 4)
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +53,11 @@ def test_every_state_of_a_decode_can_be_rebuilt(traced):
 def test_a_fit_brings_the_belief_near_that_of_the_later_state(traced, kind, monkeypatch):
     monkeypatch.setattr(fit_drafter, "CHUNK", 50)
     monkeypatch.setattr(fit_drafter, "POSITIONS", 24)  # a part of the positions at once
-    recipe = DrafterRecipe(kind, k=4, steps=150, rows=16, learning_rate=5e-3)
+    recipe = DrafterRecipe(kind, k=4, steps=100, rows=16, learning_rate=1e-2)
     fitted = fit_drafter.fit_drafter(small.MODEL, small.params(), traced[1], recipe)
     assert fitted.best == min(fitted.losses) < 0.6 * fitted.before
-    assert len(fitted.losses) == 3
-    small.decode(policy=Fixed(steps=4), fill=fitted.fill)  # a fill of this model
+    assert len(fitted.losses) == 2
+    fitted.fill.check(small.MODEL, small.params())  # a fill of this model
 
 
 def test_a_fit_that_was_stopped_goes_on_as_if_it_was_not(traced, tmp_path, monkeypatch):
@@ -86,8 +92,8 @@ def test_a_drafter_comes_back_from_a_models_folder(tmp_path, kind):
     back = drafted_fill(home, kind)
     assert int(back.k) == 5
     assert back.drafter == own.drafter
-    left, right = (small.decode(policy=Fixed(steps=4), fill=fill) for fill in (own, back))
-    np.testing.assert_allclose(left.log_prob, right.log_prob, atol=0.1)  # stored in bfloat16
+    for left, right in zip(*map(jax.tree.leaves, (own.params, back.params)), strict=True):
+        np.testing.assert_allclose(left, right, rtol=2**-8)  # stored in bfloat16
     other = {"adjust": "head", "head": "adjust"}[kind]
     with pytest.raises(InputError, match=rf"a drafter of kind {kind}; take --fill {kind}:name={kind}"):
         drafted_fill(home, other, kind)
