@@ -38,7 +38,7 @@ class Pair(NamedTuple):
     scale: float
 
 
-def save_adapter(folder: Path, model: Model, params: Params, *, base: str = "") -> None:
+def save_adapter(folder: str | Path, model: Model, params: Params, *, base: str = "") -> None:
     """Write the adapter beside a model's params to `folder`, both of its files or none: as peft saves one. peft loads
     it for a model of the published class, unless it is gated. What else lies in the folder stays.
 
@@ -49,7 +49,7 @@ def save_adapter(folder: Path, model: Model, params: Params, *, base: str = "") 
         raise InputError("params: found no adapter beside them, expected one; make it with models.lora.adapt")
     plan = plan_of(model, lora.bare(params))
     pairs, gated = pairs_of(plan, found), any(leaf.gated for leaf in found.values())
-    with added(folder) as new:
+    with added(Path(folder)) as new:
         save_file(tensors_of(pairs), new / TENSORS, metadata={"format": "pt"})
         write_object(new / CONFIG, config_of(plan, pairs, base=base, gated=gated))
 
