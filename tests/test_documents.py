@@ -82,7 +82,7 @@ def test_command(arguments, monkeypatch):
     values = parsed(["generate", "x"]) | parsed(arguments)  # what a command does not ask for
     values["policy"] = values.get("answer", values["policy"]).replace("name=mine", "name=local")
     values["model"] = "gsm-1m"  # a reader's folder is not here, nor are the filters and drafters in it
-    monkeypatch.setattr(options, "drafted_fill", lambda model, kind, name: drafters.fill(kind))
+    monkeypatch.setattr(options, "drafted_fill", lambda model, kind, name, **_: drafters.fill(kind))
     Decoding.of(values)  # what the command line checks before it reads a model
 
 
