@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -112,17 +111,15 @@ def by_chunks(
     flat = [array.reshape(count, *array.shape[2:]) for array in arrays]
     marked_first = jnp.argsort(~marked, stable=True)
     places = jnp.pad(marked_first, (0, -count % size)).reshape(-1, size)  # what is padded lies behind all, unread
-    shapes = jax.eval_shape(function, *(jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for x in flat))
+    chunks = [array[places] for array in flat]
+    shapes = jax.eval_shape(function, *(jax.ShapeDtypeStruct(chunk.shape[1:], chunk.dtype) for chunk in chunks))
     nothing = tuple(jnp.zeros(shape.shape, shape.dtype) for shape in shapes)
 
-    def one(number: Int[Array, ""], at: Int[Array, " C"]) -> tuple[Array, ...]:
-        chosen = functools.partial(function, *(array[at] for array in flat))
-        return jax.lax.cond(number * size < jnp.sum(marked), chosen, lambda: nothing)
+    @jax.checkpoint
+    def one(number: Int[Array, ""], chunk: list[Array]) -> tuple[Array, ...]:
+        return jax.lax.cond(number * size < jnp.sum(marked), lambda: function(*chunk), lambda: nothing)
 
-    def step(carry: None, chunk: tuple[Array, Array]) -> tuple[None, tuple[Array, ...]]:
-        return carry, jax.checkpoint(one)(*chunk)
-
-    _, found = jax.lax.scan(step, None, (jnp.arange(len(places)), places))
+    _, found = jax.lax.scan(lambda carry, chunk: (carry, one(*chunk)), None, (jnp.arange(len(places)), chunks))
 
     def back(values: Array) -> Array:
         spread = jnp.zeros((count,), values.dtype).at[marked_first].set(values.reshape(-1)[:count])
