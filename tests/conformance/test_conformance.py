@@ -80,8 +80,8 @@ def test_rules_1_and_2_commits(policy, stop, cache, fill, data, seed, temperatur
     for row in range(4):
         steps = trace[row][trace[row] >= 0]
         # A model that attends in blocks also fills what makes its last one whole, and stores: no trace shows either.
-        apart = 3 * small.BLOCK if cache in MODELS else 0
-        bound = apart + (small.GEN if steady else 2 * int(np.max(drawn.budget(4, small.BLOCK))))
+        apart, blocks = (3 * small.BLOCK, 4) if cache in MODELS else (0, 2)
+        bound = apart + (small.GEN if steady else blocks * int(np.max(drawn.budget(4, small.BLOCK))))
         assert 0 < result.nfe[row] <= bound
         if steady and not apart and result.reason[row] == Reason.FULL:
             assert set(steps) == set(range(int(result.nfe[row])))  # each forward committed something
