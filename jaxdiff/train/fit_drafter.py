@@ -12,13 +12,10 @@ The sampler head is fitted to the same windows: at each position whose left neig
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import io
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +34,7 @@ from jaxdiff.leaves import fingerprint
 from jaxdiff.models.drafter import Adjuster, SamplerHead, one_layer_of
 from jaxdiff.protocols import Model
 from jaxdiff.pytree import InputError
+from jaxdiff.train.loop import until_sigterm
 from jaxdiff.train.states import Source, Windows
 from jaxdiff.train.trajectories import Trajectories
 from jaxdiff.types import Inputs, Params, Span
@@ -145,7 +143,7 @@ def fit_drafter(
     at = None if kept is None else kept.read(fresh, state)
     at = _Progress(0, fresh, state, judged(fresh), []) if at is None else at
     state = jax.tree.map(jnp.array, at.state)  # copies: a step donates them
-    with _sigterm() as asked:
+    with until_sigterm() as asked:
         for step in range(at.step, recipe.steps):
             state = step_fn(state, params, windows.fitted(step))
             looks = step + 1 == recipe.steps or (step + 1) % CHUNK == 0
@@ -303,17 +301,3 @@ def _setting(model: Model, params: Params, trajectories: Trajectories, recipe: D
         weights=parts.digest_of_tree(params),
         traces=parts.digest_of_tree([trajectories.tokens, trajectories.rank, trajectories.origin, trajectories.prompt]),
     )
-
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """Turns SIGTERM into a flag that the loop reads between steps; elsewhere than in the main thread nobody sets it."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, previous)

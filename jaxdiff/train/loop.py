@@ -198,8 +198,11 @@ def make_step(
 
 @contextlib.contextmanager
 def until_sigterm() -> Iterator[threading.Event]:
-    """Turns SIGTERM into a flag that the loop reads between steps."""
+    """Turns SIGTERM into a flag that the loop reads between steps; elsewhere than in the main thread nobody sets it."""
     asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
     previous = signal.signal(signal.SIGTERM, lambda *_: asked.set())
     try:
         yield asked

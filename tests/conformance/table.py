@@ -45,10 +45,6 @@ POLICIES = {
     "entropy": (p.Entropy, {"tau": _floats(0, 3)}),
     "entropy_bounded": (p.EntropyBounded, {"gamma": _floats(0, 6)}),
     "above_mean": (p.AboveMean, {}),
-    "multi_block": (
-        lambda **numbers: p.MultiBlock(**numbers),
-        {"size": st.integers(1, small.BLOCK - 1), "add": _floats(0, 1), "ready": _floats(0, 1), "tau": _floats(0, 3)},
-    ),
     "remdm-cap": (p.RemdmCap, {"cap": _floats(0, 1), **_STEPS}),
     "remdm-rescale": (p.RemdmRescale, {"rescale": _floats(0, 1), **_STEPS}),
     "remdm-loop": (p.RemdmLoop, {"loop": _floats(0, 1), "alpha": _floats(0, 1), **_STEPS}),
@@ -60,6 +56,10 @@ POLICIES = {
     "any_of-remdm": (lambda tau, steps: p.any_of(p.RemdmCap(steps, 0.3), p.Threshold(tau)), {**_TAU, **_STEPS}),
     "all_of": (lambda tau: p.all_of(p.Threshold(tau), p.Entropy(1.0)), _TAU),
     "cap": (lambda k, tau: p.cap(k, p.Threshold(tau)), {"k": st.integers(1, 9), **_TAU}),
+    "multi_block": (
+        lambda **numbers: p.MultiBlock(**numbers),
+        {"size": st.integers(1, small.BLOCK - 1), "add": _floats(0, 1), "ready": _floats(0, 1), "tau": _floats(0, 3)},
+    ),
 }
 FILLS = {
     "parallel": (Parallel, {}),
