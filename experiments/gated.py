@@ -30,9 +30,9 @@ from jaxdiff.models import Llada, LladaConfig, Sdar, SdarConfig
 from jaxdiff.models.lora import LoraRecipe, adapt, join, split
 from jaxdiff.tasks import gsm_symbolic
 
-RANK, ALPHA, STEPS, RATE, ROWS = 8, 16.0, 60, 4e-3, 8
+RANK, ALPHA, STEPS, RATE, ROWS = 8, 16.0, 80, 1e-3, 8
 LENGTH, BLOCK, PROMPT = 224, 32, 8
-VALIDATION, SEED = 64, 0
+VALIDATION, SEED = 128, 0
 SHAPE: dict[str, Any] = dict(vocab_size=64, d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, mlp_hidden_size=48)
 SHAPE |= dict(mask_token_id=3, eos_token_id=1, max_sequence_length=64, dtype="float32")
 RESULTS = Path(__file__).parent / "results"
