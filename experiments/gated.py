@@ -29,6 +29,7 @@ from jaxdiff.checkpoint import SHIPPED
 from jaxdiff.models import Llada, LladaConfig, Sdar, SdarConfig
 from jaxdiff.models.lora import LoraRecipe, adapt, join, split
 from jaxdiff.tasks import gsm_symbolic
+from jaxdiff.tasks.base import Split
 
 RANK, ALPHA, STEPS, RATE, ROWS = 8, 16.0, 80, 1e-3, 8
 LENGTH, BLOCK, PROMPT = 224, 32, 8
@@ -102,7 +103,8 @@ def share(same: np.ndarray) -> float | None:
 def shipped() -> dict[str, Any]:
     """Of the model that ships: an adapter of each kind after the same steps, beside the base."""
     checkpoint = jaxdiff.load(SHIPPED, dtype="float32")
-    model, rows = checkpoint.model, {split: data(checkpoint, split) for split in ("train", "validation")}
+    model = checkpoint.model
+    rows = {"train": data(checkpoint, "train"), "validation": data(checkpoint, "validation")}
     ways = {"base": checkpoint.params}
     for name, gated in (("gated", True), ("everywhere", False)):
         ways[name] = trained(model, checkpoint.params, rows["train"], gated=gated)
@@ -127,11 +129,11 @@ def shipped() -> dict[str, Any]:
     return found
 
 
-def data(checkpoint: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
+def data(checkpoint: Any, of: Split) -> tuple[np.ndarray, np.ndarray]:
     """Problems with their worked answers: ids [n L], filled with end-of-text, and where the answers begin."""
-    count = VALIDATION if split == "validation" else STEPS * ROWS
+    count = VALIDATION if of == "validation" else STEPS * ROWS
     tokens, firsts = np.full((count, LENGTH), checkpoint.tokenizer.eos_id, np.int32), np.zeros(count, np.int32)
-    for row, problem in enumerate(itertools.islice(gsm_symbolic.problems(split, SEED), count)):
+    for row, problem in enumerate(itertools.islice(gsm_symbolic.problems(of, SEED), count)):
         prompt = checkpoint.tokenizer.prompt(problem.question)
         line = [*prompt, *checkpoint.tokenizer.encode(problem.worked)][:LENGTH]
         tokens[row, : len(line)], firsts[row] = line, len(prompt)
