@@ -31,9 +31,9 @@ from jaxdiff.models.lora import LoraRecipe, adapt, join, split
 from jaxdiff.tasks import gsm_symbolic
 from jaxdiff.tasks.base import Split
 
-RANK, ALPHA, STEPS, RATE, ROWS = 8, 16.0, 60, 4e-3, 8
+RANK, ALPHA, STEPS, RATE, ROWS = 8, 16.0, 80, 1e-3, 8
 LENGTH, BLOCK, PROMPT = 224, 32, 8
-VALIDATION, SEED = 64, 0
+VALIDATION, SEED = 128, 0
 SHAPE: dict[str, Any] = dict(vocab_size=64, d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, mlp_hidden_size=48)
 SHAPE |= dict(mask_token_id=3, eos_token_id=1, max_sequence_length=64, dtype="float32")
 RESULTS = Path(__file__).parent / "results"
@@ -103,7 +103,8 @@ def share(same: np.ndarray) -> float | None:
 def shipped() -> dict[str, Any]:
     """Of the model that ships: an adapter of each kind after the same steps, beside the base."""
     checkpoint = jaxdiff.load(SHIPPED, dtype="float32")
-    model, rows = checkpoint.model, {split: data(checkpoint, split) for split in ("train", "validation")}
+    model = checkpoint.model
+    rows = {"train": data(checkpoint, "train"), "validation": data(checkpoint, "validation")}
     ways = {"base": checkpoint.params}
     for name, gated in (("gated", True), ("everywhere", False)):
         ways[name] = trained(model, checkpoint.params, rows["train"], gated=gated)
@@ -128,11 +129,11 @@ def shipped() -> dict[str, Any]:
     return found
 
 
-def data(checkpoint: Any, split: Split) -> tuple[np.ndarray, np.ndarray]:
+def data(checkpoint: Any, of: Split) -> tuple[np.ndarray, np.ndarray]:
     """Problems with their worked answers: ids [n L], filled with end-of-text, and where the answers begin."""
-    count = VALIDATION if split == "validation" else STEPS * ROWS
+    count = VALIDATION if of == "validation" else STEPS * ROWS
     tokens, firsts = np.full((count, LENGTH), checkpoint.tokenizer.eos_id, np.int32), np.zeros(count, np.int32)
-    for row, problem in enumerate(itertools.islice(gsm_symbolic.problems(split, SEED), count)):
+    for row, problem in enumerate(itertools.islice(gsm_symbolic.problems(of, SEED), count)):
         prompt = checkpoint.tokenizer.prompt(problem.question)
         line = [*prompt, *checkpoint.tokenizer.encode(problem.worked)][:LENGTH]
         tokens[row, : len(line)], firsts[row] = line, len(prompt)

@@ -5,7 +5,8 @@
 An adapted leaf keeps its name, shape and dtype; W may be in int8, while A and B are float32. A gated one (arXiv
 2507.11851) is on at positions whose input is [MASK] alone: elsewhere the product is that of W, to the bit. What no mask
 is seen from (the visible tokens of a causal model, the finished blocks of one that attends in blocks, the prompt under
-`prefix_lm`) then has the keys and values of the base in every layer; what sees masks has them in the first.
+`prefix_lm`) then has the keys and values of the base in every layer; what sees masks has them in the first. A shifted
+model reads a token from the position before it: where that is visible, the token is predicted with the adapter off.
 """
 
 from __future__ import annotations
