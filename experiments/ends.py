@@ -11,8 +11,9 @@ import json
 from pathlib import Path
 
 import jaxdiff
-from jaxdiff.checkpoint import SHIPPED, learned_policy
+from jaxdiff.checkpoint import SHIPPED
 from jaxdiff.cli.show import progress
+from jaxdiff.filters import learned_policy
 from jaxdiff.stoppers import Eos, SafeEotp
 from jaxdiff.tasks import gsm_symbolic
 from jaxdiff.tasks.evaluate import evaluate

@@ -28,8 +28,9 @@ import numpy as np
 import typer
 
 import jaxdiff
-from jaxdiff.checkpoint import SHIPPED, learned_policy
+from jaxdiff.checkpoint import SHIPPED
 from jaxdiff.decode.batches import pad_to_bucket, request_keys
+from jaxdiff.filters import learned_policy
 from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.policies import parse
 from jaxdiff.tasks import task

@@ -25,9 +25,10 @@ from rich.table import Table
 import jaxdiff
 from jaxdiff.bench.measure import Work
 from jaxdiff.bench.peers import ONE_ROW, PEERS, against_pytorch, parse_peers
-from jaxdiff.checkpoint import FILTERS, SHIPPED, load_filter, model_folder
+from jaxdiff.checkpoint import SHIPPED, model_folder
 from jaxdiff.cli.show import progress
 from jaxdiff.decode import Decoder
+from jaxdiff.filters import FILTERS, load_filter
 from jaxdiff.tasks import task
 
 LENGTHS, ROWS = (256, 1024), (1, 8)

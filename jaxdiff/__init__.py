@@ -7,7 +7,7 @@ result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, decoder, o
 """
 
 from jaxdiff import caches, convert, fills, models, policies, stoppers
-from jaxdiff.checkpoint import Checkpoint, Tokenizer, inspect, learned_policy, load, save
+from jaxdiff.checkpoint import Checkpoint, Tokenizer, inspect, load, save
 from jaxdiff.convert.low_rank import save_adapter
 from jaxdiff.decode import (
     Decoder,
@@ -22,6 +22,7 @@ from jaxdiff.decode import (
     trajectory_log_prob,
 )
 from jaxdiff.drafters import drafted_fill
+from jaxdiff.filters import learned_policy
 from jaxdiff.models import build
 from jaxdiff.parallel.mesh import make_mesh
 from jaxdiff.protocols import Cache, Fill, Model, Policy, Stopper

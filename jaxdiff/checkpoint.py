@@ -29,7 +29,6 @@ from jaxdiff.convert.prompts import Tokenizer
 from jaxdiff.convert.survey import survey as survey_folder
 from jaxdiff.files import (
     copy_present,
-    read_object,
     refusing,
     replaced,
     saving,
@@ -39,17 +38,12 @@ from jaxdiff.files import (
 from jaxdiff.models import family_name, in_dtype, leaf_dtype, lora
 from jaxdiff.parallel.mesh import check_axes
 from jaxdiff.parallel.rules import place, shardings
-from jaxdiff.policies import Fixed, Learned, any_of
-from jaxdiff.policies.filters import BlockFilter, LocalFilter, init_layers, local_width
-from jaxdiff.protocols import Model, Policy
+from jaxdiff.protocols import Model
 from jaxdiff.types import InputError, Params
 from jaxdiff.weights import check_weights, plain, quantised
 
 SHIPPED = "gsm-1m"
-FILTERS, FILTER = "filters", "filter.json"  # <model>/filters/<name>/filter.json
 ADAPTERS = "adapters"  # <model>/adapters/<name>/: an adapter by its name, and `filters` of its own in it
-BEST_FILTER = "local"  # what bare `learned` means
-FILTER_KINDS: dict[str, Any] = {"block": BlockFilter, "local": LocalFilter}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,47 +326,6 @@ def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | N
             copy_present(text.tokenizer_files(tokenizer_from), tokenizer_from, new)
 
 
-def save_filter(folder: Path, learned: Learned, *, quota: bool) -> None:
-    """Write a learned filter with its threshold to `folder`, as a whole or not at all.
-
-    `quota`: whether the policy joins it with one token a step, as the published decode does.
-    """
-    from jaxdiff.convert import writer
-
-    judge = learned.filter
-    config = {
-        "kind": next(kind for kind, cls in FILTER_KINDS.items() if type(judge) is cls),
-        "widths": [judge.layers[0].kernel.shape[0], *(layer.kernel.shape[1] for layer in judge.layers)],
-        "reach": getattr(judge, "reach", None),
-        "features": getattr(judge, "features", None),
-        "tau": round(float(np.asarray(learned.tau)), 6),  # float32 has no more digits
-        "quota": quota,
-    }
-    with replaced(folder) as new:
-        write_object(new / FILTER, config)
-        with saving(folder):
-            writer.save(new / "params", judge.layers)
-        copy_present(["README.md"], folder, new)
-
-
-def learned_policy(
-    model: str | Path, name: str | None = None, tau: float | None = None, *, adapter: str | Path | None = None
-) -> Policy:
-    """What `learned:name=NAME,tau=TAU` means for a model: one of the filters in its folder, the best one by default.
-
-    `tau` replaces the threshold of the filter's card; a filter of the published kind is joined with one token a step.
-    `adapter`: as of `load`; its own filters come before the model's.
-
-    Raises InputError for a filter that the model has not, or that is damaged.
-    """
-    homes = part_homes(model, FILTERS, adapter=adapter)
-    name = BEST_FILTER if name is None else name
-    learned, quota = load_filter(named_part("policy learned", homes, name, FILTER, mend="fit a filter"))
-    if tau is not None:
-        learned = dataclasses.replace(learned, tau=tau)
-    return any_of(learned, Fixed()) if quota else learned
-
-
 def part_homes(model: str | Path, part: str, *, adapter: str | Path | None = None) -> list[Path]:
     """The folders in which what is fitted for a model lies (`part`: filters or drafters), first to last: the adapter's,
     if one is given, and the model's own. Raises InputError where one of them is none.
@@ -390,37 +343,3 @@ def named_part(what: str, homes: list[Path], name: str, card: str, *, mend: str)
     held = ((home, ", ".join(sorted(path.parent.name for path in home.glob(f"*/{card}")))) for home in homes)
     known = " and ".join(f"{home} holds {names or 'none'}" for home, names in held)
     raise InputError(f"{what}: found name {name!r}, but {known}; name one, or {mend}")
-
-
-def load_filter(folder: Path) -> tuple[Learned, bool]:
-    """A learned policy with the threshold of its card, and whether it is joined with the fixed quota.
-
-    Raises InputError for a folder that is missing or damaged.
-    """
-    damage = (OSError, ValueError, KeyError, TypeError)
-    with refusing(f"{folder / FILTER}: missing or damaged", "fit it again", damage):
-        config = read_object(folder / FILTER)
-        _check_widths(config)
-        layers = jax.eval_shape(lambda key: init_layers(key, tuple(config["widths"])), jax.random.key(0))
-        make = FILTER_KINDS[config["kind"]]
-        fields = {f.name: config[f.name] for f in dataclasses.fields(make) if f.name != "layers"}
-        tau, quota = float(config["tau"]), bool(config["quota"])
-    layers = stream.restore(folder / "params", layers)
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(layers)):
-        raise InputError(f"{folder / 'params'}: found weights that are no numbers (NaN or inf); fit the filter again")
-    return Learned(make(layers=layers, **fields), tau), quota
-
-
-def _check_widths(config: dict[str, Any]) -> None:
-    """Raises ValueError where the layers of a filter's card do not fit what it reads and gives."""
-    widths = config["widths"]
-    if not isinstance(widths, list) or len(widths) < 2 or not all(type(w) is int and 0 < w < 2**31 for w in widths):
-        raise ValueError(f"found widths {widths!r:.80}, expected two whole numbers or more")
-    ends = (widths[0], widths[0])
-    if config["kind"] == "local":
-        reach, features = config["reach"], config["features"]
-        if not all(type(each) is int and 0 <= each < 2**31 for each in (reach, features)):
-            raise ValueError(f"found reach {reach!r:.80} and features {features!r:.80}, expected whole numbers")
-        ends = (local_width(reach, features), 1)
-    if (widths[0], widths[-1]) != ends:
-        raise ValueError(f"found widths from {widths[0]} to {widths[-1]}, expected from {ends[0]} to {ends[1]}")

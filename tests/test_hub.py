@@ -88,9 +88,9 @@ def test_what_is_read_is_fetched_once_and_nothing_else(tiny, folder, tmp_path, m
 def test_a_model_of_ours_comes_from_the_hub_with_its_filters(hub):
     source = jaxdiff.checkpoint.shipped_folder() / "gsm-1m"
     hub.repositories["org/ours"] = Repository.of(source)
-    policy = jaxdiff.checkpoint.learned_policy("org/ours", "official")
+    policy = jaxdiff.learned_policy("org/ours", "official")
     assert not any(file.startswith("params/") for file in bodies(hub))  # a policy needs no weights
-    jax.tree.map(np.testing.assert_array_equal, policy, jaxdiff.checkpoint.learned_policy(source, "official"))
+    jax.tree.map(np.testing.assert_array_equal, policy, jaxdiff.learned_policy(source, "official"))
     found, expected = jaxdiff.load("org/ours"), jaxdiff.load(source)
     jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
     assert found.tokenizer.prompt("26 + 48") == expected.tokenizer.prompt("26 + 48")

@@ -17,11 +17,11 @@ import jax
 import numpy as np
 
 import jaxdiff
-from jaxdiff.checkpoint import FILTERS, load_filter
 from jaxdiff.cli.show import progress
 from jaxdiff.decode import Timed
 from jaxdiff.decode.api import prepare
 from jaxdiff.decode.batches import batches, pad_to_bucket
+from jaxdiff.filters import FILTERS, load_filter
 from jaxdiff.metrics import paired_difference, tpf, wilson
 from jaxdiff.stoppers import Eos
 from jaxdiff.tasks import gsm_symbolic

@@ -50,8 +50,8 @@ from jaxdiff.bench.cost import step_cost
 from jaxdiff.bench.measure import Work
 from jaxdiff.bench.shapes import abstract_params, shaped
 from jaxdiff.bench.targets import tpu
-from jaxdiff.checkpoint import learned_policy
 from jaxdiff.cli.show import progress
+from jaxdiff.filters import learned_policy
 from jaxdiff.metrics import paired_difference
 from jaxdiff.protocols import Fill
 from jaxdiff.stoppers import Eos, NoStop

@@ -22,7 +22,7 @@ from experiments.learn2pd.common import CHOSEN_ON, MODEL, RESULTS, Results, lear
 from experiments.learn2pd.fit import FITS, OFFICIAL, load_all, rows_for
 from experiments.learn2pd.transfer import TAUS, transfer
 from experiments.policies import accuracy
-from jaxdiff.checkpoint import FILTERS, load_filter
+from jaxdiff.filters import FILTERS, load_filter
 from jaxdiff.train.fit_filter import FilterRecipe, fit_filter
 from jaxdiff.train.traces import Traces
 

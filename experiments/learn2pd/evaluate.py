@@ -41,11 +41,11 @@ from experiments.learn2pd.report import draw_frontier, draw_order, report
 from jaxdiff.bench.clock import in_turn, ratio
 from jaxdiff.bench.measure import Work
 from jaxdiff.caches import CACHES
-from jaxdiff.checkpoint import learned_policy
 from jaxdiff.cli.show import progress
 from jaxdiff.decode import Timed
 from jaxdiff.decode.api import prepare
 from jaxdiff.decode.batches import batches
+from jaxdiff.filters import learned_policy
 from jaxdiff.policies import AnyOf, Fixed, Learned, Oracle
 from jaxdiff.policies.filters import Evidence, Filter
 from jaxdiff.stoppers import BlockEotp, NoStop, OfficialEotp, SafeEotp

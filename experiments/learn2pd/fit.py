@@ -43,7 +43,7 @@ from experiments.learn2pd.common import (
     standard_on_validation,
     swept_on_validation,
 )
-from jaxdiff.checkpoint import FILTERS, save_filter
+from jaxdiff.filters import FILTERS, save_filter
 from jaxdiff.policies import Fixed, Learned, Threshold
 from jaxdiff.policies.filters import Filter
 from jaxdiff.stoppers import SafeEotp

@@ -19,7 +19,7 @@ from jaxdiff.bench.pytorch.client import check_pytorch
 from jaxdiff.bench.shapes import SHAPES, abstract_params, random_params, shaped
 from jaxdiff.bench.targets import tpu
 from jaxdiff.caches import CACHES, NoCache
-from jaxdiff.checkpoint import FILTERS, SHIPPED, Checkpoint, load, load_filter, model_folder
+from jaxdiff.checkpoint import SHIPPED, Checkpoint, load, model_folder
 from jaxdiff.cli import options
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import note, progress, tell
@@ -27,6 +27,7 @@ from jaxdiff.decode import Program
 from jaxdiff.decode.batches import pad_to_bucket
 from jaxdiff.decode.checks import block_of
 from jaxdiff.drafters import unfitted
+from jaxdiff.filters import FILTERS, load_filter
 from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.policies import Learned
 from jaxdiff.tasks import task

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxdiff.checkpoint import FILTERS, SHIPPED, Checkpoint, learned_policy, load, part_homes, save_filter
+from jaxdiff.checkpoint import SHIPPED, Checkpoint, load, part_homes
 from jaxdiff.cli import options
 from jaxdiff.cli.show import progress, tell
 from jaxdiff.decode import Decoder, Sampling
 from jaxdiff.drafters import DRAFTERS, KINDS, save_drafter
+from jaxdiff.filters import FILTERS, learned_policy, save_filter
 from jaxdiff.hub import origin_of
 from jaxdiff.policies import Learned, parse
 from jaxdiff.stoppers import STOPPERS

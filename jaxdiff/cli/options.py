@@ -14,12 +14,13 @@ import jaxdiff
 from jaxdiff import fills
 from jaxdiff.bench.shapes import abstract_params, shaped
 from jaxdiff.caches import CACHES
-from jaxdiff.checkpoint import adapter_folder, learned_policy, model_folder
+from jaxdiff.checkpoint import adapter_folder, model_folder
 from jaxdiff.cli.show import note
 from jaxdiff.convert.prompts import Tokenizer
 from jaxdiff.decode.checks import block_of, check_blocks, check_cache, check_length, whole_block
 from jaxdiff.decode.decoder import BLOCK_LENGTH, LENGTHS
 from jaxdiff.drafters import drafted_fill, unfitted
+from jaxdiff.filters import learned_policy
 from jaxdiff.hub import origin_of
 from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.policies import parse

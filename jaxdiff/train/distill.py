@@ -20,12 +20,13 @@ import jax
 import numpy as np
 
 from jaxdiff import checkpoint, parts
-from jaxdiff.checkpoint import SHIPPED, Checkpoint, learned_policy, load
+from jaxdiff.checkpoint import SHIPPED, Checkpoint, load
 from jaxdiff.convert.low_rank import save_adapter
 from jaxdiff.decode.batches import widths_of
 from jaxdiff.decode.checks import block_of, check_lengths
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.files import parse_json, refusing, whole_lines
+from jaxdiff.filters import learned_policy
 from jaxdiff.models import lora
 from jaxdiff.policies import parse as parse_policy
 from jaxdiff.protocols import Policy

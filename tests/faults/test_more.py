@@ -16,11 +16,12 @@ from safetensors.numpy import load_file, save_file
 
 import jaxdiff
 from jaxdiff import InputError
-from jaxdiff.checkpoint import load_filter, shipped_folder
+from jaxdiff.checkpoint import shipped_folder
 from jaxdiff.cli.main import main
 from jaxdiff.cli.show import note
 from jaxdiff.convert import convert, export
 from jaxdiff.files import check_writable, write_lines
+from jaxdiff.filters import load_filter
 from jaxdiff.models.llada2 import group_limited
 from jaxdiff.models.llada_moe import most_likely
 from jaxdiff.models.moe import Router

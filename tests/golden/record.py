@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 import jaxdiff
 from jaxdiff.caches import CACHES
-from jaxdiff.checkpoint import learned_policy
+from jaxdiff.filters import learned_policy
 from jaxdiff.policies import Replay
 from jaxdiff.policies.filters import BlockFilter, Linear, LocalFilter
 from jaxdiff.registry import arguments_of, parse_arguments

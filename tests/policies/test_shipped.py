@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import jaxdiff
-from jaxdiff.checkpoint import BEST_FILTER, FILTERS, learned_policy, shipped_folder
+from jaxdiff.checkpoint import shipped_folder
+from jaxdiff.filters import BEST_FILTER, FILTERS, learned_policy
 from jaxdiff.policies import Fixed, Learned
 from jaxdiff.policies.filters import BlockFilter, LocalFilter
 from jaxdiff.stoppers import Eos

@@ -8,7 +8,7 @@ import pytest
 
 import jaxdiff
 from jaxdiff import InputError
-from jaxdiff.checkpoint import BEST_FILTER, FILTERS, learned_policy, load_filter, save_filter
+from jaxdiff.filters import BEST_FILTER, FILTERS, learned_policy, load_filter, save_filter
 from jaxdiff.policies import AnyOf, Learned
 from jaxdiff.policies.filters import BlockFilter, LocalFilter
 from jaxdiff.train.fit_filter import FilterRecipe, fit_filter
