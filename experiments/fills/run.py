@@ -51,6 +51,7 @@ from jaxdiff.bench.measure import Work
 from jaxdiff.bench.shapes import abstract_params, shaped
 from jaxdiff.bench.targets import tpu
 from jaxdiff.cli.show import progress
+from jaxdiff.drafters import DRAFTERS, KINDS, drafted_fill, unfitted
 from jaxdiff.filters import learned_policy
 from jaxdiff.metrics import paired_difference
 from jaxdiff.protocols import Fill
@@ -75,15 +76,33 @@ class Way:
     fill: Callable[[Any, Any], Fill]
 
 
-# A fill with a drafter is one line more: Way("adjust", (2, 4, 8), lambda checkpoint, v: ...).
+def drafted(kind: str) -> Way:
+    def fill(checkpoint: Any, value: Any) -> Fill:
+        return dataclasses.replace(drafted_fill(checkpoint.path, kind), k=value)
+
+    return Way(kind, (2, 4, 8), fill)
+
+
 WAYS = (
     Way("parallel", (1,), lambda _, v: fills.Parallel()),
     Way("recap", (2, 4, 8), lambda _, v: fills.Recap(slices=v)),
     Way("recap, left to right", (8,), lambda _, v: fills.Recap(slices=v, order="left")),
     Way("recap, at random", (8,), lambda _, v: fills.Recap(slices=v, order="random")),
 )
+DRAFTED = tuple(map(drafted, KINDS))
+
+
+def ways_of(checkpoint: Any) -> tuple[Way, ...]:
+    """`parallel` first; those with a drafter where the model has one."""
+    return (*WAYS, *(way for way in DRAFTED if (checkpoint.path / DRAFTERS / way.name).is_dir()))
+
+
 # Of a model without weights, for `cost`.
-SHAPED = {"recap": lambda _: fills.Recap(slices=8)}
+SHAPED = {
+    "recap": lambda _: fills.Recap(slices=8),
+    "adjust": lambda model: unfitted("adjust", model, abstract_params),
+    "head": lambda model: unfitted("head", model, abstract_params),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,7 +345,7 @@ def frontier_(
     setting["seed"] = list(SEEDS[:seeds])
     kept = Kept(out / f"frontier-{name}.json", setting)
     print(f"seeds {setting['seed']}")
-    for seed, rule, way in itertools.product(SEEDS[:seeds], GROUNDS[name].rules, WAYS):
+    for seed, rule, way in itertools.product(SEEDS[:seeds], GROUNDS[name].rules, ways_of(checkpoint)):
         make = functools.partial(points, checkpoint, model, name, rule, way, n=n, seed=seed)
         for point in kept.once(f"{rule.name} | {way.name} | {seed}", make):
             head = f"{rule.name} {point['value']:g}, {way.name} {point['fill']:g}, seed {seed}"
@@ -347,7 +366,7 @@ def joint(
     setting |= {"gen_length": HOLES, "block_length": None}
     kept = Kept(out / "joint.json", setting)
     print(f"seeds {setting['seed']}")
-    for seed, steps, way in itertools.product(SEEDS[:seeds], (HOLES, 2, 1), WAYS):
+    for seed, steps, way in itertools.product(SEEDS[:seeds], (HOLES, 2, 1), ways_of(checkpoint)):
         if steps == HOLES and way is not WAYS[0]:  # one token a full pass is the same with every fill
             continue
         for value in way.values:

@@ -199,7 +199,7 @@ def _drafter(
     from jaxdiff.train.trajectories import load_trajectories
 
     recipe, saved = DrafterRecipe(**given), traces[0] / f"fit-{folder.name}.npz"
-    rows = load_trajectories(traces, checkpoint.model)
+    rows = load_trajectories(traces, checkpoint.model, checkpoint.params)
     with progress("steps", recipe.steps, lambda loss, _: f"validation KL {loss:.4f}") as update:
         fitted = fit_drafter(checkpoint.model, checkpoint.params, rows, recipe, saved=saved, progress=update)
     told = {
@@ -210,6 +210,7 @@ def _drafter(
     if fitted is None:  # what a pre-empted machine asks for: not a failure
         return told | {"stopped": True}, f"stopped early; the same command goes on from {saved}"
     save_drafter(folder, fitted.fill)
+    saved.unlink(missing_ok=True)
     numbers = {"validation_kl": fitted.best, "before": fitted.before, "rows": fitted.rows, "prompts": fitted.prompts}
     line = (
         f"{folder}: validation KL {fitted.best:.4f} nats a position, the model's own marginals {fitted.before:.4f}; "

@@ -79,7 +79,8 @@ class FittedDrafter:
 
     Attributes:
         before: of the model's own belief at the earlier state: what `parallel` draws from.
-        losses: after each chunk of steps; `best`: the least, whose weights the fill has.
+        losses: after each chunk of steps.
+        best: the least of these and `before`, whose weights the fill has: a drafter begins as one that changes nothing.
     """
 
     fill: Adjust | Head
@@ -105,8 +106,9 @@ def fit_drafter(
     that was not.
 
     Args:
-        trajectories: of this model; of another one the fit is of no use, and nothing can tell.
-        saved: a file that holds the fit so far, written at each look at the loss and on SIGTERM, gone in the end.
+        trajectories: of this model, as `load_trajectories` checks; of another one the fit is of no use.
+        saved: a file that holds the fit so far, written at each look at the loss and on SIGTERM. Who has written the
+            drafter may remove it.
         progress: called at each look with the steps done and the loss.
 
     Returns None where SIGTERM ended it early.
@@ -149,7 +151,7 @@ def fit_drafter(
             looks = step + 1 == recipe.steps or (step + 1) % CHUNK == 0
             if looks:
                 value = judged(state[0])
-                best = jax.device_get(state[0]) if value < min([*at.losses, np.inf]) else at.best
+                best = jax.device_get(state[0]) if value < min([at.before, *at.losses]) else at.best
                 at = dataclasses.replace(at, best=best, losses=[*at.losses, value])
                 if progress is not None:
                     progress(step + 1, value)
@@ -158,10 +160,8 @@ def fit_drafter(
                 kept.write(at)
             if asked.is_set() and step + 1 < recipe.steps:
                 return None
-    if saved is not None:
-        saved.unlink(missing_ok=True)
     fill = KINDS[recipe.kind][0](definition, jax.tree.map(jnp.asarray, at.best), fingerprint(params), recipe.k)
-    return FittedDrafter(fill, at.before, at.losses, min(at.losses), windows.rows, windows.prompts)
+    return FittedDrafter(fill, at.before, at.losses, min(at.before, *at.losses), windows.rows, windows.prompts)
 
 
 def _loss(

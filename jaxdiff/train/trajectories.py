@@ -24,7 +24,7 @@ from jaxdiff.decode.checks import block_of, overhang_of
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.layout import layout_of
 from jaxdiff.decode.program import Timed
-from jaxdiff.files import replaced_file
+from jaxdiff.files import read_object, replaced_file
 from jaxdiff.protocols import Model
 from jaxdiff.train.traces import AGAIN
 from jaxdiff.types import InputError, Params
@@ -117,23 +117,32 @@ def record(
         done, tokens = done + fresh, tokens + int((part.rank < LATER).sum() - (part.rank < 0).sum())
         if progress is not None:
             progress(done, tokens, max(run.seconds, 1e-9))
-    return load_trajectories([folder], model)
+    return load_trajectories([folder], model, params)
 
 
-def load_trajectories(folders: Sequence[Path], model: Model) -> Trajectories:
+def load_trajectories(folders: Sequence[Path], model: Model, params: Params) -> Trajectories:
     """All parts of the folders, prompts padded on the left to the longest.
 
-    Raises InputError where a folder holds none or a damaged one, where they are of several block lengths or lengths
-    generated, and for ids that are not the model's.
+    Raises InputError where a folder holds none or a damaged one, for trajectories of another model or other weights,
+    where they are of several block lengths, lengths generated or seeds, and for ids that are not the model's.
     """
-    parts = []
+    parts, seeds = [], set()
+    own = prints.run_of(weights=prints.digest_of_tree(params), model=repr(model))
     for folder in folders:
         paths = sorted(folder.glob("trajectory-*.npz"))
         if not paths:
             raise InputError(f"traces: no trajectory-*.npz in {folder}; collect some with --trajectories")
+        setting = read_object(folder / prints.SETTING)
+        if differs := [name for name, value in own.items() if setting.get(name) != value]:
+            raise InputError(
+                f"traces: found trajectories of other {' and '.join(differs)} in {folder}, expected this model's own; "
+                "collect some with it, and with its adapter if it has one"
+            )
+        seeds.add(setting.get("seed"))
         parts += [_read(path, model) for path in paths]
     width = max(part.tokens.shape[1] for part in parts)
     for name, found in (
+        ("seed", seeds),  # a prompt's id means another prompt under another
         ("block_length", {part.block_length for part in parts}),
         ("gen_length", {int((part.start[0] >= 0).sum()) for part in parts}),
     ):

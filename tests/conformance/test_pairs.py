@@ -28,6 +28,9 @@ NUMBERS = {
     "loop": 0.3,
     "alpha": 0.7,
     "k": 3,
+    "size": 3,
+    "add": 0.3,
+    "ready": 0.7,
 }
 PROMPTS = small.PROMPTS[:2]
 

@@ -44,7 +44,7 @@ def test_every_state_of_a_decode_can_be_rebuilt(traced):
         ranks = found.rank[row, ~given[row]]
         np.testing.assert_array_equal(ranks, part["commit_step"][row])  # one token a step: the step is the rank
     assert set(found.start[~given]) == {32, 32 + small.BLOCK}
-    again = load_trajectories([folder, folder], small.MODEL)
+    again = load_trajectories([folder, folder], small.MODEL, small.params())
     assert len(again.tokens) == 2 * N
     assert (found.rank < LATER).all()
 
@@ -68,7 +68,7 @@ def test_a_fit_that_was_stopped_goes_on_as_if_it_was_not(traced, tmp_path, monke
         return fit_drafter.fit_drafter(small.MODEL, small.params(), traced[1], recipe, saved=saved, progress=progress)
 
     whole, looks = fit(), []
-    assert not saved.exists()
+    saved.unlink()
     assert fit(lambda step, _: os.kill(os.getpid(), signal.SIGTERM)) is None
     with pytest.raises(InputError, match=r"holds the beginning of a fit with another recipe \(k\); delete it"):
         fit(recipe=DrafterRecipe("head", k=5, steps=12, rows=4))
@@ -115,7 +115,9 @@ def test_what_cannot_be_fitted_is_refused(traced, tmp_path):
     with pytest.raises(InputError, match="drafter k: found 1, expected at least 2"):
         DrafterRecipe(k=1)
     with pytest.raises(InputError, match="no trajectory-"):
-        load_trajectories([tmp_path], small.MODEL)
+        load_trajectories([tmp_path], small.MODEL, small.params())
+    with pytest.raises(InputError, match=r"found trajectories of other weights in .*, expected this model's own"):
+        load_trajectories([traced[0]], small.MODEL, small.params() | {"head": None})
     few = traced[1].take(traced[1].prompt == 0)
     with pytest.raises(InputError, match="found 1 prompts, too few to keep a tenth apart"):
         fit_drafter.fit_drafter(small.MODEL, small.params(), few, DrafterRecipe())
