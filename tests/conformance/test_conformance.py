@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff import Reason, decode
-from jaxdiff.caches import Dual, Frozen, Prefix
 from jaxdiff.decode import api, layout, loop
 from jaxdiff.decode.layout import Setup, layout_of
 from jaxdiff.decode.score import TILE
@@ -252,19 +251,3 @@ def test_rule_7_no_scores_of_the_whole_canvas(cache):
     assert any(TILE in shape for shape in shapes)  # the tiles are there
     assert max(int(np.prod(shape)) for shape in shapes if vocabulary not in shape) <= 2 * 4 * small.BLOCK * TILE
     assert not [shape for shape in shapes if vocabulary in shape and small.CONFIG.d_model not in shape]
-
-
-EXACT = (Prefix(refresh=1), Dual(refresh=1), Frozen(refresh=1))
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=2)
-@given(data=st.data(), temperature=temperatures)
-def test_rule_8_a_cache_that_is_rebuilt_at_every_step_changes_nothing(policy, data, temperature):
-    drawn = draw(data, policy)
-    cache = EXACT[list(POLICIES).index(policy) % len(EXACT)]
-    home, away = (run(drawn, "eos", each, temperature=temperature) for each in ("none", cache))
-    decided = np.flatnonzero(np.asarray(home.near_ties) + np.asarray(away.near_ties) == 0)
-    assert decided.size
-    for field in ("tokens", "commit_step", "nfe", "lengths"):
-        np.testing.assert_array_equal(getattr(away, field)[decided], getattr(home, field)[decided])

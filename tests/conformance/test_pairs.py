@@ -1,99 +1,35 @@
-"""Any policy with any fill that ships: all policies of the table at once, one in each pair of rows of a program.
+"""Any policy with any fill that ships, and with each cache that may be exact: all policies of the table at once.
 
 `parallel` meets each of them in `test_conformance`.
 """
 
-import dataclasses
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxdiff import Reason
+from jaxdiff.caches import Dual, Frozen, NoCache, Prefix
 from jaxdiff.fills import FILLS as SHIPPED
-from jaxdiff.policies.base import PolicyBase
-from jaxdiff.pytree import number, pytree
+from jaxdiff.stoppers import Eos
 from tests import small
-from tests.conformance.table import FILLS, POLICIES
+from tests.conformance.each_row import PARTS, ROWS, WHICH, decode
+from tests.conformance.table import FILLS
 
 pytestmark = pytest.mark.usefixtures("strict")
-NUMBERS = {
-    "tau": 0.3,
-    "steps": 3,
-    "f": 2.0,
-    "gamma": 2.0,
-    "cap": 0.3,
-    "rescale": 0.5,
-    "loop": 0.3,
-    "alpha": 0.7,
-    "k": 3,
-    "size": 3,
-    "add": 0.3,
-    "ready": 0.7,
-}
-PROMPTS = small.PROMPTS[:2]
-
-
-def waiting(score, proposal):
-    return jnp.any(score.eligible, axis=1) & ~jnp.any(proposal.commit & score.eligible, axis=1)
-
-
-@pytree
-class EachRow(PolicyBase):
-    """Every row has a policy of its own, `which` of the parts; one that waits is taken to hold while it does."""
-
-    parts: tuple
-    which: object = number(low=0, high=1000, whole=True)
-
-    revises = True
-
-    @property
-    def needs(self):
-        return frozenset().union(*(part.needs for part in self.parts))
-
-    def budget(self, rows, window):
-        heeded = [int(part.waits or part.revises) for part in self.parts]
-        each = [part.budget(rows, window) * own for part, own in zip(self.parts, heeded, strict=True)]
-        return self._own(each)
-
-    def init(self, rows, window):
-        return tuple(part.init(rows, window) for part in self.parts)
-
-    def select(self, state, score, key):
-        decided = [part.select(own, score, key) for part, own in zip(self.parts, state, strict=True)]
-        proposals = [
-            dataclasses.replace(proposal, hold=proposal.hold | part.waits & waiting(score, proposal))
-            for part, (proposal, _) in zip(self.parts, decided, strict=True)
-        ]
-        return jax.tree.map(lambda *each: self._own(each), *proposals), tuple(own for _, own in decided)
-
-    def _own(self, each):
-        return jnp.stack(each)[jnp.asarray(self.which), jnp.arange(each[0].shape[0])]
 
 
 @pytest.mark.parametrize("fill", [name for name in FILLS if name in SHIPPED.entries and name != "parallel"])
 def test_every_policy_with_every_fill(fill):
     """Rules 1 and 2; what each pass commits and costs; and nothing hangs on the rows beside."""
-    parts = tuple(build(**{name: NUMBERS[name] for name in numbers}) for build, numbers in POLICIES.values())
-    rows = [(prompt, which) for which in range(len(parts)) for prompt in PROMPTS]
-    which = np.asarray([which for _, which in rows])
-
-    def decode(order):
-        policy = EachRow(parts, which[order])
-        return small.decode(
-            prompts=[prompt for prompt, _ in rows], order=order, policy=policy, fill=FILLS[fill][0](), temperature=0.5
-        )
-
-    result, turned = decode(np.arange(len(rows))), decode(np.arange(len(rows))[::-1])
+    backwards = np.arange(len(ROWS))[::-1]
+    result, turned = (decode(order, fill=FILLS[fill][0](), temperature=0.5) for order in (None, backwards))
     tokens, trace = np.asarray(result.tokens)[:, -small.GEN :], np.asarray(result.commit_step)
     assert ((tokens >= 0) & (tokens < small.VOCAB) & (tokens != small.MASK)).all()
     assert (np.asarray(result.reason) == Reason.FULL).all()
     assert np.isfinite(np.asarray(result.log_prob)).all()
     assert (np.asarray(result.log_prob) < 0).all()
     several = 0
-    for row, number_of in enumerate(which):
-        part, nfe, cheap = parts[number_of], int(result.nfe[row]), int(result.cheap[row])
+    for row, number_of in enumerate(WHICH):
+        part, nfe, cheap = PARTS[number_of], int(result.nfe[row]), int(result.cheap[row])
         bound = 2 * int(np.max(part.budget(1, small.BLOCK))) if part.waits or part.revises else small.GEN
         assert 0 < nfe <= bound
         assert nfe <= float(result.work[row]) <= nfe + cheap
@@ -104,8 +40,18 @@ def test_every_policy_with_every_fill(fill):
             assert part.waits or len(together) == nfe
             assert (together > 1).any() if cheap else fill == "head" or (together == 1).all()  # it corrects neighbours
         several += (together > 1).any()
-    assert several > len(rows) // 2
+    assert several > len(ROWS) // 2
     alike = (np.asarray(result.near_ties) + np.asarray(turned.near_ties)[::-1]) == 0
-    assert alike.sum() > len(rows) // 2
+    assert alike.sum() > len(ROWS) // 2
     for field in ("tokens", "commit_step", "nfe", "cheap", "work"):
         np.testing.assert_array_equal(np.asarray(getattr(turned, field))[::-1][alike], getattr(result, field)[alike])
+
+
+@pytest.mark.parametrize("cache", [Prefix(refresh=1), Dual(refresh=1), Frozen(refresh=1)])
+def test_rule_8_a_cache_that_is_rebuilt_at_every_step_changes_nothing(cache):
+    temperature = np.resize(np.asarray([0.0, 0.7], np.float32), len(ROWS))
+    home, away = (decode(stop=Eos(), cache=each, temperature=temperature) for each in (NoCache(), cache))
+    decided = np.asarray(home.near_ties) + np.asarray(away.near_ties) == 0
+    assert decided.sum() > len(ROWS) // 2
+    for field in ("tokens", "commit_step", "nfe", "lengths"):
+        np.testing.assert_array_equal(getattr(away, field)[decided], getattr(home, field)[decided])

@@ -216,7 +216,7 @@ def test_entropies_near_certainty_are_ordered_without_a_tie():
     deferred=st.booleans(),
     sampling=st.sampled_from([{}, {"temperature": 0.7}, {"temperature": 1.0, "top_p": 0.8}, {"top_k": 3}]),
 )
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_ends_of_text_are_those_of_the_whole_belief(vocabulary, seed, ends, tempered, deferred, sampling):
     features, head = case(vocabulary, seed)
     head = head.at[:, list(ends)].add(features.mean((0, 1))[:, None] * 3.0)

@@ -16,14 +16,14 @@ def files(tmp_path_factory):
     return fuzz.Files(tmp_path_factory.mktemp("files"))
 
 
-@settings(max_examples=40)
+@settings(max_examples=24)
 @given(change=fuzz.changes())
 def test_an_odd_folder_is_decoded_or_refused_in_one_line(folders, change):
     ran, faults = folders.judge(change)
     assert not faults, (change, ran)
 
 
-@settings(max_examples=40)
+@settings(max_examples=24)
 @given(content=fuzz.files())
 def test_an_odd_file_is_decoded_row_by_row_or_refused_in_one_line(files, content):
     ran, faults = files.judge(content)
