@@ -25,18 +25,20 @@ from jaxdiff.files import first_line, read_object, without_user, writing
 from jaxdiff.types import InputError
 
 ADAPTER = "adapter_config.json"
-# What a model is described by, and what lies beside it: a learned policy's filters, a few problems. All are small.
+# What a model is described by, and what lies beside it: a learned policy's filters, a few problems, what drafters and
+# adapters there are. All are small.
 DESCRIBED = (
     *(published.CONFIG, published.GENERATION, f"{published.SAFETENSORS}.index.json"),
     *(*text.FILES, f"{text.NAMED_TEMPLATES}/*.jinja"),
     *(ADAPTER, "model_index.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json"),
-    *("filters/*", "demo.json"),
+    *("filters/*", "demo.json", "drafters/*/drafter.json", f"adapters/*/{ADAPTER}"),
 )
-OURS = ("params/*", "drafters/*", "published/*.json")  # what a folder of ours has besides
+OURS = ("params/*", "published/*.json")  # what a folder of ours has besides
 OF_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+PART = (*DESCRIBED, "drafter.json", "params/*")  # of a drafter or an adapter, which is fetched when it is named
 _NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(@(?P<revision>[^@\s]+))?")
 _ADDRESS = re.compile(rf"(https?://[^/]+/|hf://)(models/)?{_NAME.pattern}/?(tree/.*|blob/.*)?")
-_SNAPSHOT = re.compile(r".*/models--(?P<repo>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})", re.DOTALL)
+_SNAPSHOT = re.compile(r".*/models--(?P<repo>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})(/.*)?", re.DOTALL)
 _UNFINISHED = ".incomplete"  # how huggingface_hub calls a file that it is fetching
 _NO_SUCH_CALL = (404, 405, 501)  # what a server answers that does not speak a part of the hub's API
 _AGAIN = "give the same command again: what was fetched stays"
@@ -71,7 +73,7 @@ class Name(NamedTuple):
 
 
 def origin_of(folder: Path, named: str | Path | None = None) -> Name | None:
-    """The repository and the commit that a folder in the hub's cache is, as its path says; None for one elsewhere.
+    """The repository and the commit that a folder in the hub's cache is of, as its path says; None for one elsewhere.
 
     `named`: the model's name that led to the folder; None too where that is the folder itself, and no repository's.
     """
@@ -95,7 +97,7 @@ def fetch(
     Args:
         name: a revision that is a commit is not asked for again.
         token: of the hub; default that of HF_TOKEN or of `hf auth login`.
-        weights: False for what describes the model alone: configs, tokenizer, filters.
+        weights: False for what describes the model alone: configs, tokenizer, filters, the cards of what else it has.
         check: called with the folder before any weight is fetched, and raises for one that is of no use.
 
     Raises InputError for a repository, a revision or a file that is missing or closed, for one without weights that are
@@ -113,6 +115,25 @@ def fetch(
         wanted = _weights(at, folder, files, token)
         _complete(at, folder, [file for file in wanted if file in files], token)
     return folder
+
+
+def completed(part: Path, *, token: str | bool | None = None) -> Path:
+    """A drafter's or an adapter's folder within a model's; of one in the hub's cache, what it lacks is fetched first.
+
+    `token` as of `fetch`. Raises InputError as that.
+    """
+    from huggingface_hub import constants
+
+    at, cache = origin_of(part), Path(constants.HF_HUB_CACHE).absolute()
+    if at is None or not part.absolute().is_relative_to(cache):
+        return part
+    folder = next((each for each in part.parents if each.name == at.revision), part)
+    within = part.relative_to(folder).as_posix() + "/"
+    files = [file for file in sorted(_listed(at, folder, token)) if file.startswith(within)]
+    tensors = [file for name in OF_ADAPTERS if (file := within + name) in files][:1]
+    wanted = [file for file in files if _matches(file.removeprefix(within), PART)]
+    _complete(at, folder, wanted + tensors, token)
+    return part
 
 
 def unfetched(at: Name, folder: Path, *, token: str | bool | None = None) -> dict[str, published.Open]:
