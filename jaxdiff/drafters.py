@@ -1,6 +1,8 @@
 """The drafters in a model's folder: `<model>/drafters/<name>/drafter.json`, their weights, and maybe a card.
 
-drafted_fill("gsm-1m", "adjust")      what `--fill adjust` means: the drafter `adjust` of that model
+drafted_fill("runs/ours", "adjust")      what `--fill adjust` means: the drafter `adjust` of that model
+
+No model that ships has one yet: `jaxdiff fit --kind adjust` or `--kind head` makes it.
 """
 
 from __future__ import annotations
