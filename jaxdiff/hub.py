@@ -38,7 +38,7 @@ OF_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 PART = (*DESCRIBED, "drafter.json", "params/*")  # of a drafter or an adapter, which is fetched when it is named
 _NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(@(?P<revision>[^@\s]+))?")
 _ADDRESS = re.compile(rf"(https?://[^/]+/|hf://)(models/)?{_NAME.pattern}/?(tree/.*|blob/.*)?")
-_SNAPSHOT = re.compile(r".*/models--(?P<repo>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})(/.*)?", re.DOTALL)
+_SNAPSHOT = re.compile(r".*/models--(?P<repo>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})", re.DOTALL)
 _UNFINISHED = ".incomplete"  # how huggingface_hub calls a file that it is fetching
 _NO_SUCH_CALL = (404, 405, 501)  # what a server answers that does not speak a part of the hub's API
 _AGAIN = "give the same command again: what was fetched stays"
@@ -73,7 +73,7 @@ class Name(NamedTuple):
 
 
 def origin_of(folder: Path, named: str | Path | None = None) -> Name | None:
-    """The repository and the commit that a folder in the hub's cache is of, as its path says; None for one elsewhere.
+    """The repository and the commit that a folder in the hub's cache is, as its path says; None for one elsewhere.
 
     `named`: the model's name that led to the folder; None too where that is the folder itself, and no repository's.
     """
@@ -83,6 +83,12 @@ def origin_of(folder: Path, named: str | Path | None = None) -> Name | None:
     origin = Name(found["repo"].replace("--", "/", 1), found["commit"])
     asked = Name.of(named) if isinstance(named, str) else None
     return origin if named is None or (asked is not None and asked.repo == origin.repo) else None
+
+
+def holder_of(part: Path) -> Path | None:
+    """The folder of a commit in the hub's cache in which this folder lies, or which it is; None for one elsewhere."""
+    here = part.absolute()
+    return next((folder for folder in (here, *here.parents) if origin_of(folder) is not None), None)
 
 
 def fetch(
@@ -124,11 +130,11 @@ def completed(part: Path, *, token: str | bool | None = None) -> Path:
     """
     from huggingface_hub import constants
 
-    at, cache = origin_of(part), Path(constants.HF_HUB_CACHE).absolute()
-    if at is None or not part.absolute().is_relative_to(cache):
+    folder = holder_of(part)
+    at = None if folder is None else origin_of(folder)
+    if folder is None or at is None or not folder.is_relative_to(Path(constants.HF_HUB_CACHE).absolute()):
         return part
-    folder = next((each for each in part.parents if each.name == at.revision), part)
-    within = part.relative_to(folder).as_posix() + "/"
+    within = part.absolute().relative_to(folder).as_posix() + "/"
     files = [file for file in sorted(_listed(at, folder, token)) if file.startswith(within)]
     tensors = [file for name in OF_ADAPTERS if (file := within + name) in files][:1]
     wanted = [file for file in files if _matches(file.removeprefix(within), PART)]
