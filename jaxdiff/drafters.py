@@ -34,7 +34,8 @@ def drafted_fill(
     model: str | Path, kind: str, name: str | None = None, *, adapter: str | Path | None = None
 ) -> Adjust | Head:
     """What `adjust:name=NAME` and `head:name=NAME` mean for a model: one of the drafters in its folder, by default that
-    of the fill's own name. `k` is that of the drafter's card. `adapter`: as of `load`; its own drafters come first.
+    of the fill's own name. `k` is that of the drafter's card. `adapter`: as of `load`; its own drafters come first, and
+    where it has none of that name the model's own is taken, though it was fitted without the adapter.
 
     Raises InputError for a drafter that the model has not, that is of another kind, or that is damaged.
     """

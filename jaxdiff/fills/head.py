@@ -32,7 +32,8 @@ class Head(FillBase):
         name: on the command line, which of the drafters in the model's folder; default `head`.
         k: tokens of a full pass at most.
         drafter, params: the network, and its weights.
-        fitted_to: the fingerprint of the model's weights that it was fitted to; None: it is not checked.
+        fitted_to: the fingerprint of the model that it was fitted to, which is of its last norm alone, in bfloat16: other
+            weights under the same norm (an adapter, int8) pass. None: it is not checked.
     """
 
     drafter: TokenDrafter = static()
