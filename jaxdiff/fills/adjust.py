@@ -46,7 +46,6 @@ class Adjust(FillBase):
     Source: ADJUST (arXiv 2509.22738), `jointsampler.py`.
 
     Attributes:
-        name: on the command line, which of the drafters in the model's folder; default `adjust`.
         k: tokens of a full pass at most.
         stop: nats; a row goes on while the least entropy among what is left is at most this (1.5 in the published
             code); the pass that showed it is counted. None: always.

@@ -29,7 +29,6 @@ class Head(FillBase):
     autoregressive model.
 
     Attributes:
-        name: on the command line, which of the drafters in the model's folder; default `head`.
         k: tokens of a full pass at most.
         drafter, params: the network, and its weights.
         fitted_to: the fingerprint of the model that it was fitted to, which is of its last norm alone, in bfloat16: other
