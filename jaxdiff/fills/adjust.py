@@ -52,8 +52,8 @@ class Adjust(FillBase):
         clip: `frechet` draws each token within the Frechet bounds that the full pass's marginals put on it, given those
             written before it in this step (an option of the published code); the order stays that of the unclipped.
         drafter, params: the network, and its weights.
-        fitted_to: the fingerprint of the model that it was fitted to, which is of its last norm alone, in bfloat16: other
-            weights under the same norm (an adapter, int8) pass. None: it is not checked.
+        fitted_to: the fingerprint of the model that it was fitted to: of its last norm alone, in bfloat16, so that
+            other weights under the same norm (an adapter, int8) pass. None: it is not checked.
     """
 
     drafter: BlockDrafter = static()

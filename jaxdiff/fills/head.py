@@ -31,8 +31,8 @@ class Head(FillBase):
     Attributes:
         k: tokens of a full pass at most.
         drafter, params: the network, and its weights.
-        fitted_to: the fingerprint of the model that it was fitted to, which is of its last norm alone, in bfloat16: other
-            weights under the same norm (an adapter, int8) pass. None: it is not checked.
+        fitted_to: the fingerprint of the model that it was fitted to: of its last norm alone, in bfloat16, so that
+            other weights under the same norm (an adapter, int8) pass. None: it is not checked.
     """
 
     drafter: TokenDrafter = static()
