@@ -11,7 +11,9 @@ from pathlib import Path
 
 from jaxdiff.caches import CACHES
 from jaxdiff.decode import EndThink, Sampling
-from jaxdiff.fills import FILLS
+from jaxdiff.drafters import DRAFTERS
+from jaxdiff.fills import DRAFTED, FILLS
+from jaxdiff.filters import BEST_FILTER, FILTERS
 from jaxdiff.policies import POLICIES, AllOf, AnyOf, Cap, Replay
 from jaxdiff.pytree import is_number
 from jaxdiff.registry import Registry
@@ -24,6 +26,8 @@ PARTS = {
     "Caches": ("--cache", CACHES, "Which keys and values are kept between passes, and when they are refreshed."),
     "Stoppers": ("--stop", STOPPERS, "When a row's end moves left."),
 }
+# What the command line names beside a class's fields, to find its weights: where in the model's folder, and by default.
+NAMED = {"learned": (FILTERS, BEST_FILTER)} | {name: (DRAFTERS, name) for name in DRAFTED}
 COMBINED = {"any_of(A + B)": AnyOf, "all_of(A + B)": AllOf, "cap(K + A)": Cap, "(Python alone)": Replay}
 
 
@@ -55,7 +59,7 @@ def entry(registry: Registry, name: str, cls: type) -> list[str]:
     room = "" if module is None else module.__name__.rpartition(".")[0]
     about = inspect.getdoc(module) or ""
     heading = [f"### `{name}`", "", f"`{room}.{cls.__name__}`", ""]
-    return ["", *heading, *about.splitlines(), "", *described(cls), "", *fields(cls)]
+    return ["", *heading, *about.splitlines(), "", *described(cls), "", *fields(cls, NAMED.get(name))]
 
 
 def described(cls: type) -> list[str]:
@@ -70,9 +74,11 @@ def described(cls: type) -> list[str]:
     return lines
 
 
-def fields(cls: type) -> list[str]:
-    """A table of what can be set."""
+def fields(cls: type, named: tuple[str, str] | None = None) -> list[str]:
+    """A table of what can be set; `named` as in NAMED."""
     rows = []
+    if named is not None:
+        rows.append(f"| `name` (command line) | a folder in `{named[0]}/` of the model | {named[1]} |")
     for field in dataclasses.fields(cls):
         if is_number(field):
             low, high = field.metadata["low"], field.metadata["high"]

@@ -269,7 +269,7 @@ def adapter_folder(
     if isinstance(path, str) and folder.name == path:
         home = model_folder(model, revision=revision, token=token, weights=False) / ADAPTERS
         if (home / path / CONFIG).is_file():
-            folder = home / path
+            folder = hub.completed(home / path, token=token)
         elif not folder.exists():
             known = ", ".join(sorted(each.parent.name for each in home.glob(f"*/{CONFIG}"))) or "none"
             raise InputError(
@@ -328,7 +328,8 @@ def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | N
 
 def part_homes(model: str | Path, part: str, *, adapter: str | Path | None = None) -> list[Path]:
     """The folders in which what is fitted for a model lies (`part`: filters or drafters), first to last: the adapter's,
-    if one is given, and the model's own. Raises InputError where one of them is none.
+    if one is given, and the model's own. Of one at the hub they hold what describes each (`named_part` fetches the
+    rest). Raises InputError where one of them is none.
     """
     there = adapter_folder(adapter, model=model)
     homes = [model_folder(model, weights=False)]
@@ -336,10 +337,12 @@ def part_homes(model: str | Path, part: str, *, adapter: str | Path | None = Non
 
 
 def named_part(what: str, homes: list[Path], name: str, card: str, *, mend: str) -> Path:
-    """The folder `name` in the first of the `homes` where it has such a card. Raises InputError where none has it."""
+    """The folder `name` in the first of the `homes` where it has such a card; of one in the hub's cache, what it lacks
+    is fetched. Raises InputError where none has it, and where it cannot be fetched.
+    """
     for home in homes:
         if (home / name / card).is_file():
-            return home / name
+            return hub.completed(home / name)
     held = ((home, ", ".join(sorted(path.parent.name for path in home.glob(f"*/{card}")))) for home in homes)
     known = " and ".join(f"{home} holds {names or 'none'}" for home, names in held)
     raise InputError(f"{what}: found name {name!r}, but {known}; name one, or {mend}")

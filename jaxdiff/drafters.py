@@ -1,6 +1,8 @@
 """The drafters in a model's folder: `<model>/drafters/<name>/drafter.json`, their weights, and maybe a card.
 
-drafted_fill("gsm-1m", "adjust")      what `--fill adjust` means: the drafter `adjust` of that model
+drafted_fill("runs/ours", "adjust")      what `--fill adjust` means: the drafter `adjust` of that model
+
+No model that ships has one yet: `jaxdiff fit --kind adjust` or `--kind head` makes it.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ def drafted_fill(
     model: str | Path, kind: str, name: str | None = None, *, adapter: str | Path | None = None
 ) -> Adjust | Head:
     """What `adjust:name=NAME` and `head:name=NAME` mean for a model: one of the drafters in its folder, by default that
-    of the fill's own name. `k` is that of the drafter's card. `adapter`: as of `load`; its own drafters come first.
+    of the fill's own name. `k` is that of the drafter's card. `adapter`: as of `load`; its own drafters come first, and
+    where it has none of that name the model's own is taken, though it was fitted without the adapter.
 
     Raises InputError for a drafter that the model has not, that is of another kind, or that is damaged.
     """

@@ -25,15 +25,17 @@ from jaxdiff.files import first_line, read_object, without_user, writing
 from jaxdiff.types import InputError
 
 ADAPTER = "adapter_config.json"
-# What a model is described by, and what lies beside it: a learned policy's filters, a few problems. All are small.
+# What a model is described by, and what lies beside it: a learned policy's filters, a few problems, what drafters and
+# adapters there are. All are small.
 DESCRIBED = (
     *(published.CONFIG, published.GENERATION, f"{published.SAFETENSORS}.index.json"),
     *(*text.FILES, f"{text.NAMED_TEMPLATES}/*.jinja"),
     *(ADAPTER, "model_index.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json"),
-    *("filters/*", "demo.json"),
+    *("filters/*", "demo.json", "drafters/*/drafter.json", f"adapters/*/{ADAPTER}"),
 )
-OURS = ("params/*", "drafters/*", "published/*.json")  # what a folder of ours has besides
+OURS = ("params/*", "published/*.json")  # what a folder of ours has besides
 OF_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+PART = (*DESCRIBED, "drafter.json", "params/*")  # of a drafter or an adapter, which is fetched when it is named
 _NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(@(?P<revision>[^@\s]+))?")
 _ADDRESS = re.compile(rf"(https?://[^/]+/|hf://)(models/)?{_NAME.pattern}/?(tree/.*|blob/.*)?")
 _SNAPSHOT = re.compile(r".*/models--(?P<repo>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})", re.DOTALL)
@@ -83,6 +85,12 @@ def origin_of(folder: Path, named: str | Path | None = None) -> Name | None:
     return origin if named is None or (asked is not None and asked.repo == origin.repo) else None
 
 
+def holder_of(part: Path) -> Path | None:
+    """The folder of a commit in the hub's cache in which this folder lies, or which it is; None for one elsewhere."""
+    here = part.absolute()
+    return next((folder for folder in (here, *here.parents) if origin_of(folder) is not None), None)
+
+
 def fetch(
     name: Name,
     *,
@@ -95,7 +103,7 @@ def fetch(
     Args:
         name: a revision that is a commit is not asked for again.
         token: of the hub; default that of HF_TOKEN or of `hf auth login`.
-        weights: False for what describes the model alone: configs, tokenizer, filters.
+        weights: False for what describes the model alone: configs, tokenizer, filters, the cards of what else it has.
         check: called with the folder before any weight is fetched, and raises for one that is of no use.
 
     Raises InputError for a repository, a revision or a file that is missing or closed, for one without weights that are
@@ -113,6 +121,25 @@ def fetch(
         wanted = _weights(at, folder, files, token)
         _complete(at, folder, [file for file in wanted if file in files], token)
     return folder
+
+
+def completed(part: Path, *, token: str | bool | None = None) -> Path:
+    """A drafter's or an adapter's folder within a model's; of one in the hub's cache, what it lacks is fetched first.
+
+    `token` as of `fetch`. Raises InputError as that.
+    """
+    from huggingface_hub import constants
+
+    folder = holder_of(part)
+    at = None if folder is None else origin_of(folder)
+    if folder is None or at is None or not folder.is_relative_to(Path(constants.HF_HUB_CACHE).absolute()):
+        return part
+    within = part.absolute().relative_to(folder).as_posix() + "/"
+    files = [file for file in sorted(_listed(at, folder, token)) if file.startswith(within)]
+    tensors = [file for name in OF_ADAPTERS if (file := within + name) in files][:1]
+    wanted = [file for file in files if _matches(file.removeprefix(within), PART)]
+    _complete(at, folder, wanted + tensors, token)
+    return part
 
 
 def unfetched(at: Name, folder: Path, *, token: str | bool | None = None) -> dict[str, published.Open]:

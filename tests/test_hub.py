@@ -17,7 +17,9 @@ from safetensors.numpy import save, save_file
 
 import jaxdiff
 from jaxdiff import InputError
+from jaxdiff.drafters import save_drafter
 from jaxdiff.hub import Name, origin_of
+from tests import drafters
 from tests.convert import published as hf
 from tests.hub import Repository, commit_of, files_of
 
@@ -98,17 +100,65 @@ def test_a_model_of_ours_comes_from_the_hub_with_its_filters(hub):
     assert sorted(bodies(hub)) == sorted(name for name in files_of(source) if name.startswith(read))
 
 
-def test_an_adapter_comes_from_the_hub(tiny, folder, tmp_path):
-    (tmp_path / "lora").mkdir()
+def write_adapter(folder):
+    """A LoRA adapter of one matrix, and beside it what is not read."""
+    folder.mkdir(parents=True)
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "bias": "none", "target_modules": ["blocks.0.q_proj"]}
-    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     module, draw = "base_model.model.model.transformer.blocks.0.q_proj", np.random.default_rng(0).normal
     pair = {"A": draw(size=(2, hf.WIDTH)), "B": draw(size=(hf.WIDTH, 2))}
     save_file(
         {f"{module}.lora_{name}.weight": array.astype(np.float32) for name, array in pair.items()},
-        tmp_path / "lora" / "adapter_model.safetensors",
+        folder / "adapter_model.safetensors",
     )
-    (tmp_path / "lora" / "optimizer.bin").write_bytes(b"of no use")
+    for unread in ("optimizer.bin", "adapter_model.bin"):
+        (folder / unread).write_bytes(b"of no use")
+
+
+def test_a_drafter_or_an_adapter_in_a_model_is_fetched_when_it_is_named(hub, folder, tmp_path, monkeypatch):
+    source = shutil.copytree(folder, tmp_path / "hf")
+    fill = drafters.fill("head", fitted_to="0" * 16)
+    for home, name in ((source, "head"), (source, "other"), (source / "adapters" / "mine", "own")):
+        if home is not source:
+            write_adapter(home)
+        save_drafter(home / "drafters" / name, fill)
+    write_adapter(source / "adapters" / "other")
+    hub.repositories["org/tiny"] = Repository.of(source)
+
+    def fetched(under):
+        """The names of files below a folder that were fetched, and of all that it has."""
+        got = {name for name in bodies(hub) if name.startswith(under)}
+        there = {name for name in files_of(source) if name.startswith(under)}
+        return got, there
+
+    found = jaxdiff.drafted_fill("org/tiny", "head")
+    jax.tree.map(np.testing.assert_array_equal, found.params, jaxdiff.drafted_fill(source, "head").params)
+    assert found.fitted_to == fill.fitted_to
+    own, expected = fetched("drafters/head/")
+    assert own == expected
+    assert fetched("drafters/other/")[0] == {"drafters/other/drafter.json"}
+    assert fetched("adapters/")[0] == {f"adapters/{name}/adapter_config.json" for name in ("mine", "other")}
+    assert not any(name in SHARDS for name in bodies(hub))  # a fill needs no weights of the model
+    with pytest.raises(InputError, match="holds head, other; name one"):
+        jaxdiff.drafted_fill("org/tiny", "head", "none")
+
+    loaded = jaxdiff.load("org/tiny", adapter="mine")
+    here = jaxdiff.load(source, adapter="mine")
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, here.params)
+    assert jaxdiff.drafted_fill("org/tiny", "head", "own", adapter="mine").fitted_to == fill.fitted_to
+    mine, expected = fetched("adapters/mine/")
+    assert mine == expected - {"adapters/mine/optimizer.bin", "adapters/mine/adapter_model.bin"}
+    assert fetched("adapters/other/")[0] == {"adapters/other/adapter_config.json"}
+    assert len(bodies(hub)) == len(set(bodies(hub)))
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert jaxdiff.drafted_fill("org/tiny", "head").fitted_to == fill.fitted_to
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE"):
+        jaxdiff.drafted_fill("org/tiny", "head", "other")
+
+
+def test_an_adapter_comes_from_the_hub(tiny, folder, tmp_path):
+    write_adapter(tmp_path / "lora")
     tiny.repositories["org/lora"] = Repository.of(tmp_path / "lora")
     found = jaxdiff.load("org/tiny", adapter="org/lora")
     expected = jaxdiff.load(folder, adapter=tmp_path / "lora")

@@ -48,7 +48,7 @@ Fill = Annotated[
         "--fill",
         metavar="NAME[:K=V,...]",
         help="Which tokens the chosen positions get together: parallel, recap:slices=2,order=left, "
-        "adjust:name=,k=,stop=,clip=, head:name=,k= ...",
+        "adjust:name=,k=,stop=,clip=, head:name=,k= (these two with a drafter from jaxdiff fit; none ships yet) ...",
     ),
 ]
 Cache = Annotated[

@@ -46,14 +46,14 @@ class Adjust(FillBase):
     Source: ADJUST (arXiv 2509.22738), `jointsampler.py`.
 
     Attributes:
-        name: on the command line, which of the drafters in the model's folder; default `adjust`.
         k: tokens of a full pass at most.
         stop: nats; a row goes on while the least entropy among what is left is at most this (1.5 in the published
             code); the pass that showed it is counted. None: always.
         clip: `frechet` draws each token within the Frechet bounds that the full pass's marginals put on it, given those
             written before it in this step (an option of the published code); the order stays that of the unclipped.
         drafter, params: the network, and its weights.
-        fitted_to: the fingerprint of the model's weights that it was fitted to; None: it is not checked.
+        fitted_to: the fingerprint of the model that it was fitted to: of its last norm alone, in bfloat16, so that
+            other weights under the same norm (an adapter, int8) pass. None: it is not checked.
     """
 
     drafter: BlockDrafter = static()

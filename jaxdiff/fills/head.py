@@ -29,10 +29,10 @@ class Head(FillBase):
     autoregressive model.
 
     Attributes:
-        name: on the command line, which of the drafters in the model's folder; default `head`.
         k: tokens of a full pass at most.
         drafter, params: the network, and its weights.
-        fitted_to: the fingerprint of the model's weights that it was fitted to; None: it is not checked.
+        fitted_to: the fingerprint of the model that it was fitted to: of its last norm alone, in bfloat16, so that
+            other weights under the same norm (an adapter, int8) pass. None: it is not checked.
     """
 
     drafter: TokenDrafter = static()

@@ -106,7 +106,7 @@ def test_convert_inspect_and_export(hub, run, refused, tmp_path):
 def test_a_filter_is_not_put_into_the_cache(tiny, run, tmp_path):
     ran = run("fit", "--traces", tmp_path, "--name", "mine", "--model", "org/tiny")
     assert (ran.code, ran.out) == (2, "")
-    assert "model: org/tiny lies in the hub's cache, which keeps no filter of yours" in ran.err
+    assert "model: org/tiny lies in the hub's cache, which keeps nothing of yours" in ran.err
 
 
 def test_the_hubs_variables_hold_and_an_interrupted_program_leaves_nothing_half(tmp_path):
