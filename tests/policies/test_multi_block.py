@@ -63,3 +63,11 @@ def test_a_block_that_is_given_whole_is_passed_by():
     steps = np.asarray(result.commit_step)[0]
     assert sorted(steps[:4]) == [0, 1, 2, 3]
     assert sorted(steps[12:]) == [4, 5, 6, 7]
+
+
+def test_ends_of_text_that_are_put_off_are_no_near_ties():
+    """Nothing is sure, and all but one position wait: one commits in each step because it must."""
+    score = small_score(sharpness=[-1.0, *[NEVER] * 7])
+    proposal, _ = MultiBlock(size=4, tau=0.0).select(jnp.ones((1,), jnp.int32), score, None)
+    assert proposal.commit.tolist() == [[True, *[False] * 7]]
+    assert not proposal.close.any()

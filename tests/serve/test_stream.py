@@ -124,6 +124,21 @@ def test_ends_that_are_foreseen_cut_the_forward_of_slots_too():
         assert_same(answer, by_itself(number, stop=stop))
 
 
+@pytest.mark.parametrize("part", [{"fill": Recap(slices=40)}, {"policy": policies.MultiBlock(size=32)}])
+def test_a_block_that_is_not_given_is_each_requests_own(part, monkeypatch):
+    """A prompt's is 32 long, and a canvas' is all of it; nothing of it is known before."""
+    queue = [Request(PROMPTS[0]), Request([small.MASK] * 16, is_canvas=True)]
+    refused = list(decode_stream(small.MODEL, small.params(), queue, Decoder(**part), slots=1, gen_length=64))
+    assert [type(answer) for answer in refused] == [Refusal] * 2
+    with pytest.raises(InputError, match="a window of 32|blocks of 32"):
+        decode_stream(small.MODEL, small.params(), queue, Decoder(**part, block_length=32), gen_length=64)
+    entered = []
+    monkeypatch.setattr(engine._Engine, "_enter", lambda self, request: entered.append(request))
+    wide = [Request([small.MASK] * 64, is_canvas=True)]
+    assert not list(decode_stream(small.MODEL, small.params(), wide, Decoder(**part), slots=1, gen_length=64))
+    assert len(entered) == 1
+
+
 def test_the_oracle_gets_each_requests_own_reference():
     answers, refusals = stream([*PROMPTS[:4], [small.MASK]], slots=3, policy=policies.Oracle())
     for number, answer in answers.items():
