@@ -121,8 +121,15 @@ def weights_met(params: Any, config: Any) -> float:
 def fingerprint(params: Any) -> str | None:
     """What tells the weights of one model from another's: 16 hex digits of its last norm, which no int8 and no adapter
     changes. None where there is no number: shapes alone, or a trace.
+
+    Raises InputError for params that keep no such norm.
     """
-    norm = params["ln_f"]["weight"]
+    try:
+        norm = params["ln_f"]["weight"]
+    except (KeyError, TypeError, IndexError):
+        raise InputError(
+            "params: found no leaf ln_f/weight, expected the last norm, by which the weights are told apart; name it so"
+        ) from None
     if isinstance(norm, jax.core.Tracer | jax.ShapeDtypeStruct):
         return None
     return hashlib.sha256(np.asarray(norm, jnp.bfloat16).tobytes()).hexdigest()[:16]

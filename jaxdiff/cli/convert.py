@@ -37,7 +37,8 @@ def convert(
     """Make a model folder from a published one; bit for bit, no code of it is run. With an adapter: the merged one."""
     check_new(target)
     name = options.pinned(source)
-    folder, there = model_folder(name, ignore=ignore_config or ()), _adapter(adapter, name)
+    there = _adapter(adapter, name)  # before the weights, which may be fetched
+    folder = model_folder(name, ignore=ignore_config or ())
     with copying("converting") as report:
         run_convert(
             folder,
@@ -72,7 +73,8 @@ def export(
         raise InputError(f"max-shard-gb: found {max_shard_gb}, expected a number; leave it out for files of 4 GB")
     check_new(target)
     name = options.pinned(source)
-    folder, there = model_folder(name, ignore=ignore_config or ()), _adapter(adapter, name)
+    there = _adapter(adapter, name)  # before the weights, which may be fetched
+    folder = model_folder(name, ignore=ignore_config or ())
     with copying("exporting") as report:
         run_export(
             folder,

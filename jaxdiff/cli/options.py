@@ -17,7 +17,7 @@ from jaxdiff.caches import CACHES
 from jaxdiff.checkpoint import adapter_folder, model_folder
 from jaxdiff.cli.show import note
 from jaxdiff.convert.prompts import Tokenizer
-from jaxdiff.decode.checks import block_of, check_blocks, check_cache, check_length, whole_block
+from jaxdiff.decode.checks import block_of, check_blocks, check_cache, check_length, check_reference, whole_block
 from jaxdiff.decode.decoder import BLOCK_LENGTH, LENGTHS
 from jaxdiff.drafters import drafted_fill, unfitted
 from jaxdiff.filters import learned_policy
@@ -248,8 +248,7 @@ class Decoding:
         check_length(self.length, CACHES.parse(self.cache))
         if self.end_think is None and (self.end_think_boost, self.end_think_power) != (None, None):
             raise InputError("--end-think-boost and --end-think-power say how hard to push; give --end-think TEXT too")
-        self.filled()
-        self.parse(self.steps)
+        check_reference(self.parse(self.steps), self.filled)
         if self.steps is not None and numbers_of(self.parse(1)) == numbers_of(self.parse(2)):
             raise InputError(
                 f"steps: found {self.steps}, but policy {self.policy} takes no number of steps from it; leave it out, "
@@ -275,8 +274,9 @@ class Decoding:
 
         return parse(self.policy, learned=learned, steps=steps)
 
+    @functools.cached_property
     def filled(self) -> jaxdiff.Fill:
-        """The fill; a drafter is looked for with the adapter, then with the model."""
+        """The fill; read once; a drafter is looked for with the adapter, then with the model."""
         if self.shape is not None:
             made = shaped(self.shape)
             return fills.parse(self.fill, drafted=lambda kind, _: unfitted(kind, made, abstract_params))
@@ -336,7 +336,7 @@ class Decoding:
             )
         return jaxdiff.Decoder(
             policy=self.parse(None if self.steps is None else self.steps // blocks),
-            fill=self.filled(),
+            fill=self.filled,
             cache=CACHES.parse(self.cache),
             stop=self.stopper(canvas=canvas),
             sampling=jaxdiff.Sampling(

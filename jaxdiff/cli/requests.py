@@ -16,6 +16,7 @@ from jaxdiff.convert.chats import check_messages, with_system
 from jaxdiff.convert.prompts import Tokenizer
 from jaxdiff.decode import Decoder
 from jaxdiff.decode.batches import widths_of
+from jaxdiff.decode.checks import block_of, check_block
 from jaxdiff.decode.result import Reason
 from jaxdiff.files import parse_json
 from jaxdiff.parallel.mesh import parse_mesh
@@ -118,7 +119,8 @@ def check(checkpoint: Checkpoint, request: Request, decoding: Decoding) -> None:
     )
     check_request(checkpoint.model, request, decoding.gen_length, asked)
     if request.is_canvas:
-        decoding.decoder(checkpoint.model, len(request.ids), canvas=True, tokenizer=checkpoint.tokenizer)
+        decoder = decoding.decoder(checkpoint.model, len(request.ids), canvas=True, tokenizer=checkpoint.tokenizer)
+        check_block(decoder, block_of(checkpoint.model, decoder.block_length))
         mask = checkpoint.model.config.mask_token_id
         if mask not in request.ids:
             raise InputError(f"canvas_ids: found no mask (id {mask}), expected a hole to fill")

@@ -10,11 +10,11 @@ import numpy as np
 from jaxdiff.caches import CACHES
 from jaxdiff.decode.decoder import BLOCK_LENGTH, Decoder, Sampling
 from jaxdiff.fills import FILLS
-from jaxdiff.protocols import Cache, Model, Stopper
+from jaxdiff.protocols import Cache, Fill, Model, Policy, Stopper
 from jaxdiff.pytree import named_numbers
 from jaxdiff.stoppers import StopStrings
 from jaxdiff.stoppers.strings import NONE
-from jaxdiff.types import InputError
+from jaxdiff.types import REFERENCE, InputError
 
 
 def check_blocks(generated: int, block: int) -> None:
@@ -75,12 +75,14 @@ def check_lengths(model: Model, prompt: int, generated: int, block: int) -> None
         )
 
 
-def check_decoder(decoder: Decoder, model: Model, rows: int | None, block: int) -> None:
+def check_decoder(decoder: Decoder, model: Model, rows: int | None, block: int | None) -> None:
     """Raises InputError for numbers that do not fit the rows, and for parts that do not go with each other, with the
-    model or with blocks of that length.
+    model or with blocks of that length (None: not known yet).
     """
     check_numbers(decoder, rows)
-    check_block(decoder, block)
+    if block is not None:
+        check_block(decoder, block)
+    check_reference(decoder.policy, decoder.fill)
     check_kv(decoder, model)
     check_strings(decoder.stop_strings, rows)
     check_cache(decoder.cache, decoder.stop, model)
@@ -91,6 +93,18 @@ def check_decoder(decoder: Decoder, model: Model, rows: int | None, block: int) 
 def check_block(decoder: Decoder, block: int) -> None:
     """Raises the InputError of a policy or a fill that cannot serve blocks of so many positions."""
     jax.eval_shape(lambda: (decoder.policy.init(1, block), decoder.fill.init(1, block)))
+
+
+def check_reference(policy: Policy, fill: Fill) -> None:
+    """Raises InputError for a policy that decodes towards a reference with a fill that takes other tokens than the
+    policy's.
+    """
+    name = FILLS.name_of(fill)
+    if REFERENCE in policy.needs and name != "parallel":
+        raise InputError(
+            f"fill: found {name} with a policy that decodes towards a reference, expected one that writes its tokens "
+            "as they are; take fill parallel"
+        )
 
 
 def check_kv(decoder: Decoder, model: Model) -> None:

@@ -36,6 +36,8 @@ def bounded(
     """Logits whose softmax(logits / divisor) is that of `logits` clipped to the bounds, up to its sum."""
     log_p = marginal / divisor - within.marginal_total[..., None]
     log_mass = within.log_mass[:, None, None]
-    low = jnp.log(jnp.maximum(1.0 - (1.0 - jnp.exp(log_p)) * jnp.exp(-log_mass), 0.0))
+    # (1 - p) / P in logs: P may be too small for 1 / P to be a number, and p may be 1.
+    log_ratio = jnp.log(-jnp.expm1(jnp.minimum(log_p, 0.0))) - log_mass
+    low = jnp.log(-jnp.expm1(jnp.minimum(log_ratio, 0.0)))
     clipped = jnp.clip(logits / divisor - within.total[..., None], low, log_p - log_mass)
     return jnp.where(logits > NEVER, jnp.maximum(clipped * divisor, NEVER), NEVER)

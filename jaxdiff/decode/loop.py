@@ -124,7 +124,6 @@ def step(setup: Setup, state: State) -> State:
         nfe=state.nfe + model.copies * takes_part.astype(jnp.int32),
         cheap=state.cheap + written.cheap * count,
         work=state.work + reading.work + written.work * count.astype(jnp.float32),
-        not_finite=state.not_finite + score.not_finite,
         policy=keep(decides, policy_state, state.policy),
         fill=keep(acts, fill_state, state.fill),
         stop=keep(acts, stop_state, state.stop),
@@ -186,12 +185,15 @@ def _changed(
 
     canvas = replaced(state.rows.canvas, written.token, proposal.token, mask_id)
     now = score.row_step[:, None]
+    # What a cheap pass says where the full pass, which counts its own, said a number.
+    spoilt = commit & jnp.isfinite(score.log_prob) & ~jnp.isfinite(written.log_prob)
     close = (written.close & commit) | ((score.eligible | score.editable) & proposal.close)
     ties = jnp.sum(close, axis=1, dtype=jnp.int32) + choice.contest.astype(jnp.int32)
     return dataclasses.replace(
         state,
         rows=dataclasses.replace(state.rows, canvas=canvas),
         near_ties=state.near_ties + ties,
+        not_finite=state.not_finite + score.not_finite + jnp.sum(spoilt, axis=1, dtype=jnp.int32),
         commit_step=replaced(state.commit_step, now, now, -1),
         log_prob=replaced(state.log_prob, written.log_prob, score.log_prob_of(proposal.token), 0.0),
     )

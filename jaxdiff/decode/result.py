@@ -71,7 +71,8 @@ class Result:
             one, between the priorities of the last position let in and the first left out (log-odds for a policy
             that ranks by them), or between a position's score and the policy's threshold.
         not_finite: of the positions that the row's full passes could commit, summed over them, those at which the
-            model's scores were no numbers (NaN or +inf among the logits, or -inf for all). Above 0 the tokens must not
+            model's scores were no numbers (NaN or +inf among the logits, or -inf for all); and the committed ones at
+            which a cheap pass of the fill alone had none. Above 0 the tokens must not
             be trusted: the weights are damaged, or numbers overflow.
         policy: the policy's final state (a recorder's recording).
         trace: for `trajectory_log_prob`.

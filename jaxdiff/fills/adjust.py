@@ -82,8 +82,8 @@ class Adjust(FillBase):
         start = score.start[:, None]
         inside, limit = passes.inside, jnp.minimum(jnp.sum(commit, axis=1, dtype=jnp.int32), jnp.asarray(self.k))
         cost = passes.beside(jnp.sum(inside, axis=1, dtype=jnp.int32), weights_of(self.params))
-        at, close = best_of(score.sharpness, commit)
-        first = commit & (positions == at)
+        sharpest, tied_first = best_of(score.sharpness, commit)
+        first = commit & (positions == sharpest)
 
         def of(features: Float[Array, "B W D"], at: Int[Array, "B 1"]) -> Float[Array, "B 1 D"]:
             return jnp.take_along_axis(features, at[..., None], axis=1)
@@ -121,7 +121,7 @@ class Adjust(FillBase):
             return _Draft(count, going & (count + 1 < limit), draft.left & ~here, hidden, log_mass, written)
 
         begun = candidates(score, proposal, first)
-        begun = dataclasses.replace(begun, close=begun.close | (first & close[:, None]))
-        log_mass = marginal(at, begun.token)
+        begun = dataclasses.replace(begun, close=begun.close | (first & tied_first[:, None]))
+        log_mass = marginal(sharpest, begun.token)
         draft = _Draft(jnp.int32(0), limit > 1, commit & ~first, score.hidden, log_mass, begun)
         return jax.lax.while_loop(lambda draft: jnp.any(draft.going), drafted, draft).written, state

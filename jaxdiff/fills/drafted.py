@@ -53,14 +53,14 @@ def check_drafter(label: str, config: Any, fitted_to: str | None, model: Model, 
     `fitted_to`: the fingerprint of the weights that it was fitted to; None: it may go with any.
     """
     for name in SHARED:
-        found, expected = getattr(config, name), getattr(model.config, name)
+        found, expected = getattr(config, name, None), getattr(model.config, name, None)
         if found != expected:
             raise InputError(
                 f"fill {label}: found a drafter for a model of {name} {found}, but this one has {expected}; take the "
                 "drafter of this model, or fit one (jaxdiff fit)"
             )
-    here = fingerprint(params)
-    if None not in (fitted_to, here) and fitted_to != here:
+    here = None if fitted_to is None else fingerprint(params)
+    if here is not None and fitted_to != here:
         raise InputError(
             f"fill {label}: found a drafter of the weights {fitted_to}, but these are {here}; take the drafter of this "
             "model, or fit one (jaxdiff fit)"

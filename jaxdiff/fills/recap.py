@@ -6,12 +6,14 @@ fitted.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxdiff.fills.base import FillBase
+from jaxdiff.fills.base import FillBase, candidates
 from jaxdiff.protocols import Passes
 from jaxdiff.pytree import choice, number, pytree
 from jaxdiff.types import KV, NEAR_TIE, NEVER, Count, InputError, PartState, Proposal, Score, Written
@@ -90,14 +92,8 @@ class Recap(FillBase):
 
         first = commit & (number_of == 0)
         contest = _contests(priority, order, number_of) if self.order == "priority" else jnp.zeros_like(commit)
-        written = Written(
-            token=proposal.token,
-            log_prob=score.log_prob_of(proposal.token),
-            commit=commit,
-            close=(first & (score.gap < NEAR_TIE)) | (contest & commit),
-            cheap=jnp.zeros((rows,), jnp.int32),
-            work=jnp.zeros((rows,), jnp.float32),
-        )
+        written = candidates(score, proposal, commit)
+        written = dataclasses.replace(written, close=(first & written.close) | (contest & commit))
         most = jnp.max(slices)
         _, written = jax.lax.while_loop(lambda carry: carry[0] < most, another, (jnp.int32(1), written))
         return written, state

@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.policies.base import PolicyBase, propose
 from jaxdiff.pytree import InputError, number, pytree
-from jaxdiff.types import NEAR_TIE, Count, Leaf, Proposal, Score, per_row
+from jaxdiff.types import NEAR_TIE, NEVER, Count, Leaf, Proposal, Score, per_row
 
 SLACK = 1e-3  # tokens: float32 of share x size lies within it
 
@@ -99,5 +99,6 @@ def _with_least(
     sharp = jnp.where(among, sharpness, -jnp.inf)
     best = jnp.arange(sharp.shape[1])[None] == jnp.argmax(sharp, axis=1, keepdims=True)
     new = commit | (best & among)
-    close = jnp.max(sharp, axis=1, keepdims=True) - sharp < NEAR_TIE
+    # What is put off (NEVER) ties with its like by intent.
+    close = (jnp.max(sharp, axis=1, keepdims=True) - sharp < NEAR_TIE) & (sharp > NEVER)
     return new, among & ~new & close

@@ -78,14 +78,16 @@ def decode_stream(
     its id, and the others go on.
 
     Raises InputError now, before compilation, for what cannot serve any request: slots, lengths, a number for each
-    row, a policy that refuses the block.
+    row, a policy or a fill that refuses the block; where a canvas has another block than a prompt, each request is
+    refused when its turn comes.
     """
     if min(slots, free, most) < 1:
         raise InputError(f"slots, free, most: found {slots}, {free}, {most}, expected at least 1 of each")
     decoder = Decoder() if decoder is None else decoder
     block = checks.block_of(model, decoder.block_length)
     checks.check_lengths(model, 0, gen_length, block)
-    checks.check_decoder(decoder, model, None, block)
+    known = decoder.block_length is not None or model.attention_block is not None
+    checks.check_decoder(decoder, model, None, block if known else None)
     decoder.fill.check(model, params)
     devices = 1
     if mesh is not None:
@@ -150,8 +152,9 @@ class _Engine:
         meter: Meter,
     ) -> None:
         """`setup`: its layout is replaced as requests come in; `bounds`: `free` and `most` of `serve_step`."""
+        self.host = jax.device_get(setup.decoder)  # once: it may hold weights
         self.setup, self.gen_length, self.key, self.meter = setup, gen_length, key, meter
-        self.numbers = [np.asarray(number) for number in numbers_of(setup.decoder)]
+        self.numbers = [np.asarray(number) for number in numbers_of(self.host)]
         room = setup.decoder.stop_strings
         self.strings = None if room is None else np.asarray(room.strings)
         self.bounds, self.widths = [np.asarray(bound, np.int32) for bound in bounds], widths
@@ -293,7 +296,7 @@ class _Engine:
         self.setup = dataclasses.replace(self.setup, layout=layout)
         if self.state is None:
             # Of host arrays alone: serve_step says where a state lies.
-            decoder = with_numbers(jax.device_get(self.setup.decoder), incoming.numbers)
+            decoder = with_numbers(self.host, incoming.numbers)
             setup = dataclasses.replace(self.setup, params=(), decoder=decoder)
             self.state = self.meter.call(begin, setup, incoming.rows)
         elif layout != before:

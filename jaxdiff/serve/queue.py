@@ -145,7 +145,7 @@ def check_request(
         checks.check_lengths(model, length, gen_length, block)
     arrays.check_ids(model, ids, np.zeros(1, np.int32), masks_allowed=request.is_canvas, alone=True)
     _check_own(request, gen_length, decoder, key)
-    if request.is_canvas or request.decoder is not None:
+    if request.is_canvas or request.decoder is not None or block_length is None:
         checks.check_block(decoder if request.decoder is None else request.decoder, block)
 
 

@@ -218,6 +218,17 @@ def test_a_file_s_answers_grow_block_by_block(run, folder, checkpoint, tmp_path)
     assert "length: found var for a canvas, whose length is given" in refused["error"]
 
 
+@pytest.mark.parametrize("parts", [{"fill": "recap:slices=9"}, {"policy": "multi_block:size=9"}])
+def test_a_canvas_that_a_part_of_the_decoder_cannot_serve_is_refused_alone(checkpoint, parts):
+    """Blocks of a canvas are as long as it, where no length is given."""
+    decoding = Decoding(model="gsm-1m", gen_length=16, **parts)
+    with_holes = [json.dumps({"canvas_ids": [5, *[0] * count]}) for count in (7, 15)]
+    bad, good = requests.read("\n".join(with_holes).encode(), checkpoint, decoding, JOB)
+    assert isinstance(bad, jaxdiff.Refusal)
+    assert "found 9 for blocks of 8" in bad.error or "found size 9 and a window of 8" in bad.error
+    assert good.is_canvas
+
+
 def test_the_mesh_reaches_the_decode(checkpoint, monkeypatch):
     seen = []
     monkeypatch.setattr(requests, "decode_stream", lambda *_, mesh, **options: seen.append(mesh) or iter(()))

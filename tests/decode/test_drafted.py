@@ -1,6 +1,7 @@
 """Fills with a drafter against a plain loop of random drafters; what they count; and drafters of other models."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,7 +9,10 @@ import pytest
 from jax.sharding import Mesh
 
 from jaxdiff import InputError
-from jaxdiff.policies import Fixed
+from jaxdiff.decode.frechet import Bounds, bounded
+from jaxdiff.fills.drafted import check_drafter
+from jaxdiff.policies import Fixed, Oracle
+from jaxdiff.types import NEVER
 from tests import drafters, reference, small
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -163,6 +167,31 @@ def test_adjust_goes_on_from_guided_features_of_a_shifted_model_and_clips_what_i
     assert sum(row.clipped for row in more), "the case does not exercise the bounds"
 
 
+def test_the_bounds_of_what_is_almost_impossible_are_numbers():
+    """P so small that 1 / P is none in float32; p may be 1."""
+    p = np.asarray([1.0, 1.0 - 2.0**-20, 0.5, 0.0])
+    with np.errstate(divide="ignore"):
+        marginal = np.maximum(np.log(p), NEVER).astype(np.float32)
+    drawn = np.log([0.1, 0.2, 0.3, 0.4]).astype(np.float32)
+    for log_mass in (-1e-6, -1.0, -88.0, -89.0, -200.0):
+        within = Bounds(np.zeros((1, 1, 1)), np.float32([log_mass]), np.float32([[0.0]]), np.float32([[0.0]]))
+        found = np.asarray(bounded(drawn[None, None], marginal[None, None], within, np.ones((1, 1, 1), np.float32)))
+        with np.errstate(divide="ignore", over="ignore"):
+            low = np.log(np.maximum(1.0 - (1.0 - p) / np.exp(log_mass), 0.0))
+        expected = np.clip(np.float64(drawn), np.maximum(low, NEVER), np.maximum(marginal - log_mass, NEVER))
+        np.testing.assert_allclose(found[0, 0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_scores_of_a_cheap_pass_that_are_no_numbers_are_told():
+    """Of a program of the plain loops: the weights are traced."""
+    fill = drafters.fill("adjust", stop=1e3)
+    broken = dataclasses.replace(fill, params=jax.tree.map(lambda leaf: leaf * np.nan, fill.params))
+    result = small.decode(policy=Fixed(steps=2), fill=broken)
+    spoilt = np.isnan(np.asarray(result.log_prob)).sum(axis=1)
+    assert (spoilt > 0).all()
+    np.testing.assert_array_equal(result.not_finite, spoilt)
+
+
 def test_the_head_equals_a_plain_loop():
     """It has a pass for each position whose left neighbour is written in the same step."""
     _, rows = assert_by_hand("head", small.MODEL)
@@ -218,3 +247,16 @@ def test_a_drafter_of_another_model_is_refused_before_anything_compiles(kind):
         small.decode(fill=other)
     with pytest.raises(InputError, match="k: found 0"):
         drafters.fill(kind, k=0)
+
+
+def test_a_model_without_what_tells_it_apart_is_refused_in_one_line():
+    own = drafters.fill("adjust").drafter.config
+    with pytest.raises(InputError, match="params: found no leaf ln_f/weight"):
+        check_drafter("adjust", own, "0123456789abcdef", small.MODEL, {"norm": {}})
+    with pytest.raises(InputError, match="of d_model 32, but this one has None"):
+        check_drafter("adjust", own, None, SimpleNamespace(config=SimpleNamespace()), {})
+
+
+def test_a_fill_that_takes_other_tokens_than_the_reference_is_refused():
+    with pytest.raises(InputError, match="fill: found adjust with a policy that decodes towards a reference, expected"):
+        small.decode(policy=Oracle(), fill=drafters.fill("adjust"))

@@ -1,11 +1,13 @@
 """d3LLM's decode: equal to a plain numpy loop over the whole answer; what no window of one block can serve."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxdiff
 from jaxdiff import InputError
 from jaxdiff.policies import MultiBlock
+from jaxdiff.types import NEVER
 from tests import reference, small
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -63,3 +65,30 @@ def test_a_block_that_is_given_whole_is_passed_by():
     steps = np.asarray(result.commit_step)[0]
     assert sorted(steps[:4]) == [0, 1, 2, 3]
     assert sorted(steps[12:]) == [4, 5, 6, 7]
+
+
+def test_ends_of_text_that_are_put_off_are_no_near_ties():
+    """All that is open waits, and one commits because it must: the leftmost, by intent."""
+    ids, numbers = jnp.zeros((1, 8), jnp.int32), jnp.zeros((1, 8))
+    zero, masked = ids[:, 0], jnp.ones((1, 8), bool)
+    beliefs = dict.fromkeys(("prob", "log_odds", "runner_up", "log_prob", "gap"), numbers)
+    for entropy, ties in ((-NEVER, 0), (1.0, 3)):
+        score = jaxdiff.Score(
+            **beliefs,
+            token=ids,
+            entropy=numbers + entropy,
+            named=numbers[..., None],
+            hidden=numbers[..., None],
+            masked=masked,
+            eligible=masked,
+            editable=~masked,
+            canvas=ids,
+            start=zero,
+            origin=zero,
+            block_step=zero,
+            row_step=zero,
+        )
+        policy = MultiBlock(size=4, add=1.0, ready=1.0, tau=0.5)
+        proposal, _ = policy.select(policy.init(1, 8), score, small.keys(1))
+        assert proposal.commit.tolist() == [[True, *[False] * 7]]
+        assert int(proposal.close.sum()) == ties

@@ -11,6 +11,7 @@ import pytest
 
 from jaxdiff import (
     Answer,
+    Decoder,
     InputError,
     Meter,
     Reason,
@@ -27,6 +28,7 @@ from jaxdiff.caches import BlockCausal, Dual
 from jaxdiff.decode.batches import bucket
 from jaxdiff.fills import Recap
 from jaxdiff.policies.replay import Replay
+from jaxdiff.serve import check_request
 from jaxdiff.stoppers import Eos, SafeEotp
 from jaxdiff.stoppers.strings import cut
 from tests import small
@@ -122,6 +124,18 @@ def test_ends_that_are_foreseen_cut_the_forward_of_slots_too():
     answers, _ = stream(PROMPTS[:5], slots=3, stop=stop)
     for number, answer in answers.items():
         assert_same(answer, by_itself(number, stop=stop))
+
+
+@pytest.mark.parametrize("part", [{"fill": Recap(slices=40)}, {"policy": policies.MultiBlock(size=32)}])
+def test_a_block_that_is_not_given_is_each_requests_own(part):
+    """A prompt's is 32 long, and a canvas' is all of it; nothing of it is known before."""
+    canvas = [small.MASK] * 64
+    queue = [Request(PROMPTS[0]), Request(canvas[:16], is_canvas=True)]
+    stream = functools.partial(decode_stream, small.MODEL, small.params(), slots=1, gen_length=64)
+    assert [type(answer) for answer in stream(queue, Decoder(**part))] == [Refusal] * 2
+    check_request(small.MODEL, Request(canvas, number=0, is_canvas=True), 64, Decoder(**part))
+    with pytest.raises(InputError, match=r"a window of 32|blocks of 32"):
+        stream(queue, Decoder(**part, block_length=32))
 
 
 def test_the_oracle_gets_each_requests_own_reference():
