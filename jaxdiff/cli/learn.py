@@ -16,7 +16,7 @@ from jaxdiff.cli.show import progress, tell
 from jaxdiff.decode import Decoder, Sampling
 from jaxdiff.drafters import DRAFTERS, KINDS, save_drafter
 from jaxdiff.filters import FILTERS, learned_policy, save_filter
-from jaxdiff.hub import origin_of
+from jaxdiff.hub import holder_of
 from jaxdiff.policies import Learned, parse
 from jaxdiff.stoppers import STOPPERS
 from jaxdiff.tasks import TASKS, task
@@ -160,7 +160,7 @@ def fit(
     given = {option: value for option, value in given.items() if value is not None} | {"kind": kind, "seed": seed}
     part = DRAFTERS if kind in KINDS else FILTERS
     home = part_homes(model, part, adapter=adapter)[0]
-    if origin_of(home.parent) is not None:
+    if holder_of(home) is not None:
         what, how = ("model", f"jaxdiff convert {model} DST") if adapter is None else ("adapter", "copy it")
         raise InputError(
             f"{what}: {adapter or model} lies in the hub's cache, which keeps nothing of yours; make a folder of your "
