@@ -159,7 +159,7 @@ def test_a_folder_belongs_to_one_recipe(tmp_path, recipe_file):
         (dict(buckets=[DRILLS | {"until": 5}]), "buckets: none is drawn in step 5"),
         (dict(buckets=[DRILLS | {"until": 2}, DRILLS | {"since": 3}]), "buckets: none is drawn in step 2"),
         (dict(buckets=[DRILLS | {"since": 1}]), "buckets: none is drawn in step 0"),
-        (dict(buckets=[DRILLS | {"weight": 0}]), "buckets: none is drawn in step 0"),
+        (dict(buckets=[DRILLS | {"weight": 0.0}]), "buckets: none is drawn in step 0"),
         (dict(buckets=[DRILLS | {"pack": "no"}]), r"buckets\[0\].pack: found 'no', expected true or false"),
         (dict(buckets=[DRILLS | {"width": 1}]), r"buckets\[0\].width: not known, expected one of task, length"),
         (dict(buckets=[{"task": "drills"}]), r"buckets\[0\].length: found none, expected it"),
@@ -199,7 +199,7 @@ def test_a_recipe_of_numbers_and_one_that_names_its_noise_are_the_same(tmp_path,
     [
         dict(),
         dict(noise=None),
-        dict(noise="semi_ar: share=0.50, in_order=0"),
+        dict(noise="semi_ar:share=0.50,in_order=0"),
         dict(objective="denoise:", noise="semi_ar:share=0.5,in_order=0.0,block=32"),
     ],
 )
