@@ -44,6 +44,13 @@ class Bucket:
         return self.since <= step and (self.until is None or step < self.until)
 
 
+def check_covered(buckets: tuple[Bucket, ...], steps: int) -> None:
+    """Raises InputError where a run of so many steps has one in which no bucket is drawn."""
+    for step in sorted({0, *(bucket.until or 0 for bucket in buckets)}):  # a gap begins with the run or behind a bucket
+        if step < steps and not any(bucket.weight > 0 and bucket.is_drawn(step) for bucket in buckets):
+            raise InputError(f"buckets: none is drawn in step {step}; let one start earlier, end later or weigh more")
+
+
 NEVER_WRITTEN = 2**30  # in `Batch.order`: behind the teacher's end
 
 
@@ -106,14 +113,9 @@ class Corpus:
             self._members.append(np.asarray(members))
 
     def batch(self, step: int) -> Batch:
-        """The batch of one step; the same for the same step and seed, whatever ran before.
-
-        Raises InputError where no bucket covers the step.
-        """
+        """The batch of a step in which a bucket is drawn; the same for the same step and seed, whatever ran before."""
         rng = np.random.default_rng([self._seed, step])
         weights = np.asarray([b.weight * b.is_drawn(step) for b in self.buckets])
-        if not weights.any():
-            raise InputError(f"buckets: none is drawn in step {step}; let one start earlier or end later")
         which = int(rng.choice(len(self.buckets), p=weights / weights.sum()))
         bucket = self.buckets[which]
         if bucket.pack:

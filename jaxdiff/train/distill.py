@@ -36,9 +36,19 @@ from jaxdiff.tasks import TASKS, lengths, task
 from jaxdiff.tasks.base import Problem, Split
 from jaxdiff.tasks.evaluate import evaluate, prompt_ids
 from jaxdiff.train.data import NEVER_WRITTEN, Bucket, Corpus, Row
-from jaxdiff.train.loop import MODEL, SAVED_RECIPE, Frozen, Run, take_steps, until_sigterm
+from jaxdiff.train.loop import MODEL, SAVED_RECIPE, Frozen, Run, check_attention, take_steps, until_sigterm
 from jaxdiff.train.objectives import Network
-from jaxdiff.train.recipe import MOST, Schedule, Spans, check_buckets, check_numbers, check_task, check_texts
+from jaxdiff.train.recipe import (
+    MOST,
+    Schedule,
+    Spans,
+    check_buckets,
+    check_keys,
+    check_numbers,
+    check_task,
+    check_texts,
+    noise_text,
+)
 from jaxdiff.types import InputError, Params
 from jaxdiff.weights import check_weights
 
@@ -52,6 +62,7 @@ NUMBERS: Spans = {
     "watch_every": (1, MOST),
     "watch_problems": (0, MOST),
 }
+MAY_BE_NULL = ("gen_length", "block_length")  # the task's
 TEXTS = ("model", "teacher", "policy", "stop", "keep", "watch_policy")
 Progress = Callable[[int, int, float], None]
 
@@ -73,7 +84,6 @@ class Distillation(Schedule):
 
     task: str
     problems: int
-    buckets: tuple[Bucket, ...]
     model: str = SHIPPED
     weights: str | None = None
     adapter: dict[str, Any] | None = None
@@ -94,9 +104,20 @@ class Distillation(Schedule):
         *("batch_size", "watch_policy", "watch_problems", "watch_every"),  # no weight hangs on them
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        objective, noise = self.parts()
+        if any(bucket.pack for bucket in self.buckets) and objective.needs | noise.needs:
+            raise InputError(
+                f"buckets: found a packed one with objective {self.objective} and noise {noise_text(self)}, which "
+                "follow the decode of one problem a row; leave pack out"
+            )
+
     @classmethod
     def of(cls, raw: dict[str, Any]) -> Distillation:
-        check_numbers("", {name: raw[name] for name in NUMBERS if raw.get(name) is not None}, NUMBERS)
+        check_keys("", raw, cls)
+        given = {name: value for name, value in raw.items() if value is not None or name not in MAY_BE_NULL}
+        check_numbers("", given, NUMBERS)
         check_texts(raw, {name: name == "teacher" for name in TEXTS})
         check_task("task", raw.get("task"), list(TASKS))
         check_task("keep", raw.get("keep", "right"), list(KEEPS))
@@ -170,8 +191,8 @@ def distill(
     Returns the folder of the model or the adapter, or None where a signal ended the run early.
 
     Raises InputError, before the teacher decodes: where the folder is another run's, a policy is not known, the two
-    vocabularies differ; before any step: where no answer is left to learn from, or a bucket stays empty; and as
-    `take_steps`.
+    vocabularies differ, the model attends in blocks; before any step: where no answer is left to learn from, or a
+    bucket stays empty; and as `take_steps`.
     """
     with until_sigterm() as asked:
         return _run(recipe, folder, progress, note, asked)
@@ -189,31 +210,48 @@ def _run(
     STOPPERS.parse(recipe.stop)
     _problems(recipe.task, "validation", 0, recipe.watch_problems, "watch_problems")
     student = load(recipe.model, dtype="float32", weights=recipe.weights)
-    teacher = load(recipe.model if recipe.teacher is None else recipe.teacher)
-    check_vocabulary(student, teacher, recipe.task)
+    check_attention(student.model)
     trained, base, given = recipe.part(student)
-    decoder, length = recipe.decoder(policies[0], teacher.model)
-    lines = answered(teacher, recipe, decoder, length, folder, progress, asked)
-    if lines is None:
+    taught = _taught(student, recipe, policies[0], folder, progress, asked)
+    if taught is None:
         return None
+    lines, teacher = taught
     rows = kept_rows(lines, recipe)
     right, nfe = sum(line["correct"] for line in lines), np.mean([line["nfe"] for line in lines])
     note(f"{len(lines)} answers of the teacher, {right} right, {nfe:.2f} forwards each; {len(rows)} kept")
     tokenizer = student.tokenizer_for(recipe.task)
     corpus = Corpus(recipe.buckets, {recipe.task: rows}, recipe.seed, tokenizer)
-    objective, _ = recipe.parts()
     run = Run(
         recipe,
         student.model,
         trained,
         corpus.batch,
-        frozen=Frozen(Network(teacher.params, teacher.model) if objective.asks_teacher else None, base),
+        frozen=Frozen(teacher, base),
         given=given,
         watch=functools.partial(_watched, student, recipe, policies[1], Meter()) if recipe.watch_problems else None,
         watch_every=recipe.watch_every,
     )
     params = take_steps(run, folder, asked)
     return None if params is None else recipe.save(folder, student, params)
+
+
+def _taught(
+    student: Checkpoint,
+    recipe: Distillation,
+    policy: Policy,
+    folder: Path,
+    progress: Progress | None,
+    asked: threading.Event,
+) -> tuple[list[parts.Line], Network | None] | None:
+    """The teacher's answers, as `answered`, and the teacher where the objective asks it: else its weights go here."""
+    teacher = load(recipe.model if recipe.teacher is None else recipe.teacher)
+    check_vocabulary(student, teacher, recipe.task)
+    decoder, length = recipe.decoder(policy, teacher.model)
+    lines = answered(teacher, recipe, decoder, length, folder, progress, asked)
+    objective, _ = recipe.parts()
+    if lines is None:
+        return None
+    return lines, Network(teacher.params, teacher.model) if objective.asks_teacher else None
 
 
 def check_vocabulary(student: Checkpoint, teacher: Checkpoint, task_name: str) -> None:

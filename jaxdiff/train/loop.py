@@ -38,6 +38,7 @@ from jaxdiff.types import InputError, Params
 
 SAVED_RECIPE = "recipe.json"
 MODEL, CHECKPOINTS, LOG = "model", "checkpoints", "log.jsonl"
+LOSSES = "loss_by_length"  # in a line of the log that tells of steps, not of what was watched
 
 
 @pytree
@@ -56,8 +57,8 @@ class Run:
         params: the parameters that are trained, before the first step.
         batch: of each step, the same whenever it is asked.
         given: the model's parameters out of those that are trained and `frozen.base`.
-        watch: called every `watch_every` steps and after the last one with the model's parameters; what it returns is
-            logged.
+        watch: called every `watch_every` steps and after the last one with the model's parameters, which are saved
+            before; what it returns is logged.
     """
 
     recipe: Schedule
@@ -69,11 +70,15 @@ class Run:
     watch: Callable[[Params], dict[str, Any]] | None = None
     watch_every: int = 1
 
+    def is_watched(self, done: int) -> bool:
+        """Whether the model is watched after so many steps."""
+        return self.watch is not None and done > 0 and (done == self.recipe.steps or done % self.watch_every == 0)
+
 
 def take_steps(run: Run, folder: Path, asked: threading.Event) -> Params | None:
     """The steps that are left of a run, from the folder's newest checkpoint if it has one; the model's parameters.
 
-    None where `asked` to stop: it saves, and returns early.
+    None where `asked` to stop: it saves, and returns early. What should have been watched then is when the run goes on.
 
     Raises InputError where the folder has done more steps, is written by another program, or cannot be written; and
     where the weights end as no numbers.
@@ -92,18 +97,21 @@ def take_steps(run: Run, folder: Path, asked: threading.Event) -> Params | None:
             raise InputError(f"steps: found {recipe.steps}, but {folder} has done {first}; raise --steps")
         recipe.write(folder / SAVED_RECIPE)  # from here on the folder is this recipe's
         with _Log(lines, recipe.steps, first) as log:
-            for step in range(first, recipe.steps):
-                batch = run.batch(step)
-                state, value = step_fn(state, jnp.int32(step), batch, run.frozen)
-                log(step, value, batch)
-                last, stops = step + 1 == recipe.steps, asked.is_set()  # looked at once: it may be set at any time
-                if run.watch is not None and (last or (step + 1) % run.watch_every == 0):
-                    log.watched(step, run.watch(run.given(state["params"], run.frozen.base)))
-                if stops or last or (step + 1) % recipe.save_every == 0:
-                    manager.save(step + 1, args=ocp.args.StandardSave(state), force=True)
+            for done in range(first, recipe.steps + 1):
+                stops, watch = False, run.watch if run.is_watched(done) else None
+                if done > first:
+                    batch = run.batch(done - 1)
+                    state, value = step_fn(state, jnp.int32(done - 1), batch, run.frozen)
+                    log(done - 1, value, batch)
+                    stops = asked.is_set()  # looked at once: it may be set at any time
+                    if stops or watch is not None or done == recipe.steps or done % recipe.save_every == 0:
+                        manager.save(done, args=ocp.args.StandardSave(state), force=True)
+                if watch is not None and not stops and done != log.last_watched:
+                    log.watched(done, watch(run.given(state["params"], run.frozen.base)))
+                    stops = asked.is_set()
                 if stops:
                     manager.wait_until_finished()
-                    log.note(f"stopped by a signal after step {step + 1}; run the same command to go on")
+                    log.note(f"stopped by a signal after step {done}; run the same command to go on")
                     return None
     _check_finite(state["params"], folder)
     return run.given(state["params"], run.frozen.base)
@@ -196,6 +204,15 @@ def make_step(
     return step_fn
 
 
+def check_attention(model: Model) -> None:
+    """Raises InputError for a model that the noises are not made for."""
+    if model.attention_block is not None:
+        raise InputError(
+            f"model: found one that attends in blocks of {model.attention_block}, expected one that sees its whole "
+            "canvas, which the noises are made for; train another"
+        )
+
+
 @contextlib.contextmanager
 def until_sigterm() -> Iterator[threading.Event]:
     """Turns SIGTERM into a flag that the loop reads between steps; elsewhere than in the main thread nobody sets it."""
@@ -219,7 +236,9 @@ class _Log:
     EVERY = 20
 
     def __init__(self, lines: Lines, steps: int, first: int) -> None:
-        lines.keep(_lines_until(first, lines.path))
+        there = _lines_until(first, lines.path)
+        lines.keep(len(there))
+        self.last_watched = max((line["step"] for line in there if LOSSES not in line), default=0)
         columns = (
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -250,21 +269,21 @@ class _Log:
             return
         losses = {length: float(jnp.stack(v).mean()) for length, v in sorted(self._losses.items())}
         rate = self._tokens / (time.perf_counter() - self._since)
-        self._lines.write({"step": step + 1, "tokens_per_second": rate, "loss_by_length": losses})
+        self._lines.write({"step": step + 1, "tokens_per_second": rate, LOSSES: losses})
         text = " ".join(f"{k}:{v:.3f}" for k, v in losses.items()) + f"  {rate:,.0f} tokens/s"
         self._bar.update(self._task, completed=step + 1, text=text)
         self._tokens, self._since, self._losses = 0, time.perf_counter(), {}
 
-    def watched(self, step: int, numbers: dict[str, Any]) -> None:
-        """A line of what was measured after a step; its seconds are none of the training's."""
-        self._lines.write({"step": step + 1, **numbers})
-        self.note(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
+    def watched(self, done: int, numbers: dict[str, Any]) -> None:
+        """A line of what was measured after so many steps; its seconds are none of the training's."""
+        self._lines.write({"step": done, **numbers})
+        self.note(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
         self._tokens, self._since = 0, time.perf_counter()
 
 
-def _lines_until(step: int, log: Path) -> int:
-    """How many lines of a log are of steps up to this one. Raises InputError for a damaged log."""
+def _lines_until(step: int, log: Path) -> list[dict[str, Any]]:
+    """The lines of a log that are of steps up to this one. Raises InputError for a damaged log."""
     try:
-        return sum(parse_json(line.decode())["step"] <= step for line in whole_lines(log))
+        return [line for line in map(parse_json, map(bytes.decode, whole_lines(log))) if line["step"] <= step]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{log}: damaged ({error}); delete it: the run goes on without") from error

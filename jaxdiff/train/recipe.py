@@ -9,15 +9,19 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import jax
+import numpy as np
+
 from jaxdiff.files import parse_json, refusing, replaced_file, write_object
 from jaxdiff.tasks import TASKS
-from jaxdiff.train.data import Bucket
+from jaxdiff.train.data import Bucket, check_covered
 from jaxdiff.train.noise import Noise
 from jaxdiff.train.objectives import Objective
 from jaxdiff.train.objectives import parse as parse_objective
 from jaxdiff.types import InputError
 
 MOST = 2**31 - 1
+PARTS = ("objective", "noise")  # as `Schedule.parts` gives them
 _S = TypeVar("_S", bound="Schedule")
 Spans = dict[str, tuple[float | int, float | int]]  # the least and the most of each number: whole ones and others
 NUMBERS: Spans = {
@@ -48,6 +52,7 @@ class Schedule:
     """Objective, noise, optimizer and length of a run. Rates are per step."""
 
     steps: int
+    buckets: tuple[Bucket, ...]
     objective: str = "denoise"  # `name:k=v,...` of `jaxdiff.train.objectives`
     noise: str | None = None  # of `jaxdiff.train.noise`; None: the one that is published with the objective
     warmup: int = 200
@@ -64,6 +69,7 @@ class Schedule:
         least = self.warmup + self.decay
         if self.steps < least:
             raise InputError(f"steps: found {self.steps}, expected warmup + decay = {least} or more; raise --steps")
+        check_covered(self.buckets, self.steps)
         self.parts()
 
     def parts(self) -> tuple[Objective, Noise]:
@@ -96,10 +102,15 @@ class Schedule:
             write_object(new, dataclasses.asdict(self))
 
     def check_same(self, saved: Path) -> None:
-        """Raises InputError where the recipe that a run's folder holds is another one, but for what is `free`."""
+        """Raises InputError where the recipe that a run's folder holds is another one, but for what is `free`.
+
+        Objective and noise are compared as what they mean: the same may be written in several ways, or left out.
+        """
         old = type(self).read(saved)
-        names = [field.name for field in dataclasses.fields(self) if field.name not in self.free]
-        if changed := [name for name in names if getattr(old, name) != getattr(self, name)]:
+        names = [field.name for field in dataclasses.fields(self) if field.name not in (*self.free, *PARTS)]
+        changed = [name for name in names if getattr(old, name) != getattr(self, name)]
+        parts = zip(PARTS, old.parts(), self.parts(), strict=True)
+        if changed := changed + [name for name, before, now in parts if not _same(before, now)]:
             raise InputError(
                 f"{saved.parent}: holds a run of another recipe ({', '.join(changed)} differ); name a new folder"
             )
@@ -112,7 +123,6 @@ class Recipe(Schedule):
     task: str  # the tokenizer's corpus
     model: dict[str, Any]  # LladaConfig fields, less the special ids
     problems: dict[str, int]  # training problems of each task
-    buckets: tuple[Bucket, ...]
     tokenizer_problems: int = 20000
     init: str | None = None  # a run or model folder whose parameters and tokenizer this run starts from
 
@@ -128,6 +138,7 @@ class Recipe(Schedule):
     @classmethod
     def of(cls, raw: dict[str, Any]) -> Recipe:
         raw = _with_noise(raw)
+        check_keys("", raw, cls)
         _check(raw)
         return cls(**raw | {"buckets": tuple(Bucket(**bucket) for bucket in raw["buckets"])})
 
@@ -136,6 +147,12 @@ def noise_text(recipe: Schedule) -> str:
     """The text of a run's noise, whoever chose it."""
     objective, _ = recipe.parts()
     return objective.noise if recipe.noise is None else recipe.noise
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two frozen pytrees are of one kind with the same numbers."""
+    (ours, kind), (theirs, other_kind) = jax.tree.flatten(one), jax.tree.flatten(other)
+    return kind == other_kind and all(map(np.array_equal, ours, theirs))
 
 
 def _with_noise(raw: dict[str, Any]) -> dict[str, Any]:
@@ -173,8 +190,22 @@ def check_buckets(buckets: Any, tasks: list[str]) -> None:
     if not isinstance(buckets, list) or not buckets or not all(isinstance(bucket, dict) for bucket in buckets):
         raise InputError(f"buckets: found {buckets!r:.80}, expected a list of one object or more")
     for place, bucket in enumerate(buckets):
-        check_task(f"buckets[{place}].task", bucket.get("task"), tasks)
+        check_keys(f"buckets[{place}].", bucket, Bucket)
+        check_task(f"buckets[{place}].task", bucket["task"], tasks)
         check_numbers(f"buckets[{place}].", bucket, OF_A_BUCKET)
+        if not isinstance(pack := bucket.get("pack", False), bool):
+            raise InputError(f"buckets[{place}].pack: found {pack!r:.80}, expected true or false")
+
+
+def check_keys(where: str, raw: dict[str, Any], kind: type[Any]) -> None:
+    """Raises InputError for a key that is no field of a dataclass, and for a field without a default that lacks."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for name in raw:
+        if name not in fields:
+            raise InputError(f"{where}{name:.80}: not known, expected one of {', '.join(fields)}")
+    for name, field in fields.items():
+        if name not in raw and field.default is dataclasses.MISSING:
+            raise InputError(f"{where}{name}: found none, expected it; only what has a default may be left out")
 
 
 def check_task(where: str, name: Any, known: list[str]) -> None:

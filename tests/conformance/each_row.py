@@ -64,7 +64,10 @@ class EachRow(PolicyBase):
         return jnp.stack(each)[jnp.asarray(self.which), jnp.arange(each[0].shape[0])]
 
 
-PARTS = tuple(build(**{name: NUMBERS[name] for name in numbers}) for build, numbers in POLICIES.values())
+# Without `oracle`, whose tokens are the reference's and no fill's.
+PARTS = tuple(
+    build(**{n: NUMBERS[n] for n in numbers}) for name, (build, numbers) in POLICIES.items() if name != "oracle"
+)
 ROWS = [(prompt, which) for which in range(len(PARTS)) for prompt in small.PROMPTS[:2]]
 WHICH = np.asarray([which for _, which in ROWS])  # the policy of each row
 

@@ -40,6 +40,14 @@ RECIPE = {
 }
 
 
+PACKED = RECIPE["buckets"][0] | {"pack": True}
+SHAPES = (
+    *("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "mlp_hidden_size", "max_sequence_length"),
+    *("mask_token_id", "eos_token_id"),
+)
+COUNTS = ("problems", "batch_size", "watch_every", "watch_problems")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def shared_programs():
     with programs.shared():
@@ -55,6 +63,15 @@ def tiny(tmp_path_factory):
     params = model.init(jax.random.key(0))
     params["head"] = 4.0 * params["head"].at[:, model.config.eos_token_id].set(1.05 * params["head"][:, 915])
     jaxdiff.save(folder, model, params, tokenizer_from=home)
+    return folder
+
+
+def in_blocks(folder, tiny):
+    """A model with the same tokenizer that attends in blocks of 4."""
+    config = jaxdiff.load(tiny).model.config
+    same = {name: getattr(config, name) for name in SHAPES}
+    model = jaxdiff.build(same | {"family": "sdar", "attention_block": 4, "head_dim": 8})
+    jaxdiff.save(folder, model, model.init(jax.random.key(0)), tokenizer_from=tiny)
     return folder
 
 
@@ -127,18 +144,23 @@ class Asked(threading.Event):
         return self.looks < 0
 
 
-def test_a_run_that_was_stopped_twice_ends_with_the_same_bits(whole, recipe, tmp_path, monkeypatch):
-    """While the teacher answers, and between two steps."""
+def test_a_run_that_was_stopped_thrice_ends_with_the_same_bits(whole, recipe, tmp_path, monkeypatch):
+    """While the teacher answers, after a step before it is watched, and while it is watched."""
     broken = tmp_path / "run"
-    for looks, there in ((3, "answers.jsonl.parts"), (3 + 2, "checkpoints/3")):
+    stops = ((3, "answers.jsonl.parts", None), (3 + 2, "checkpoints/3", []), (0, "checkpoints/3", [3]))
+    for looks, there, watched in stops:
         asked = Asked(looks)
         monkeypatch.setattr(module, "until_sigterm", lambda asked=asked: contextlib.nullcontext(asked))
         assert distill(recipe(), broken) is None
         assert (broken / there).is_dir()
+        assert not (broken / "checkpoints" / "4").exists()
+        if watched is not None:
+            assert [json.loads(line)["step"] for line in (broken / "log.jsonl").read_text().splitlines()] == watched
         assert not (broken / "model").exists()
     monkeypatch.undo()
     assert distill(recipe(), broken) == broken / "model"
     assert (broken / "answers.jsonl").read_bytes() == (whole / "answers.jsonl").read_bytes()
+    assert (broken / "log.jsonl").read_bytes() == (whole / "log.jsonl").read_bytes()
     assert not (broken / "answers.jsonl.parts").exists()
     ends = []
     for folder in (whole, broken):
@@ -177,6 +199,8 @@ def test_what_cannot_be_learned_from_is_refused(whole, recipe, tiny, tmp_path):
     words = r"teacher: found a vocabulary of 1032 ids with \[MASK\] 0, expected the model's, of 1024"
     with pytest.raises(InputError, match=words):
         distill(recipe(teacher=str(other)), tmp_path / "run")
+    with pytest.raises(InputError, match="model: found one that attends in blocks of 4, expected one that sees its"):
+        distill(recipe(model=str(in_blocks(tmp_path / "in_blocks", tiny))), tmp_path / "run")
     jaxdiff.save(other, model, jax.tree.map(lambda x: x + 1, params), tokenizer_from=tiny)
     with pytest.raises(InputError, match="holds a run of another recipe \\(teacher differ\\)"):
         distill(recipe(teacher=str(other)), whole)
@@ -195,7 +219,11 @@ def test_what_cannot_be_learned_from_is_refused(whole, recipe, tiny, tmp_path):
         (dict(problems=0), "problems: found 0, expected a whole number from 1"),
         (dict(policy=3), "policy: found 3, expected a text"),
         (dict(task="nope"), "task: found 'nope', expected one of gsm_symbolic"),
-        (dict(colour="red"), "cannot be read"),
+        (dict(colour="red"), "colour: not known, expected one of steps, buckets, objective"),
+        *(({name: None}, f"{name}: found None, expected a whole number from") for name in COUNTS),
+        (dict(buckets=[PACKED]), "found a packed one with objective near_far:near=2 and noise states"),
+        (dict(buckets=[PACKED], objective="denoise", noise="trajectory"), "found a packed one with objective denoise"),
+        (dict(buckets=[PACKED | {"until": 2}], objective="denoise"), "buckets: none is drawn in step 2"),
         (dict(adapter={"rank": 0}), "adapter.rank: found 0, expected a whole number from 1"),
         (dict(adapter={"ranks": 4}), "adapter: found {'ranks': 4}, expected an object of rank, alpha, targets, gated"),
         (dict(weights="int8"), "weights: found int8, which are not trained; name an adapter"),

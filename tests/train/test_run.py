@@ -18,7 +18,9 @@ import jaxdiff
 from jaxdiff import InputError
 from jaxdiff.tasks.gsm_symbolic import split_of
 from jaxdiff.train import Recipe, train
-from jaxdiff.train.data import Corpus, training_rows
+from jaxdiff.train.data import Corpus, check_covered, training_rows
+
+DRILLS = {"task": "drills", "length": 32, "rows": 4, "weight": 2.0}
 
 
 def final_params(folder, steps):
@@ -126,8 +128,9 @@ def test_a_bucket_may_start_late_or_end_early(tmp_path, recipe_file):
     corpus = Corpus((early, late), {"drills": training_rows("drills", 20, 0, tokenizer)}, 0, tokenizer)
     lengths = [corpus.batch(step).tokens.shape[1] for step in (0, 1, 3, 4)]
     assert lengths == [16, 16, 24, 24]
+    check_covered((early, late), 5)
     with pytest.raises(InputError, match="buckets: none is drawn in step 5"):
-        corpus.batch(5)
+        check_covered((early, late), 6)
 
 
 def test_a_packed_bucket_fills_rows_with_drills():
@@ -152,7 +155,14 @@ def test_a_folder_belongs_to_one_recipe(tmp_path, recipe_file):
     ("changes", "words"),
     [
         (dict(steps=3), "steps: found 3, expected warmup \\+ decay = 6 or more"),
-        (dict(colour="red"), "cannot be read"),
+        (dict(colour="red"), "colour: not known, expected one of steps, buckets, objective"),
+        (dict(buckets=[DRILLS | {"until": 5}]), "buckets: none is drawn in step 5"),
+        (dict(buckets=[DRILLS | {"until": 2}, DRILLS | {"since": 3}]), "buckets: none is drawn in step 2"),
+        (dict(buckets=[DRILLS | {"since": 1}]), "buckets: none is drawn in step 0"),
+        (dict(buckets=[DRILLS | {"weight": 0.0}]), "buckets: none is drawn in step 0"),
+        (dict(buckets=[DRILLS | {"pack": "no"}]), r"buckets\[0\].pack: found 'no', expected true or false"),
+        (dict(buckets=[DRILLS | {"width": 1}]), r"buckets\[0\].width: not known, expected one of task, length"),
+        (dict(buckets=[{"task": "drills"}]), r"buckets\[0\].length: found none, expected it"),
         (dict(objective="denoize"), "objective: found 'denoize', expected one of denoise, certainty"),
         (dict(objective=3), "objective: found 3, expected a text"),
         (dict(noise="uniform", semi_ar=0.5), "noise: found it beside block_length, semi_ar, which are"),
@@ -182,6 +192,32 @@ def test_a_recipe_of_numbers_and_one_that_names_its_noise_are_the_same(tmp_path,
     old.check_same(tmp_path / "run" / "recipe.json")
     with pytest.raises(InputError, match=r"a run of another recipe \(noise differ\)"):
         Recipe.read(recipe_file(steps=6, warmup=1, decay=1)).check_same(tmp_path / "run" / "recipe.json")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(),
+        dict(noise=None),
+        dict(noise="semi_ar:share=0.50,in_order=0"),
+        dict(objective="denoise:", noise="semi_ar:share=0.5,in_order=0.0,block=32"),
+    ],
+)
+def test_a_folder_of_the_older_spelling_goes_on_with_the_recipe_that_began_it(recipe_file, tmp_path, changes):
+    """The folder's file names the defaults that the recipe may have left out."""
+    (tmp_path / "run").mkdir()
+    saved = tmp_path / "run" / "recipe.json"
+    shutil.copy(recipe_file(semi_ar=0.5, in_order=0.0, block_length=32), saved)
+    raw = json.loads(saved.read_text())
+    for name in ("semi_ar", "in_order", "block_length"):
+        del raw[name]
+    path = tmp_path / "new.json"
+    path.write_text(json.dumps(raw | changes))
+    Recipe.read(path).check_same(saved)
+    for other, word in ((dict(noise="semi_ar:share=0.4"), "noise"), (dict(objective="certainty"), "objective, noise")):
+        path.write_text(json.dumps(raw | other))
+        with pytest.raises(InputError, match=rf"a run of another recipe \({word} differ\)"):
+            Recipe.read(path).check_same(saved)
 
 
 def test_a_bucket_that_nothing_fits(tmp_path, recipe_file):
