@@ -65,9 +65,8 @@ class EachRow(PolicyBase):
 
 
 # Without `oracle`, whose tokens are the reference's and no fill's.
-PARTS = tuple(
-    build(**{n: NUMBERS[n] for n in numbers}) for name, (build, numbers) in POLICIES.items() if name != "oracle"
-)
+_MEANT = {name: each for name, each in POLICIES.items() if name != "oracle"}
+PARTS = tuple(build(**{name: NUMBERS[name] for name in numbers}) for build, numbers in _MEANT.values())
 ROWS = [(prompt, which) for which in range(len(PARTS)) for prompt in small.PROMPTS[:2]]
 WHICH = np.asarray([which for _, which in ROWS])  # the policy of each row
 
