@@ -255,8 +255,8 @@ def test_a_model_without_what_tells_it_apart_is_refused_in_one_line():
     own = drafters.fill("adjust").drafter.config
     with pytest.raises(InputError, match="params: found no leaf ln_f/weight"):
         check_drafter("adjust", own, "0123456789abcdef", small.MODEL, {"norm": {}})
-    with pytest.raises(InputError, match="of d_model 32, but this one has None"):
-        check_drafter("adjust", own, None, SimpleNamespace(config=SimpleNamespace()), {})
+    with pytest.raises(InputError, match="of d_model None, but this one has 32"):
+        check_drafter("adjust", SimpleNamespace(), None, small.MODEL, {})
 
 
 def test_a_fill_that_takes_other_tokens_than_the_reference_is_refused():
