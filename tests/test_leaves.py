@@ -11,13 +11,14 @@ from jaxdiff.leaves import LEAVES, QUANTISED, kind_of, leaf_name
 from jaxdiff.models import FAMILIES, in_dtype
 from jaxdiff.parallel.rules import RULES, shardings
 from jaxdiff.train import Recipe
+from jaxdiff.train.data import Bucket
 from jaxdiff.train.loop import make_optimizer
 from jaxdiff.weights import quantised
 from tests import small
 from tests.models.test_families import SMALL
 
 MODELS = {"llada": small.MODEL} | {family: build(config | {"dtype": "float32"}) for family, config in SMALL.items()}
-RECIPE = Recipe(task="drills", model={}, problems={}, buckets=(), steps=2000)
+RECIPE = Recipe(task="drills", model={}, problems={}, buckets=(Bucket("drills", 8, 1, 1.0),), steps=2000)
 
 
 def shapes_of(family):
