@@ -40,7 +40,7 @@ def best_of(priority: Float[Array, "B W"], among: Bool[Array, "B W"]) -> tuple[I
 
     A NaN ranks last; what is put off (NEVER) ties with its like by intent.
     """
-    ranked = jnp.where(among, jnp.nan_to_num(priority, nan=NEVER, neginf=NEVER), -jnp.inf)
+    ranked = _ranked(priority, among)
     at = jnp.argmax(ranked, axis=1, keepdims=True).astype(jnp.int32)
     others = jnp.where(jnp.arange(ranked.shape[1])[None] == at, -jnp.inf, ranked)
     top, next_best = jnp.max(ranked, axis=1), jnp.max(others, axis=1)
@@ -53,9 +53,14 @@ def highest(
     """The k positions of highest priority, ties to the leftmost; and whether the last of them hung on less than
     NEAR_TIE.
     """
-    ranked = jnp.where(among, jnp.nan_to_num(priority, nan=NEVER, neginf=NEVER), -jnp.inf)
+    ranked = _ranked(priority, among)
     rank = jnp.argsort(jnp.argsort(-ranked, axis=1, stable=True), axis=1, stable=True)
     chosen = among & (rank < k)
     lowest_in = jnp.min(jnp.where(chosen, ranked, jnp.inf), axis=1)
     highest_out = jnp.max(jnp.where(among & ~chosen, ranked, -jnp.inf), axis=1)
     return chosen, (jnp.abs(lowest_in - highest_out) < NEAR_TIE) & (highest_out > NEVER)
+
+
+def _ranked(priority: Float[Array, "B W"], among: Bool[Array, "B W"]) -> Float[Array, "B W"]:
+    """What is not among them ranks behind a NaN, which ranks as what is put off."""
+    return jnp.where(among, jnp.nan_to_num(priority, nan=NEVER, neginf=NEVER), -jnp.inf)
