@@ -43,7 +43,9 @@ from jaxdiff.types import InputError, Params
 from jaxdiff.weights import check_weights, plain, quantised
 
 SHIPPED = "gsm-1m"
-ADAPTERS = "adapters"  # <model>/adapters/<name>/: an adapter by its name, and `filters` of its own in it
+# <model>/adapters/<name>/: an adapter by its name, or a whole model whose every weight was trained on from this one's;
+# and `filters` of its own in it.
+ADAPTERS = "adapters"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Checkpoint:
     params: Params
     tokenizer: Tokenizer | None
     path: Path
-    adapter: Path | None = None  # the folder of the adapter that its params hold, or have beside them
+    adapter: Path | None = None  # the folder of the adapter that its params hold, have beside them, or are
 
     @property
     def revision(self) -> str | None:
@@ -145,6 +147,8 @@ def inspect(
     reads weights.
     """
     there = adapter_folder(adapter, token, model=path, revision=revision)
+    if there is not None and is_model(there):
+        return describe(there, ignore=ignore)
     folder, beyond = _without_weights(path, revision, token)
     return describe(folder, ignore=ignore, adapter=there, beyond=beyond)
 
@@ -165,6 +169,8 @@ def survey(
     and for a mesh that the model does not spread over.
     """
     there = adapter_folder(adapter, token, model=path, revision=revision)
+    if there is not None and is_model(there):
+        return survey(there, ignore=ignore, mesh=mesh)
     folder, beyond = _without_weights(path, revision, token)
     origin = hub.origin_of(folder)
     facts = survey_folder(folder, ignore=ignore, adapter=there, mesh=mesh, beyond=beyond)
@@ -210,7 +216,8 @@ def load(
         token: of the hub; default that of HF_TOKEN or of `hf auth login`.
         adapter: a LoRA adapter: the name of one in the model's folder, or a folder as peft saves it. It is merged into
             the weights as they are read: they are what its merge_and_unload would give in float32, in `dtype`. A gated
-            one (`models.lora`), which is on at [MASK] alone, stays beside them in float32.
+            one (`models.lora`), which is on at [MASK] alone, stays beside them in float32. The name may also stand for
+            a whole model in the model's folder, trained on from it, which is then loaded in its place.
         beside: keep any adapter beside the weights, as it is trained (`models.lora.Adapted`).
 
     Raises InputError for a folder that is missing, incomplete or damaged, for a config that the family's code does not
@@ -223,6 +230,9 @@ def load(
     if mesh is not None:
         check_axes(mesh)
     there = adapter_folder(adapter, token, model=path, revision=revision)
+    if there is not None and is_model(there):
+        whole = load(there, dtype=dtype, mesh=mesh, weights=weights, ignore=ignore, check=check)
+        return dataclasses.replace(whole, adapter=there)
     folder = model_folder(path, revision=revision, token=token, ignore=ignore)
     described = describe(folder, dtype=dtype, ignore=ignore, adapter=there)
     if check:
@@ -268,17 +278,24 @@ def adapter_folder(
     folder = Path(path)
     if isinstance(path, str) and folder.name == path:
         home = model_folder(model, revision=revision, token=token, weights=False) / ADAPTERS
-        if (home / path / CONFIG).is_file():
+        if (home / path / CONFIG).is_file() or is_model(home / path):
             folder = hub.completed(home / path, token=token)
         elif not folder.exists():
-            known = ", ".join(sorted(each.parent.name for each in home.glob(f"*/{CONFIG}"))) or "none"
+            held = sorted(each.name for each in home.glob("*") if (each / CONFIG).is_file() or is_model(each))
+            known = ", ".join(held) or "none"
             raise InputError(
                 f"adapter: found {path!r:.80}, but {home} holds {known}; name one, or the folder of a LoRA adapter"
             )
     if isinstance(path, str) and not folder.exists() and (name := hub.Name.of(path)) is not None:
         folder = hub.fetch(name, token=token, check=Lora.read)
-    Lora.read(folder)
+    if not (is_model(folder) and folder.parent.name == ADAPTERS):
+        Lora.read(folder)
     return folder
+
+
+def is_model(adapter: Path) -> bool:
+    """Whether what a model's adapter is called stands for a whole model."""
+    return (adapter / "config.json").is_file() and not (adapter / CONFIG).is_file()
 
 
 def _read(params: Path, dtype: str, leaf: str) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 
 import jaxdiff
 from jaxdiff import InputError
-from jaxdiff.checkpoint import SHIPPED, model_folder, shipped_folder
+from jaxdiff.checkpoint import SHIPPED, model_folder, part_homes, shipped_folder, survey
 from jaxdiff.parallel.rules import place
 from jaxdiff.train.tokenizer import train_tokenizer
 from tests import small
@@ -36,6 +36,24 @@ def test_round_trip(folder):
     kept = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), small.params())
     for left, right in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(kept), strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+def test_a_model_trained_on_from_another_is_loaded_by_its_name_there_alike(copy):
+    """With filters of its own, which come before the other's; a folder elsewhere is no adapter."""
+    trained = jax.tree.map(lambda x: x * 1.5, small.params())
+    there = copy / "adapters" / "parallel"
+    jaxdiff.save(there, small.MODEL, trained)
+    loaded = jaxdiff.load(copy, adapter="parallel", dtype="bfloat16")
+    assert (loaded.adapter, loaded.path) == (there, there)
+    for found, expected in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(trained), strict=True):
+        np.testing.assert_array_equal(found, expected.astype(jnp.bfloat16))
+    assert jaxdiff.inspect(copy, adapter="parallel").path == there
+    assert not survey(copy, adapter="parallel").get("faults")
+    assert part_homes(copy, "filters", adapter="parallel") == [there / "filters", copy / "filters"]
+    with pytest.raises(InputError, match="adapters holds parallel; name one"):
+        jaxdiff.load(copy, adapter="other")
+    with pytest.raises(InputError, match=r"no adapter_config.json in .*copy"):
+        jaxdiff.load(copy, adapter=str(copy))
 
 
 def test_each_device_reads_its_own_part(folder):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jaxdiff.checkpoint import adapter_folder, model_folder
+from jaxdiff.checkpoint import adapter_folder, is_model, model_folder
 from jaxdiff.cli import options
 from jaxdiff.cli.show import copying
 from jaxdiff.convert import convert as run_convert
@@ -36,9 +37,7 @@ def convert(
 ) -> None:
     """Make a model folder from a published one; bit for bit, no code of it is run. With an adapter: the merged one."""
     check_new(target)
-    name = options.pinned(source)
-    there = _adapter(adapter, name)  # before the weights, which may be fetched
-    folder = model_folder(name, ignore=ignore_config or ())
+    folder, there = _source(source, adapter, ignore_config or ())
     with copying("converting") as report:
         run_convert(
             folder,
@@ -72,9 +71,7 @@ def export(
     if not math.isfinite(max_shard_gb):
         raise InputError(f"max-shard-gb: found {max_shard_gb}, expected a number; leave it out for files of 4 GB")
     check_new(target)
-    name = options.pinned(source)
-    there = _adapter(adapter, name)  # before the weights, which may be fetched
-    folder = model_folder(name, ignore=ignore_config or ())
+    folder, there = _source(source, adapter, ignore_config or ())
     with copying("exporting") as report:
         run_export(
             folder,
@@ -87,5 +84,10 @@ def export(
     print(target)
 
 
-def _adapter(adapter: str | None, model: str) -> Path | None:
-    return adapter_folder(options.pinned_adapter(adapter, model), model=model)
+def _source(model: str, adapter: str | None, ignore: Sequence[str]) -> tuple[Path, Path | None]:
+    """The folder of the model, and that of the adapter to merge."""
+    name = options.pinned(model)
+    there = adapter_folder(options.pinned_adapter(adapter, name), model=name)  # before the weights, which are large
+    if there is not None and is_model(there):
+        return there, None
+    return model_folder(name, ignore=ignore), there

@@ -4,6 +4,9 @@ import dataclasses
 import json
 import shutil
 
+import jax
+import numpy as np
+
 from jaxdiff import parts
 from jaxdiff.checkpoint import load
 from jaxdiff.cli.options import Decoding
@@ -38,6 +41,18 @@ def test_a_gated_adapter_is_named_in_the_models_folder_and_is_on_at_masks(run, r
     assert "is gated, on at [MASK] alone" in refused("export", home, tmp_path / "out", "--merge", "parallel")
     compared = ("bench", "--model", home, "--adapter", "parallel", "--policy", "fixed")
     assert "pytorch: found a gated adapter" in refused(*compared)
+
+
+def test_a_model_trained_on_from_another_answers_and_is_copied_by_its_name(run, folder, adapter, tmp_path):
+    home = shutil.copytree(folder, tmp_path / "model")
+    assert run("convert", folder, home / "adapters" / "parallel", "--adapter", adapter).code == 0
+    asked = ("generate", "26 + 48", "--model", home, "--adapter", "parallel", *SHORT, "--json", "--dtype", "float32")
+    answer = run(*asked).json
+    assert answer["adapter"] == "parallel"
+    assert answer["token_ids"] == run(*asked[:4], *SHORT, "--json", "--adapter", adapter).json["token_ids"]
+    assert run("export", home, tmp_path / "out", "--merge", "parallel").code == 0
+    expected, found = load(home, adapter="parallel").params, load(tmp_path / "out").params
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
 
 
 def test_a_part_file_knows_the_adapter(run, refused, ids_folder, adapter, tmp_path):
