@@ -78,7 +78,7 @@ def run(
         learned = dataclasses.replace(learned, tau=tau)
     checkpoint = load(model, adapter=adapter)
 
-    def says(done: Any, _: float) -> str:
+    def says(done: Any, _: Any) -> str:
         return (
             f"reward {done.reward:.3f}, {done.accuracy:.1%} right, {done.nfe:.2f} forwards, {done.rate:,.1f} decodes/s"
         )

@@ -27,7 +27,6 @@ from jaxdiff.checkpoint import Checkpoint
 from jaxdiff.decode.batches import widths_of
 from jaxdiff.decode.checks import block_of, check_lengths
 from jaxdiff.decode.decoder import Decoder
-from jaxdiff.decode.program import Timed
 from jaxdiff.policies import Learned
 from jaxdiff.policies.explore import Explore
 from jaxdiff.serve import Meter
@@ -207,7 +206,7 @@ class _Fit:
         self._decoder, self._length = Decoder(policy=learned, block_length=block, **parts), length
         room = checkpoint.model.config.max_sequence_length - length
         self._widths = widths_of(map(len, self._prompts), length, room)
-        self._run, self._meter = Timed(), Meter()
+        self._meter = Meter()
         self._optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(recipe.learning_rate))
         self._step = jax.jit(self._stepped)
 
@@ -270,7 +269,7 @@ class _Fit:
             gen_length=self._length,
             batch_size=recipe.batch_size,
             widths=self._widths,
-            run=self._run,
+            run=self._meter,
         )
         rewards = rollouts.rewards(recipe.price)
         steps = rollouts.steps(advantages(rewards))
