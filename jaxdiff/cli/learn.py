@@ -126,7 +126,11 @@ def fit(
     ] = None,
     reach: Annotated[
         int | None,
-        typer.Option("--reach", min=0, help="Neighbours on each side that a filter sees; block sees all. Default 3."),
+        typer.Option(
+            "--reach",
+            min=0,
+            help="Neighbours on each side that a filter sees; block sees all. Default 3; with --reward as --from, or more.",
+        ),
     ] = None,
     wrong: Annotated[
         float | None, typer.Option("--wrong", min=0.0, help="What a filter's wrong commit costs, in waits. Default 1.")
@@ -186,7 +190,7 @@ def fit(
     takes = {
         "filter": of_traces | of_filters | {"tau": tau},
         "drafter": of_traces | {"k": k, "rows": rows},
-        "reward": of_rewards | {"tau": tau},
+        "reward": of_rewards | {"tau": tau, "reach": reach},
     }
     idle = {option: value for other in takes.values() for option, value in other.items() if option not in takes[fitted]}
     if found := [option for option, value in idle.items() if value is not None]:

@@ -69,13 +69,15 @@ def run(
     """Fits a filter to rewards and saves it, the best so far whenever there is one: its numbers, and a line of them."""
     from jaxdiff.train.fit_reward import RewardRecipe, fit_reward
 
-    begin, tau = given.pop("from", BEST_FILTER), given.pop("tau", None)
+    begin, tau, reach = given.pop("from", BEST_FILTER), given.pop("tau", None), given.pop("reach", None)
     recipe = RewardRecipe(price=price, **given)
     if folder.name == begin:
         raise InputError(f"name: found {begin}, which is what --from names too; give the new filter a name of its own")
     learned, _ = named_filter(model, begin, adapter=adapter)
     if tau is not None:
         learned = dataclasses.replace(learned, tau=tau)
+    if reach is not None:
+        learned = dataclasses.replace(learned, filter=_widened(learned.filter, reach))
     checkpoint = load(model, adapter=adapter)
 
     def says(done: Any, _: Any) -> str:
@@ -95,6 +97,13 @@ def run(
     if fitted.stopped:  # what a pre-empted machine asks for: not a failure
         line += f"; stopped early, --from {folder.name} goes on from it"
     return numbers | dataclasses.asdict(recipe), line
+
+
+def _widened(judge: Any, reach: int) -> Any:
+    """Raises InputError for a filter that sees the whole block, and for fewer neighbours than it sees."""
+    if not hasattr(judge, "widened"):
+        raise InputError(f"reach: found {reach}, but --from names a filter that sees its whole block; leave it out")
+    return judge.widened(reach)
 
 
 def _numbers(look: Looked) -> str:

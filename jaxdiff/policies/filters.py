@@ -22,6 +22,7 @@ from jaxdiff.pytree import InputError, pytree, static
 from jaxdiff.types import Score
 
 CERTAIN = 20.0  # log-odds beyond which a float32 probability says no more
+PER_NEIGHBOUR = 6  # inputs that `LocalFilter` has of each position in reach
 
 
 @pytree
@@ -170,6 +171,13 @@ class LocalFilter:
             )
         return local_inputs(seen, self.reach, self.features)
 
+    def widened(self, reach: int) -> LocalFilter:
+        """The same judgements by a filter that sees more neighbours, which weigh nothing yet.
+
+        Raises InputError for fewer.
+        """
+        return LocalFilter(_widened(self.layers, self.reach, reach, PER_NEIGHBOUR), reach, self.features)
+
     def __call__(self, seen: Evidence) -> Float[Array, "B W"]:
         return mlp(self.layers, self.inputs(seen))[..., 0]
 
@@ -195,6 +203,10 @@ class ConfidenceFilter:
         """Inputs of a position."""
         return 4 * (2 * self.reach + 1)
 
+    def widened(self, reach: int) -> ConfidenceFilter:
+        """As `LocalFilter.widened`."""
+        return ConfidenceFilter(_widened(self.layers, self.reach, reach, 4), reach)
+
     def inputs(self, seen: Evidence) -> Float[Array, "B W F"]:
         return neighbourhood([_clipped(seen), seen.prob, seen.masked.astype(jnp.float32)], self.reach)
 
@@ -204,7 +216,7 @@ class ConfidenceFilter:
 
 def local_width(reach: int, features: int) -> int:
     """The number of inputs that `LocalFilter` has for each position."""
-    return 6 * (2 * reach + 1) + 4 + features
+    return PER_NEIGHBOUR * (2 * reach + 1) + 4 + features
 
 
 def local_inputs(seen: Evidence, reach: int, features: int) -> Float[Array, "B W F"]:
@@ -229,6 +241,18 @@ def neighbourhood(own: Sequence[Float[Array, "B W"]], reach: int) -> Float[Array
     each = jnp.stack([*own, jnp.ones_like(own[0])], axis=-1)
     padded = jnp.pad(each, ((0, 0), (reach, reach), (0, 0)))
     return jnp.concatenate([padded[:, shift : shift + each.shape[1]] for shift in range(2 * reach + 1)], axis=-1)
+
+
+def _widened(layers: Layers, reach: int, wider: int, each: int) -> Layers:
+    """Layers whose first inputs are a `neighbourhood` of `each` numbers, for one of more neighbours."""
+    if wider < reach:
+        raise InputError(
+            f"reach: found {wider}, but the filter sees {reach} neighbours on each side already; take more"
+        )
+    more = (wider - reach) * each
+    kernel, last = layers[0].kernel, (2 * reach + 1) * each
+    new = jnp.zeros((more, kernel.shape[1]), kernel.dtype)
+    return (Linear(jnp.concatenate([new, kernel[:last], new, kernel[last:]]), layers[0].bias), *layers[1:])
 
 
 def _clipped(seen: Evidence) -> Float[Array, "B W"]:

@@ -1,6 +1,8 @@
 """`jaxdiff fit --reward` from end to end on a tiny model."""
 
+import contextlib
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -24,7 +26,22 @@ def home(folder, tmp_path):
 def test_a_filter_learns_from_what_its_decodes_are_worth(home, run, parity):
     """Half of the problems are right whatever is said, so that fewer forwards are all there is to win."""
     fitting = ("fit", "--reward", 0.1, "--model", home, "--task", "parity", *LENGTHS, "--seed", 5, "--json")
-    sizes = ("--rounds", 3, "--every", 3, "--problems", 4, "--group", 4, "--batch-size", 8, "--validation", 8)
+    sizes = (
+        "--rounds",
+        3,
+        "--every",
+        3,
+        "--problems",
+        4,
+        "--group",
+        4,
+        "--batch-size",
+        8,
+        "--validation",
+        8,
+        "--reach",
+        2,
+    )
     ran = run(*fitting, "--name", "quick", *sizes, "--learning-rate", 0.05, "--temperature", 1)
     assert ran.code == 0, ran.err
     numbers, curve = ran.json, ran.json["curve"]
@@ -40,7 +57,19 @@ def test_a_filter_learns_from_what_its_decodes_are_worth(home, run, parity):
     first, second = (learned_policy(home, name) for name in ("quick", "again"))
     for one, two in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(one, two)
-    assert (float(first.tau), first.filter.reach) == (0.5, 1)
+    assert (float(first.tau), first.filter.reach) == (0.5, 2)
+
+
+def test_a_signal_ends_it_with_the_best_so_far(home, run, parity, monkeypatch):
+    """After the round under way."""
+    asked = threading.Event()
+    asked.set()
+    monkeypatch.setattr("jaxdiff.train.fit_reward.until_sigterm", lambda: contextlib.nullcontext(asked))
+    fitting = ("fit", "--reward", 0.1, "--name", "short", "--model", home, "--task", "parity", *LENGTHS, "--reach", 2)
+    ran = run(*fitting, "--rounds", 3, "--problems", 4, "--group", 4, "--batch-size", 8, "--validation", 8, "--json")
+    assert (ran.code, ran.json["stopped"], ran.json["decodes"]) == (0, True, 16)
+    assert [look["round"] for look in ran.json["curve"]] == [0, 1]
+    assert learned_policy(home, "short").filter.reach == 2
 
 
 def test_what_cannot_be_fitted_to_rewards_is_refused(home, refused, ids_folder):
@@ -54,6 +83,7 @@ def test_what_cannot_be_fitted_to_rewards_is_refused(home, refused, ids_folder):
         ((*fitting, "--temperature", 0), "temperature: found 0.0, expected a number above 0"),
         ((*fitting, "--from", "yours"), "policy learned: found name 'yours', but"),
         ((*fitting[:-3], "local", "--reward", 0.1), "name: found local, which is what --from names too"),
+        ((*fitting, "--reach", 0), "reach: found 0, but the filter sees 1 neighbours on each side already"),
         ((*fitting, "--tau", 1), "tau: found 1.0, expected a number between 0 and 1"),
         ((*fitting, "--task", "chess"), "task: found 'chess', expected one of"),
         ((*fitting, "--task", "drills", *LENGTHS), "split: found 'validation', but all drills are for training"),
