@@ -129,7 +129,7 @@ def fit(
         typer.Option(
             "--reach",
             min=0,
-            help="Neighbours on each side that a filter sees; block sees all. Default 3; with --reward as --from, or more.",
+            help="Neighbours on each side that a filter sees; block sees all. Default 3, with --reward that of --from.",
         ),
     ] = None,
     wrong: Annotated[
