@@ -12,7 +12,6 @@ import typer
 from jaxdiff.checkpoint import load
 from jaxdiff.cli.show import note, progress
 from jaxdiff.filters import BEST_FILTER, named_filter, save_filter
-from jaxdiff.stoppers import Eos
 from jaxdiff.tasks import TASKS
 from jaxdiff.types import InputError
 
@@ -89,11 +88,12 @@ def run(
         note(f"round {look.round}: {_numbers(look)}, on {recipe.validation} validation problems")
 
     with progress("rounds", recipe.rounds, says) as update:
-        fitted = fit_reward(checkpoint, learned, recipe, stop=Eos(), progress=update, looked=looked)
+        fitted = fit_reward(checkpoint, learned, recipe, progress=update, looked=looked)
     save_filter(folder, fitted.learned, quota=False, card=_card(folder.name, model, begin, recipe, fitted))
     numbers = {"filter": str(folder), "from": begin, "stopped": fitted.stopped, "decodes": fitted.decodes}
     numbers |= {"best": dataclasses.asdict(fitted.best), "curve": [dataclasses.asdict(each) for each in fitted.curve]}
     line = f"{folder}: {_numbers(fitted.best)} after round {fitted.best.round}; before {_numbers(fitted.curve[0])}"
+    line += f"; {fitted.decodes} decodes, seed {recipe.seed}"
     if fitted.stopped:  # what a pre-empted machine asks for: not a failure
         line += f"; stopped early, --from {folder.name} goes on from it"
     return numbers | dataclasses.asdict(recipe), line

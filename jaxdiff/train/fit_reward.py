@@ -29,7 +29,9 @@ from jaxdiff.decode.checks import block_of, check_lengths
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.policies import Learned
 from jaxdiff.policies.explore import Explore
+from jaxdiff.protocols import Stopper
 from jaxdiff.serve import Meter
+from jaxdiff.stoppers import Eos
 from jaxdiff.tasks import lengths, task
 from jaxdiff.tasks.base import Problem
 from jaxdiff.tasks.evaluate import evaluate, prompt_ids
@@ -125,7 +127,7 @@ def fit_reward(
     learned: Learned,
     recipe: RewardRecipe,
     *,
-    stop: Any = None,
+    stop: Stopper | None = None,
     progress: Callable[[int, Round], None] | None = None,
     looked: Callable[[Looked], None] = lambda look: None,
 ) -> Rewarded:
@@ -192,7 +194,7 @@ def minibatches(steps: Steps, size: int, epochs: int, seed: list[int]) -> Iterat
 class _Fit:
     """One call of `fit_reward`: what all its rounds share."""
 
-    def __init__(self, checkpoint: Checkpoint, learned: Learned, recipe: RewardRecipe, stop: Any) -> None:
+    def __init__(self, checkpoint: Checkpoint, learned: Learned, recipe: RewardRecipe, stop: Stopper | None) -> None:
         self._checkpoint, self._start, self._recipe = checkpoint, learned, recipe
         self._features = getattr(learned.filter, "features", 0)
         Explore(learned, recipe.temperature)  # refuses a threshold at which nothing is drawn
@@ -202,8 +204,8 @@ class _Fit:
         self._problems = self._pool()
         self._prompts = [prompt_ids(self._tokenizer, problem) for problem in self._problems]
         check_lengths(checkpoint.model, max(map(len, self._prompts)), length, block_of(checkpoint.model, block))
-        parts = {} if stop is None else {"stop": stop}
-        self._decoder, self._length = Decoder(policy=learned, block_length=block, **parts), length
+        self._decoder = Decoder(policy=learned, stop=Eos() if stop is None else stop, block_length=block)
+        self._length = length
         room = checkpoint.model.config.max_sequence_length - length
         self._widths = widths_of(map(len, self._prompts), length, room)
         self._meter = Meter()
