@@ -17,13 +17,13 @@ from jaxdiff.checkpoint import named_part, part_homes
 from jaxdiff.convert import stream
 from jaxdiff.files import copy_present, read_object, refusing, replaced, saving, write_object
 from jaxdiff.policies import Fixed, Learned, any_of
-from jaxdiff.policies.filters import BlockFilter, LocalFilter, init_layers, local_width
+from jaxdiff.policies.filters import BlockFilter, ConfidenceFilter, LocalFilter, init_layers
 from jaxdiff.protocols import Policy
 from jaxdiff.types import InputError
 
-FILTERS, FILTER = "filters", "filter.json"
+FILTERS, FILTER, CARD = "filters", "filter.json", "README.md"
 BEST_FILTER = "local"  # what bare `learned` means
-FILTER_KINDS: dict[str, Any] = {"block": BlockFilter, "local": LocalFilter}
+FILTER_KINDS: dict[str, Any] = {"block": BlockFilter, "local": LocalFilter, "confidence": ConfidenceFilter}
 
 
 def learned_policy(
@@ -36,18 +36,26 @@ def learned_policy(
 
     Raises InputError for a filter that the model has not, or that is damaged.
     """
-    homes = part_homes(model, FILTERS, adapter=adapter)
-    name = BEST_FILTER if name is None else name
-    learned, quota = load_filter(named_part("policy learned", homes, name, FILTER, mend="fit a filter"))
+    learned, quota = named_filter(model, name, adapter=adapter)
     if tau is not None:
         learned = dataclasses.replace(learned, tau=tau)
     return any_of(learned, Fixed()) if quota else learned
 
 
-def save_filter(folder: Path, learned: Learned, *, quota: bool) -> None:
+def named_filter(
+    model: str | Path, name: str | None = None, *, adapter: str | Path | None = None
+) -> tuple[Learned, bool]:
+    """What `load_filter` gives of one of a model's filters; arguments and errors are those of `learned_policy`."""
+    homes = part_homes(model, FILTERS, adapter=adapter)
+    name = BEST_FILTER if name is None else name
+    return load_filter(named_part("policy learned", homes, name, FILTER, mend="fit a filter"))
+
+
+def save_filter(folder: Path, learned: Learned, *, quota: bool, card: str | None = None) -> None:
     """Write a learned filter with its threshold to `folder`, as a whole or not at all.
 
-    `quota`: whether the policy joins it with one token a step, as the published decode does.
+    `quota`: whether the policy joins it with one token a step, as the published decode does. `card`: the text of its
+    README.md; None: the one that lies there stays.
     """
     from jaxdiff.convert import writer
 
@@ -64,7 +72,10 @@ def save_filter(folder: Path, learned: Learned, *, quota: bool) -> None:
         write_object(new / FILTER, config)
         with saving(folder):
             writer.save(new / "params", judge.layers)
-        copy_present(["README.md"], folder, new)
+        if card is None:
+            copy_present([CARD], folder, new)
+        else:
+            (new / CARD).write_text(card, encoding="utf-8")
 
 
 def load_filter(folder: Path) -> tuple[Learned, bool]:
@@ -88,14 +99,15 @@ def load_filter(folder: Path) -> tuple[Learned, bool]:
 
 def _check_widths(config: dict[str, Any]) -> None:
     """Raises ValueError where the layers of a filter's card do not fit what it reads and gives."""
-    widths = config["widths"]
+    widths, kind = config["widths"], config["kind"]
     if not isinstance(widths, list) or len(widths) < 2 or not all(type(w) is int and 0 < w < 2**31 for w in widths):
         raise ValueError(f"found widths {widths!r:.80}, expected two whole numbers or more")
     ends = (widths[0], widths[0])
-    if config["kind"] == "local":
+    if kind != "block":
         reach, features = config["reach"], config["features"]
         if not all(type(each) is int and 0 <= each < 2**31 for each in (reach, features)):
             raise ValueError(f"found reach {reach!r:.80} and features {features!r:.80}, expected whole numbers")
-        ends = (local_width(reach, features), 1)
+        empty = LocalFilter((), reach, features) if kind == "local" else ConfidenceFilter((), reach)
+        ends = (empty.width, 1)
     if (widths[0], widths[-1]) != ends:
         raise ValueError(f"found widths from {widths[0]} to {widths[-1]}, expected from {ends[0]} to {ends[1]}")

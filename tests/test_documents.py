@@ -79,8 +79,10 @@ def parsed(arguments):
 def test_command(arguments, monkeypatch):
     if len(arguments) == 1 and arguments[0] in typer.main.get_command(app).commands:
         return  # the command's name alone: a mention
-    values = parsed(["generate", "x"]) | parsed(arguments)  # what a command does not ask for
-    values["policy"] = values.get("answer", values["policy"]).replace("name=mine", "name=local")
+    given = {name: value for name, value in parsed(arguments).items() if value is not None}
+    values = parsed(["generate", "x"]) | given  # what a command does not ask for
+    values["policy"] = values.get("answer", values["policy"])
+    values["policy"] = re.sub("name=(mine|outcome)", "name=local", values["policy"])
     values["model"] = "gsm-1m"  # a reader's folder is not here, nor are the filters and drafters in it
     monkeypatch.setattr(options, "drafted_fill", lambda model, kind, name, **_: drafters.fill(kind))
     Decoding.of(values)  # what the command line checks before it reads a model

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxdiff.checkpoint import SHIPPED, Checkpoint, load, part_homes
-from jaxdiff.cli import options
+from jaxdiff.cli import options, reward
 from jaxdiff.cli.show import progress, tell
 from jaxdiff.decode import Decoder, Sampling
 from jaxdiff.drafters import DRAFTERS, KINDS, save_drafter
@@ -23,7 +23,7 @@ from jaxdiff.tasks import TASKS, task
 from jaxdiff.tasks.evaluate import prompt_ids
 from jaxdiff.types import InputError
 
-FILTER_KINDS = ("block", "local", "hidden")
+FILTER_KINDS = ("block", "local", "hidden", "confidence")
 
 
 def collect(
@@ -102,32 +102,47 @@ def collect(
 
 
 def fit(
-    traces: Annotated[
-        list[Path],
-        typer.Option("--traces", help="A folder that `collect` wrote. Given more than once: all, of one --seed."),
-    ],
     name: Annotated[
         str,
         typer.Option("--name", help="What is fitted is called: learned:name=NAME, adjust:name=NAME, head:name=NAME."),
     ],
+    traces: Annotated[
+        list[Path],
+        typer.Option("--traces", help="A folder that `collect` wrote. Given more than once: all, of one --seed."),
+    ] = [],  # noqa: B006
     model: options.Model = SHIPPED,
     adapter: options.Adapter = None,
     kind: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--kind",
-            help="A filter: block (as published), local or hidden. Or a drafter, of --trajectories: adjust, head.",
+            help="A filter: block (as published), local, hidden or confidence. Or a drafter, of --trajectories: "
+            "adjust, head. Default local.",
         ),
-    ] = "local",
+    ] = None,
     layers: Annotated[int | None, typer.Option("--layers", min=1, help="Linear layers of a filter. Default 2.")] = None,
     hidden: Annotated[
         int | None, typer.Option("--hidden", min=1, help="Width between a filter's layers. Default the block.")
+    ] = None,
+    reach: Annotated[
+        int | None,
+        typer.Option(
+            "--reach",
+            min=0,
+            help="Neighbours on each side that a filter sees; block sees all. Default 3, with --reward that of --from.",
+        ),
     ] = None,
     wrong: Annotated[
         float | None, typer.Option("--wrong", min=0.0, help="What a filter's wrong commit costs, in waits. Default 1.")
     ] = None,
     tau: Annotated[
-        float | None, typer.Option("--tau", min=0.0, max=1.0, help="The threshold of a filter's card. Default 0.96.")
+        float | None,
+        typer.Option(
+            "--tau",
+            min=0.0,
+            max=1.0,
+            help="The threshold of a filter's card. Default 0.96; of --reward that of --from.",
+        ),
     ] = None,
     quota: Annotated[bool, typer.Option("--quota", help="Join a filter with one token a step, as published.")] = False,
     k: Annotated[
@@ -138,27 +153,56 @@ def fit(
         int | None, typer.Option("--steps", min=1, help="Of the optimizer. Default 5000, of a drafter 3000.")
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", min=0.0, help="At its highest. Default 0.003.")
+        float | None,
+        typer.Option("--learning-rate", min=0.0, help="At its highest. Default 0.003, with --reward 0.001."),
     ] = None,
+    price: reward.Price = None,
+    begin: reward.From = None,
+    task_name: reward.Task = None,
+    rounds: reward.Rounds = None,
+    problems: reward.Problems = None,
+    group: reward.Group = None,
+    temperature: reward.Temperature = None,
+    kl: reward.Kl = None,
+    every: reward.Every = None,
+    validation: reward.Validation = None,
+    batch_size: reward.BatchSize = None,
+    gen_length: reward.GenLength = None,
+    block_length: options.BlockLength = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Fit a filter or a drafter to traces, and put it into the model's folder."""
+    """Fit a filter or a drafter to traces, or a filter to what its decodes are worth; into the model's folder."""
     if not name.isidentifier():
         raise InputError(f"name: found {name!r}, expected letters, digits and underscores")
-    if kind not in (*FILTER_KINDS, *KINDS):
+    if kind is not None and kind not in (*FILTER_KINDS, *KINDS):
         raise InputError(f"kind: found {kind!r}, expected {', '.join(FILTER_KINDS)}, {' or '.join(KINDS)}")
-    shared = {"steps": steps, "learning_rate": learning_rate}
-    of_filters = {"layers": layers, "hidden": hidden, "wrong": wrong, "tau": tau, "quota": quota or None}
-    of_drafters = {"k": k, "rows": rows}
-    idle = of_filters if kind in KINDS else of_drafters
+    of_filters = {"layers": layers, "hidden": hidden, "reach": reach, "wrong": wrong, "quota": quota or None}
+    of_rewards = {"from": begin, "task": task_name, "rounds": rounds, "problems": problems, "group": group}
+    of_rewards |= {"temperature": temperature, "kl": kl, "every": every, "validation": validation}
+    of_rewards |= {"batch_size": batch_size, "gen_length": gen_length, "block_length": block_length}
+    of_traces = {"traces": traces or None, "kind": kind, "steps": steps}
+    fitted, beside = ("drafter", f"--kind {kind}") if kind in KINDS else ("filter", f"--kind {kind or 'local'}")
+    if price is not None:
+        fitted, beside = "reward", "--reward"
+    elif any(value is not None for value in of_rewards.values()):
+        beside = "no --reward"
+    takes = {
+        "filter": of_traces | of_filters | {"tau": tau},
+        "drafter": of_traces | {"k": k, "rows": rows},
+        "reward": of_rewards | {"tau": tau, "reach": reach},
+    }
+    idle = {option: value for other in takes.values() for option, value in other.items() if option not in takes[fitted]}
     if found := [option for option, value in idle.items() if value is not None]:
         raise InputError(
-            f"{found[0]}: found it beside --kind {kind}, which takes no such option; leave one of the two out"
+            f"{found[0].replace('_', '-')}: found it beside {beside}, which takes no such option; leave one of the two "
+            "out"
         )
-    given = shared | (of_drafters if kind in KINDS else of_filters)
-    given = {option: value for option, value in given.items() if value is not None} | {"kind": kind, "seed": seed}
-    part = DRAFTERS if kind in KINDS else FILTERS
+    if fitted != "reward" and not traces:
+        raise InputError("traces: found none, expected a folder that `jaxdiff collect` wrote; or give --reward")
+    given = takes[fitted] | {"learning_rate": learning_rate, "seed": seed}
+    given = {option: value for option, value in given.items() if value is not None and option != "traces"}
+    part = DRAFTERS if fitted == "drafter" else FILTERS
     home = part_homes(model, part, adapter=adapter)[0]
     if holder_of(home) is not None:
         what, how = ("model", f"jaxdiff convert {model} DST") if adapter is None else ("adapter", "copy it")
@@ -166,10 +210,12 @@ def fit(
             f"{what}: {adapter or model} lies in the hub's cache, which keeps nothing of yours; make a folder of your "
             f"own ({how}), and name that"
         )
-    if kind in KINDS:
+    if price is not None:
+        numbers, line = reward.run(model, adapter, home / name, price, given)
+    elif fitted == "drafter":
         numbers, line = _drafter(load(model, adapter=adapter), home / name, traces, given)
     else:
-        numbers, line = _filter(home / name, traces, given)
+        numbers, line = _filter(home / name, traces, {"kind": "local"} | given)
     tell(numbers, line, as_json=as_json)
 
 

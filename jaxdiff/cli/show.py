@@ -64,12 +64,14 @@ def tell(numbers: dict[str, Any], shown: str | Table, *, as_json: bool) -> None:
 def progress(
     name: str,
     total: int,
-    says: Callable[[float, float], str] = lambda tokens, seconds: f"{tokens / seconds:,.0f} tokens/s",
+    says: Callable[[Any, Any], str] = lambda tokens, seconds: f"{tokens / seconds:,.0f} tokens/s",
 ) -> Iterator[Callable[..., None]]:
-    """A bar that is told what is done, and maybe two numbers that it `says` something of (seconds: 1 if not given)."""
+    """A bar that is told what is done, and maybe what was made in how many seconds (1 if not given), of which it `says`
+    something.
+    """
     with _bar(name, total, MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[rate]}")) as bar:
 
-        def update(done: int, made: float | int | None = None, seconds: float | int = 1) -> None:
+        def update(done: int, made: Any = None, seconds: float | int = 1) -> None:
             bar(completed=done, rate="" if made is None else says(made, seconds))
 
         yield update

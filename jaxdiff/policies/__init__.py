@@ -13,6 +13,7 @@ from jaxdiff.policies.combine import Cap as Cap
 from jaxdiff.policies.combine import all_of, any_of, cap
 from jaxdiff.policies.entropy import Entropy
 from jaxdiff.policies.entropy_bounded import EntropyBounded
+from jaxdiff.policies.explore import Explore as Explore
 from jaxdiff.policies.factor import Factor, FactorCode
 from jaxdiff.policies.fixed import Fixed, FixedDream
 from jaxdiff.policies.learned import Learned

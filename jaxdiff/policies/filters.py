@@ -2,7 +2,7 @@
 
 A filter is a tiny MLP, a pytree whose weights are traced leaves. `BlockFilter` is the published one (Learn2PD): all
 confidences of a block at once, so that it is tied to one block length. `LocalFilter` looks at each position and its
-neighbours through more of the score, and serves any block length.
+neighbours through more of the score, and serves any block length; `ConfidenceFilter` looks at their confidences alone.
 
     Evidence [B W] each -> inputs [B W] or [B W F] -> MLP -> logit of "already final" [B W]
 """
@@ -10,7 +10,7 @@ neighbours through more of the score, and serves any block length.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -22,6 +22,7 @@ from jaxdiff.pytree import InputError, pytree, static
 from jaxdiff.types import Score
 
 CERTAIN = 20.0  # log-odds beyond which a float32 probability says no more
+PER_NEIGHBOUR = 6  # inputs that `LocalFilter` has of each position in reach
 
 
 @pytree
@@ -156,38 +157,73 @@ class LocalFilter:
     def check(self, window: int) -> None:
         del window
 
-    def __call__(self, seen: Evidence) -> Float[Array, "B W"]:
+    @property
+    def width(self) -> int:
+        """Inputs of a position."""
+        return local_width(self.reach, self.features)
+
+    def inputs(self, seen: Evidence) -> Float[Array, "B W F"]:
         """Raises InputError for hidden features of another width, before compilation."""
         if self.features and seen.hidden.shape[-1] != self.features:
             raise InputError(
                 f"learned: found hidden features of width {seen.hidden.shape[-1]}, but this filter reads "
                 f"{self.features}; it belongs to another model"
             )
-        return mlp(self.layers, local_inputs(seen, self.reach, self.features))[..., 0]
+        return local_inputs(seen, self.reach, self.features)
+
+    def widened(self, reach: int) -> LocalFilter:
+        """The same judgements by a filter that sees more neighbours, which weigh nothing yet.
+
+        Raises InputError for fewer.
+        """
+        return LocalFilter(_widened(self.layers, self.reach, reach, PER_NEIGHBOUR), reach, self.features)
+
+    def __call__(self, seen: Evidence) -> Float[Array, "B W"]:
+        return mlp(self.layers, self.inputs(seen))[..., 0]
+
+
+@pytree
+class ConfidenceFilter:
+    """Each position by its own confidence and its neighbours', for any block length: what the learned policies that see
+    confidences alone are given (arXiv 2512.09106), so that filters can be compared by what they see.
+
+    Inputs of a position: its probability, the same as log-odds, and whether it is masked, of itself and of `reach`
+    neighbours on each side (zeros, and a mark, beyond the block).
+    """
+
+    layers: Layers
+    reach: int = static(default=3)
+    features = 0
+
+    def check(self, window: int) -> None:
+        del window
+
+    @property
+    def width(self) -> int:
+        """Inputs of a position."""
+        return 4 * (2 * self.reach + 1)
+
+    def widened(self, reach: int) -> ConfidenceFilter:
+        """As `LocalFilter.widened`."""
+        return ConfidenceFilter(_widened(self.layers, self.reach, reach, 4), reach)
+
+    def inputs(self, seen: Evidence) -> Float[Array, "B W F"]:
+        return neighbourhood([_clipped(seen), seen.prob, seen.masked.astype(jnp.float32)], self.reach)
+
+    def __call__(self, seen: Evidence) -> Float[Array, "B W"]:
+        return mlp(self.layers, self.inputs(seen))[..., 0]
 
 
 def local_width(reach: int, features: int) -> int:
     """The number of inputs that `LocalFilter` has for each position."""
-    return 6 * (2 * reach + 1) + 4 + features
+    return PER_NEIGHBOUR * (2 * reach + 1) + 4 + features
 
 
 def local_inputs(seen: Evidence, reach: int, features: int) -> Float[Array, "B W F"]:
     """`LocalFilter`'s inputs, each of about unit size."""
     masked = seen.masked.astype(jnp.float32)
-    own = jnp.stack(
-        [
-            jnp.clip(seen.log_odds, -CERTAIN, CERTAIN) / 8.0,
-            seen.prob,
-            seen.prob - seen.runner_up,
-            jnp.minimum(seen.entropy, CERTAIN),
-            masked,
-            jnp.ones_like(masked),  # inside the block
-        ],
-        axis=-1,
-    )
-    window = own.shape[1]
-    padded = jnp.pad(own, ((0, 0), (reach, reach), (0, 0)))
-    neighbours = [padded[:, shift : shift + window] for shift in range(2 * reach + 1)]
+    entropy, window = jnp.minimum(seen.entropy, CERTAIN), masked.shape[1]
+    around = neighbourhood([_clipped(seen), seen.prob, seen.prob - seen.runner_up, entropy, masked], reach)
     column = jnp.arange(window, dtype=jnp.int32)[None]
     last_left = jax.lax.cummax(jnp.where(seen.masked, -1, column), axis=1)  # what lies before the block is visible
     next_right = jax.lax.cummin(jnp.where(seen.masked, window, column), axis=1, reverse=True)
@@ -195,4 +231,29 @@ def local_inputs(seen: Evidence, reach: int, features: int) -> Float[Array, "B W
     step = jnp.broadcast_to(jnp.log1p(seen.block_step.astype(jnp.float32))[:, None], masked.shape)
     distances = [jnp.log1p((d).astype(jnp.float32)) for d in (column - last_left, next_right - column)]
     context = jnp.stack([*distances, share, step], axis=-1)
-    return jnp.concatenate([*neighbours, context, seen.hidden[..., :features].astype(jnp.float32)], axis=-1)
+    return jnp.concatenate([around, context, seen.hidden[..., :features].astype(jnp.float32)], axis=-1)
+
+
+def neighbourhood(own: Sequence[Float[Array, "B W"]], reach: int) -> Float[Array, "B W F"]:
+    """These numbers of each position and of `reach` neighbours on each side, from left to right, with a 1 for each that
+    lies inside the block; zeros beyond it.
+    """
+    each = jnp.stack([*own, jnp.ones_like(own[0])], axis=-1)
+    padded = jnp.pad(each, ((0, 0), (reach, reach), (0, 0)))
+    return jnp.concatenate([padded[:, shift : shift + each.shape[1]] for shift in range(2 * reach + 1)], axis=-1)
+
+
+def _widened(layers: Layers, reach: int, wider: int, each: int) -> Layers:
+    """Layers whose first inputs are a `neighbourhood` of `each` numbers, for one of more neighbours."""
+    if wider < reach:
+        raise InputError(
+            f"reach: found {wider}, but the filter sees {reach} neighbours on each side already; take more"
+        )
+    more = (wider - reach) * each
+    kernel, last = layers[0].kernel, (2 * reach + 1) * each
+    new = jnp.zeros((more, kernel.shape[1]), kernel.dtype)
+    return (Linear(jnp.concatenate([new, kernel[:last], new, kernel[last:]]), layers[0].bias), *layers[1:])
+
+
+def _clipped(seen: Evidence) -> Float[Array, "B W"]:
+    return jnp.clip(seen.log_odds, -CERTAIN, CERTAIN) / 8.0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from jaxdiff.policies.base import PolicyBase, propose
-from jaxdiff.policies.filters import Filter, evidence_of
+from jaxdiff.policies.filters import Evidence, Filter, evidence_of
 from jaxdiff.pytree import number, pytree
 from jaxdiff.types import Leaf, PartState, Proposal, Score, per_row
 
@@ -29,9 +29,13 @@ class Learned(PolicyBase):
         self.filter.check(window)
         return ()
 
+    def slack(self, seen: Evidence) -> Float[Array, "B W"]:
+        """How far the filter's logits lie above that of `tau`: what is above 0 is committed."""
+        tau = per_row(self.tau)
+        return self.filter(seen) - (jnp.log(tau) - jnp.log1p(-tau))
+
     def select(self, state: PartState, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, PartState]:
         del key
-        tau = per_row(self.tau)
-        slack = self.filter(evidence_of(score)) - (jnp.log(tau) - jnp.log1p(-tau))
+        slack = self.slack(evidence_of(score))
         # A candidate without mass (an end-of-text put off to the last) is never vouched for.
         return propose(score, (slack > 0.0) & (score.prob > 0.0), score.log_odds, slack), state

@@ -18,10 +18,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.policies.filters import BlockFilter, Filter, LocalFilter, init_layers, local_inputs, local_width, mlp
+from jaxdiff.policies.filters import BlockFilter, ConfidenceFilter, Filter, LocalFilter, init_layers, mlp
 from jaxdiff.pytree import InputError, pytree
 from jaxdiff.train.traces import Traces
 
+# `hidden` is local, with the model's hidden features; `confidence` sees the neighbours' confidences alone.
+KINDS = ("block", "local", "hidden", "confidence")
 CHUNK = 250  # steps in one compiled call: how often the validation loss is looked at
 
 
@@ -29,10 +31,10 @@ CHUNK = 250  # steps in one compiled call: how often the validation loss is look
 class FilterRecipe:
     """How a filter is made."""
 
-    kind: str = "block"  # or "local", or "hidden": local, with the model's hidden features
+    kind: str = "block"  # one of KINDS
     layers: int = 2
     hidden: int | None = None  # width between layers; None: the block's length, as published
-    reach: int = 3  # neighbours on each side that a local filter sees
+    reach: int = 3  # neighbours on each side that a filter sees, but for one of kind block
     wrong: float = 1.0  # what a wrong commit costs, in waits
     steps: int = 5000
     positions: int = 2**15  # of a minibatch: blocks of so many in all; for a local filter they are masked ones
@@ -41,11 +43,13 @@ class FilterRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("block", "local", "hidden"):
-            raise InputError(f"filter kind: found {self.kind!r}, expected block, local or hidden")
+        if self.kind not in KINDS:
+            raise InputError(f"filter kind: found {self.kind!r}, expected {', '.join(KINDS[:-1])} or {KINDS[-1]}")
         for name in ("layers", "steps", "positions"):
             if getattr(self, name) < 1:
                 raise InputError(f"filter {name}: found {getattr(self, name)}, expected at least 1")
+        if self.reach < 0:
+            raise InputError(f"filter reach: found {self.reach}, expected 0 or more")
         if not 0.0 <= self.wrong < np.inf:
             raise InputError(f"filter wrong: found {self.wrong}, expected a number of 0 or more")
 
@@ -98,11 +102,15 @@ def fit_filter(
     if recipe.kind == "hidden" and not features:
         raise InputError("traces: hold no hidden features, which kind hidden reads; collect them with --features")
     hidden = windows[0] if recipe.hidden is None else recipe.hidden
-    ends = (windows[0], windows[0]) if recipe.kind == "block" else (local_width(recipe.reach, features), 1)
+    made: Any = {
+        "block": BlockFilter(()),
+        "confidence": ConfidenceFilter((), recipe.reach),
+    }.get(recipe.kind, LocalFilter((), recipe.reach, features))
+    ends = (windows[0], windows[0]) if recipe.kind == "block" else (made.width, 1)
     rows, checked = (
         jax.tree.map(
             lambda *columns: jnp.concatenate(columns),
-            *[_rows_of(part.take(kept_apart(part.prompt) == apart), recipe, features) for part in parts],
+            *[_rows_of(part.take(kept_apart(part.prompt) == apart), recipe, made) for part in parts],
         )
         for apart in (False, True)
     )
@@ -143,10 +151,7 @@ def fit_filter(
             progress(min(first + CHUNK, recipe.steps), losses[-1])
     if not np.isfinite(best):
         raise InputError(f"fit: the validation loss is {losses[-1]}, expected a number; take a smaller --wrong")
-    made: Filter = (
-        BlockFilter(best_layers) if recipe.kind == "block" else LocalFilter(best_layers, recipe.reach, features)
-    )
-    return Fitted(made, losses, best, int((~held).sum()), len(np.unique(ids)))
+    return Fitted(dataclasses.replace(made, layers=best_layers), losses, best, int((~held).sum()), len(np.unique(ids)))
 
 
 def kept_apart(prompts: Int[np.ndarray, " R"]) -> Bool[np.ndarray, " R"]:
@@ -154,11 +159,12 @@ def kept_apart(prompts: Int[np.ndarray, " R"]) -> Bool[np.ndarray, " R"]:
     return (prompts.astype(np.uint64) * np.uint64(2654435761) >> np.uint64(7)) % np.uint64(10) == 0
 
 
-def _rows_of(traces: Traces, recipe: FilterRecipe, features: int) -> _Rows:
+def _rows_of(traces: Traces, recipe: FilterRecipe, made: Any) -> _Rows:
+    """`made`: the filter, without its layers."""
     seen = traces.evidence
     final = jnp.asarray(traces.final, jnp.float32)
     weight = jnp.where(final > 0, 1.0, recipe.wrong)
     if recipe.kind == "block":
         return _Rows(seen.prob, final, weight)
-    inputs = local_inputs(seen, recipe.reach, features)
+    inputs = made.inputs(seen)
     return _Rows(inputs[seen.masked], final[seen.masked], weight[seen.masked])

@@ -21,13 +21,14 @@ def test_a_filter_from_traces_to_text(home, run, adapter, tmp_path):
     assert ran.json["rows"] >= 40 * 2 * 2  # a forward for each block of each replay, at the least
     assert len(list((tmp_path / "traces").glob("part-*.npz"))) == 3
 
-    fits = (("local", "local", ()), ("block", "official", ("--quota",)), ("hidden", "hidden", ()))
+    fits = (("local", "local", ()), ("block", "official", ("--quota",)), ("hidden", "hidden", ("--reach", 1)))
     for kind, name, options in fits:
         fitting = ("fit", "--traces", tmp_path / "traces", "--name", name, "--model", home, "--kind", kind)
         ran = run(*fitting, "--steps", 20, "--tau", 0.3, *options, "--json")
         assert ran.code == 0, ran.err
         assert ran.json["validation_loss"] > 0
-        assert json.loads((home / "filters" / name / "filter.json").read_text())["tau"] == pytest.approx(0.3)
+        card = json.loads((home / "filters" / name / "filter.json").read_text())
+        assert (card["tau"], card["reach"]) == (pytest.approx(0.3), {"local": 3, "block": None, "hidden": 1}[kind])
 
     outs = {}
     for policy in (
@@ -96,7 +97,7 @@ def test_a_drafter_from_trajectories_to_text(home, run, refused, tmp_path, monke
         ((*decoding, "--fill", "adjust:k=0"), "fill adjust k: found 0, expected a whole number from 1"),
         ((*fitting, "--layers", 3), "layers: found it beside --kind adjust, which takes no such option"),
         ((*fitting[:-1], "local", "--k", 3), "k: found it beside --kind local, which takes no such option"),
-        ((*fitting[:-1], "wide"), "kind: found 'wide', expected block, local, hidden, adjust or head"),
+        ((*fitting[:-1], "wide"), "kind: found 'wide', expected block, local, hidden, confidence, adjust or head"),
         ((*fitting[:2], tmp_path, *fitting[3:]), "no trajectory-*.npz in"),
         (
             ("collect", "--out", tmp_path / "x", *own, "--temperature", 1),

@@ -12,6 +12,7 @@ from jaxdiff.decode import loop
 from jaxdiff.policies import Fixed, Learned, Threshold, any_of
 from jaxdiff.policies.filters import (
     BlockFilter,
+    ConfidenceFilter,
     Evidence,
     Linear,
     LocalFilter,
@@ -123,6 +124,16 @@ def test_a_local_filter_serves_any_block_length():
     policy = Learned(LocalFilter(init_layers(jax.random.key(0), (local_width(3, 0), 8, 1))), 0.5)
     for block in (4, 8, 16):
         assert (np.asarray(run(policy, block_length=block).tokens)[:, -small.GEN :] != small.MASK).all()
+
+
+@pytest.mark.parametrize("judge", [LocalFilter((), 1, 6), ConfidenceFilter((), 1)], ids=["local", "confidence"])
+def test_a_wider_filter_judges_the_same_until_it_is_fitted(judge):
+    judge, seen = dataclasses.replace(judge, layers=init_layers(jax.random.key(0), (judge.width, 8, 1))), evidence()
+    wide = judge.widened(3)
+    assert (wide.reach, wide.layers[0].kernel.shape[0]) == (3, dataclasses.replace(judge, reach=3).width)
+    np.testing.assert_allclose(wide(seen), judge(seen), rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="reach: found 0, but the filter sees 1 neighbours"):
+        judge.widened(0)
 
 
 def test_what_is_beyond_the_block_does_not_matter_to_a_local_filter():

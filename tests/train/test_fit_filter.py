@@ -93,16 +93,16 @@ def test_a_wrong_commit_may_cost_more_than_a_wait():
 def test_what_cannot_be_fitted_is_refused():
     with pytest.raises(InputError, match="found 1 prompts, too few to keep a tenth apart"):
         fit_filter(made_up(prompts=1), FilterRecipe())
-    with pytest.raises(InputError, match="filter kind: found 'wide', expected block, local or hidden"):
+    with pytest.raises(InputError, match="filter kind: found 'wide', expected block, local, hidden or confidence"):
         FilterRecipe(kind="wide")
     with pytest.raises(InputError, match="filter layers: found 0"):
         FilterRecipe(layers=0)
 
 
-@pytest.mark.parametrize("kind", ["block", "local", "hidden"])
+@pytest.mark.parametrize("kind", ["block", "local", "hidden", "confidence"])
 def test_a_filter_comes_back_from_disk_as_a_policy(tmp_path, kind):
     jaxdiff.save(tmp_path / "tiny", small.MODEL, small.params())
-    fitted = fit_filter(made_up(), FilterRecipe(kind=kind, hidden=8, steps=10))
+    fitted = fit_filter(made_up(), FilterRecipe(kind=kind, hidden=8, steps=10, reach=2))
     for name, quota in (("joined", True), (BEST_FILTER, False)):
         save_filter(tmp_path / "tiny" / FILTERS / name, Learned(fitted.filter, 0.7), quota=quota)
     best, joined = learned_policy(tmp_path / "tiny"), learned_policy(tmp_path / "tiny", "joined", tau=0.2)
