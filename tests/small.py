@@ -47,7 +47,7 @@ FAST = FastDllmV2(FastDllmV2Config(**_SHAPE, attention_block=2 * BLOCK))  # its 
 @functools.cache
 def params(seed=0, model=MODEL):
     """Random weights; the head is sharpened, and end-of-text made likely enough to occur."""
-    tree = model.init(jax.random.key(seed))
+    tree = jax.jit(model.init)(jax.random.key(seed))
     tree["wte"] = tree["wte"] * 3.0
     head = tree["head"] * 5.0
     tree["head"] = head.at[:, EOS].set(head[:, EOS] * 1.6)
