@@ -118,7 +118,7 @@ def cover():
     cases = []
     for i, policy in enumerate(POLICIES):
         stop, cache = (next(own), "none") if i % 3 == 2 else next(meetings)
-        cases.append((policy, stop, cache, next(fills) if i % 3 == 1 else "parallel"))
+        cases.append((policy, stop, cache, next(fills) if i % 3 == 1 or cache in MODELS else "parallel"))
     first = fewest(cases)
     return [*first, *(case for case in cases if case not in first)]
 
