@@ -84,12 +84,15 @@ def decoder(**parts):
 
 
 def decode(*, order=range(4), seed=0, model_seed=0, model=MODEL, prompts=PROMPTS, multiple=1, gen_length=GEN, **parts):
-    """`jaxdiff.decode` of PROMPTS, rows in that order; `parts` are the decoder's, or `mesh` and `reference`."""
+    """`jaxdiff.decode` of PROMPTS, rows in that order, in numpy, of which a slice is no program to compile.
+
+    `parts` are the decoder's, or `mesh` and `reference`.
+    """
     options = {name: parts.pop(name) for name in ("mesh", "reference") if name in parts}
     ids, origin = batch(prompts, multiple)
     order = list(order)
     own = {} if (model.attention_block or BLOCK) % BLOCK == 0 else {"block_length": None}
-    return jaxdiff.decode(
+    result = jaxdiff.decode(
         model,
         params(model_seed, model),
         ids[order],
@@ -99,6 +102,7 @@ def decode(*, order=range(4), seed=0, model_seed=0, model=MODEL, prompts=PROMPTS
         key=keys(len(prompts), seed)[jnp.asarray(order)],
         **options,
     )
+    return jax.device_get(result)
 
 
 @functools.cache
