@@ -74,7 +74,7 @@ def read_as_int8(tree):
 @functools.cache
 def run(name, mesh=None, weights=lambda tree: tree):
     prompts, origin = small.batch(PROMPTS)
-    return decode(
+    result = decode(
         MODELS[name],
         weights(params(MODELS[name])),
         prompts,
@@ -84,6 +84,7 @@ def run(name, mesh=None, weights=lambda tree: tree):
         key=small.keys(len(PROMPTS)),
         mesh=None if mesh is None else make_mesh(*mesh),
     )
+    return jax.device_get(result)
 
 
 @pytest.mark.parametrize(
