@@ -90,15 +90,12 @@ def decoder(**parts):
 
 
 def decode(*, order=range(4), seed=0, model_seed=0, model=MODEL, prompts=PROMPTS, multiple=1, gen_length=GEN, **parts):
-    """`jaxdiff.decode` of PROMPTS, rows in that order, in numpy, of which a slice is no program to compile.
-
-    `parts` are the decoder's, or `mesh` and `reference`.
-    """
+    """`jaxdiff.decode` of PROMPTS, rows in that order; `parts` are the decoder's, or `mesh` and `reference`."""
     options = {name: parts.pop(name) for name in ("mesh", "reference") if name in parts}
     ids, origin = batch(prompts, multiple)
     order = list(order)
     own = {} if (model.attention_block or BLOCK) % BLOCK == 0 else {"block_length": None}
-    result = jaxdiff.decode(
+    return jaxdiff.decode(
         model,
         params(model_seed, model),
         ids[order],
@@ -108,7 +105,6 @@ def decode(*, order=range(4), seed=0, model_seed=0, model=MODEL, prompts=PROMPTS
         key=keys(len(prompts), seed)[jnp.asarray(order)],
         **options,
     )
-    return jax.device_get(result)
 
 
 @functools.cache

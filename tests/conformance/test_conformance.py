@@ -50,7 +50,9 @@ def parts(policy, stop, cache, fill, temperature=0.0):
 
 
 def run(policy, stop, cache="none", fill="parallel", *, temperature=0.0, **options):
-    return small.decode(model=model_for(cache), **parts(policy, stop, cache, fill, temperature), **options)
+    """The result in numpy, of which a slice is no program to compile."""
+    numbers = parts(policy, stop, cache, fill, temperature)
+    return jax.device_get(small.decode(model=model_for(cache), **numbers, **options))
 
 
 def model_for(cache):

@@ -147,7 +147,7 @@ def test_eos_waits_until_the_text_is_settled():
     for seed in range(6):
         options = dict(policy=EachRow(REVISING, which), seed=seed, model_seed=seed % 3, temperature=0.7)
         whole, stopped, eager = (
-            small.decode(prompts=prompts, order=range(len(prompts)), stop=stop, **options)
+            jax.device_get(small.decode(prompts=prompts, order=range(len(prompts)), stop=stop, **options))
             for stop in (NoStop(), Eos(), Eager())  # the last: the first end-of-text that stands, settled or not
         )
         np.testing.assert_array_equal(whole.lengths, stopped.lengths)
