@@ -20,6 +20,9 @@ if tuple(map(int, version("jaxlib").split(".")[:3])) < (0, 11, 1):
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 
+# Where in Python each operation comes from no test reads: it takes a part of the time to trace, lower and compile.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+
 # What one worker has compiled, the others and the programs that tests start need not; nothing is left for the next run.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="jaxdiff-tests-xla-", ignore_cleanup_errors=True)
@@ -49,8 +52,12 @@ hypothesis.settings.load_profile("ci")
 
 
 def pytest_collection_finish():
-    """What was imported stays: the garbage collector need not look at it again and again."""
+    """What was imported stays: the garbage collector need not look at it again and again, nor so often at the rest.
+
+    Tracing makes many objects that live as long as the program; by default each 700 of them are a reason to look.
+    """
     gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture

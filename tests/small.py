@@ -45,9 +45,15 @@ FAST = FastDllmV2(FastDllmV2Config(**_SHAPE, attention_block=2 * BLOCK))  # its 
 
 
 @functools.cache
+def _init(model):
+    """One program, where a call as it is compiles each operation; kept, as a method's own is forgotten with it."""
+    return jax.jit(model.init)
+
+
+@functools.cache
 def params(seed=0, model=MODEL):
     """Random weights; the head is sharpened, and end-of-text made likely enough to occur."""
-    tree = model.init(jax.random.key(seed))
+    tree = _init(model)(jax.random.key(seed))
     tree["wte"] = tree["wte"] * 3.0
     head = tree["head"] * 5.0
     tree["head"] = head.at[:, EOS].set(head[:, EOS] * 1.6)

@@ -16,7 +16,7 @@ from jaxdiff.parallel.rules import place, shardings
 from jaxdiff.policies import Threshold
 from jaxdiff.weights import full, plain, quantised
 from tests import small
-from tests.models.test_families import SMALL
+from tests.models.test_families import SMALL, params_of
 
 MODELS = {"llada": small.MODEL} | {family: build(config | {"dtype": "float32"}) for family, config in SMALL.items()}
 
@@ -28,7 +28,7 @@ def size(params):
 @pytest.mark.parametrize("family", MODELS)
 def test_logits_are_off_by_little_and_matrices_weigh_a_quarter_of_float32(family):
     model = MODELS[family]
-    params = jax.jit(model.init)(jax.random.key(0))
+    params = params_of(model)
     light = quantised(params)
 
     @jax.jit

@@ -16,9 +16,10 @@ from jaxdiff.policies import RemdmCap, RemdmLoop
 from jaxdiff.policies.base import PolicyBase
 from jaxdiff.policies.order import uniform
 from jaxdiff.pytree import number, pytree
-from jaxdiff.stoppers import Eos
+from jaxdiff.stoppers import Eos, NoStop
 from jaxdiff.types import Proposal
 from tests import small
+from tests.conformance.each_row import EachRow
 
 pytestmark = pytest.mark.usefixtures("strict")
 CHANCE = st.sampled_from([0.0, 0.5, 1.0])
@@ -132,30 +133,32 @@ def test_it_changes_what_it_may_in_its_block_alone_and_holds_it_within_its_budge
             assert (np.asarray(state.block_step)[moved] > patience).all()  # no block is left before its budget
 
 
-REVISING = {
-    "remdm-cap": RemdmCap(steps=6, cap=0.4),
-    "remdm-loop": RemdmLoop(steps=9, loop=0.5, alpha=0.7),
-    "unruly": Unruly(patience=4, commits=0.5, remasks=0.5, edits=0.5, holds=0.5),
-}
+REVISING = (
+    RemdmCap(steps=6, cap=0.4),
+    RemdmLoop(steps=9, loop=0.5, alpha=0.7),
+    Unruly(patience=4, commits=0.5, remasks=0.5, edits=0.5, holds=0.5),
+)
 
 
-@pytest.mark.parametrize("name", REVISING)
-def test_eos_waits_until_the_text_is_settled(name):
+def test_eos_waits_until_the_text_is_settled():
     """Its text is that of the whole decode through the first end-of-text, though commits are taken back."""
-    saved = changed = 0
+    saved, changed = np.zeros(len(REVISING), int), np.zeros(len(REVISING), bool)
+    which, prompts = np.repeat(np.arange(len(REVISING)), len(small.PROMPTS)), small.PROMPTS * len(REVISING)
     for seed in range(6):
-        options = dict(policy=REVISING[name], seed=seed, model_seed=seed % 3, temperature=0.7)
-        whole, stopped = small.decode(**options), small.decode(stop=Eos(), **options)
+        options = dict(policy=EachRow(REVISING, which), seed=seed, model_seed=seed % 3, temperature=0.7)
+        whole, stopped, eager = (
+            jax.device_get(small.decode(prompts=prompts, order=range(len(prompts)), stop=stop, **options))
+            for stop in (NoStop(), Eos(), Eager())  # the last: the first end-of-text that stands, settled or not
+        )
         np.testing.assert_array_equal(whole.lengths, stopped.lengths)
         for row, length in enumerate(np.asarray(whole.lengths)):
             end = whole.tokens.shape[1] - small.GEN + length
             np.testing.assert_array_equal(whole.tokens[row, :end], stopped.tokens[row, :end])
             np.testing.assert_array_equal(whole.commit_step[row, :length], stopped.commit_step[row, :length])
-        saved += int((whole.nfe - stopped.nfe).sum())
-        eager = small.decode(stop=Eager(), **options)  # the first end-of-text that stands, settled or not
-        changed += not np.array_equal(eager.lengths, whole.lengths)
-    assert saved > 0
-    assert changed, "the case does not exercise the rule"
+        np.add.at(saved, which, np.asarray(whole.nfe - stopped.nfe))
+        np.logical_or.at(changed, which, np.asarray(eager.lengths != whole.lengths))
+    assert (saved > 0).all()
+    assert changed.all(), "the case does not exercise the rule"
 
 
 @pytree

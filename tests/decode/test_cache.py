@@ -21,6 +21,7 @@ from jaxdiff.pytree import pytree
 from jaxdiff.stoppers import SafeEotp
 from tests import reference, small
 from tests.cached import Cached
+from tests.conformance.each_row import EachRow
 from tests.decode.test_reference import CASES
 
 CACHES = {  # the compiled cache, and the published loop's name for it
@@ -115,18 +116,18 @@ def test_a_prompt_that_does_not_see_the_answer_is_cached_exactly():
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_the_cache_of_a_block_causal_model_is_exact(temperature):
     """The tokens of no cache; one forward more for a prompt with whole blocks, and for each block but the last."""
-    options = dict(model=small.SDAR, temperature=temperature)
-    for policy in (Threshold(0.6), Fixed()):
-        plain, cached = (run(cache, policy=policy, **options) for cache in (NoCache(), BlockCausal()))
-        assert_same(plain, cached, fields=("tokens", "commit_step", "lengths"))
-        for row, prompt in enumerate(small.PROMPTS):
-            kept = len(prompt) // 4
-            blocks = -(-(len(prompt) + small.GEN) // 4) - kept
-            assert int(cached.nfe[row]) == int(plain.nfe[row]) + (kept > 0) + blocks - 1
-            whole = 4 * (kept + blocks)
-            fed = whole * (kept > 0) + 4 * (int(plain.nfe[row]) + blocks - 1)
-            np.testing.assert_allclose(cached.work[row], fed / whole, rtol=1e-5)
-            assert float(plain.work[row]) == int(plain.nfe[row])
+    prompts, policy = small.PROMPTS * 2, EachRow((Threshold(0.6), Fixed()), np.repeat([0, 1], len(small.PROMPTS)))
+    options = dict(model=small.SDAR, temperature=temperature, policy=policy, prompts=prompts, order=range(len(prompts)))
+    plain, cached = (run(cache, **options) for cache in (NoCache(), BlockCausal()))
+    assert_same(plain, cached, fields=("tokens", "commit_step", "lengths"))
+    for row, prompt in enumerate(prompts):
+        kept = len(prompt) // 4
+        blocks = -(-(len(prompt) + small.GEN) // 4) - kept
+        assert int(cached.nfe[row]) == int(plain.nfe[row]) + (kept > 0) + blocks - 1
+        whole = 4 * (kept + blocks)
+        fed = whole * (kept > 0) + 4 * (int(plain.nfe[row]) + blocks - 1)
+        np.testing.assert_allclose(cached.work[row], fed / whole, rtol=1e-5)
+        assert float(plain.work[row]) == int(plain.nfe[row])
 
 
 @pytest.mark.usefixtures("strict")

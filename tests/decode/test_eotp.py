@@ -12,6 +12,7 @@ from jaxdiff.policies.filters import BlockFilter, Linear
 from jaxdiff.stoppers import STOPPERS, BlockEotp, Eos, OfficialEotp, SafeEotp
 from jaxdiff.types import Progress, Score, Tail
 from tests import reference, small
+from tests.models.test_llada import forward
 
 GEN, BLOCK = 32, 8
 SEEDS = range(4)
@@ -32,7 +33,7 @@ def plain(tree, prompt, tau, way, least=None):
     x, nfe, fed = np.array([*prompt, *[small.MASK] * GEN]), 0, 0
     for start in range(len(prompt), len(prompt) + GEN, BLOCK):
         while (x[start : start + BLOCK] == small.MASK).any():
-            table, fed = small.logits(tree, x), fed + len(x)
+            table, fed = forward(small.CONFIG, tree, x), fed + len(x)  # in numpy: each length were a program
             table[:, small.MASK] = -np.inf
             conf, token = reference.softmax(table).max(-1), table.argmax(-1)
             masked = x == small.MASK

@@ -14,6 +14,7 @@ from jaxdiff.stoppers import STOPPERS
 from tests import small
 
 FIELDS = ("tokens", "nfe", "work", "commit_step", "log_prob", "reason")
+SOME = 3 * 22
 
 
 def decoded(monkeypatch, together, model=small.MODEL, **parts):
@@ -25,20 +26,19 @@ def decoded(monkeypatch, together, model=small.MODEL, **parts):
 
 
 @pytest.mark.parametrize(
-    ("cache", "stop", "model", "scale"),
+    ("cache", "stop", "model", "scale", "together"),
     [
-        ("none", "eotp:way=official", small.MODEL, None),
-        ("dual:refresh=3", "eos", small.MODEL, 1.5),
-        ("prefix", "eotp:way=block", small.DREAM, None),
-        ("frozen:refresh=5", "eotp:way=safe,keep=4,tau=0.3", small.MODEL, None),
-        ("seeded:inner=dual", "eos", small.FAST, 1.5),
+        ("none", "eotp:way=official", small.MODEL, None, (1,)),
+        ("dual:refresh=3", "eos", small.MODEL, 1.5, (1, SOME)),
+        ("prefix", "eotp:way=block", small.DREAM, None, (SOME,)),
+        ("frozen:refresh=5", "eotp:way=safe,keep=4,tau=0.3", small.MODEL, None, (SOME,)),
+        ("seeded:inner=dual", "eos", small.FAST, 1.5, (1,)),
     ],
 )
-def test_pieces_change_nothing(cache, stop, model, scale, monkeypatch):
+def test_pieces_change_nothing(cache, stop, model, scale, together, monkeypatch):
+    """A row at a time, or as many as have 66 tokens, with every cache and every way to end."""
     parts = dict(policy=POLICIES.parse("threshold:tau=0.5"), cache=CACHES.parse(cache), stop=STOPPERS.parse(stop))
-    whole, *others = (
-        decoded(monkeypatch, together, model, cfg_scale=scale, **parts) for together in (10_000, 1, 3 * 22)
-    )
+    whole, *others = (decoded(monkeypatch, tokens, model, cfg_scale=scale, **parts) for tokens in (10_000, *together))
     assert len(set(whole.nfe.tolist())) > 1, "rows that are never apart show nothing"
     for found in others:
         for field in FIELDS:

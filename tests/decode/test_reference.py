@@ -1,5 +1,8 @@
 """Temperature 0 and above: tokens, NFE and the whole trace equal a plain numpy loop, for every policy."""
 
+import functools
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from jaxdiff import decode
 from jaxdiff.policies import parse
 from jaxdiff.stoppers import Eos, NoStop
 from tests import reference, small
+from tests.conformance.each_row import EachRow
 
 CASES = {
     "fixed": reference.Fixed,
@@ -31,21 +35,49 @@ CASES = {
     "cap(2 + threshold:tau=0.4)": lambda: reference.cap(2, reference.threshold(0.4)),
 }
 
+STEADY = [policy for policy in CASES if not parse(policy).waits]
+FIELDS = ("tokens", "commit_step", "nfe", "near_ties")
 
-def compare(policy, rule, *, seeds=(0, 1), stop=False, **options):
+
+@functools.cache
+def together(seed, stop=False, temperature=0.0):
+    """All policies but those that wait, of whom a program asks more, in one program; and of each its rows."""
+    rows, parts = len(small.PROMPTS), tuple(map(parse, STEADY))
+    result = small.decode(
+        policy=EachRow(parts, np.repeat(np.arange(len(parts)), rows)),
+        order=np.tile(np.arange(rows), len(parts)),
+        seed=seed,
+        stop=Eos() if stop else NoStop(),
+        model_seed=seed,
+        temperature=temperature,
+    )
+    apart = (slice(i * rows, (i + 1) * rows) for i in range(len(parts)))
+    found = {name: np.asarray(getattr(result, name)) for name in FIELDS}
+    return {
+        policy: types.SimpleNamespace(**{name: value[own] for name, value in found.items()})
+        for policy, own in zip(STEADY, apart, strict=True)
+    }
+
+
+def alone(policy, seed, stop=False, temperature=0.0, cfg=None, forbid=(), defer=()):
+    return small.decode(
+        policy=parse(policy),
+        stop=Eos() if stop else NoStop(),
+        seed=seed,
+        model_seed=seed,
+        temperature=temperature,
+        cfg_scale=cfg,
+        forbid_eos=bool(forbid),
+        defer_eos=bool(defer),
+    )
+
+
+def compare(policy, rule, *, seeds=(0, 1), **options):
     nfe = []
     for seed in seeds:
         params, keys = small.params(seed), small.keys(len(small.PROMPTS), seed)
-        result = small.decode(
-            policy=parse(policy),
-            stop=Eos() if stop else NoStop(),
-            seed=seed,
-            model_seed=seed,
-            temperature=options.get("temperature", 0.0),
-            cfg_scale=options.get("cfg"),
-            forbid_eos=bool(options.get("forbid")),
-            defer_eos=bool(options.get("defer")),
-        )
+        shared = policy in STEADY and options.keys() <= {"stop", "temperature"}
+        result = together(seed, **options)[policy] if shared else alone(policy, seed, **options)
         assert int(result.near_ties.sum()) == 0, "draw another seed: float rounding decides here"
         for row, prompt in enumerate(small.PROMPTS):
             tokens, trace, calls = reference.decode(
@@ -56,7 +88,6 @@ def compare(policy, rule, *, seeds=(0, 1), stop=False, **options):
                 block=small.BLOCK,
                 mask=small.MASK,
                 eos_ids=(small.EOS, small.EOT),
-                stop=stop,
                 key=keys[row],
                 **options,
             )

@@ -74,7 +74,7 @@ def read_as_int8(tree):
 @functools.cache
 def run(name, mesh=None, weights=lambda tree: tree):
     prompts, origin = small.batch(PROMPTS)
-    return decode(
+    result = decode(
         MODELS[name],
         weights(params(MODELS[name])),
         prompts,
@@ -84,14 +84,14 @@ def run(name, mesh=None, weights=lambda tree: tree):
         key=small.keys(len(PROMPTS)),
         mesh=None if mesh is None else make_mesh(*mesh),
     )
+    return jax.device_get(result)
 
 
 @pytest.mark.parametrize(
     ("mesh", "name", "weights"),
     [
-        *(((8, 1), "eos", ()), ((4, 2), "eotp", ()), ((2, 4), "eos", ()), ((1, 8), "eotp", ()), ((2, 4), "mixed", ())),
+        *(((8, 1), "learned", ()), ((4, 2), "eos", ()), ((1, 8), "eotp", ()), ((2, 4), "mixed", ())),
         ((2, 4), "dual", ()),
-        ((4, 2), "learned", ()),
         ((2, 4), "mixed", (read_as_int8, quantised)),
     ],
 )

@@ -69,11 +69,11 @@ def stream(requests, *, slots=8, meter=METER, mesh=None, free=1, most=2**20, key
 
 
 def by_itself(number, *, key=None, gen_length=small.GEN, reference=None, **parts):
-    """`decode` of one request of PROMPTS + LONG; all padded alike, so that one program serves them."""
+    """`decode` of one request of PROMPTS + LONG, in numpy; all padded alike, so that one program serves them."""
     prompts, origin = pad_prompts([(PROMPTS + LONG)[number]], small.EOS, multiple=48)
     key = jax.random.fold_in(jax.random.key(0), number) if key is None else key
     options = dict(origin=origin, key=key[None], gen_length=gen_length, reference=reference)
-    return decode(small.MODEL, small.params(), prompts, decoder(**parts), **options)
+    return jax.device_get(decode(small.MODEL, small.params(), prompts, decoder(**parts), **options))
 
 
 @functools.cache

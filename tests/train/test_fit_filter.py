@@ -44,7 +44,7 @@ def made_up(prompts=60, seed=0, told=False, window=WINDOW):
 
 @pytest.mark.parametrize(("kind", "made"), [("block", BlockFilter), ("local", LocalFilter)])
 def test_a_fit_learns_from_the_neighbours(kind, made):
-    fitted = fit_filter(made_up(), FilterRecipe(kind=kind, hidden=16, steps=600, learning_rate=0.02))
+    fitted = fit_filter(made_up(), FilterRecipe(kind=kind, hidden=16, steps=300, learning_rate=0.02))
     assert isinstance(fitted.filter, made)
     assert fitted.best == min(fitted.losses) < 0.5 * fitted.losses[0] or fitted.best < 0.15
     fresh = made_up(seed=1)
@@ -60,7 +60,7 @@ def test_a_local_filter_learns_from_masked_positions_of_several_block_lengths():
     for index, part in enumerate(parts):
         masked = rng.random(part.masked.shape) < 0.5
         parts[index] = dataclasses.replace(part, masked=masked, final=np.where(masked, part.final, ~part.final))
-    fitted = fit_filter(parts, FilterRecipe(kind="local", hidden=16, steps=600, positions=4096, learning_rate=0.02))
+    fitted = fit_filter(parts, FilterRecipe(kind="local", hidden=16, steps=300, positions=4096, learning_rate=0.02))
     assert (fitted.rows, fitted.prompts) == (1080, 30)
     for part in parts:
         fresh = made_up(seed=1, window=part.masked.shape[1])
@@ -71,7 +71,7 @@ def test_a_local_filter_learns_from_masked_positions_of_several_block_lengths():
 
 
 def test_hidden_features_may_tell_what_the_score_does_not():
-    fitted = fit_filter(made_up(told=True), FilterRecipe(kind="hidden", hidden=16, steps=500, learning_rate=0.02))
+    fitted = fit_filter(made_up(told=True), FilterRecipe(kind="hidden", hidden=16, steps=250, learning_rate=0.02))
     fresh = made_up(seed=1, told=True)
     assert ((np.asarray(fitted.filter(fresh.evidence)) > 0) == fresh.final).mean() > 0.95
     with pytest.raises(InputError, match="found hidden features of width 3, but this filter reads 4"):
