@@ -90,8 +90,8 @@ def run(name, mesh=None, weights=lambda tree: tree):
 @pytest.mark.parametrize(
     ("mesh", "name", "weights"),
     [
-        *(((8, 1), "learned", ()), ((4, 2), "eotp", ()), ((2, 4), "eos", ()), ((1, 8), "eotp", ()), ((2, 4), "mixed", ())),
-        ((2, 4), "dual", ()),
+        *(((8, 1), "learned", ()), ((4, 2), "eotp", ()), ((2, 4), "eos", ()), ((1, 8), "eotp", ())),
+        *(((2, 4), "mixed", ()), ((2, 4), "dual", ())),
         ((2, 4), "mixed", (read_as_int8, quantised)),
     ],
 )
