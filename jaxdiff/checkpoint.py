@@ -231,6 +231,8 @@ def load(
         check_axes(mesh)
     there = adapter_folder(adapter, token, model=path, revision=revision)
     if there is not None and is_model(there):
+        if beside:
+            raise InputError(f"beside: found adapter {there.name}, which is a whole model; leave beside out")
         whole = load(there, dtype=dtype, mesh=mesh, weights=weights, ignore=ignore, check=check)
         return dataclasses.replace(whole, adapter=there)
     folder = model_folder(path, revision=revision, token=token, ignore=ignore)

@@ -50,6 +50,8 @@ def test_a_model_trained_on_from_another_is_loaded_by_its_name_there_alike(copy)
     assert jaxdiff.inspect(copy, adapter="parallel").path == there
     assert not survey(copy, adapter="parallel").get("faults")
     assert part_homes(copy, "filters", adapter="parallel") == [there / "filters", copy / "filters"]
+    with pytest.raises(InputError, match=r"^beside: found adapter parallel, which is a whole model"):
+        jaxdiff.load(copy, adapter="parallel", beside=True)
     with pytest.raises(InputError, match="adapters holds parallel; name one"):
         jaxdiff.load(copy, adapter="other")
     with pytest.raises(InputError, match=r"no adapter_config.json in .*copy"):

@@ -126,7 +126,7 @@ def _card(name: str, model: str, begin: str, recipe: RewardRecipe, fitted: Rewar
         f"{recipe.group} times",
         "optimizer": f"Adam {recipe.learning_rate:g}, {recipe.epochs} epochs of each round in minibatches of "
         f"{recipe.steps} steps, ratios clipped at {recipe.clip:g}, KL {recipe.kl:g}",
-        "threshold": f"{tau:g}, as before",
+        "threshold": f"{tau:g}, at which it was fitted",
         f"validation, {recipe.validation} problems": f"{_numbers(fitted.best)}, after round {fitted.best.round}, the "
         f"best of {len(fitted.curve)} looks",
         "before": _numbers(fitted.curve[0]),
