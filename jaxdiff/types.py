@@ -236,6 +236,7 @@ class Place:
     before: Int[Array, " B"]  # the block that it stood in at its last step; less than `first`: none
     start: Int[Array, " B"]  # the block that it stands in now
     begins_masked: Bool[Array, " B"]  # the first position of that is still to be committed
+    still: Bool[Array, " B"]  # its last step changed no token: the pass of that step saw what stands there now
     block_step: Int[Array, " B"]
     row_step: Int[Array, " B"]
     block: int = static()  # its length

@@ -12,7 +12,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxdiff.caches.block import BlockCausal
+from jaxdiff.caches.block import BlockCausal, entered
 from jaxdiff.pytree import pytree
 from jaxdiff.types import Place
 
@@ -30,6 +30,10 @@ class Seeded(BlockCausal):
     """
 
     seeds: ClassVar[bool] = True
+
+    def stores(self, place: Place) -> Bool[Array, " B"]:
+        """Wherever a block is entered: who does not store has no seed."""
+        return entered(place)
 
 
 @pytree

@@ -45,6 +45,11 @@ class Choice:
     holds: Bool[Array, " B"]
     contest: Bool[Array, " B"]
 
+    @property
+    def changes(self) -> Bool[Array, " B"]:
+        """Which rows this step writes to or takes back from."""
+        return jnp.any(self.commit | self.edit | self.remask, axis=1)
+
 
 def in_vocabulary(proposal: Proposal, score: Score, config: Any) -> Proposal:
     """The proposal without [MASK] and ids outside the vocabulary: a commit takes the candidate in its place, an edit is

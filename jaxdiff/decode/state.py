@@ -47,6 +47,7 @@ class State:
     end: Int[Array, " B"]  # one past the last column that the row still generates
     start: Int[Array, " B"]  # column of the block that the row stood in at its last step
     holds: Bool[Array, " B"]  # the policy is not done with that block
+    still: Bool[Array, " B"]  # that step changed no token
     block_step: Int[Array, " B"]
     row_step: Int[Array, " B"]
     nfe: Int[Array, " B"]

@@ -11,6 +11,7 @@ from jaxdiff.policies.combine import AllOf as AllOf
 from jaxdiff.policies.combine import AnyOf as AnyOf
 from jaxdiff.policies.combine import Cap as Cap
 from jaxdiff.policies.combine import all_of, any_of, cap
+from jaxdiff.policies.edit import Edit
 from jaxdiff.policies.entropy import Entropy
 from jaxdiff.policies.entropy_bounded import EntropyBounded
 from jaxdiff.policies.explore import Explore as Explore
@@ -38,6 +39,7 @@ POLICIES = Registry(
         "entropy_bounded": EntropyBounded,
         "above_mean": AboveMean,
         "multi_block": MultiBlock,
+        "edit": Edit,
         "remdm": Keyed("cap", {"cap": RemdmCap, "rescale": RemdmRescale, "loop": RemdmLoop}),
         "oracle": Oracle,
         "learned": Learned,

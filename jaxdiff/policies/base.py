@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.types import NEAR_TIE, UNLIMITED, PartState, Proposal, Score
+from jaxdiff.types import NEAR_TIE, NEVER, UNLIMITED, PartState, Proposal, Score
 
 PER_NAT = 4.0  # a log-odds gap of g moves no probability by more than g / 4
 
@@ -54,3 +54,15 @@ def propose(
         edit=none,
         hold=none[:, 0],
     )
+
+
+def with_best(
+    commit: Bool[Array, "B W"], priority: Float[Array, "B W"], among: Bool[Array, "B W"]
+) -> tuple[Bool[Array, "B W"], Bool[Array, "B W"]]:
+    """The commit with the first `among` some positions, and those left out that rounding might have put in its place."""
+    there = jnp.where(among, priority, -jnp.inf)
+    best = jnp.arange(there.shape[1])[None] == jnp.argmax(there, axis=1, keepdims=True)
+    new = commit | (best & among)
+    # What is put off (NEVER) ties with its like by intent.
+    close = (jnp.max(there, axis=1, keepdims=True) - there < NEAR_TIE) & (there > NEVER)
+    return new, among & ~new & close

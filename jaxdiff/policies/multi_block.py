@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxdiff.policies.base import PolicyBase, propose
+from jaxdiff.policies.base import PolicyBase, propose, with_best
 from jaxdiff.pytree import InputError, number, pytree
-from jaxdiff.types import NEAR_TIE, NEVER, Count, Leaf, Proposal, Score, per_row
+from jaxdiff.types import Count, Leaf, Proposal, Score, per_row
 
 SLACK = 1e-3  # tokens: float32 of share x size lies within it
 
@@ -83,22 +83,10 @@ class MultiBlock(PolicyBase):
 
         slack = jnp.where(open_, per_row(self.tau) - score.entropy, jnp.inf)
         sure = open_ & (slack >= 0.0)
-        commit, tie = _with_least(sure, score.sharpness, open_)
-        with_own, own_tie = _with_least(commit, score.sharpness, own)
+        commit, tie = with_best(sure, score.sharpness, open_)
+        with_own, own_tie = with_best(commit, score.sharpness, own)
         served = jnp.any(commit & own, axis=1, keepdims=True)
         commit, tie = jnp.where(served, commit, with_own), tie | (own_tie & ~served)
         priority = jnp.where(open_, score.sharpness, -jnp.inf)
         proposal = propose(score, commit, priority, jnp.where(tie, 0.0, slack), accepted=sure)
         return proposal, opened
-
-
-def _with_least(
-    commit: Bool[Array, "B W"], sharpness: Float[Array, "B W"], among: Bool[Array, "B W"]
-) -> tuple[Bool[Array, "B W"], Bool[Array, "B W"]]:
-    """The commit with the sharpest of some positions, and those left out that rounding might have put in its place."""
-    sharp = jnp.where(among, sharpness, -jnp.inf)
-    best = jnp.arange(sharp.shape[1])[None] == jnp.argmax(sharp, axis=1, keepdims=True)
-    new = commit | (best & among)
-    # What is put off (NEVER) ties with its like by intent.
-    close = (jnp.max(sharp, axis=1, keepdims=True) - sharp < NEAR_TIE) & (sharp > NEVER)
-    return new, among & ~new & close

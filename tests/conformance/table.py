@@ -6,7 +6,7 @@ import jax
 from hypothesis import strategies as st
 
 from jaxdiff import policies as p
-from jaxdiff.caches import Dual, Frozen, FrozenAtCommit, FrozenPrompt, NoCache, Prefix, SeededDual
+from jaxdiff.caches import BlockCausal, Dual, Frozen, FrozenAtCommit, FrozenPrompt, NoCache, Prefix, SeededDual
 from jaxdiff.fills import Parallel, Recap
 from jaxdiff.policies.filters import BlockFilter, LocalFilter, init_layers, local_width
 from jaxdiff.stoppers import BlockEotp, Eos, NoStop, OfficialEotp, SafeEotp
@@ -62,6 +62,7 @@ POLICIES = {
         lambda **numbers: p.MultiBlock(**numbers),
         {"size": st.integers(1, small.BLOCK - 1), "add": _floats(0, 1), "ready": _floats(0, 1), "tau": _floats(0, 3)},
     ),
+    "edit": (p.Edit, {"tau": _floats(0, 1), "edit": _floats(0, 1), "post": st.integers(0, 5)}),
 }
 FILLS = {
     "parallel": (Parallel, {}),
@@ -88,9 +89,10 @@ CACHES = {
     "frozen-commit": FrozenAtCommit,
     "frozen-prompt": FrozenPrompt,
     "seeded-dual": SeededDual,
+    "block": BlockCausal,
 }
 # The model that a cache is for, where it is not for all.
-MODELS = {"seeded-dual": small.FAST}
+MODELS = {"seeded-dual": small.FAST, "block": small.FAST}
 
 
 # What goes together of the two; the last caches are variants of `frozen`.
@@ -100,8 +102,9 @@ _MEETINGS = [
     ("none", "frozen-commit"),
     ("eos", "seeded-dual"),
     ("eos", "frozen-prompt"),
+    ("eos", "block"),
 ]
-# Strings stand beside `eos`, so that the two of them meet `dual` at once; 16 are as many as `cover` has room for.
+# Strings stand beside `eos`, so that the two of them meet `dual` at once; 17 are as many as `cover` has room for.
 MEETINGS = [
     (stop, cache)
     for stop, cache in _MEETINGS

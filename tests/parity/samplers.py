@@ -148,3 +148,33 @@ def block_causal(logits_of, prompt, *, gen, block, tau, mask, cut=False, strict=
                 chosen[prob.argmax()] = True
             x[0, part] = torch.where(chosen, token, x[0, part])
     return x[0, len(prompt) : len(prompt) + gen].tolist(), nfe
+
+
+def edited(logits_of, prompt, *, gen, block, tau, edit, post, mask):
+    """LLaDA2.1's `generate`, whose candidate is never [MASK]: blocks as `block_causal`; also, of each block, whether its
+    last forward changed it.
+    """
+    blocks = -(-(len(prompt) + gen) // block)
+    x, nfe, changes = canvas(prompt, blocks * block - len(prompt), mask), 0, []
+    for index in range(len(prompt) // block, blocks):
+        part, after, changed = slice(index * block, (index + 1) * block), 0, False
+        own = torch.arange(part.start, part.stop) >= len(prompt)
+        while True:
+            masked = x[0, part] == mask
+            after += not masked.any()
+            if after > post:
+                break
+            logits = logits_of(x[:, : part.stop])[0, part].clone()
+            logits[:, mask] = -torch.inf
+            nfe += 1
+            prob, token = F.softmax(logits, -1).max(-1)
+            chosen = masked & (prob > tau)
+            if masked.any() and not chosen.any():
+                chosen[torch.where(masked, prob, -torch.inf).argmax()] = True
+            chosen |= ~masked & own & (token != x[0, part]) & (prob > edit)
+            x[0, part] = torch.where(chosen, token, x[0, part])
+            changed = bool(chosen.any())
+            if not masked.any() and not changed:
+                break
+        changes.append(changed)
+    return x[0, len(prompt) : len(prompt) + gen].tolist(), nfe, changes

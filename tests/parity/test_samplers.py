@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from jaxdiff import Decoder, EndThink, Request, Sampling, decode, decode_stream, pad_prompts
+from jaxdiff.caches import BlockCausal, NoCache
 from jaxdiff.convert import from_tensors
-from jaxdiff.policies import Fixed, parse
+from jaxdiff.policies import Edit, Fixed, parse
 from jaxdiff.stoppers import Eos, NoStop
 from tests.parity import samplers
 from tests.parity.networks import EOS, MASK, VOCAB, network
@@ -102,6 +103,40 @@ def test_tokens_and_nfe_equal_the_published_sampler(case):
         nfe.append(calls)
     if "tau=" in policy:
         assert len(set(nfe)) > 2, "the case does not exercise the rule"
+
+
+@pytest.mark.usefixtures("strict")
+def test_tokens_that_are_overwritten_are_those_of_llada2_1():
+    """Twenty drawn settings, one a row. Under cache `block` a forward more stores the prompt's whole blocks, and one
+    each block but the last whose forwards ran out on a change.
+    """
+    model, params, reference = load("llada2")
+    gen, drawn = 14, np.random.default_rng(5)
+    tau, edit = drawn.uniform(0.1, 0.6, 20).astype(np.float32), drawn.uniform(0.0, 0.4, 20).astype(np.float32)
+    post = drawn.integers(0, 9, 20).astype(np.int32)
+    prompts, origin = pad_prompts(PROMPTS, fill=EOS)
+    policy = Edit(tau, edit, post)
+    free, kept = (
+        decode(model, params, prompts, Decoder(policy=policy, cache=cache), gen_length=gen, origin=origin)
+        for cache in (NoCache(), BlockCausal())
+    )
+    decided = np.flatnonzero(np.asarray(free.near_ties) == 0)
+    assert len(decided) >= 18, "draw other weights: float rounding decides here"
+    stored, spared, overwritten = 0, 0, 0
+    for row in decided:
+        numbers = {"tau": float(tau[row]), "edit": float(edit[row]), "post": int(post[row])}
+        options = {"gen": gen, "block": reference.block, "mask": MASK}
+        tokens, calls, changes = samplers.edited(reference.logits, PROMPTS[row], **numbers, **options)
+        for result, more in ((free, 0), (kept, (len(PROMPTS[row]) >= reference.block) + sum(changes[:-1]))):
+            assert np.asarray(result.tokens)[row, prompts.shape[1] :][:gen].tolist() == tokens
+            assert int(result.nfe[row]) == calls + more
+        plain, _ = samplers.block_causal(reference.logits, PROMPTS[row], tau=numbers["tau"], **options)
+        overwritten += plain != tokens
+        stored += sum(changes[:-1])
+        spared += len(changes) - 1 - sum(changes[:-1])
+    assert overwritten > 5, "nothing is overwritten"
+    assert stored > 3
+    assert spared > 3
 
 
 BOOSTS = np.array([4.0 * (10 - row) if row < 10 else 0.0 for row in range(20)], np.float32)
