@@ -76,7 +76,9 @@ def rows_of(folder: Path, adapter: Path | None) -> tuple[Row, ...]:
         ),
     ]
     if any((home / FILTERS / BEST_FILTER).is_dir() for home in (folder, adapter) if home is not None):
-        made.append(Row("learned", FILTER_TAUS, lambda v: learned_policy(folder, tau=v, adapter=adapter)))
+        learned = functools.partial(learned_policy, folder, adapter=adapter)
+        made.append(Row("learned", FILTER_TAUS, lambda v: learned(tau=v)))
+        made.append(Row("learned, block 64", FILTER_TAUS, lambda v: learned(tau=v), 64))
     return tuple(made)
 
 

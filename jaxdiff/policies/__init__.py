@@ -22,6 +22,7 @@ from jaxdiff.policies.margin import Margin
 from jaxdiff.policies.multi_block import MultiBlock
 from jaxdiff.policies.oracle import Oracle
 from jaxdiff.policies.remdm import RemdmCap, RemdmLoop, RemdmRescale
+from jaxdiff.policies.remedi import Remedi
 from jaxdiff.policies.replay import Replay as Replay
 from jaxdiff.policies.threshold import Threshold
 from jaxdiff.protocols import Policy
@@ -41,6 +42,7 @@ POLICIES = Registry(
         "multi_block": MultiBlock,
         "edit": Edit,
         "remdm": Keyed("cap", {"cap": RemdmCap, "rescale": RemdmRescale, "loop": RemdmLoop}),
+        "remedi": Remedi,
         "oracle": Oracle,
         "learned": Learned,
     },

@@ -59,7 +59,7 @@ def propose(
 def with_best(
     commit: Bool[Array, "B W"], priority: Float[Array, "B W"], among: Bool[Array, "B W"]
 ) -> tuple[Bool[Array, "B W"], Bool[Array, "B W"]]:
-    """The commit with the first `among` some positions, and those left out that rounding might have put in its place."""
+    """The commit with the best `among` some positions, and those left out that rounding might have put in its place."""
     there = jnp.where(among, priority, -jnp.inf)
     best = jnp.arange(there.shape[1])[None] == jnp.argmax(there, axis=1, keepdims=True)
     new = commit | (best & among)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from jaxdiff.policies.base import PolicyBase, propose, with_best
 from jaxdiff.pytree import InputError, number, pytree

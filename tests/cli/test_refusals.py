@@ -7,7 +7,10 @@ import jax
 import pytest
 
 SHORT = ("--gen-length", 16, "--block-length", 8)
-KNOWN = "fixed, threshold, factor, margin, entropy, entropy_bounded, above_mean, multi_block, edit, remdm, oracle, learned"
+KNOWN = (
+    "fixed, threshold, factor, margin, entropy, entropy_bounded, above_mean, multi_block, edit, remdm, remedi, oracle, "
+    "learned"
+)
 OPTIONS = [
     (("--policy", "unlearned"), f"policy: found 'unlearned', expected one of {KNOWN}"),
     (("--policy", "learned"), "policy learned: found name 'local', but "),

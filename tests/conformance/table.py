@@ -58,6 +58,7 @@ POLICIES = {
     "any_of-remdm": (lambda tau, steps: p.any_of(p.RemdmCap(steps, 0.3), p.Threshold(tau)), {**_TAU, **_STEPS}),
     "all_of": (lambda tau: p.all_of(p.Threshold(tau), p.Entropy(1.0)), _TAU),
     "cap": (lambda k, tau: p.cap(k, p.Threshold(tau)), {"k": st.integers(1, 9), **_TAU}),
+    "remedi": (p.Remedi, _STEPS),
     "multi_block": (
         lambda **numbers: p.MultiBlock(**numbers),
         {"size": st.integers(1, small.BLOCK - 1), "add": _floats(0, 1), "ready": _floats(0, 1), "tau": _floats(0, 3)},
@@ -102,9 +103,10 @@ _MEETINGS = [
     ("none", "frozen-commit"),
     ("eos", "seeded-dual"),
     ("eos", "frozen-prompt"),
+    ("none", "block"),
     ("eos", "block"),
 ]
-# Strings stand beside `eos`, so that the two of them meet `dual` at once; 17 are as many as `cover` has room for.
+# Strings stand beside `eos`, so that the two of them meet `dual` at once; 18 are as many as `cover` has room for.
 MEETINGS = [
     (stop, cache)
     for stop, cache in _MEETINGS

@@ -151,8 +151,9 @@ def block_causal(logits_of, prompt, *, gen, block, tau, mask, cut=False, strict=
 
 
 def edited(logits_of, prompt, *, gen, block, tau, edit, post, mask):
-    """LLaDA2.1's `generate`, whose candidate is never [MASK]: blocks as `block_causal`; also, of each block, whether its
-    last forward changed it.
+    """LLaDA2.1's `generate`, whose candidate is never [MASK]; blocks as `block_causal`.
+
+    Also, of each block, whether its last forward changed it.
     """
     blocks = -(-(len(prompt) + gen) // block)
     x, nfe, changes = canvas(prompt, blocks * block - len(prompt), mask), 0, []
