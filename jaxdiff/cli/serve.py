@@ -73,7 +73,7 @@ def serve(
     ignore_config: options.IgnoreConfig = None,
     adapter: options.Adapter = None,
 ) -> int:
-    """Serve a model over HTTP as OpenAI's API: /v1/completions, /v1/chat/completions. SIGTERM finishes what was taken."""
+    """Serve a model over HTTP, as OpenAI's API has completions and chats. SIGTERM finishes what was taken."""
     from jaxdiff.serve.http import Limits, Server, application
     from jaxdiff.serve.metrics import Metrics
     from jaxdiff.serve.openai import Served

@@ -5,8 +5,8 @@
 
 Python sees serve steps, never decode steps. Requests of mixed lengths share the slots: a canvas is as wide as the
 longest prompt in flight, in buckets that double or in the widths that the caller names, and is repadded on the left
-while rows are in it. A queue that is fed while it is read says so by a None. What goes in is made by numpy and put on the device: `jnp.asarray` is a program to compile, for
-each shape.
+while rows are in it. A queue that is fed while it is read says by a None that nothing is in it now. What goes in is
+made by numpy and put on the device: `jnp.asarray` is a program to compile, for each shape.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def decode_stream(
     most: int = UNBOUNDED,
     widths: Sequence[int] = (),
     meter: Meter | None = None,
-) -> Iterator[Answer | Partial | Refusal]:
+) -> Iterator[Answer | Refusal]:
     """Decode a queue of requests, `slots` at a time; yields each answer when it is there.
 
     An answer is what `decode` (or, for a canvas, `infill`) gives for that request alone, with its own key and numbers:
@@ -77,8 +77,7 @@ def decode_stream(
             nothing is compiled twice.
 
     Yields, in no order, an `Answer` or a `Refusal` for each request: a bad one is refused when its turn comes, with
-    its id, and the others go on; one that is no longer `wanted` is refused too. Before its answer come the `Partial`s
-    of a request that asks for them.
+    its id, and the others go on; one that is no longer `wanted` is refused too.
 
     Raises InputError now, before compilation, for what cannot serve any request: slots, lengths, a number for each
     row, a policy or a fill that refuses the block; where a canvas has another block than a prompt, each request is
@@ -121,10 +120,8 @@ def decode_stream(
     return engine.serve(numbered(requests), slots, devices)
 
 
-def _with_reference(answer: Answer | Partial | Refusal) -> Request | Refusal | None:
-    if isinstance(answer, Refusal):
-        return answer
-    return dataclasses.replace(answer.request, reference=answer.tokens) if isinstance(answer, Answer) else None
+def _with_reference(answer: Answer | Refusal) -> Request | Refusal:
+    return answer if isinstance(answer, Refusal) else dataclasses.replace(answer.request, reference=answer.tokens)
 
 
 def _unwanted(request: Request) -> Refusal:
@@ -174,19 +171,20 @@ class _Engine:
         self.kind = _Kind(0, 0, 0)
         self.state: State | None = None
 
-    def serve(
-        self, queue: Iterator[Request | Refusal | None], slots: int, devices: int
-    ) -> Iterator[Answer | Partial | Refusal]:
+    def serve(self, queue: Iterator[Request | Refusal | None], slots: int, devices: int) -> Iterator[Answer | Refusal]:
         """Fill the slots, run a serve step, hand out what is done, and again."""
         queue = (self._checked(item) for item in queue)
         ahead: list[Request] = []
-        rows = 0
-        while rows < slots and (item := next(queue, END)) is not END:
+        for item in queue:
             if isinstance(item, Refusal):
                 yield item
             elif item is not None:
                 ahead.append(item)
-            rows = slots if item is None else len(ahead)
+            if item is None or len(ahead) == slots:
+                rows = slots
+                break
+        else:
+            rows = len(ahead)
         queue = itertools.chain(ahead, queue)
         self.slots = [None] * (-(-rows // devices) * devices)
         held: Request | Refusal | object | None = None
@@ -240,7 +238,7 @@ class _Engine:
         self.fresh.add(slot)
         return True
 
-    def _serve_step(self) -> Iterator[Answer | Partial]:
+    def _serve_step(self) -> Iterator[Answer]:
         present = [(number, slot) for number, slot in enumerate(self.slots) if slot is not None]
         prompts = [slot.request for _, slot in present if not slot.request.is_canvas]
         first = max((self._width(len(request.ids)) for request in prompts), default=0)
@@ -270,8 +268,8 @@ class _Engine:
                     not_finite=int(result.not_finite[number]),
                     seconds=self.meter.seconds - slot.since,
                 )
-            elif slot.request.partial:
-                yield Partial(
+            elif slot.request.watch is not None:
+                there = Partial(
                     request=slot.request,
                     tokens=result.tokens[number, first:].copy(),
                     commit_step=result.commit_step[number].copy(),
@@ -279,6 +277,7 @@ class _Engine:
                     settled=max(0, int(settled[number]) - first),
                     nfe=int(result.nfe[number]),
                 )
+                slot.request.watch(there)
 
     def _width(self, length: int) -> int:
         return next((width for width in self.widths if width >= length), bucket(length, self.room))

@@ -3,8 +3,8 @@
     /v1/models  /v1/completions  /v1/chat/completions      with the key, where there is one
     /health  /ready  /metrics                              without
 
-Each refusal is an error object as OpenAI's, with the status that its clients expect. The event loop does no decoding and
-no tokenizing of prompts: a thread reads bodies, another runs the slots, and both tell it what came of it.
+Each refusal is an error object as OpenAI's, with the status that its clients expect. A thread reads bodies (tokenizing
+a long one takes a while), another runs the slots, and the event loop is told what came of it.
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ class _Job:
             return lambda item: _call_soon(loop, self.items.put_nowait, (index, item))
 
         pairs = enumerate(call.requests)
-        self.works = [Work(request, call.seed, expires, teller(index)) for index, request in pairs]
+        self.works = [Work(request, call.seed, expires, teller(index), call.stream) for index, request in pairs]
         try:
             service.submit(self.works)
         except Full as error:

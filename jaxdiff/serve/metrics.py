@@ -1,4 +1,4 @@
-"""What a server tells Prometheus of itself: what waits, what the slots do, what answers cost, and how long they take."""
+"""What a server tells Prometheus of itself: what waits, what slots do, what answers cost and how long they take."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ class Served:
         )
         options.take("include_obfuscation", _truth, False)
         options.finish("stream_options ")
-        count, request = given.take("n", _whole(1, MOST_CHOICES), 1), self._request(given, stream)
+        count, request = given.take("n", _whole(1, MOST_CHOICES), 1), self._request(given)
         given.finish()
         if len(prompts) * count > MOST_CHOICES:
             raise InputError(f"n: found {count} for {len(prompts)} prompts, expected at most {MOST_CHOICES} choices")
@@ -152,7 +152,7 @@ class Served:
             requests += [dataclasses.replace(one, number=len(requests) + copy) for copy in range(count)]
         return dataclasses.replace(call, requests=tuple(requests))
 
-    def _request(self, given: _Given, stream: bool) -> Request:
+    def _request(self, given: _Given) -> Request:
         """What all choices have in common; without a prompt."""
         lengths = [given.take(name, _whole(1), None) for name in ("max_tokens", "max_completion_tokens")]
         numbers = {
@@ -173,7 +173,6 @@ class Served:
             max_tokens=next((length for length in lengths if length is not None), None),
             decoder=self._with(numbers) if numbers else None,
             stop_strings=stop,
-            partial=stream,
         )
 
     def _with(self, numbers: dict[str, float]) -> Decoder:
@@ -249,7 +248,7 @@ class Choice:
             reason = "stop" if by_string or ends.size else "length"
             settled = min(item.length, first_end) if by_string else first_end
         text = self._text(ids[:settled], done=reason is not None)
-        made = {"index": self.index, "text": text, "finish_reason": reason}
+        made: dict[str, Any] = {"index": self.index, "text": text, "finish_reason": reason}
         made["logprobs"] = self._log_probs(item, settled) if self.call.log_probs else None
         if self.call.events:
             made["events"] = self._events(ids, item.commit_step[: len(ids)])

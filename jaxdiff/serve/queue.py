@@ -33,7 +33,8 @@ class Request:
         stop_strings: texts that end it, in place of those of the decoder, which must have `stop_strings` with room for
             them; None: the decoder's.
         reference: the tokens of its standard answer; the stream fills it in, for a policy that needs it.
-        partial: tell what there is of it after each serve step that it is not done in, as a `Partial`.
+        watch: told what there is of it, after each serve step that it is not done in; under a policy that needs a
+            reference, of its standard decode first.
         wanted: asked before each serve step; once it says no, the request is given up, and its slot is free.
     """
 
@@ -46,7 +47,7 @@ class Request:
     decoder: Decoder | None = None
     stop_strings: Any = None  # a sequence of str, checked when its turn comes
     reference: Int[np.ndarray, " G"] | None = None
-    partial: bool = False
+    watch: Callable[[Partial], None] | None = None
     wanted: Callable[[], bool] | None = None
 
     @property

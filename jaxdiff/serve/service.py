@@ -42,12 +42,14 @@ class Work:
         seed: its key is what `jaxdiff generate --seed` gives to a row of its number.
         expires: on `time.monotonic`'s clock.
         tell: called by the stream's thread with what comes of it; quick, and does not raise.
+        watched: what there is of it is told after each serve step too.
     """
 
     request: Request
     seed: int
     expires: float
     tell: Callable[[Told], None]
+    watched: bool = False
     cancelled: bool = False
     submitted: float = dataclasses.field(default_factory=time.monotonic)
     entered: float = math.nan
@@ -71,7 +73,7 @@ class Service:
 
     def __init__(
         self,
-        stream: Callable[[Iterable[Request | None]], Iterator[Answer | Partial | Refusal]],
+        stream: Callable[[Iterable[Request | None]], Iterator[Answer | Refusal]],
         *,
         slots: int,
         most_waiting: int,
@@ -135,7 +137,7 @@ class Service:
     def _requests(self) -> Iterator[Request | None]:
         """What the stream reads. It waits only while no request is in a slot."""
         for request in self._warm_up:  # one after another: each width has programs of its own
-            yield self._entered(Work(request, 0, math.inf, lambda _: None))
+            yield self._entered(Work(dataclasses.replace(request, number=0), 0, math.inf, lambda _: None))
             while self._inside:
                 yield None
         self.ready.set()
@@ -151,17 +153,16 @@ class Service:
         work.entered = time.monotonic()
         self._inside.add(work)
         key = jax.random.fold_in(jax.random.key(work.seed), work.request.number)
-        return dataclasses.replace(work.request, id=work, key=key, wanted=work.wanted)
+        watch = work.tell if work.watched else None
+        return dataclasses.replace(work.request, id=work, key=key, watch=watch, wanted=work.wanted)
 
     def _run(self) -> None:
         try:
             with jax.enable_x64(False):  # a setting of each thread's own
                 for item in self._items:
                     work = item.id if isinstance(item, Refusal) else item.request.id
-                    if not isinstance(item, Partial):
-                        self._inside.discard(work)
-                        seconds = time.monotonic() - work.entered
-                        self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
+                    self._inside.discard(work)
+                    self._mean_seconds += 0.1 * (time.monotonic() - work.entered - self._mean_seconds)
                     if not work.cancelled:
                         work.tell(item)
         except BaseException as error:
