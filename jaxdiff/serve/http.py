@@ -122,7 +122,9 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         end = int(limits.seconds + GRACE) + 1
-        super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=end))
+        # Without uvicorn's own configuration of logging, which would close the handlers of everybody else.
+        config = uvicorn.Config(app, log_config=None, log_level="warning", timeout_graceful_shutdown=end)
+        super().__init__(config)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -48,6 +48,8 @@ class Metrics(Collector):
         yield GaugeMetricFamily("jaxdiff_slots_busy", "Of these, rows with a request.", service.busy)
         yield GaugeMetricFamily("jaxdiff_occupancy", "Mean share of slots with work, in steps so far.", meter.occupancy)
         yield CounterMetricFamily("jaxdiff_steps", "Forwards of all slots together.", meter.steps)
+        yield CounterMetricFamily("jaxdiff_row_steps", "The same, times the slots.", meter.slot_steps)
+        yield CounterMetricFamily("jaxdiff_row_steps_busy", "Of these, with a request in the slot.", meter.busy)
         yield CounterMetricFamily("jaxdiff_device_seconds", "Spent in serve steps.", busy)
         yield CounterMetricFamily("jaxdiff_compile_seconds", "Spent in compiling.", meter.compile_seconds)
         yield GaugeMetricFamily("jaxdiff_programs", "Compiled so far.", meter.programs)

@@ -25,7 +25,7 @@ from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.result import Reason
 from jaxdiff.pytree import number_paths, with_number
 from jaxdiff.serve.queue import Answer, Partial, Request, check_request
-from jaxdiff.stoppers.strings import UNREADABLE, encoded
+from jaxdiff.stoppers.strings import UNREADABLE
 from jaxdiff.types import InputError
 
 MOST_CHOICES, MOST_STOPS, LARGEST_SEED = 128, 4, 2**32 - 1
@@ -73,7 +73,7 @@ class Call:
     usage: bool
     log_probs: bool
     events: bool
-    timeout: float | None
+    timeout: float | int | None
     id: str = dataclasses.field(default_factory=lambda: secrets.token_hex(12))
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
@@ -148,7 +148,10 @@ class Served:
         requests = []
         for ids in prompts:
             one = dataclasses.replace(request, ids=ids, number=len(requests))
-            check_request(self.checkpoint.model, one, self.gen_length, self.decoder)
+            try:
+                check_request(self.checkpoint.model, one, self.gen_length, self.decoder)
+            except InputError as error:
+                raise InputError(str(error).replace("stop_strings:", "stop:", 1)) from error
             requests += [dataclasses.replace(one, number=len(requests) + copy) for copy in range(count)]
         return dataclasses.replace(call, requests=tuple(requests))
 
@@ -160,28 +163,28 @@ class Served:
         }
         if (temperature := given.take("temperature", _number, None)) is not None:
             numbers[TEMPERATURE] = temperature
-        if (top_p := given.take("top_p", _number, 1)) != 1 or TOP_P in number_paths(self.decoder):
-            numbers[TOP_P] = top_p
-        stop = given.take("stop", _texts, None)
-        if stop is not None:
-            try:
-                encoded(stop)
-            except InputError as error:
-                raise InputError(str(error).replace("stop_strings", "stop", 1)) from None
+        top_p = given.take("top_p", _number, None)
+        if TOP_P in number_paths(self.decoder):
+            numbers |= {} if top_p is None else {TOP_P: top_p}
+        elif top_p not in (None, 1):
+            raise InputError(f"top_p: found {top_p}, but the server draws from all tokens; start it with --top-p 1")
         return Request(
             ids=(),
             max_tokens=next((length for length in lengths if length is not None), None),
             decoder=self._with(numbers) if numbers else None,
-            stop_strings=stop,
+            stop_strings=given.take("stop", _texts, None),
         )
 
-    def _with(self, numbers: dict[str, float]) -> Decoder:
+    def _with(self, numbers: dict[str, float | int]) -> Decoder:
         decoder, known = self.decoder, number_paths(self.decoder)
         for path, value in numbers.items():
             if path not in known:
-                mend = "; start the server with --top-p 1" if path == TOP_P else ""
-                raise InputError(f"numbers: found {path}, expected some of {', '.join(known)}{mend}")
-            decoder = with_number(decoder, path, value)
+                raise InputError(f"numbers: found {path!r:.80}, expected some of {', '.join(known)}")
+            try:
+                decoder = with_number(decoder, path, value)
+            except InputError as error:
+                name = {TEMPERATURE: "temperature", TOP_P: "top_p"}.get(path, f"numbers {path}")
+                raise InputError(f"{name}: {str(error).partition(': ')[2]}") from error
         return decoder
 
     def _chat(self, given: _Given) -> list[list[int]]:
@@ -414,7 +417,7 @@ def _object(name: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: Any) -> float | int:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong(name, value, "a number")
     return value
