@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,23 @@ from jaxdiff.convert.prompts import Tokenizer
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.result import Reason
 from jaxdiff.pytree import number_paths, with_number
+from jaxdiff.serve.fields import (
+    Given,
+    a_number,
+    a_text,
+    a_truth,
+    a_whole,
+    an_object,
+    anything,
+    kind_of,
+    only_zero,
+    some_texts,
+)
 from jaxdiff.serve.queue import Answer, Partial, Request, check_request
 from jaxdiff.stoppers.strings import UNREADABLE
 from jaxdiff.types import InputError
 
-MOST_CHOICES, MOST_STOPS, LARGEST_SEED = 128, 4, 2**32 - 1
+MOST_CHOICES, LARGEST_SEED = 128, 2**32 - 1
 # What clients send beside a request: for whom it is and how it is kept. It changes no answer.
 IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")
 # What would change an answer, and is not done here: the values that ask for nothing.
@@ -117,32 +129,32 @@ class Served:
         whatever `decode` would refuse; UnknownModel for another model's name.
         """
         if not isinstance(body, dict):
-            raise InputError(f"body: found {_kind(body)}, expected a JSON object")
-        given = _Given({name: value for name, value in body.items() if value is not None})
-        if given.take("model", _text, self.name) != self.name:
+            raise InputError(f"body: found {kind_of(body)}, expected a JSON object")
+        given = Given({name: value for name, value in body.items() if value is not None})
+        if given.take("model", a_text, self.name) != self.name:
             raise UnknownModel(f"model: found {body['model']!r:.80}, expected {self.name}")
         for name, neutral in NEUTRAL.items():
-            if given.take(name, _any, neutral[0]) not in neutral:
+            if given.take(name, anything, neutral[0]) not in neutral:
                 raise InputError(f"{name}: found {body[name]!r:.80}, which is not served; leave it out")
-        seed = given.take("seed", _whole(0, LARGEST_SEED), None)
-        stream = given.take("stream", _truth, False)
+        seed = given.take("seed", a_whole(0, LARGEST_SEED), None)
+        stream = given.take("stream", a_truth, False)
         prompts = self._chat(given) if chat else self._prompts(given)
-        options = _Given(given.take("stream_options", _object, {}))
+        options = Given(given.take("stream_options", an_object, {}))
         call = Call(
             chat=chat,
             seed=secrets.randbelow(LARGEST_SEED + 1) if seed is None else seed,
             requests=(),
             prompt_tokens=sum(map(len, prompts)),
             stream=stream,
-            usage=options.take("include_usage", _truth, False),
-            log_probs=given.take("logprobs", _truth if chat else _none_beside, False),
-            events=given.take("events", _truth, False),
-            timeout=given.take("timeout", _number, None),
+            usage=options.take("include_usage", a_truth, False),
+            log_probs=given.take("logprobs", a_truth if chat else only_zero, False),
+            events=given.take("events", a_truth, False),
+            timeout=given.take("timeout", a_number, None),
         )
-        options.take("include_obfuscation", _truth, False)
-        options.finish("stream_options ")
-        count, request = given.take("n", _whole(1, MOST_CHOICES), 1), self._request(given)
-        given.finish()
+        options.take("include_obfuscation", a_truth, False)
+        options.finish(of="stream_options ")
+        count, request = given.take("n", a_whole(1, MOST_CHOICES), 1), self._request(given)
+        given.finish(IGNORED)
         if len(prompts) * count > MOST_CHOICES:
             raise InputError(f"n: found {count} for {len(prompts)} prompts, expected at most {MOST_CHOICES} choices")
         requests = []
@@ -155,15 +167,15 @@ class Served:
             requests += [dataclasses.replace(one, number=len(requests) + copy) for copy in range(count)]
         return dataclasses.replace(call, requests=tuple(requests))
 
-    def _request(self, given: _Given) -> Request:
+    def _request(self, given: Given) -> Request:
         """What all choices have in common; without a prompt."""
-        lengths = [given.take(name, _whole(1), None) for name in ("max_tokens", "max_completion_tokens")]
+        lengths = [given.take(name, a_whole(1), None) for name in ("max_tokens", "max_completion_tokens")]
         numbers = {
-            path: _number(f"numbers {path}", value) for path, value in given.take("numbers", _object, {}).items()
+            path: a_number(f"numbers {path}", value) for path, value in given.take("numbers", an_object, {}).items()
         }
-        if (temperature := given.take("temperature", _number, None)) is not None:
+        if (temperature := given.take("temperature", a_number, None)) is not None:
             numbers[TEMPERATURE] = temperature
-        top_p = given.take("top_p", _number, None)
+        top_p = given.take("top_p", a_number, None)
         if TOP_P in number_paths(self.decoder):
             numbers |= {} if top_p is None else {TOP_P: top_p}
         elif top_p not in (None, 1):
@@ -172,7 +184,7 @@ class Served:
             ids=(),
             max_tokens=next((length for length in lengths if length is not None), None),
             decoder=self._with(numbers) if numbers else None,
-            stop_strings=given.take("stop", _texts, None),
+            stop_strings=given.take("stop", some_texts, None),
         )
 
     def _with(self, numbers: dict[str, float | int]) -> Decoder:
@@ -187,23 +199,23 @@ class Served:
                 raise InputError(f"{name}: {str(error).partition(': ')[2]}") from error
         return decoder
 
-    def _chat(self, given: _Given) -> list[list[int]]:
+    def _chat(self, given: Given) -> list[list[int]]:
         if "messages" not in given.fields:
             raise InputError("messages: found none, expected a list of turns with role and content")
-        turns = given.take("messages", _any, None)
+        turns = given.take("messages", anything, None)
         if isinstance(turns, list):
             turns = [_plain(turn) if isinstance(turn, dict) else turn for turn in turns]
         return [self.tokenizer.chat(check_messages(turns))]
 
-    def _prompts(self, given: _Given) -> list[list[int]]:
-        found = given.take("prompt", _any, None)
+    def _prompts(self, given: Given) -> list[list[int]]:
+        found = given.take("prompt", anything, None)
         prompts = found if isinstance(found, list) and not all(type(one) is int for one in found) else [found]
         made = []
         for prompt in prompts:
             if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
                 made.append(prompt)
             elif isinstance(prompt, str) and prompt.strip():
-                made.append(self.tokenizer.plain(_text("prompt", prompt)))
+                made.append(self.tokenizer.plain(a_text("prompt", prompt)))
             else:
                 raise InputError(f"prompt: found {prompt!r:.80}, expected a text, or ids, or a list of either")
         return made
@@ -339,26 +351,6 @@ def body(served: Served, call: Call, choices: Sequence[dict[str, Any]], **more: 
     }
 
 
-class _Given:
-    """The fields of a JSON object, taken one by one, so that what is left is what nobody knows."""
-
-    def __init__(self, fields: dict[str, Any]) -> None:
-        self.fields = fields
-        self.left = set(fields)
-
-    def take(self, name: str, check: Callable[[str, Any], Any], default: Any) -> Any:
-        """A field's value, if it passes the check; `default` where it is not given."""
-        if name not in self.fields:
-            return default
-        self.left.discard(name)
-        return check(name, self.fields[name])
-
-    def finish(self, of: str = "") -> None:
-        """Raises InputError for a field that was not taken."""
-        if unknown := sorted(self.left.difference(IGNORED)):
-            raise InputError(f"{of}{unknown[0]}: found a field that is not known; take it out")
-
-
 def _plain(turn: dict[str, Any]) -> dict[str, Any]:
     """A turn whose content may be a list of texts, as one text."""
     content = turn.get("content")
@@ -368,67 +360,3 @@ def _plain(turn: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(part, dict) or part.keys() != {"type", "text"} or not isinstance(part["text"], str):
             raise InputError(f"messages: found {part!r:.80} in a turn's content, expected text alone")
     return turn | {"content": "".join(part["text"] for part in content)}
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
-
-
-def _wrong(name: str, value: Any, expected: str) -> InputError:
-    return InputError(f"{name}: found {value!r:.80}, expected {expected}")
-
-
-def _any(name: str, value: Any) -> Any:
-    return value
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise _wrong(name, value, "a text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise _wrong(name, value, "text that UTF-8 can hold") from None
-    return value
-
-
-def _texts(name: str, value: Any) -> list[str]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or len(texts) > MOST_STOPS:
-        raise _wrong(name, value, f"a text, or a list of at most {MOST_STOPS}")
-    return texts
-
-
-def _truth(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _wrong(name, value, "true or false")
-    return value
-
-
-def _none_beside(name: str, value: Any) -> bool:
-    if type(value) is not int or value != 0:
-        raise _wrong(name, value, "0: the log-probabilities of the tokens that were written are kept, no others")
-    return True
-
-
-def _object(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _wrong(name, value, "an object")
-    return value
-
-
-def _number(name: str, value: Any) -> float | int:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong(name, value, "a number")
-    return value
-
-
-def _whole(low: int, high: int | None = None) -> Callable[[str, Any], int]:
-    span = f"a whole number of {low} or more" if high is None else f"a whole number from {low} to {high}"
-
-    def check(name: str, value: Any) -> int:
-        if type(value) is not int or value < low or (high is not None and value > high):
-            raise _wrong(name, value, span)
-        return value
-
-    return check
