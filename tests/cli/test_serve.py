@@ -183,7 +183,7 @@ BAD = [  # path, body, status, param
     (PLAIN, {"prompt": "1", "tempo": 3}, 400, "tempo"),
     (PLAIN, {"prompt": "1", "presence_penalty": 0.5}, 400, "presence_penalty"),
     (PLAIN, {"prompt": ["1", 2]}, 400, "prompt"),
-    (PLAIN, {"prompt": [100_000]}, 400, "prompt"),
+    (PLAIN, {"prompt": [100_000]}, 400, None),
     (PLAIN, {"prompt": "\ud800"}, 400, "prompt"),
     (PLAIN, {"prompt": [5] * 90}, 400, "prompt"),
     (PLAIN, {"prompt": "1", "max_tokens": 33}, 400, "max_tokens"),
@@ -226,26 +226,27 @@ def test_faults_are_told_and_harm_nobody_and_sigterm_loses_nothing(serving, gene
         # Clients that hang up: before their body is whole, in the queue, in a slot, in a stream.
         head = f"POST {PLAIN} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sesame\r\nContent-Length: "
         for stream in (False, True, None):
-            body = json.dumps({"prompt": TEXTS[0], "stream": stream, "n": 4})
+            steps = metric(port, "jaxdiff_steps_total")
+            body = json.dumps({"prompt": TEXTS[0], "stream": stream, "n": 4, "numbers": {"policy.tau": 1}})
             with socket.create_connection(("127.0.0.1", port)) as line:
                 line.sendall(f"{head}{len(body) + (stream is None)}\r\n\r\n{body}".encode())
                 if stream:
                     assert line.recv(1000)
                 elif stream is not None:
-                    until(lambda: metric(port, "jaxdiff_slots_busy") == 2)
+                    until(lambda before=steps: metric(port, "jaxdiff_steps_total") > before)
         until(lambda: metric(port, "jaxdiff_slots_busy") == metric(port, "jaxdiff_queue_length") == 0)
         assert ask(port, PLAIN, prompt=TEXTS[0], seed=5)["choices"][0]["text"] == row["text"]
         assert metric(port, 'jaxdiff_responses_total{endpoint="/v1/completions",status="413"}') == 1
         assert 0 < metric(port, "jaxdiff_occupancy") <= 1
         assert metric(port, "jaxdiff_nfe_total") >= row["nfe"]
 
-        pool = concurrent.futures.ThreadPoolExecutor(1)
+        pool, steps = concurrent.futures.ThreadPoolExecutor(1), metric(port, "jaxdiff_steps_total")
         last = pool.submit(ask, port, PLAIN, prompt=[TEXTS[0]] * 4, seed=5)
-        until(lambda: metric(port, "jaxdiff_slots_busy") > 0)
+        until(lambda: metric(port, "jaxdiff_steps_total") > steps)
         os.kill(os.getpid(), signal.SIGTERM)
         answers = last.result()["choices"]
         assert (len(answers), answers[0]["text"]) == (4, row["text"])
-        with pytest.raises(OSError):  # nothing new is taken
+        with pytest.raises((ConnectionError, http.client.HTTPException)):  # nothing new is taken
             send(port, "/health")
 
     serving(scenario, "--turn", 1, "--queue", 4, "--api-key", "sesame")

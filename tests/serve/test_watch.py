@@ -22,7 +22,7 @@ def test_what_is_told_as_settled_does_not_change(policy):
         assert [partial.nfe for partial in told[number]] == list(range(1, answer.nfe))
         settled = [partial.settled for partial in told[number]]
         assert settled == sorted(settled)
-        ahead += sum(0 < count for count in settled)
+        ahead += sum(count > 0 for count in settled)
         for partial in told[number]:
             np.testing.assert_array_equal(partial.tokens[: partial.settled], answer.tokens[: partial.settled])
             written = (partial.commit_step >= 0) & (answer.commit_step >= 0)
