@@ -174,12 +174,12 @@ class _Engine:
     def serve(self, queue: Iterator[Request | Refusal | None], slots: int, devices: int) -> Iterator[Answer | Refusal]:
         """Fill the slots, run a serve step, hand out what is done, and again."""
         queue = (self._checked(item) for item in queue)
-        ahead: list[Request] = []
+        ahead: list[Request | None] = []
         for item in queue:
             if isinstance(item, Refusal):
                 yield item
-            elif item is not None:
-                ahead.append(item)
+                continue
+            ahead.append(item)
             if item is None or len(ahead) == slots:
                 rows = slots
                 break

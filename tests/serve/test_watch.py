@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jaxdiff import Request, policies
-from tests import small
 from tests.serve.test_stream import METER, POLICY, PROMPTS, alone, assert_same, stream
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -26,7 +25,6 @@ def test_what_is_told_as_settled_does_not_change(policy):
         for partial in told[number]:
             np.testing.assert_array_equal(partial.tokens[: partial.settled], answer.tokens[: partial.settled])
             written = (partial.commit_step >= 0) & (answer.commit_step >= 0)
-            assert (partial.tokens == small.MASK).any()
             changed += int((partial.tokens != answer.tokens)[written].sum())
     assert ahead
     assert (changed > 0) is policy.revises
