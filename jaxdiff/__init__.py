@@ -26,7 +26,7 @@ from jaxdiff.filters import learned_policy
 from jaxdiff.models import build
 from jaxdiff.parallel.mesh import make_mesh
 from jaxdiff.protocols import Cache, Fill, Model, Policy, Stopper
-from jaxdiff.serve import Answer, Meter, Refusal, Request, decode_stream
+from jaxdiff.serve import Answer, Meter, Partial, Refusal, Request, decode_stream
 from jaxdiff.types import InputError, Inputs, Progress, Proposal, Score, Span, Written
 
 __version__ = "0.1.0"
@@ -42,6 +42,7 @@ __all__ = [
     "Inputs",
     "Meter",
     "Model",
+    "Partial",
     "Policy",
     "Progress",
     "Proposal",

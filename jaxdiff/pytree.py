@@ -106,6 +106,21 @@ def numbers_of(tree: Any) -> tuple[Any, ...]:
     return tuple(leaf for _, leaf in named_numbers(tree))
 
 
+def number_paths(tree: Any) -> dict[str, Any]:
+    """The `number()` leaves of a tree, in JAX's order, by the way to each: `policy.tau`, `policy.parts.0.tau`."""
+    pairs = zip(jax.tree.leaves_with_path(tree), number_names(tree), strict=True)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for (path, leaf), name in pairs if name}
+
+
+def with_number(tree: Any, path: str, value: Any) -> Any:
+    """`tree` with another value at one of its `number_paths`. Raises InputError for one out of its range."""
+    name, _, rest = path.partition(".")
+    if isinstance(tree, tuple):
+        at = int(name)
+        return (*tree[:at], with_number(tree[at], rest, value), *tree[at + 1 :])
+    return dataclasses.replace(tree, **{name: with_number(getattr(tree, name), rest, value) if rest else value})
+
+
 def with_numbers(tree: Any, numbers: Iterable[Any]) -> Any:
     """`tree` with other numbers, as many as `numbers_of` gives."""
     leaves, structure = jax.tree.flatten(tree)

@@ -58,6 +58,7 @@ OF_A_PACKAGE = {
     "tensorstore": "the folder's params may be damaged; make it again",
 }
 EXTRAS = {"qwix": "pip install 'jaxdiff[int8]'", "libtpu": "pip install 'jax[tpu]'"}
+EXTRAS |= dict.fromkeys(("prometheus_client", "starlette", "uvicorn"), "pip install 'jaxdiff[serve]'")
 
 
 def ours(error: BaseException) -> bool:

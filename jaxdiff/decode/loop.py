@@ -100,7 +100,7 @@ def step(setup: Setup, state: State) -> State:
         end=state.end,
         live=acts,
         generated=~state.given,
-        settled=_settled(model, state, place, stays & heeded & policy.revises),
+        settled=settled(model, state, place.start, stays & heeded & policy.revises),
         score=score,
         accepted=proposal.accepted & score.eligible,
         tail=tail,
@@ -202,9 +202,9 @@ def _changed(
     )
 
 
-def _settled(model: Model, state: State, place: Place, unsettled: Bool[Array, " B"]) -> Int[Array, " B"]:
-    """The first column that may still change: the first mask; the block's start where commits may be taken back."""
+def settled(model: Model, state: State, start: Int[Array, " B"], unsettled: Bool[Array, " B"]) -> Int[Array, " B"]:
+    """The first column that may still change: the first mask; the block's `start` where commits may be taken back."""
     length = state.given.shape[1]
     masked = ~state.given & (state.rows.canvas == model.config.mask_token_id)
     first_hole = jnp.min(jnp.where(masked, jnp.arange(length, dtype=jnp.int32)[None], length), axis=1)
-    return jnp.where(unsettled, jnp.minimum(place.start, first_hole), first_hole)
+    return jnp.where(unsettled, jnp.minimum(start, first_hole), first_hole)

@@ -5,8 +5,8 @@
 
 Python sees serve steps, never decode steps. Requests of mixed lengths share the slots: a canvas is as wide as the
 longest prompt in flight, in buckets that double or in the widths that the caller names, and is repadded on the left
-while rows are in it. What goes in is made by numpy and put on the device: `jnp.asarray` is a program to compile, for
-each shape.
+while rows are in it. A queue that is fed while it is read says by a None that nothing is in it now. What goes in is
+made by numpy and put on the device: `jnp.asarray` is a program to compile, for each shape.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ from jaxdiff.parallel.mesh import check_axes, everywhere
 from jaxdiff.parallel.rules import place
 from jaxdiff.protocols import Model
 from jaxdiff.pytree import numbers_of, with_numbers
-from jaxdiff.serve.queue import Answer, Meter, Refusal, Request, check_request, numbered
+from jaxdiff.serve.queue import Answer, Meter, Partial, Refusal, Request, check_request, numbered
 from jaxdiff.serve.slots import Incoming, repad, serve_step
 from jaxdiff.types import REFERENCE, InputError, Params
 
 UNBOUNDED = 2**30  # steps
+END = object()  # of a queue
 
 
 def decode_stream(
     model: Model,
     params: Params,
-    requests: Iterable[Request | Sequence[int] | Int[np.ndarray, " P"]],
+    requests: Iterable[Request | Sequence[int] | Int[np.ndarray, " P"] | None],
     decoder: Decoder | None = None,
     *,
     slots: int = 8,
@@ -61,10 +62,11 @@ def decode_stream(
     generate waits until they are empty, and the queue behind it too: give those of one length together.
 
     Args:
-        requests: `Request`s, or bare prompts.
+        requests: `Request`s, or bare prompts. None stands for nothing at the moment: the slots go on with what they
+            have, and ask again after a serve step, or at once where they have nothing; such a queue should then wait.
         decoder: as in `decode`; its numbers serve every request that brings none of its own. Without a block length,
             prompts have that of `decode`, canvases that of `infill`.
-        slots: rows that are decoded at a time; fewer where the queue is shorter, and a multiple of a mesh's data
+        slots: rows that are decoded at a time; fewer where the queue ends sooner, and a multiple of a mesh's data
             devices. A forward costs as much as all slots.
         key: of the run; request i draws from `fold_in(key, i)` unless it has a key of its own.
         free: rows that must be done before the compiled loop is left to look at the queue.
@@ -75,7 +77,7 @@ def decode_stream(
             nothing is compiled twice.
 
     Yields, in no order, an `Answer` or a `Refusal` for each request: a bad one is refused when its turn comes, with
-    its id, and the others go on.
+    its id, and the others go on; one that is no longer `wanted` is refused too.
 
     Raises InputError now, before compilation, for what cannot serve any request: slots, lengths, a number for each
     row, a policy or a fill that refuses the block; where a canvas has another block than a prompt, each request is
@@ -122,6 +124,10 @@ def _with_reference(answer: Answer | Refusal) -> Request | Refusal:
     return answer if isinstance(answer, Refusal) else dataclasses.replace(answer.request, reference=answer.tokens)
 
 
+def _unwanted(request: Request) -> Refusal:
+    return Refusal(request.number, request.id, "given up: it is no longer wanted")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Kind:
     """What requests must have in common to share the slots: what each generates, its blocks and their overhang."""
@@ -165,36 +171,51 @@ class _Engine:
         self.kind = _Kind(0, 0, 0)
         self.state: State | None = None
 
-    def serve(self, queue: Iterator[Request | Refusal], slots: int, devices: int) -> Iterator[Answer | Refusal]:
+    def serve(self, queue: Iterator[Request | Refusal | None], slots: int, devices: int) -> Iterator[Answer | Refusal]:
         """Fill the slots, run a serve step, hand out what is done, and again."""
         queue = (self._checked(item) for item in queue)
-        ahead: list[Request] = []
+        ahead: list[Request | None] = []
         for item in queue:
             if isinstance(item, Refusal):
                 yield item
-            else:
-                ahead.append(item)
-            if len(ahead) == slots:
+                continue
+            ahead.append(item)
+            if item is None or len(ahead) == slots:
+                rows = slots
                 break
+        else:
+            rows = len(ahead)
         queue = itertools.chain(ahead, queue)
-        self.slots = [None] * (-(-len(ahead) // devices) * devices)
-        held: Request | Refusal | None = None
-        while True:
-            while None in self.slots and (item := held or next(queue, None)) is not None:
-                held = None
+        self.slots = [None] * (-(-rows // devices) * devices)
+        held: Request | Refusal | object | None = None
+        while held is not END or any(self.slots):
+            yield from self._give_up()
+            while None in self.slots and held is not END:
+                item, held = held or next(queue, END), None
                 if isinstance(item, Refusal):
                     yield item
-                elif not self._enter(item):
+                elif item is END or (isinstance(item, Request) and not self._enter(item)):
                     held = item
                     break
-            if not any(self.slots):
-                return
-            yield from self._serve_step()
+                elif item is None:
+                    break
+            if any(self.slots):
+                yield from self._serve_step()
 
-    def _checked(self, item: Request | Refusal) -> Request | Refusal:
+    def _give_up(self) -> Iterator[Refusal]:
+        """Free the slots of requests that nobody wants any longer."""
+        for number, slot in enumerate(self.slots):
+            if slot is not None and slot.request.given_up:
+                self.slots[number] = None
+                self.fresh.add(number)
+                yield _unwanted(slot.request)
+
+    def _checked(self, item: Request | Refusal | None) -> Request | Refusal | None:
         """The request, or its refusal with what `decode` would raise for it."""
-        if isinstance(item, Refusal):
+        if not isinstance(item, Request):
             return item
+        if item.given_up:
+            return _unwanted(item)
         try:
             check_request(self.setup.model, item, self.gen_length, self.setup.decoder, self.key)
         except InputError as error:
@@ -226,7 +247,9 @@ class _Engine:
         done = self.meter.call(serve_step, self.setup, self.state, incoming, *self.bounds, donate=(1,))
         self.state = done.state
         self.fresh.clear()
-        result, live, steps, busy = jax.device_get((done.result, done.live, done.steps, done.busy))
+        result, live, settled, steps, busy = jax.device_get(
+            (done.result, done.live, done.settled, done.steps, done.busy)
+        )
         self.meter.count(int(steps), len(self.slots), int(busy))
         for number, slot in present:
             if not live[number]:
@@ -245,12 +268,24 @@ class _Engine:
                     not_finite=int(result.not_finite[number]),
                     seconds=self.meter.seconds - slot.since,
                 )
+            elif slot.request.watch is not None:
+                there = Partial(
+                    request=slot.request,
+                    tokens=result.tokens[number, first:].copy(),
+                    commit_step=result.commit_step[number].copy(),
+                    log_prob=result.log_prob[number].copy(),
+                    settled=max(0, int(settled[number]) - first),
+                    nfe=int(result.nfe[number]),
+                )
+                slot.request.watch(there)
 
     def _width(self, length: int) -> int:
         return next((width for width in self.widths if width >= length), bucket(length, self.room))
 
     def _incoming(self, first: int) -> Incoming:
-        """The requests that are new in their slots, as arrays; the other rows generate nothing."""
+        """The requests that are new in their slots, as arrays; the other rows, and those of slots that were given up,
+        generate nothing.
+        """
         rows, length = len(self.slots), first + self.kind.generated + self.kind.overhang
         canvas = np.full((rows, length), self.setup.model.config.mask_token_id, np.int32)
         reference = canvas.copy()
@@ -260,9 +295,12 @@ class _Engine:
         room = self.setup.decoder.stop_strings
         strings = None if self.strings is None else np.stack([self.strings] * rows)
         for slot in self.fresh:
-            request = self.slots[slot].request  # type: ignore[union-attr]
+            fresh[slot] = True
+            if (holder := self.slots[slot]) is None:
+                continue
+            request = holder.request
             end = first + (self.kind.generated if request.is_canvas else 0)
-            fresh[slot], origin[slot] = True, end - len(request.ids)
+            origin[slot] = end - len(request.ids)
             canvas[slot, origin[slot] : end] = request.ids
             last[slot] = first + (request.max_tokens or self.kind.generated)
             places[slot], has_own[slot] = request.number, request.key is not None

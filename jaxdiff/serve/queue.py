@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -33,6 +33,9 @@ class Request:
         stop_strings: texts that end it, in place of those of the decoder, which must have `stop_strings` with room for
             them; None: the decoder's.
         reference: the tokens of its standard answer; the stream fills it in, for a policy that needs it.
+        watch: told what there is of it, after each serve step that it is not done in; under a policy that needs a
+            reference, of its standard decode first.
+        wanted: asked before each serve step; once it says no, the request is given up, and its slot is free.
     """
 
     ids: Any  # a sequence of int: checked when its turn comes, so that a bad one harms nobody
@@ -44,6 +47,13 @@ class Request:
     decoder: Decoder | None = None
     stop_strings: Any = None  # a sequence of str, checked when its turn comes
     reference: Int[np.ndarray, " G"] | None = None
+    watch: Callable[[Partial], None] | None = None
+    wanted: Callable[[], bool] | None = None
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody wants it any longer."""
+        return self.wanted is not None and not self.wanted()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +87,21 @@ class Answer:
     seconds: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Partial:
+    """What there is of a request's answer, as `Answer` has it: [MASK] stands where nothing is committed.
+
+    The first `settled` of the tokens will not change; those behind them may, under a policy that takes commits back.
+    """
+
+    request: Request
+    tokens: Int[np.ndarray, " G"]
+    commit_step: Int[np.ndarray, " G"]
+    log_prob: Float[np.ndarray, " G"]
+    settled: int
+    nfe: int
+
+
 class Meter(Timed):
     """`Timed` for streams, with what the slots did so far.
 
@@ -105,9 +130,14 @@ class Meter(Timed):
         self.steps, self.slot_steps, self.busy = self.steps + steps, self.slot_steps + steps * rows, self.busy + busy
 
 
-def numbered(requests: Iterable[Any]) -> Iterator[Request | Refusal]:
+def numbered(requests: Iterable[Any]) -> Iterator[Request | Refusal | None]:
     """Requests, or bare prompts, with their place in the queue as number and name where they have none."""
-    for place, item in enumerate(requests):
+    place = -1
+    for item in requests:
+        if item is None:
+            yield None
+            continue
+        place += 1
         if isinstance(item, Refusal):
             yield item
             continue
@@ -165,7 +195,7 @@ def _check_own(request: Request, gen_length: int, decoder: Decoder, key: Key[Arr
         for name, given, held in zip(
             number_names(decoder), *map(jax.tree.leaves, (request.decoder, decoder)), strict=True
         ):
-            if name is None and not np.array_equal(given, held):
+            if name is None and given is not held and not np.array_equal(given, held):
                 raise InputError(
                     "decoder: found other weights or stop strings than those of the slots, expected the same one with "
                     "other numbers; a request's own strings are its stop_strings"

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxdiff import kvcache
 from jaxdiff.decode.layout import Layout, Setup
-from jaxdiff.decode.loop import begin, step
+from jaxdiff.decode.loop import begin, settled, step
 from jaxdiff.decode.result import Result, finish
 from jaxdiff.decode.state import Rows, State, keep, live
 from jaxdiff.kvcache import shift_columns
@@ -46,14 +46,16 @@ class Incoming:
 
 @pytree
 class ServeStep:
-    """What one serve step gives: the state to go on from, the result of the rows that are not `live`, and its cost.
+    """What one serve step gives: the state to go on from, the result of the rows, and its cost.
 
-    The policies' final states are left in `state`.
+    The result of a row that is `live` is what there is of it so far; left of column `settled` it will not change. The
+    policies' final states are left in `state`.
     """
 
     state: State
     result: Result
     live: Bool[Array, " B"]
+    settled: Int[Array, " B"]
     steps: Int[Array, ""]  # steps of the whole batch; over a mesh, of the shard of rows that took most
     busy: Int[Array, ""]  # of their rows, those that a live request took part in
 
@@ -100,15 +102,16 @@ def serve_step(setup: Setup, state: State, incoming: Incoming, free: Int[Array, 
         begun = refill(setup, state, incoming)
         after, steps = advance(setup, begun, free, most)
         result = dataclasses.replace(finish(setup, after), policy=())
+        left, revises = live(setup.model, after), setup.decoder.policy.revises
         busy = jnp.sum(after.nfe - begun.nfe, dtype=jnp.int32, keepdims=True) // setup.model.copies
-        return after, result, live(setup.model, after), steps[None], busy
+        return after, result, left, settled(setup.model, after, after.start, left & revises), steps[None], busy
 
     program, mesh = on_shard, setup.layout.mesh
     if mesh is not None:
         rows = jax.tree.map_with_path(lambda path, _: KV_ROWS if path[0].name == "kv" else ROWS, state)
-        program = over_data(on_shard, mesh, (specs_of(setup), rows, ROWS, WHOLE, WHOLE), (rows, *[ROWS] * 4))
-    after, result, left, steps, busy = program(setup, state, incoming, free, most)
-    return ServeStep(after, result, left, steps=jnp.max(steps), busy=jnp.sum(busy, dtype=jnp.int32))
+        program = over_data(on_shard, mesh, (specs_of(setup), rows, ROWS, WHOLE, WHOLE), (rows, *[ROWS] * 5))
+    after, result, left, fixed, steps, busy = program(setup, state, incoming, free, most)
+    return ServeStep(after, result, left, fixed, steps=jnp.max(steps), busy=jnp.sum(busy, dtype=jnp.int32))
 
 
 def repad(setup: Setup, before: Layout, state: State) -> State:
