@@ -245,7 +245,8 @@ function paint() {
 function choose(at) {
   $("prompts").value = at;
   const { name, text, of } = prompts[at], most = (key) => Math.max(...of.map((decode) => decode[key]));
-  $("prompt").textContent = text ?? (name === null ? "A decode" : String(name));
+  const words = text ?? (name === null ? "A decode" : String(name)); // names of special tokens stand back
+  $("prompt").replaceChildren(...words.split(/(<\|[^|\s]*\|>)/).map((part, at) => at % 2 ? make("span", {}, part) : part));
   panes = of.map((decode) => new Pane(decode, { nfe: most("nfe"), cheap: most("cheap"), work: most("work") }));
   last = Math.max(...panes.map((pane) => pane.forwards));
   $("step").max = last;

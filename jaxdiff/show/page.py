@@ -11,27 +11,34 @@ from jaxdiff.show.rows import decode_of
 from jaxdiff.types import InputError
 
 
-def page(rows: Sequence[Mapping[str, Any]], title: str = "jaxdiff") -> str:
+def page(rows: Sequence[Mapping[str, Any]], title: str = "jaxdiff", *, places: Sequence[str] | None = None) -> str:
     """The HTML of rows that `jaxdiff generate --for-show` writes, or `row_of` makes. Rows of one id, or of one prompt
     where they have none, stand side by side; those of others are chosen from a list.
 
     All text in it is data: none of it becomes markup or script.
 
-    Raises InputError, with the place of the row from 0, for one that lacks what is drawn, for rows of one id with other
-    prompts, and where there are no rows.
+    Args:
+        places: what messages call each row; default `row` and its place from 0.
+
+    Raises InputError, with the row's place, for one that lacks what is drawn, for rows of one id with other prompts,
+    and where there are no rows.
     """
     if not rows:
         raise InputError("show: found no rows, expected at least one")
     prompts: dict[str, dict[str, Any]] = {}
-    for place, row in enumerate(rows):
+    places = [f"row {number}" for number in range(len(rows))] if places is None else places
+    for place, row in zip(places, rows, strict=True):
         try:
             decode = decode_of(row)
         except InputError as error:
-            raise InputError(f"row {place}: {error}") from error
+            raise InputError(f"{place}: {error}") from error
         name, text = row.get("id"), row.get("prompt_text")
         group = prompts.setdefault(json_line(text if name is None else name), {"name": name, "text": text, "of": []})
         if group["text"] != text:
-            raise InputError(f"row {place}: found id {json_line(name)} with another prompt_text than a row before it")
+            raise InputError(
+                f"{place}: found id {json_line(name)} with another prompt than a row before it, expected the rows of "
+                "one id to answer one prompt; show the files apart"
+            )
         group["of"].append(decode)
     return _rendered(title, {"prompts": list(prompts.values())})
 

@@ -18,7 +18,7 @@ OPTION = "--for-show"  # of `jaxdiff generate`: rows hold all of these
 NEEDED = {
     "token_ids": "a list of whole numbers",
     "pieces": "a text for each of token_ids, or null",
-    "commit_step": "a whole number for each of token_ids",
+    "commit_step": "for each of token_ids a forward below nfe, or -1",
     "nfe": "a number",
     "cheap": "a number",
     "work": "a number",
@@ -31,7 +31,7 @@ def pieces_of(tokens: Sequence[int], fast: Any) -> list[str | None]:
     """The text of each token; of a special one none. Where a character is cut over several tokens, the last one has it,
     and None stands for the others.
 
-    A token's text is what it adds to that of the tokens before it, of which those are read that end in whole characters.
+    A token's text is what it adds to that of a few tokens before it.
 
     Args:
         fast: a transformers.PreTrainedTokenizerFast, or one that does the same.
@@ -93,15 +93,15 @@ def decode_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     if lacking := [name for name in NEEDED if name not in row]:
         raise InputError(f"found no {', '.join(lacking)}; write the rows with jaxdiff generate {OPTION}")
-    ids, pieces, steps, log_prob = (row.get(name) for name in ("token_ids", "pieces", "commit_step", "log_prob"))
+    ids, pieces, steps, log_prob = row["token_ids"], row["pieces"], row["commit_step"], row.get("log_prob")
     ids = ids if isinstance(ids, list) else []
     if pieces is None:  # a model without a tokenizer
         pieces = [f"{token} " for token in ids]
     fits = {
         "token_ids": bool(ids) and _list(ids, ids, int),
         "pieces": _list(pieces, ids, str, type(None)),
-        "commit_step": _list(steps, ids, int),
         **{name: type(row[name]) in (int, float) for name in ("nfe", "cheap", "work", "generated_tokens")},
+        "commit_step": _list(steps, ids, int) and all(-1 <= step < row["nfe"] for step in steps),
         "decoder": isinstance(row["decoder"], dict) and isinstance(row["decoder"].get("policy"), str),
     }
     if wrong := next((name for name, fit in fits.items() if not fit), None):
@@ -117,7 +117,6 @@ def decode_of(row: Mapping[str, Any]) -> dict[str, Any]:
         "cheap": row["cheap"],
         "work": round(row["work"], 2),
         "tokens": row["generated_tokens"],
-        "reason": row.get("reason"),
         "ids": ids,
         "pieces": pieces,
         "steps": _steps(row, steps),
@@ -130,7 +129,7 @@ def _list(value: Any, like: Any, *kinds: type) -> bool:
     return isinstance(value, list) and len(value) == len(like) and all(type(one) in kinds for one in value)
 
 
-def _rounded(log_prob: float | None) -> float | None:
+def _rounded(log_prob: float | int | None) -> float | None:
     return None if log_prob is None or not math.isfinite(log_prob) else round(log_prob, 4)
 
 
