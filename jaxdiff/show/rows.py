@@ -97,11 +97,13 @@ def decode_of(row: Mapping[str, Any]) -> dict[str, Any]:
     ids = ids if isinstance(ids, list) else []
     if pieces is None:  # a model without a tokenizer
         pieces = [f"{token} " for token in ids]
+    numbers = {name: type(row[name]) in (int, float) for name in ("nfe", "cheap", "work", "generated_tokens")}
+    forwards = row["nfe"] if numbers["nfe"] else 0
     fits = {
         "token_ids": bool(ids) and _list(ids, ids, int),
         "pieces": _list(pieces, ids, str, type(None)),
-        **{name: type(row[name]) in (int, float) for name in ("nfe", "cheap", "work", "generated_tokens")},
-        "commit_step": _list(steps, ids, int) and all(-1 <= step < row["nfe"] for step in steps),
+        **numbers,
+        "commit_step": _list(steps, ids, int) and all(-1 <= step < forwards for step in steps),
         "decoder": isinstance(row["decoder"], dict) and isinstance(row["decoder"].get("policy"), str),
     }
     if wrong := next((name for name, fit in fits.items() if not fit), None):
@@ -130,7 +132,7 @@ def _list(value: Any, like: Any, *kinds: type) -> bool:
 
 
 def _rounded(log_prob: float | int | None) -> float | None:
-    return None if log_prob is None or not math.isfinite(log_prob) else round(log_prob, 4)
+    return None if log_prob is None or not math.isfinite(log_prob) else round(float(log_prob), 4)
 
 
 def _steps(row: Mapping[str, Any], steps: list[int]) -> list[int]:
