@@ -39,8 +39,8 @@ def run_of(asked: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, An
     """What an evaluation needs to be repeated.
 
     Args:
-        asked: its command's parameters; names of the hub with their commit, and what hangs on the device or the model by
-            default as it was here.
+        asked: its command's parameters; names of the hub with their commit, and what hangs on the device or the model
+            by default as it was here.
         digests: of the weights, the decoder and the problems.
     """
     options = {"task" if name == "task_name" else name: value for name, value in asked.items() if name not in OTHERS}
