@@ -55,7 +55,7 @@ class Pane {
 
   build(most) {
     const tiles = [["NFE", this.nfe, this.nfe / most.nfe, 0], ["work", this.work, this.work / most.work, 1],
-      ["tokens", this.tokens, null, 0], ["tokens / NFE", this.tokens / Math.max(this.nfe, 1), null, 2]];
+      ["tokens", this.tokens, null, 0], ["TPF", this.tokens / Math.max(this.nfe, 1), null, 2]];
     if (most.cheap) tiles.splice(1, 0, ["cheap passes", this.cheap, this.cheap / most.cheap, 0]);
     const settings = this.settings.flatMap(([name, value], at) =>
       [at ? " · " : "", `${name} `, make("b", {}, String(value))]);
