@@ -16,7 +16,7 @@ from jaxdiff.files import read_object
 
 DOCS = Path(__file__).parents[1] / "docs"
 PROBLEM, GEN_LENGTH, STEP = 2, 256, 3  # of checkpoints/gsm-1m/demo.json; tokens; after how many forwards
-SIZE, SCALE = "1280,716", 1.5  # of the window in pixels, and pixels of the picture in each
+SIZE, SCALE = "1280,734", 1.5  # of the window in pixels, and pixels of the picture in each
 THEMES = {"light": 1, "dark": 0}  # as chromium numbers them
 CHROMIUM = (
     *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"),
