@@ -256,16 +256,18 @@ def write_lines(path: Path, values: Iterable[Any], mend: str = FREE) -> None:
         file.writelines(json_line(value).encode() + b"\n" for value in values)
 
 
-def check_writable(path: Path, source: Path | None = None) -> None:
-    """Raises InputError for a path that `write_lines` could not, or must not, put a file at: the `source`'s is one."""
+def check_writable(path: Path, source: Path | None = None, what: str = "out") -> None:
+    """Raises InputError, which begins with `what`, for a path that `write_lines` could not, or must not, put a file at:
+    the `source`'s is one.
+    """
     place = os.path.realpath(path.parent)
     if path.exists() and (not path.is_file() or place == "/dev" or place.startswith("/proc/")):
-        raise InputError(f"out: {path} is not a file; name another")  # a device, which renaming would replace
+        raise InputError(f"{what}: {path} is not a file; name another")  # a device, which renaming would replace
     for home in (path.parent, Path(os.path.realpath(path)).parent):  # the second: of what a link leads to
         if not home.is_dir() or not os.access(home, os.W_OK):
-            raise InputError(f"out: {home} is no folder that can be written to; make it or name another")
+            raise InputError(f"{what}: {home} is no folder that can be written to; make it or name another")
     if source is not None and path.exists() and source.exists() and path.samefile(source):
-        raise InputError(f"out: {path} is the file to read, which would be lost; name another")
+        raise InputError(f"{what}: {path} is the file to read, which would be lost; name another")
 
 
 @contextlib.contextmanager

@@ -15,11 +15,13 @@ from jaxdiff.bench.clock import Median, in_turn
 from jaxdiff.checkpoint import SHIPPED, model_folder
 from jaxdiff.cli import options
 from jaxdiff.cli.options import Decoding
+from jaxdiff.cli.pages import write_page
 from jaxdiff.cli.show import note
 from jaxdiff.cli.tally import trusted
 from jaxdiff.decode import Timed, pad_prompts
 from jaxdiff.decode.api import prepare
-from jaxdiff.files import json_line, read_object
+from jaxdiff.files import check_writable, json_line, read_object
+from jaxdiff.show import row_of
 from jaxdiff.tasks import Problem, task
 from jaxdiff.types import InputError
 
@@ -38,9 +40,12 @@ def demo(
     model: options.Model = SHIPPED,
     number: Annotated[int, typer.Option("--problem", min=0, help=f"Which of those in the folder's {PROBLEMS}.")] = 0,
     gen_length: options.GenLength = 256,
+    html: options.Html = None,
     as_json: options.Json = False,
 ) -> int:
     """Decode one held-out problem one token a step, by a threshold and by the learned filter, side by side."""
+    if html is not None:
+        check_writable(html, what="html")
     model = options.pinned(model)
     decodings = {
         name: Decoding(model=model, policy=policy, stop=stop, gen_length=gen_length) for name, policy, stop in WAYS
@@ -78,6 +83,10 @@ def demo(
                 "text": text,
             }
         )
+    if html is not None:
+        told = {name: decoding.told(checkpoint.model) for name, decoding in decodings.items()}
+        question = problem.question
+        write_page(html, [row_of(results[name], 0, tokenizer, told[name], prompt_text=question) for name in decodings])
     if as_json:
         setting = {"question": problem.question, "gen_length": gen_length, "problem": number}
         print(json_line(setting | {"compile_seconds": timed.compile_seconds, "ways": rows}))

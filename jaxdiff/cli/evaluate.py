@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -12,15 +12,18 @@ from rich.table import Table
 from jaxdiff.checkpoint import SHIPPED
 from jaxdiff.cli import options
 from jaxdiff.cli.options import Decoding
-from jaxdiff.cli.show import progress, tell
+from jaxdiff.cli.record import Record, run_of
+from jaxdiff.cli.show import note, progress, tell
 from jaxdiff.cli.tally import trusted
 from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.pytree import numbers_of
 from jaxdiff.tasks import TASKS, lengths, task
 from jaxdiff.tasks.evaluate import evaluate as evaluate_task
+from jaxdiff.tasks.evaluate import fingerprints, held_out
 
 
 def evaluate(
+    context: typer.Context,
     task_name: Annotated[str, typer.Option("--task", help=f"{' or '.join(TASKS)}.")] = "gsm_symbolic",
     n: Annotated[int, typer.Option("--n", min=1, help="Problems.")] = 100,
     split: Annotated[str, typer.Option("--split", help="test or validation.")] = "test",
@@ -62,18 +65,53 @@ def evaluate(
             "not_finite. Stopped, the same command goes on from what lies in JSONL.parts.",
         ),
     ] = None,
+    from_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Repeat what an eval --json wrote and say whether it agrees; exit code 1 if not. Beside it go --json, "
+            "--out, --mesh, --batch-size, and --model where the model lies elsewhere.",
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> int:
     """Decode a task's held-out problems and score them with its verifier."""
-    gen_length = task(task_name).LENGTH if gen_length is None else gen_length  # named before the model is read
-    decoding = Decoding.of(locals())
-    checkpoint, adapter = decoding.load(), decoding.pinned_adapter
-    _, block = lengths(task_name, gen_length, block_length, checkpoint.model.attention_block)
+    if from_file is not None:
+        record = Record.read(from_file)
+        again = record.asked(context)
+        return _show_again(record, *_evaluated(again, out_file, record), as_json)
+    numbers, table, sound = _evaluated(dict(context.params), out_file)
+    tell(numbers, table, as_json=as_json)
+    return 0 if sound else 1
+
+
+def _evaluated(
+    asked: dict[str, Any], out_file: Path | None, record: Record | None = None
+) -> tuple[dict[str, Any], Table, bool]:
+    """What `--json` says of an evaluation, its table, and whether all scores were numbers.
+
+    Args:
+        asked: the command's parameters.
+        record: what is repeated: other weights or problems than its own are refused before anything is decoded.
+    """
+    task_name, n, split, seed = (asked[name] for name in ("task_name", "n", "split", "seed"))
+    if asked["gen_length"] is None:
+        asked["gen_length"] = task(task_name).LENGTH  # named before the model is read
+    decoding = Decoding.of(asked)
+    checkpoint, pinned, adapter = decoding.load(), decoding.pinned, decoding.pinned_adapter
+    _, block = lengths(task_name, decoding.gen_length, decoding.block_length, checkpoint.model.attention_block)
     decoding = dataclasses.replace(decoding, block_length=block)
-    decoder = decoding.decoder(checkpoint.model, gen_length, tokenizer=checkpoint.tokenizer)
+    decoder = decoding.decoder(checkpoint.model, decoding.gen_length, tokenizer=checkpoint.tokenizer)
     if decoding.stop_string:
         strings = checkpoint.tokenizer_for(task_name).stop_strings(decoding.stop_string)
         decoder = dataclasses.replace(decoder, stop_strings=strings)
+    problems = held_out(task_name, n, split=split, seed=seed)
+    here = {"model": pinned, "adapter": adapter, "dtype": checkpoint.model.config.dtype}
+    here |= {"gen_length": decoding.gen_length, "block_length": decoder.block_length}
+    run = run_of(asked | here, fingerprints(checkpoint, decoder, problems))
+    if record is not None:
+        record.check(run)
     with progress("problems", n) as update:
         report = evaluate_task(
             checkpoint,
@@ -82,9 +120,9 @@ def evaluate(
             n=n,
             seed=seed,
             split=split,
-            batch_size=batch_size,
-            gen_length=gen_length,
-            mesh=parse_mesh(mesh),
+            batch_size=asked["batch_size"],
+            gen_length=decoding.gen_length,
+            mesh=parse_mesh(decoding.mesh),
             progress=update,
             out=out_file,
         )
@@ -95,35 +133,47 @@ def evaluate(
         "task": task_name,
         "split": split,
         "seed": seed,
-        "model": model,
+        "model": decoding.model,
         "revision": checkpoint.revision,
         "adapter": adapter,
-        "weights": weights,
-        "policy": policy,
-        "stop": stop,
+        "weights": decoding.weights,
+        "policy": decoding.policy,
+        "stop": decoding.stop,
         "stop_strings": decoding.stop_string,
-        "fill": fill,
-        "cache": cache,
-        "gen_length": gen_length,
+        "fill": decoding.fill,
+        "cache": decoding.cache,
+        "gen_length": decoding.gen_length,
         "block_length": decoder.block_length,
-        "length": length,
-        "end_think": end_think,
+        "length": decoding.length,
+        "end_think": decoding.end_think,
         "end_think_boost": boost,
         "end_think_power": power,
         "near_ties": int(report.near_ties.sum()),
     }
     table = Table(title=f"{task_name}/{split}, n {n}, seed {seed}", box=None, show_header=False, title_justify="left")
-    further = [f"adapter {adapter}"] * (adapter is not None) + [f"{weights} weights"] * (weights is not None)
-    table.add_row("model", ", ".join([model, *further]))
-    shape = f"{length} length {gen_length}, block {decoder.block_length}"
-    table.add_row("policy", f"{policy}, fill {fill}, stop {stop}, cache {cache}, {shape}")
+    further = [f"adapter {adapter}"] * (adapter is not None)
+    further += [f"{decoding.weights} weights"] * (decoding.weights is not None)
+    table.add_row("model", ", ".join([decoding.model, *further]))
+    shape = f"{decoding.length} length {decoding.gen_length}, block {decoder.block_length}"
+    table.add_row(
+        "policy", f"{decoding.policy}, fill {decoding.fill}, stop {decoding.stop}, cache {decoding.cache}, {shape}"
+    )
     interval = f"{numbers['accuracy_low']:.1%} to {numbers['accuracy_high']:.1%}"
     table.add_row("accuracy", f"{numbers['accuracy']:.1%}  (95 %: {interval})")
     table.add_row("NFE", f"{numbers['nfe']:.1f} on average" + _beside(numbers))
     table.add_row("TPF", f"{numbers['tpf']:.2f} tokens per forward")
     table.add_row("seconds", f"{numbers['seconds']:.2f}, and {numbers['compile_seconds']:.2f} of compiling")
-    tell(numbers | setting, table, as_json=as_json)
-    return 0 if trusted(model, "problem", dict(enumerate(report.not_finite.tolist()))) else 1
+    verdicts = {"verdicts": "".join(str(int(one)) for one in report.correct), "nfe_each": report.nfe.tolist()}
+    sound = trusted(decoding.model, "problem", dict(enumerate(report.not_finite.tolist())))
+    return numbers | setting | verdicts | {"run": run}, table, sound
+
+
+def _show_again(record: Record, now: dict[str, Any], table: Table, sound: bool, as_json: bool) -> int:
+    """Tell whether a repeated evaluation agrees. Returns the exit code."""
+    compared = record.compared(now)
+    tell(compared, table, as_json=as_json)
+    note(record.line(compared), style="dim" if compared["agrees"] else "red")
+    return 0 if compared["agrees"] and sound else 1
 
 
 def _beside(numbers: dict[str, float | int]) -> str:

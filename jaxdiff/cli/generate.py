@@ -13,12 +13,13 @@ from jaxdiff.checkpoint import SHIPPED
 from jaxdiff.cli import options, requests
 from jaxdiff.cli.hosts import Hosts
 from jaxdiff.cli.options import Decoding
+from jaxdiff.cli.pages import write_page
 from jaxdiff.cli.requests import Job
 from jaxdiff.cli.share import decode_file, print_file, share_file
 from jaxdiff.cli.show import note, stderr
 from jaxdiff.cli.tally import Tally, trusted
 from jaxdiff.cli.watch import replay
-from jaxdiff.files import json_line
+from jaxdiff.files import check_writable, json_line
 from jaxdiff.serve import Request
 from jaxdiff.types import InputError
 
@@ -91,6 +92,15 @@ def generate(
     prompt_text: Annotated[
         bool, typer.Option("--prompt-text", help="Rows also hold prompt_text, what the model was given, as text.")
     ] = False,
+    for_show: Annotated[
+        bool,
+        typer.Option(
+            "--for-show",
+            help="Rows also hold what jaxdiff show draws: pieces (the text of each token), generated_tokens, decoder, "
+            "prompt_text, log_prob.",
+        ),
+    ] = False,
+    html: options.Html = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show the masks turn into text.")] = False,
     as_json: options.Json = False,
 ) -> int:
@@ -107,6 +117,12 @@ def generate(
         raise InputError("--watch shows a single PROMPT; leave it out with --in")
     if log_prob and in_file is None and not as_json:
         raise InputError("--log-prob goes into the rows of a file and into --json; give one of them, or leave it out")
+    if for_show and in_file is None and not as_json:
+        raise InputError("--for-show goes into the rows of a file and into --json; or give --html for a page")
+    if html is not None and in_file is not None:
+        raise InputError("--html is a page of a single PROMPT; of a file give --for-show, and its rows to jaxdiff show")
+    if html is not None:
+        check_writable(html, what="html")
     if prompt_text and in_file is None:
         raise InputError("--prompt-text is for the rows of a file; --json of a PROMPT has it; leave it out")
     if system is not None and not chat:
@@ -122,6 +138,7 @@ def generate(
         system=system,
         chat=chat,
         prompt_text=prompt_text,
+        for_show=for_show,
     )
     hosts = Hosts(coordinator, processes, process_id)
     if not distributed and hosts != Hosts():
@@ -129,7 +146,7 @@ def generate(
     if distributed and (in_file is None or out_file is None):
         raise InputError("--distributed shares a file between hosts; give --in and --out")
     if in_file is None:
-        return _one(str(prompt), make_decoding(), job, watch, as_json)
+        return _one(str(prompt), make_decoding(), job, watch, html, as_json)
     if out_file is None:
         return print_file(in_file, make_decoding(), job)
     if distributed:
@@ -137,7 +154,7 @@ def generate(
     return decode_file(in_file, out_file, make_decoding(), job, as_json)
 
 
-def _one(prompt: str, decoding: Decoding, job: Job, watch: bool, as_json: bool) -> int:
+def _one(prompt: str, decoding: Decoding, job: Job, watch: bool, html: Path | None, as_json: bool) -> int:
     checkpoint = decoding.load()
     decoding.decoder(checkpoint.model, decoding.gen_length, tokenizer=checkpoint.tokenizer)
     request = Request(requests.prompt_ids(checkpoint, prompt, job), number=0)
@@ -149,6 +166,9 @@ def _one(prompt: str, decoding: Decoding, job: Job, watch: bool, as_json: bool) 
     tally.add(line)
     if watch:
         replay(answer.tokens, answer.commit_step, checkpoint.tokenizer, stderr())
+    if html is not None:
+        shown = requests.line_of(checkpoint, answer, decoding, dataclasses.replace(alone, for_show=True))
+        write_page(html, [shown["row"]])
     row = line["row"]
     if as_json:
         del row["id"]

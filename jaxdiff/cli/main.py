@@ -19,6 +19,7 @@ from typing import Annotated
 
 import jax
 import typer
+import typer.core
 
 import jaxdiff
 from jaxdiff.cli import errors
@@ -29,6 +30,7 @@ from jaxdiff.cli.evaluate import evaluate
 from jaxdiff.cli.generate import generate
 from jaxdiff.cli.inspect import inspect
 from jaxdiff.cli.learn import collect, fit
+from jaxdiff.cli.pages import show
 from jaxdiff.cli.serve import serve
 from jaxdiff.cli.show import drop, stderr
 from jaxdiff.cli.train import distill, train
@@ -38,9 +40,16 @@ from jaxdiff.hub import clear_unfinished
 MIN_SECONDS = "jax_persistent_cache_min_compile_time_secs"
 GOOGLE = "0x1ae0"  # who makes TPUs, as PCI devices name it
 
+
+class Command(typer.core.TyperCommand):
+    """One whose context is of the class that typer has annotated, which `eval` asks for."""
+
+    context_class = typer.Context
+
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-for command in (demo, generate, evaluate, train, distill, collect, fit, convert, export, inspect, bench, serve):
-    app.command("eval" if command is evaluate else command.__name__)(command)
+for command in (demo, generate, show, evaluate, train, distill, collect, fit, convert, export, inspect, bench, serve):
+    app.command("eval" if command is evaluate else command.__name__, cls=Command)(command)
 
 _debug = contextvars.ContextVar("debug", default=False)  # errors show their traceback beside their line
 

@@ -31,6 +31,10 @@ from jaxdiff.types import InputError
 from jaxdiff.weights import WEIGHTS, check_weights
 
 DTYPES = ("float32", "bfloat16")
+TOLD = (  # what a row's tokens hang on beside the decoder's parts, and a reader would want to know
+    *("model", "adapter", "weights", "steps", "stop_string", "temperature", "top_p", "top_k", "cfg_scale"),
+    *("forbid_eos", "defer_eos", "length", "end_think", "end_think_boost", "end_think_power"),
+)
 
 MODEL = "A model folder, the name of a model that ships, or org/name[@revision] of the Hugging Face hub."
 Model = Annotated[str, typer.Option("--model", help=MODEL)]
@@ -159,6 +163,9 @@ IgnoreConfig = Annotated[
 ]
 ForbidEos = Annotated[bool, typer.Option("--forbid-eos", help="Never predict end-of-text.")]
 DeferEos = Annotated[bool, typer.Option("--defer-eos", help="Commit end-of-text last in its block.")]
+Html = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Also write a page on which the decode is played.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; all else goes to stderr.")]
 Distributed = Annotated[
     bool, typer.Option("--distributed", help="Several hosts share the rows of --in; the same command on each.")
@@ -287,7 +294,21 @@ class Decoding:
         return fills.parse(self.fill, drafted=drafted)
 
     def stopper(self, *, canvas: bool = False) -> jaxdiff.Stopper:
-        return STOPPERS.parse(self.stop or ("none" if canvas else "eos"))
+        return STOPPERS.parse(self._stop(canvas))
+
+    def _stop(self, canvas: bool) -> str:
+        return self.stop or ("none" if canvas else "eos")
+
+    def told(self, model: jaxdiff.Model, *, canvas: int = 0) -> dict[str, Any]:
+        """How a row is decoded, in words and numbers: its parts and blocks, and of all else what is not the default.
+
+        `canvas`: the length of a canvas; 0 after a prompt.
+        """
+        parts: dict[str, Any] = {name: getattr(self, name) for name in ("policy", "fill", "cache")}
+        parts["stop"] = self._stop(bool(canvas))
+        parts["block_length"] = block_of(model, self.block_length, default=canvas or BLOCK_LENGTH)
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return parts | {name: getattr(self, name) for name in TOLD if getattr(self, name) != defaults[name]}
 
     def load(self) -> jaxdiff.Checkpoint:
         """The model, laid over the mesh. Raises as `jaxdiff.load`."""

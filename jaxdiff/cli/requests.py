@@ -21,6 +21,7 @@ from jaxdiff.decode.result import Reason
 from jaxdiff.files import parse_json
 from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.serve import Answer, Meter, Refusal, Request, check_request, decode_stream
+from jaxdiff.show import pieces_of
 from jaxdiff.stoppers.strings import ROOM, StopStrings, encoded
 from jaxdiff.types import InputError
 
@@ -48,6 +49,7 @@ class Job:
         system: the system turn of chats that have none of their own.
         chat: a text prompt is a user's turn of the folder's chat template; else it is given to the model as it stands.
         prompt_text: rows hold the text that the model was given.
+        for_show: rows hold what `jaxdiff show` draws, of all the above what is shown too.
     """
 
     seed: int
@@ -57,6 +59,7 @@ class Job:
     system: str | None = None
     chat: bool = True
     prompt_text: bool = False
+    for_show: bool = False
 
 
 def prompt_ids(checkpoint: Checkpoint, text: str, job: Job) -> list[int]:
@@ -214,10 +217,15 @@ def line_of(checkpoint: Checkpoint, done: Answer, decoding: Decoding, job: Job) 
         own = done.request.stop_strings
         strings = () if holes else decoding.stop_string if own is None else own
         row["text"] = checkpoint.tokenizer.decode(row["token_ids"], holes, strings)
-    if job.prompt_text and not done.request.is_canvas:
+    if (job.prompt_text or job.for_show) and not done.request.is_canvas:
         row["prompt_text"] = None if checkpoint.tokenizer is None else checkpoint.tokenizer.show(done.request.ids)
-    if job.log_prob:
+    if job.log_prob or job.for_show:
         row["log_prob"] = done.log_prob.tolist()
+    if job.for_show:
+        tokenizer, length = checkpoint.tokenizer, _canvas_length(done.request)
+        row["pieces"] = None if tokenizer is None else pieces_of(row["token_ids"], tokenizer.fast)
+        row["generated_tokens"] = done.length
+        row["decoder"] = decoding.told(checkpoint.model, canvas=length) | ({"seed": job.seed} if job.seed else {})
     return {"number": done.request.number, "row": row, "length": done.length, "near_ties": done.near_ties}
 
 

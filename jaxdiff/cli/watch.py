@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -13,11 +12,11 @@ from rich.live import Live
 from rich.text import Text
 
 from jaxdiff.checkpoint import Tokenizer
+from jaxdiff.show import pieces_of
 
 FRAMES_A_SECOND = 8
 MOST_FRAMES = 48  # longer decodes show several forwards in one frame
 MASK, FRESH = "░", "black on green"
-CUT = "\ufffd"  # what a tokenizer gives for the bytes of a character that are not all there
 
 
 def replay(
@@ -37,22 +36,6 @@ def replay(
         for done in range(0, forwards + stride, stride):
             live.update(frame(pieces, commit_step, done - stride, done), refresh=True)
             time.sleep(seconds_a_frame)
-
-
-def pieces_of(tokens: Sequence[int], fast: Any) -> list[str | None]:
-    """The text of each token. Where a character is cut over several, the last one has it, and None stands for the
-    others.
-    """
-    pieces: list[str | None] = []
-    shown = ""
-    for count in range(1, len(tokens) + 1):
-        text = fast.decode(tokens[:count], skip_special_tokens=True)
-        if text.endswith(CUT) and count < len(tokens):
-            pieces.append(None)
-        else:
-            pieces.append(text[len(shown) :])
-            shown = text
-    return pieces
 
 
 def frame(pieces: Sequence[str | None], commit_step: Int[np.ndarray, " G"], since: int, done: int) -> Text:

@@ -20,7 +20,7 @@ from jaxdiff.checkpoint import Checkpoint, Tokenizer
 from jaxdiff.decode.batches import widths_of
 from jaxdiff.decode.checks import block_of, check_lengths
 from jaxdiff.decode.decoder import Decoder
-from jaxdiff.files import check_writable
+from jaxdiff.files import check_writable, json_line
 from jaxdiff.metrics import tpf, wilson
 from jaxdiff.serve import Answer, Meter, Refusal, Request, decode_stream
 from jaxdiff.tasks import lengths, task
@@ -33,6 +33,30 @@ HELD_OUT = ("test", "validation")
 def prompt_ids(tokenizer: Tokenizer, problem: Problem) -> list[int]:
     """What a problem's answer follows, in tokens."""
     return tokenizer.encode(problem.question) if problem.continues else tokenizer.prompt(problem.question)
+
+
+def held_out(task_name: str, n: int, *, split: str, seed: int) -> tuple[Problem, ...]:
+    """The first `n` problems of a split. Raises InputError for one that is not held out, or that has fewer."""
+    if split not in HELD_OUT:
+        raise InputError(f"split: found {split!r}, expected {' or '.join(HELD_OUT)}; only held-out problems are scored")
+    problems = tuple(itertools.islice(task(task_name).problems(split, seed), n))
+    if len(problems) < n:
+        raise InputError(f"n: found {n}, but {task_name}/{split} has {len(problems)} problems; ask for fewer")
+    return problems
+
+
+def fingerprints(checkpoint: Checkpoint, decoder: Decoder, problems: Sequence[Problem]) -> dict[str, str]:
+    """What an evaluation's answers hang on beside its settings, as digests: the weights of the model, all numbers of
+    the decoder (a learned policy's filter, a fill's drafter, a threshold) and the problems, as the model is given them,
+    with what the verifier looks for.
+    """
+    tokenizer = checkpoint.tokenizer_for("problems")
+    asked = (json_line([prompt_ids(tokenizer, problem), problem.answer]).encode() for problem in problems)
+    return {
+        "weights": parts.digest_of_tree(checkpoint.params),
+        "decoder": parts.digest_of_tree(jax.tree.leaves(decoder)),
+        "problems": parts.digest(*asked),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,15 +137,11 @@ def sweep(
     refuses, an `out` that cannot be written, and rows of another run beside it.
     """
     module = task(task_name)
-    if split not in HELD_OUT:
-        raise InputError(f"split: found {split!r}, expected {' or '.join(HELD_OUT)}; only held-out problems are scored")
     if n < 1 or batch_size < 1:
         raise InputError(f"n, batch_size: found {n}, {batch_size}, expected at least 1 of each")
     tokenizer = checkpoint.tokenizer_for(task_name)
 
-    problems = tuple(itertools.islice(module.problems(split, seed), n))
-    if len(problems) < n:
-        raise InputError(f"n: found {n}, but {task_name}/{split} has {len(problems)} problems; ask for fewer")
+    problems = held_out(task_name, n, split=split, seed=seed)
     questions = [prompt_ids(tokenizer, problem) for problem in problems]
     numbers = np.asarray(values, np.float32)
     gen_length, own_block = lengths(

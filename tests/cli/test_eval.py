@@ -81,30 +81,30 @@ def test_another_threshold_seed_split_and_adapter_compile_nothing(run, parity, f
     assert second["nfe"] < first["nfe"]
 
 
-def test_table(run, folder, monkeypatch):
+def test_table(run, parity, folder, monkeypatch):
     problems = (Problem("?", "", "1"),) * 4
     counts = np.asarray([4, 4, 4, 4], np.int32)
     report = Report(
-        *("drills", "validation", 7, problems, ("",) * 4, np.asarray([True, False, True, True])),
+        *("parity", "validation", 7, problems, ("",) * 4, np.asarray([True, False, True, True])),
         *(counts, counts * 3, counts / 2, 2 * counts, 0 * counts, 0 * counts, 1.5, 3.25),
     )
     asked = []
     monkeypatch.setattr("jaxdiff.cli.evaluate.evaluate_task", lambda *a, **k: asked.append((*a[1:], k)) or report)
     ran = run(
-        *("eval", "--task", "drills", "--n", 4, "--seed", 7, "--split", "validation", "--model", folder, *SHORT),
+        *("eval", "--task", "parity", "--n", 4, "--seed", 7, "--split", "validation", "--model", folder, *SHORT),
         *("--batch-size", 2, "--steps", 4),
     )
     ((name, decoder, options),) = asked
     assert (name, options["n"], options["seed"], options["split"], options["batch_size"]) == (
-        *("drills", 4, 7, "validation", 2),
+        *("parity", 4, 7, "validation", 2),
     )
     assert (options["gen_length"], decoder.block_length, int(decoder.policy.steps)) == (16, 8, 2)
     assert ran.code == 0
     passes = "4.0 on average, 12.0 cheap passes; work 2.0"
-    for words in ("drills/validation, n 4, seed 7", "75.0%", "30.1% to 95.4%", passes, "2.00 tokens", "3.25"):
+    for words in ("parity/validation, n 4, seed 7", "75.0%", "30.1% to 95.4%", passes, "2.00 tokens", "3.25"):
         assert words in ran.out
     push = ("--end-think", "+", "--end-think-power", 3)
-    got = run("eval", "--task", "drills", "--model", folder, *SHORT, *push, "--json").json
+    got = run("eval", "--task", "parity", "--model", folder, *SHORT, *push, "--json").json
     assert [got["end_think" + name] for name in ("", "_boost", "_power")] == ["+", 100.0, 3.0]
 
 
@@ -114,3 +114,58 @@ def test_a_puzzle_has_its_own_length_which_is_one_block(run, folder):
     assert (own["gen_length"], own["block_length"], own["n"], own["nfe"]) == (16, 16, 1, 16.0)
     blocks = run(*asked, "--block-length", 4, "--policy", "threshold:tau=0").json
     assert (blocks["gen_length"], blocks["block_length"], blocks["nfe"]) == (16, 4, 4.0)
+
+
+def test_an_evaluation_is_repeated_from_its_json(run, refused, parity, folder, tmp_path):
+    """With the same numbers; what differs is named, and what is not the file's evaluation is refused."""
+    asked = ("eval", "--task", "parity", "--model", folder, *SHORT, "--batch-size", 2, "--json")
+    options = ("--n", 3, "--policy", "threshold:tau=0.9", "--seed", 1)
+    first = run(*asked, *options).json
+    assert first["verdicts"] == "101"
+    assert sum(first["nfe_each"]) == 3 * first["nfe"]
+    told = first["run"]["options"]
+    assert (told["task"], told["seed"], told["dtype"], told["stop_string"]) == ("parity", 1, "float32", [])
+    assert first["run"]["versions"]["jax"] == jax.__version__
+    file = tmp_path / "eval.json"
+
+    def again(*beside, **changes):
+        file.write_text(json.dumps(first | changes))
+        return run("eval", "--from", file, *beside)
+
+    same = again("--batch-size", 2, "--json")
+    assert (same.code, same.json["agrees"], same.json["around_differs"]) == (0, True, {})
+    assert same.err == f"agrees with {file}: the verdict and the NFE of each of 3 problems\n"
+    same = same.json["now"]
+    assert (same["nfe_each"], same["run"]["weights"]) == (first["nfe_each"], first["run"]["weights"])
+
+    versions = {**first["run"], "versions": first["run"]["versions"] | {"jax": "0.1"}}
+    other = again(verdicts="100", accuracy=1 / 3, run=versions)
+    assert other.code == 1
+    assert "accuracy 0.333333, now 0.666667; nfe " in other.err
+    assert "; another verdict of problems 2; near-ties" in other.err
+    assert f"jax 0.1, now {jax.__version__}" in other.err
+    assert again(nfe_each=[1, *first["nfe_each"][1:]]).code == 1
+
+    def changed(name, value):
+        return {"run": first["run"] | {name: value}}
+
+    refusals = [
+        ({"colour": 1}, "found key 'colour', which is not known"),
+        (changed("weights", "0123"), f"model {folder} has other weights"),
+        (changed("decoder", "0123"), "decoder: found"),
+        (changed("problems", "0123"), "the task gives other problems"),
+        (changed("options", told | {"tempo": 1}), "options: found key 'tempo', which is not known"),
+        (changed("options", {"task": "parity"}), "options: found no key 'n'"),
+        (changed("options", told | {"n": "many"}), "Invalid value for '--n'"),
+        (changed("options", told | {"stop_string": ["--x", ""]}), "found '', expected a text of at least one"),
+        (changed("options", told | {"policy": "treshold"}), "policy: found 'treshold'"),
+        (changed("options", []), "expected an object"),
+        ({"verdicts": "1"}, "expected one for each of n problems"),
+    ]
+    for changes, words in refusals:
+        file.write_text(json.dumps(first | changes))
+        assert words in refused("eval", "--from", file), words
+    file.write_text(json.dumps(first))
+    assert "--policy: found it beside --from" in refused("eval", "--from", file, "--policy", "fixed")
+    file.write_text(json.dumps({name: value for name, value in first.items() if name != "run"}))
+    assert f"{file}: found no key 'run'" in refused("eval", "--from", file)
