@@ -22,7 +22,7 @@ from jaxdiff.decode.layout import Layout, Setup
 from jaxdiff.decode.pieces import together
 from jaxdiff.decode.score import Draws, Vocabulary, log_marginal
 from jaxdiff.decode.state import Rows, fold
-from jaxdiff.parallel.mesh import WHOLE, over_data, specs_of
+from jaxdiff.parallel.mesh import WHOLE, over_data
 from jaxdiff.parallel.rules import DATA
 from jaxdiff.pytree import pytree
 from jaxdiff.types import Inputs, KVCache, Span
@@ -107,23 +107,23 @@ def _counted(counts: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " total"], 
 
 
 @jax.jit
-def run(setup: Setup, rows: Rows, passes: Masks, pieces: Int[Array, ""] | int) -> Float[Array, "n C"]:
+def run(setup: Setup, rows: Rows, masks: Masks, pieces: Int[Array, ""] | int) -> Float[Array, "n C"]:
     """The estimate of each draw of the first so many pieces."""
     if setup.layout.mesh is None:
-        return _estimates(setup, rows, passes, pieces)
+        return _estimates(setup, rows, masks, pieces)
     drawn = PartitionSpec(None, DATA)
-    return over_data(_estimates, setup.layout.mesh, (specs_of(setup), WHOLE, drawn, WHOLE), drawn)(
-        setup, rows, passes, pieces
-    )
+    # Rows are whole on each data shard, their numbers too: the draws are what is spread.
+    spread = over_data(_estimates, setup.layout.mesh, (WHOLE, WHOLE, drawn, WHOLE), drawn)
+    return spread(setup, rows, masks, pieces)
 
 
-def _estimates(setup: Setup, rows: Rows, passes: Masks, pieces: Int[Array, ""]) -> Float[Array, "n C"]:
+def _estimates(setup: Setup, rows: Rows, masks: Masks, pieces: Int[Array, ""]) -> Float[Array, "n C"]:
     kv = _clean(setup, rows) if keeps_kv(setup) else None
 
     def piece(number: Int[Array, ""], found: Float[Array, "n C"]) -> Float[Array, "n C"]:
-        return found.at[number].set(_piece(setup, rows, jax.tree.map(lambda leaf: leaf[number], passes), kv))
+        return found.at[number].set(_piece(setup, rows, jax.tree.map(lambda leaf: leaf[number], masks), kv))
 
-    return jax.lax.fori_loop(0, pieces, piece, jnp.zeros(passes.rows.shape, jnp.float32))
+    return jax.lax.fori_loop(0, pieces, piece, jnp.zeros(masks.rows.shape, jnp.float32))
 
 
 def _clean(setup: Setup, rows: Rows) -> KVCache:
