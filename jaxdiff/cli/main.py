@@ -29,6 +29,7 @@ from jaxdiff.cli.evaluate import evaluate
 from jaxdiff.cli.generate import generate
 from jaxdiff.cli.inspect import inspect
 from jaxdiff.cli.learn import collect, fit
+from jaxdiff.cli.lm_eval import lm_eval
 from jaxdiff.cli.show import drop, stderr
 from jaxdiff.cli.train import distill, train
 from jaxdiff.files import FULL, clear_scratch
@@ -38,8 +39,8 @@ MIN_SECONDS = "jax_persistent_cache_min_compile_time_secs"
 GOOGLE = "0x1ae0"  # who makes TPUs, as PCI devices name it
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-for command in (demo, generate, evaluate, train, distill, collect, fit, convert, export, inspect, bench):
-    app.command("eval" if command is evaluate else command.__name__)(command)
+for command in (demo, generate, evaluate, lm_eval, train, distill, collect, fit, convert, export, inspect, bench):
+    app.command("eval" if command is evaluate else command.__name__.replace("_", "-"))(command)
 
 _debug = contextvars.ContextVar("debug", default=False)  # errors show their traceback beside their line
 

@@ -283,14 +283,14 @@ class Harness(LM):
             for number, window in enumerate(map(make_disjoint_window, windows)):
                 asked.append((job.number + number, *window))
                 owner.append(place)
-        found: dict[int, list[Likelihood]] = defaultdict(list)
+        counts, found = Counter(owner), defaultdict(list)
         for window, one in self._likelihoods(asked):
             place = owner[window]
             found[place].append(one)
-            if len(found[place]) == owner.count(place):
+            if len(found[place]) == counts[place]:
                 whole = _joined(found.pop(place))
                 yield jobs[place].row("loglikelihood_rolling", **_told(whole), nfe=int(whole.nfe[0]))
-        for place in set(range(len(jobs))) - set(owner):  # an empty text
+        for place in set(range(len(jobs))) - set(counts):  # an empty text
             yield jobs[place].row("loglikelihood_rolling", value=0.0, error=0.0, not_finite=0, nfe=0)
 
     def _likelihoods(self, asked: Sequence[tuple[int, list[int], list[int]]]) -> Iterator[tuple[int, Likelihood]]:

@@ -40,7 +40,7 @@ def enumerated(model, prompts, origin, answers, lengths, *, block, cfg_scale=Non
     for row, (prompt, answer, length) in enumerate(zip(prompts, answers, lengths, strict=True)):
         begin = first if own is None else origin[row] + (first - origin[row]) // own * own
         for start in range(begin, first + length, block):
-            inside = [at for at in range(max(start, first), min(start + block, first + length))]
+            inside = range(max(start, first), min(start + block, first + length))
             for bits in range(1, 2 ** len(inside)):
                 masked = [at for place, at in enumerate(inside) if bits >> place & 1]
                 canvas = np.full(first + answers.shape[1] + (own or 0), small.MASK, np.int32)
