@@ -17,7 +17,7 @@ import numpy as np
 from jaxdiff.cli.main import main
 from jaxdiff.files import write_object
 
-N = 200
+N, TASK_NAME = 200, "gsm_symbolic_local"
 DECODER = ("--policy", "threshold:tau=0.9", "--stop", "eos", "--gen-length", "256")
 RESULT = Path(__file__).parents[1] / "results" / "lm_eval.json"
 # The verifier of gsm_symbolic as lm-eval's filters say it: the number behind the last ####.
@@ -54,17 +54,16 @@ def run() -> None:
         (home / "task.yaml").write_text(TASK.format(data=home / "data.jsonl"), encoding="utf-8")
         ours, theirs = home / "rows.jsonl", home / "out.json"
         codes = [
-            main(["eval", "--n", str(N), *DECODER, "--out", str(ours), "--json"]),
+            main(["eval", "--n", str(N), *DECODER, "--out", str(ours)]),
             main(
-                ["lm-eval", "--tasks", "gsm_symbolic_local", "--include-path", scratch, "--chat", *DECODER]
-                + ["--out", str(theirs), "--json"]
+                ["lm-eval", "--tasks", TASK_NAME, "--include-path", scratch, "--chat", *DECODER, "--out", str(theirs)]
             ),
         ]
         if any(codes):
             sys.exit(max(codes))
         rows = [json.loads(line) for line in ours.read_text(encoding="utf-8").splitlines()]
         found = json.loads(theirs.read_text(encoding="utf-8"))
-    took, requests = found["results"]["gsm_symbolic_local"], found["requests"]
+    took, requests = found["results"][TASK_NAME], found["requests"]
     told = {
         "n": N,
         "decoder": " ".join(DECODER),

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
+import itertools
 import json
 import os
 import sys
@@ -112,9 +114,11 @@ def lm_eval(
         if out_file is not None:
             depends = _run_of(checkpoint, decoder, gen_length, ours)
             lines = parts.written(out_file, depends)
-            part, numbers = stack.enter_context(parts.Part(out_file, 0, depends)), iter(range(len(lines), 2**31))
+            # Opened for the first row: what is refused before that leaves nothing behind.
+            part = functools.cache(lambda: stack.enter_context(parts.Part(out_file, 0, depends)))
+            numbers = itertools.count(len(lines))
             known = {line["row"]["digest"]: line["row"] for line in lines.values()}
-            keeping = dict(known=known, keep=lambda row: part.write({"number": next(numbers), "row": row}))
+            keeping = dict(known=known, keep=lambda row: part().write({"number": next(numbers), "row": row}))
         harness = _harness(checkpoint, decoder, decoding, gen_length, progress=progress, **ours, **keeping)
         found = _evaluated(
             model=harness,
@@ -214,9 +218,8 @@ def _told(found: Any, took: dict[str, dict[str, float | int]]) -> dict[str, Any]
     from lm_eval.utils import handle_non_serializable
 
     wanted = ("results", "groups", "group_subtasks", "n-shot", "n-samples", "higher_is_better", "configs")
-    plain = json.loads(
-        json.dumps({name: found[name] for name in wanted if name in found}, default=handle_non_serializable)
-    )
+    text = json.dumps({name: found[name] for name in wanted if name in found}, default=handle_non_serializable)
+    plain = json.loads(text, parse_constant=lambda _: None)  # JSON has no NaN
     for task, numbers in took.items():
         plain["results"].setdefault(task, {}).update(numbers)
     return plain

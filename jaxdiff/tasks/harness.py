@@ -99,7 +99,8 @@ class Harness(LM):
         self.decoder = Decoder() if decoder is None else decoder
         self.gen_length, self.samples, self.likelihood_block = gen_length, samples, likelihood_block
         self.batch_size, self.seed, self.mesh = batch_size, seed, mesh
-        self.rows, self.keep, self.progress = dict(known or {}), keep, progress
+        self.known, self.keep, self.progress = dict(known or {}), keep, progress
+        self.rows: dict[str, Row] = {}  # of what was asked so far
         self.meter = Meter()
         self.block = block_of(checkpoint.model, self.decoder.block_length)
         self.context = checkpoint.model.config.max_sequence_length
@@ -160,7 +161,9 @@ class Harness(LM):
 
     def _made(self, name: str, jobs: Sequence[_Job], make: Callable[[list[_Job]], Iterator[Row]]) -> dict[str, Row]:
         """The row of each job; those that are not known are made, kept and told of."""
+        self.rows |= {job.digest: self.known[job.digest] for job in jobs if job.digest in self.known}
         missing = [job for job in jobs if job.digest not in self.rows]
+        self._asked.clear()
         with self.progress(name, len(jobs)) as update:
             done = len(jobs) - len(missing)
             update(done)
