@@ -57,7 +57,11 @@ OF_A_PACKAGE = {
     "orbax": "the folder's params may be damaged; make it again",
     "tensorstore": "the folder's params may be damaged; make it again",
 }
-EXTRAS = {"qwix": "pip install 'jaxdiff[int8]'", "libtpu": "pip install 'jax[tpu]'"}
+EXTRAS = {
+    "qwix": "pip install 'jaxdiff[int8]'",
+    "libtpu": "pip install 'jax[tpu]'",
+    "lm_eval": "pip install 'jaxdiff[lm-eval]'",
+}
 EXTRAS |= dict.fromkeys(("prometheus_client", "starlette", "uvicorn"), "pip install 'jaxdiff[serve]'")
 
 

@@ -30,6 +30,7 @@ from jaxdiff.cli.evaluate import evaluate
 from jaxdiff.cli.generate import generate
 from jaxdiff.cli.inspect import inspect
 from jaxdiff.cli.learn import collect, fit
+from jaxdiff.cli.lm_eval import lm_eval
 from jaxdiff.cli.pages import show
 from jaxdiff.cli.serve import serve
 from jaxdiff.cli.show import drop, stderr
@@ -48,8 +49,25 @@ class Command(typer.core.TyperCommand):
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-for command in (demo, generate, show, evaluate, train, distill, collect, fit, convert, export, inspect, bench, serve):
-    app.command("eval" if command is evaluate else command.__name__, cls=Command)(command)
+COMMANDS = (
+    demo,
+    generate,
+    show,
+    serve,
+    evaluate,
+    lm_eval,
+    train,
+    distill,
+    collect,
+    fit,
+    convert,
+    export,
+    inspect,
+    bench,
+)
+for command in COMMANDS:
+    name = "eval" if command is evaluate else command.__name__.replace("_", "-")
+    app.command(name, cls=Command)(command)
 
 _debug = contextvars.ContextVar("debug", default=False)  # errors show their traceback beside their line
 

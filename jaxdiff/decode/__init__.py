@@ -2,6 +2,7 @@
 
 from jaxdiff.decode.api import decode, infill, lower, pad_prompts
 from jaxdiff.decode.decoder import Decoder, EndThink, Sampling
+from jaxdiff.decode.likelihood import Likelihood, log_likelihood
 from jaxdiff.decode.program import Program, Timed
 from jaxdiff.decode.result import Reason, Result
 from jaxdiff.decode.trajectory import trajectory_log_prob
@@ -9,6 +10,7 @@ from jaxdiff.decode.trajectory import trajectory_log_prob
 __all__ = [
     "Decoder",
     "EndThink",
+    "Likelihood",
     "Program",
     "Reason",
     "Result",
@@ -16,6 +18,7 @@ __all__ = [
     "Timed",
     "decode",
     "infill",
+    "log_likelihood",
     "lower",
     "pad_prompts",
     "trajectory_log_prob",

@@ -21,10 +21,13 @@ def shape_of(name: str, array: Any) -> tuple[int, int]:
     return array.shape
 
 
-def check_ids(model: Model, ids: Any, origin: Any, *, masks_allowed: bool, alone: bool = False) -> None:
+def check_ids(
+    model: Model, ids: Any, origin: Any, *, masks_allowed: bool, alone: bool = False, what: str = "prompt"
+) -> None:
     """Ids lie in the vocabulary, and [MASK] only where it is allowed; else InputError.
 
     On concrete arrays; under a trace the caller vouches for them. `alone`: they are one request's, and no row is named.
+    `what` they are, for the message about [MASK].
     """
     if isinstance(ids, jax.core.Tracer) or isinstance(origin, jax.core.Tracer):
         return
@@ -40,7 +43,7 @@ def check_ids(model: Model, ids: Any, origin: Any, *, masks_allowed: bool, alone
         row, column = masks[0]
         where = "" if alone else f"row {row} "
         raise InputError(
-            f"prompt: {where}holds [MASK] (id {config.mask_token_id}) in column {column}, expected none; take it out, "
+            f"{what}: {where}holds [MASK] (id {config.mask_token_id}) in column {column}, expected none; take it out, "
             "or fill holes with infill"
         )
 

@@ -110,11 +110,12 @@ def _drawn(
     """Of the logits over the temperature: logsumexp, and a token's own."""
 
     def summary(tile: Tile) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
-        logits = jnp.maximum(tile.plain / asked.divisor, NEVER)
-        own = jnp.where(tile.ids[None, None] == token[..., None], logits, NEVER)
+        # Of the tile's own: over a mesh those outside are laid otherwise.
+        logits = jnp.maximum(tile.plain / tile.asked.divisor, NEVER)
+        own = jnp.where(tile.ids[None, None] == tile.asked.named, logits, NEVER)
         return jax.nn.logsumexp(logits, axis=-1), jnp.max(own, axis=-1)
 
-    plain = dataclasses.replace(asked, top_p=None, top_k=None, push=None)
+    plain = dataclasses.replace(asked, top_p=None, top_k=None, push=None, named=token[..., None])
     return over_tiles(plain, head, summary, lambda a, b: (jnp.logaddexp(a[0], b[0]), jnp.maximum(a[1], b[1])), mesh)
 
 
