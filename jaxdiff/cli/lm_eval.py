@@ -256,9 +256,8 @@ def register() -> None:
 
         @classmethod
         def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Any:
-            given = (
-                {"model": SHIPPED, "stop": None} | {k: v for k, v in (additional_config or {}).items() if v} | arg_dict
-            )
+            given: dict[str, Any] = {"model": SHIPPED, "stop": None}
+            given |= {k: v for k, v in (additional_config or {}).items() if v} | arg_dict
             known = {field.name for field in dataclasses.fields(Decoding)} - {"steps", "stop_string", "shape"}
             if unknown := set(given) - known - {*OURS, *THEIRS}:
                 raise InputError(f"model_args: found {min(unknown)!r}, expected {', '.join(sorted(known | {*OURS}))}")

@@ -49,23 +49,8 @@ class Command(typer.core.TyperCommand):
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-COMMANDS = (
-    demo,
-    generate,
-    show,
-    serve,
-    evaluate,
-    lm_eval,
-    train,
-    distill,
-    collect,
-    fit,
-    convert,
-    export,
-    inspect,
-    bench,
-)
-for command in COMMANDS:
+CALLS = (demo, generate, show, serve, evaluate, lm_eval, train, distill, collect, fit, convert, export, inspect, bench)
+for command in CALLS:
     name = "eval" if command is evaluate else command.__name__.replace("_", "-")
     app.command(name, cls=Command)(command)
 

@@ -117,7 +117,7 @@ def run(setup: Setup, rows: Rows, masks: Masks, pieces: Int[Array, ""] | int) ->
     return spread(setup, rows, masks, pieces)
 
 
-def _estimates(setup: Setup, rows: Rows, masks: Masks, pieces: Int[Array, ""]) -> Float[Array, "n C"]:
+def _estimates(setup: Setup, rows: Rows, masks: Masks, pieces: Int[Array, ""] | int) -> Float[Array, "n C"]:
     kv = _clean(setup, rows) if keeps_kv(setup) else None
 
     def piece(number: Int[Array, ""], found: Float[Array, "n C"]) -> Float[Array, "n C"]:

@@ -125,7 +125,8 @@ def log_likelihood(
     clean = np.full((count, first + width + (overhang or -width % block)), model.config.mask_token_id, np.int32)
     clean[:, :first], clean[:, first : first + width][real] = np.asarray(prompts), answers[real]
     last = (first + lengths).astype(np.int32)
-    rows = Rows(*jax.device_put((clean, begin, last)), arrays.checked_keys(key, count))
+    canvas, origins, ends = jax.device_put((clean, begin, last))
+    rows = Rows(canvas, origins, ends, arrays.checked_keys(key, count))
     blocks = np.asarray(layout.first_block(jnp.asarray(begin)))
     setup = Setup(guided(model, decoder), params, decoder, layout)
     if mesh is not None:

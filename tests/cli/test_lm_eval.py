@@ -25,7 +25,7 @@ generation_kwargs: {until: ["e"], do_sample: false, max_gen_toks: 16}
 metric_list: [{metric: exact_match}]
 """
 CHOICE = """doc_to_text: "{{question}}"
-doc_to_choice: ["12", "{{answer}}"]
+doc_to_choice: "{{['12', answer]}}"
 doc_to_target: 1
 metric_list: [{metric: acc}]
 """
