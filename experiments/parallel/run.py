@@ -148,7 +148,7 @@ def report(entries: dict[str, Any], chosen: dict[str, Any]) -> str:
             area = f"{aup([(point['tpf'], point['accuracy']) for point in frontier], best):.0f}"
         for point in each:
             off = [100 * x for x in paired_difference(verdicts_of(point), verdicts_of(standard))]
-            number = f"{point['value']:g}" if area else ""
+            number = f"{point['value']:g}" if point.get("chosen") else ""
             lines.append(
                 f"| {model} | {row} | {' and '.join(point.get('chosen', ()))} | {number} | {accuracy(point)} | "
                 + "{:+.1f} [{:+.1f}, {:+.1f}] | ".format(*off)
