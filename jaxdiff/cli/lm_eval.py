@@ -258,6 +258,12 @@ def register() -> None:
         def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Any:
             given: dict[str, Any] = {"model": SHIPPED, "stop": None}
             given |= {k: v for k, v in (additional_config or {}).items() if v} | arg_dict
+            if given.get("batch_size") == 1:  # lm-eval's own default
+                given.pop("batch_size")
+            elif not str(given.get("batch_size", 1)).isdigit():
+                raise InputError(f"batch_size: found {given['batch_size']!r}, expected a whole number of rows")
+            elif "batch_size" in given:
+                given["batch_size"] = int(given["batch_size"])
             known = {field.name for field in dataclasses.fields(Decoding)} - {"steps", "stop_string", "shape"}
             if unknown := set(given) - known - {*OURS, *THEIRS}:
                 raise InputError(f"model_args: found {min(unknown)!r}, expected {', '.join(sorted(known | {*OURS}))}")

@@ -226,6 +226,8 @@ def line_of(checkpoint: Checkpoint, done: Answer, decoding: Decoding, job: Job) 
         row["pieces"] = None if tokenizer is None else pieces_of(row["token_ids"], tokenizer.fast)
         row["generated_tokens"] = done.length
         row["decoder"] = decoding.told(checkpoint.model, canvas=length) | ({"seed": job.seed} if job.seed else {})
+        if checkpoint.model.attention_block and not done.request.is_canvas:
+            row["block_lead"] = len(done.request.ids) % row["decoder"]["block_length"]
     return {"number": done.request.number, "row": row, "length": done.length, "near_ties": done.near_ties}
 
 

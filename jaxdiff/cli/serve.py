@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import signal
 import socket
 from collections.abc import Iterator
@@ -47,8 +48,8 @@ def serve(
     queue: Annotated[
         int, typer.Option("--queue", min=1, help="Requests that may wait for a slot; one more is refused (429).")
     ] = 256,
-    turn: Annotated[
-        int, typer.Option("--turn", min=1, help="Forwards after which text leaves the slots and requests enter them.")
+    most: Annotated[
+        int, typer.Option("--most", min=1, help="Forwards after which text leaves the slots and requests enter them.")
     ] = 8,
     width: Annotated[
         list[int] | None,
@@ -56,7 +57,7 @@ def serve(
             "--width",
             min=1,
             help="Tokens that prompts are padded to; may be given more than once. Their programs are compiled before "
-            "the server is ready. Default 32, doubled when a prompt needs it.",
+            "the server is ready, and a longer prompt is refused. Default 32, doubled when a prompt needs it.",
         ),
     ] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds that a request may take.")] = 600.0,
@@ -93,7 +94,7 @@ def serve(
             slots=slots,
             gen_length=gen_length,
             mesh=parse_mesh(mesh),
-            most=turn,
+            most=most,
             widths=widths,
             meter=meter,
         )
@@ -102,10 +103,15 @@ def serve(
             stream,
             slots=slots,
             most_waiting=queue,
-            warm_up=[Request([eos] * columns, max_tokens=1) for columns in widths or (1,)],
+            # Each change from one width to another is a program of its own.
+            warm_up=[
+                Request([eos] * columns, max_tokens=1)
+                for pair in itertools.product(widths or (1,), repeat=2)
+                for columns in pair
+            ],
             broken=lambda: setattr(server, "should_exit", True),
         )
-        served = Served(_name(model), checkpoint, decoder, gen_length)
+        served = Served(_name(model), checkpoint, decoder, gen_length, longest=widths[-1] if widths else None)
         limits = Limits(seconds=timeout, body_bytes=int(max_body * 2**20))
         app = application(served, service, Metrics(service, meter), limits, api_key=api_key)
         server = Server(app, limits)

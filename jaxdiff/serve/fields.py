@@ -8,6 +8,7 @@ from typing import Any
 from jaxdiff.types import InputError
 
 MOST_STOPS = 4
+LONGEST = 1e9  # seconds
 
 
 class Given:
@@ -81,6 +82,12 @@ def a_number(name: str, value: Any) -> float | int:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong(name, value, "a number")
     return value
+
+
+def some_seconds(name: str, value: Any) -> float:
+    if not 0 < a_number(name, value) < LONGEST:
+        raise _wrong(name, value, f"seconds, above 0 and below {LONGEST:g}")
+    return float(value)
 
 
 def a_whole(low: int, high: int | None = None) -> Callable[[str, Any], int]:

@@ -286,6 +286,10 @@ class _Job:
             return lambda item: _call_soon(loop, self.items.put_nowait, (index, item))
 
         pairs = enumerate(call.requests)
+        most = service.most_waiting + service.slots
+        if len(call.requests) > most:
+            message = f"n: found {len(call.requests)} choices, expected at most {most}, the server's slots and queue"
+            raise Problem(400, message, param="n")
         self.works = [Work(request, call.seed, expires, teller(index), call.stream) for index, request in pairs]
         try:
             service.submit(self.works)

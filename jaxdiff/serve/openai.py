@@ -34,6 +34,7 @@ from jaxdiff.serve.fields import (
     anything,
     kind_of,
     only_zero,
+    some_seconds,
     some_texts,
 )
 from jaxdiff.serve.queue import Answer, Partial, Request, check_request
@@ -98,12 +99,14 @@ class Served:
         name: the model's, as clients say it.
         decoder: with room for stop strings, where clients may bring them.
         gen_length: tokens that a slot generates: the most that a client may ask for, and the default.
+        longest: tokens that a prompt may have; None: as many as the model's context leaves.
     """
 
     name: str
     checkpoint: Checkpoint
     decoder: Decoder
     gen_length: int
+    longest: int | None = None
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
     @property
@@ -149,7 +152,7 @@ class Served:
             usage=options.take("include_usage", a_truth, False),
             log_probs=given.take("logprobs", a_truth if chat else only_zero, False),
             events=given.take("events", a_truth, False),
-            timeout=given.take("timeout", a_number, None),
+            timeout=given.take("timeout", some_seconds, None),
         )
         options.take("include_obfuscation", a_truth, False)
         options.finish(of="stream_options ")
@@ -159,6 +162,8 @@ class Served:
             raise InputError(f"n: found {count} for {len(prompts)} prompts, expected at most {MOST_CHOICES} choices")
         requests = []
         for ids in prompts:
+            if self.longest is not None and len(ids) > self.longest:
+                raise InputError(f"prompt: found {len(ids)} tokens, expected at most {self.longest} of this server")
             one = dataclasses.replace(request, ids=ids, number=len(requests))
             try:
                 check_request(self.checkpoint.model, one, self.gen_length, self.decoder)

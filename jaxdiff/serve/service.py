@@ -113,7 +113,8 @@ class Service:
         with self._changed:
             if self._closed:
                 raise Closed("the server takes no new requests")
-            if len(self._waiting) + len(works) > self.most_waiting:
+            free = max(self.slots - len(self._inside), 0)
+            if len(self._waiting) + len(works) > self.most_waiting + free:
                 after = math.ceil(self._mean_seconds * len(self._waiting) / self.slots)
                 raise Full(min(max(after, 1), 60))
             self._waiting.extend(works)
@@ -162,7 +163,8 @@ class Service:
                 for item in self._items:
                     work = item.id if isinstance(item, Refusal) else item.request.id
                     self._inside.discard(work)
-                    self._mean_seconds += 0.1 * (time.monotonic() - work.entered - self._mean_seconds)
+                    if isinstance(item, Answer) and self.ready.is_set():  # else it compiled, or was cut short
+                        self._mean_seconds += 0.1 * (item.seconds - self._mean_seconds)
                     if not work.cancelled:
                         work.tell(item)
         except BaseException as error:

@@ -79,11 +79,15 @@ class Pane {
     this.canvas.addEventListener("keydown", (event) => this.walk(event));
   }
 
+  blockOf(at) { // from 1; where blocks are counted from the prompt's first token, the first one holds the rest of it
+    return Math.floor((at + this.lead) / this.block) + 1;
+  }
+
   tokensOf() {
     const shown = [];
     this.nodes = this.pieces.slice(0, this.end).map((piece, at) => {
-      if (this.block && at && at % this.block === 0) {
-        shown.push(make("span", { className: "edge", title: `block ${at / this.block + 1}`, "aria-hidden": "true" }));
+      if (this.block && at && this.blockOf(at) !== this.blockOf(at - 1)) {
+        shown.push(make("span", { className: "edge", title: `block ${this.blockOf(at)}`, "aria-hidden": "true" }));
       }
       // A special token has no text; of a character that is cut over several tokens the last one has it.
       const text = piece === null ? "·" : piece === "" ? "∎" : visible(piece);
@@ -167,7 +171,7 @@ class Pane {
     const step = this.steps[at], hidden = step >= this.now, log = this.log_prob && this.log_prob[at];
     const piece = this.pieces[at] === "" ? "a special token" : this.pieces[at] === null ? "a part of a character"
       : visible(this.pieces[at]);
-    const facts = [` position ${at}`, this.block && `block ${Math.floor(at / this.block) + 1}`,
+    const facts = [` position ${at}`, this.block && `block ${this.blockOf(at)}`,
       hidden ? "not yet committed" : `token ${this.ids[at]}`, step >= 0 ? `forward ${step + 1} of ${this.forwards}` : "given",
       !hidden && step >= 0 && log != null && `log-prob ${log.toFixed(3)} (p ${Math.exp(log).toFixed(3)})`];
     this.about.replaceChildren(make("b", {}, hidden ? "[MASK]" : piece), facts.filter(Boolean).join(" · "));
@@ -179,7 +183,7 @@ class Pane {
     event.preventDefault();
     event.stopPropagation();
     this.point(Math.min(Math.max(this.cursor + by, 0), this.end - 1));
-    this.nodes[this.cursor].scrollIntoView({ block: "nearest" });
+    this.nodes[this.cursor]?.scrollIntoView({ block: "nearest" });
   }
 
   table() {
@@ -276,6 +280,6 @@ dark.addEventListener("change", paint);
 addEventListener("resize", () => panes.forEach((pane) => pane.draw()));
 
 const asked = new URLSearchParams(location.hash.slice(1)); // #step=5&colour=log_prob&prompt=2
-choose(Math.min(Number(asked.get("prompt")) || 0, prompts.length - 1));
+choose(Math.max(0, Math.min(Math.trunc(Number(asked.get("prompt"))) || 0, prompts.length - 1)));
 $("colours").querySelector(`[value="${CSS.escape(asked.get("colour") ?? "step")}"]:enabled`)?.click();
 go(asked.has("step") ? Number(asked.get("step")) || 0 : last);

@@ -33,7 +33,8 @@ def page(rows: Sequence[Mapping[str, Any]], title: str = "jaxdiff", *, places: S
         except InputError as error:
             raise InputError(f"{place}: {error}") from error
         name, text = row.get("id"), row.get("prompt_text")
-        group = prompts.setdefault(json_line(text if name is None else name), {"name": name, "text": text, "of": []})
+        key = json_line([name is None, text if name is None else name])
+        group = prompts.setdefault(key, {"name": name, "text": text, "of": []})
         if group["text"] != text:
             raise InputError(
                 f"{place}: found id {json_line(name)} with another prompt than a row before it, expected the rows of "

@@ -60,6 +60,7 @@ def row_of(
     *,
     id: Any = None,
     prompt_text: str | None = None,
+    block_lead: int = 0,
 ) -> dict[str, Any]:
     """A row of a `Result` of prompts, as `jaxdiff generate --for-show` writes it.
 
@@ -67,6 +68,8 @@ def row_of(
         tokenizer: the checkpoint's; None: tokens are shown by their ids.
         decoder: how it was decoded, in words and numbers: {"policy": "threshold:tau=0.9", "block_length": 32}.
         id: rows of one id stand side by side.
+        block_lead: positions of the first block that the prompt holds: where a model attends in blocks, which are
+            counted from the prompt's first token, the prompt's length modulo the block length.
     """
     steps = np.asarray(result.commit_step[row])
     tokens = np.asarray(result.tokens[row])[-steps.size :].tolist()
@@ -82,6 +85,7 @@ def row_of(
         "generated_tokens": int(result.lengths[row]),
         "reason": Reason(int(result.reason[row])).name.lower(),
         "prompt_text": prompt_text,
+        "block_lead": block_lead,
         "decoder": dict(decoder),
     }
 
@@ -110,11 +114,15 @@ def decode_of(row: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"{wrong}: found {str(row[wrong])[:40]!r}, expected {NEEDED[wrong]}")
     if log_prob is not None and not _list(log_prob, ids, int, float, type(None)):
         raise InputError("log_prob: expected a number for each of token_ids, or null; or leave it out")
+    lead = row.get("block_lead", 0)
+    if type(lead) is not int or lead < 0:
+        raise InputError(f"block_lead: found {str(lead)[:40]!r}, expected a whole number from 0; or leave it out")
     settings = dict(row["decoder"])
     return {
         "label": settings.pop("policy"),
         "settings": [[name.replace("_", " "), value] for name, value in settings.items() if value is not None],
         "block": settings.get("block_length"),
+        "lead": lead,
         "nfe": row["nfe"],
         "cheap": row["cheap"],
         "work": round(row["work"], 2),
