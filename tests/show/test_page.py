@@ -64,12 +64,13 @@ def test_the_data_is_that_of_the_rows():
     canvas["filled"] = [{"start": 1, "end": 2}, {"start": 3, "end": 6}]
     bare = row(id=None, pieces=None, commit_step=[0, 1, -1, -1], log_prob=[None, float("nan"), 0.0, -1])
     other = row(decoder={"policy": "threshold:tau=0.9", "fill": "recap", "stop": None})
-    one, two, three = Seen(page([row(), canvas, other, bare])).data["prompts"]
+    one, two, three = Seen(page([row(block_lead=1), canvas, other, bare])).data["prompts"]
     assert [(each["name"], each["text"]) for each in (one, two, three)] == [("a", "What?"), (7, None), (None, "What?")]
     assert one["of"][0] == {
         "label": "fixed",
         "settings": [["fill", "parallel"], ["cache", "none"], ["block length", 2]],
         "block": 2,
+        "lead": 1,
         "nfe": 2,
         "cheap": 0,
         "work": 1.23,
