@@ -185,6 +185,8 @@ class _Engine:
                 break
         else:
             rows = len(ahead)
+        if not rows:  # all were refused
+            return
         queue = itertools.chain(ahead, queue)
         self.slots = [None] * (-(-rows // devices) * devices)
         held: Request | Refusal | object | None = None
