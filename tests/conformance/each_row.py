@@ -24,6 +24,8 @@ NUMBERS = {
     "size": 3,
     "add": 0.3,
     "ready": 0.7,
+    "edit": 0.2,
+    "post": 3,
 }
 
 
