@@ -186,6 +186,7 @@ BAD = [  # path, body, status, param
     (PLAIN, {"prompt": [100_000]}, 400, None),
     (PLAIN, {"prompt": "\ud800"}, 400, "prompt"),
     (PLAIN, {"prompt": [5] * 90}, 400, "prompt"),
+    (PLAIN, {"prompt": [5] * 60}, 400, "prompt"),  # fits the context, and no --width
     (PLAIN, {"prompt": "1", "max_tokens": 33}, 400, "max_tokens"),
     (PLAIN, {"prompt": "1", "max_tokens": True}, 400, "max_tokens"),
     (PLAIN, {"prompt": "1", "n": 0}, 400, "n"),
@@ -251,7 +252,7 @@ def test_faults_are_told_and_harm_nobody_and_sigterm_loses_nothing(serving, gene
         with pytest.raises((ConnectionError, http.client.HTTPException)):  # nothing new is taken
             send(port, "/health")
 
-    serving(scenario, "--most", 1, "--queue", 4, "--api-key", "sesame")
+    serving(scenario, "--most", 1, "--queue", 4, "--width", 56, "--api-key", "sesame")
 
 
 @pytest.mark.parametrize(
