@@ -91,12 +91,13 @@ def run(
         fitted = fit_reward(checkpoint, learned, recipe, progress=update, looked=looked)
     save_filter(folder, fitted.learned, quota=False, card=_card(folder.name, model, begin, recipe, fitted))
     numbers = {"filter": str(folder), "from": begin, "stopped": fitted.stopped, "decodes": fitted.decodes}
-    numbers |= {"best": dataclasses.asdict(fitted.best), "curve": [dataclasses.asdict(each) for each in fitted.curve]}
+    numbers |= {"best": dataclasses.asdict(fitted.best)}
+    numbers |= {name: [dataclasses.asdict(each) for each in getattr(fitted, name)] for name in ("curve", "rounds")}
     line = f"{folder}: {_numbers(fitted.best)} after round {fitted.best.round}; before {_numbers(fitted.curve[0])}"
     line += f"; {fitted.decodes} decodes, seed {recipe.seed}"
     if fitted.stopped:  # what a pre-empted machine asks for: not a failure
         line += f"; stopped early, --from {folder.name} goes on from it"
-    return numbers | dataclasses.asdict(recipe), line
+    return numbers | {"recipe": dataclasses.asdict(recipe)}, line
 
 
 def _widened(judge: Any, reach: int) -> Any:
