@@ -17,7 +17,7 @@ from jaxdiff.checkpoint import named_part, part_homes
 from jaxdiff.convert import stream
 from jaxdiff.files import copy_present, read_object, refusing, replaced, saving, write_object
 from jaxdiff.policies import Fixed, Learned, any_of
-from jaxdiff.policies.filters import BlockFilter, ConfidenceFilter, LocalFilter, init_layers
+from jaxdiff.policies.filters import BlockFilter, ConfidenceFilter, Layers, LocalFilter, init_layers
 from jaxdiff.protocols import Policy
 from jaxdiff.types import InputError
 
@@ -62,7 +62,7 @@ def save_filter(folder: Path, learned: Learned, *, quota: bool, card: str | None
     judge = learned.filter
     config = {
         "kind": next(kind for kind, cls in FILTER_KINDS.items() if type(judge) is cls),
-        "widths": [judge.layers[0].kernel.shape[0], *(layer.kernel.shape[1] for layer in judge.layers)],
+        "widths": widths_of(judge.layers),
         "reach": getattr(judge, "reach", None),
         "features": getattr(judge, "features", None),
         "tau": round(float(np.asarray(learned.tau)), 6),  # float32 has no more digits
@@ -87,14 +87,26 @@ def load_filter(folder: Path) -> tuple[Learned, bool]:
     with refusing(f"{folder / FILTER}: missing or damaged", "fit it again", damage):
         config = read_object(folder / FILTER)
         _check_widths(config)
-        layers = jax.eval_shape(lambda key: init_layers(key, tuple(config["widths"])), jax.random.key(0))
         make = FILTER_KINDS[config["kind"]]
         fields = {f.name: config[f.name] for f in dataclasses.fields(make) if f.name != "layers"}
         tau, quota = float(config["tau"]), bool(config["quota"])
+    return Learned(make(layers=layers_in(folder, config["widths"], "filter"), **fields), tau), quota
+
+
+def widths_of(layers: Layers) -> list[int]:
+    """Of the inputs, and of what each layer gives."""
+    return [layers[0].kernel.shape[0], *(layer.kernel.shape[1] for layer in layers)]
+
+
+def layers_in(folder: Path, widths: list[int], what: str) -> Layers:
+    """The layers of these widths that were saved in a folder. Raises InputError where they are damaged."""
+    if len(widths) < 2 or not all(type(width) is int and 0 < width < 2**31 for width in widths):
+        raise InputError(f"{folder}: found widths {widths!r:.80}, expected two whole numbers or more; fit it again")
+    layers = jax.eval_shape(lambda key: init_layers(key, tuple(widths)), jax.random.key(0))
     layers = stream.restore(folder / "params", layers)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(layers)):
-        raise InputError(f"{folder / 'params'}: found weights that are no numbers (NaN or inf); fit the filter again")
-    return Learned(make(layers=layers, **fields), tau), quota
+        raise InputError(f"{folder / 'params'}: found weights that are no numbers (NaN or inf); fit the {what} again")
+    return layers
 
 
 def _check_widths(config: dict[str, Any]) -> None:

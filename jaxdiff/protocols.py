@@ -103,6 +103,10 @@ class Policy(Protocol):
     @property
     def needs(self) -> frozenset[str]: ...
 
+    def check(self, model: Model, params: Params) -> None:
+        """Raises InputError for a model that the policy was not made for."""
+        ...
+
     def budget(self, rows: int, window: int) -> Int[Array, " B"]:
         """Steps of a block after which remask, edit, hold and waits are not heeded: the proof that a decode ends."""
         ...

@@ -17,13 +17,15 @@ from jaxdiff.decode import Decoder, Sampling
 from jaxdiff.drafters import DRAFTERS, KINDS, save_drafter
 from jaxdiff.filters import FILTERS, learned_policy, save_filter
 from jaxdiff.hub import holder_of
+from jaxdiff.judges import JUDGES, named_judge, save_judge
+from jaxdiff.leaves import fingerprint
 from jaxdiff.policies import Learned, parse
 from jaxdiff.stoppers import STOPPERS
 from jaxdiff.tasks import TASKS, task
 from jaxdiff.tasks.evaluate import prompt_ids
 from jaxdiff.types import InputError
 
-FILTER_KINDS = ("block", "local", "hidden", "confidence")
+FILTER_KINDS, JUDGE_KIND = ("block", "local", "hidden", "confidence"), "judge"
 
 
 def collect(
@@ -56,6 +58,15 @@ def collect(
         str,
         typer.Option("--answer", help="The policy whose answers are replayed: threshold:tau=0.99 is fast."),
     ] = "fixed",
+    rash: Annotated[
+        list[str],
+        typer.Option(
+            "--rash",
+            metavar="POLICY",
+            help="In the place of replays, decodes by this policy too, and which of its commits the answer has "
+            "otherwise: what fit --kind judge learns from. Given more than once: as many decodes.",
+        ),
+    ] = [],  # noqa: B006
     trajectories: Annotated[
         bool,
         typer.Option(
@@ -69,20 +80,29 @@ def collect(
     as_json: options.Json = False,
 ) -> None:
     """Decode training prompts, by default one token a step, replay the answers, and write what was seen."""
-    if trajectories and (features or tau != [0.0]):
-        raise InputError("collect: found --features or --tau beside --trajectories, which has no replay; leave it out")
+    if trajectories and (features or tau != [0.0] or rash):
+        raise InputError(
+            "collect: found --features, --tau or --rash beside --trajectories, which has no replay; leave it out"
+        )
+    if rash and tau != [0.0]:
+        raise InputError("collect: found --tau, which is of replays, beside --rash, which has none; leave one out")
     if temperature and not trajectories:
         raise InputError(
             "temperature: found it without --trajectories; answers that are replayed are greedy: leave it out"
         )
 
-    from jaxdiff.train import traces
+    from jaxdiff.train import judgements, traces
     from jaxdiff.train import trajectories as trajectory
 
     stopper, source = STOPPERS.parse(stop), task(task_name)
     pinned = options.pinned(model)
     adapter = options.pinned_adapter(adapter, pinned)
-    policy = parse(answer, learned=functools.partial(learned_policy, pinned, adapter=adapter))
+    parsed = functools.partial(
+        parse,
+        learned=functools.partial(learned_policy, pinned, adapter=adapter),
+        judge=functools.partial(named_judge, pinned, adapter=adapter),
+    )
+    policy, judged = parsed(answer), [parsed(each) for each in rash]
     checkpoint = load(pinned, ignore=ignore_config or (), adapter=adapter)
     tokenizer = checkpoint.tokenizer_for(task_name)
     problems = list(itertools.islice(source.problems("train", seed), n))
@@ -94,6 +114,9 @@ def collect(
     with progress("prompts", n, lambda rows, seconds: f"{rows / seconds:,.0f} rows/s") as update:
         if trajectories:
             rows = len(trajectory.record(*given, **sizes, seed=seed, progress=update).prompt)
+        elif rash:
+            found = judgements.collect(*given, **sizes, rash=judged, features=features, progress=update)
+            rows = found.prompt.size
         else:
             rows = traces.collect(*given, **sizes, features=features, taus=tau, progress=update).prompt.size
     numbers = {"prompts": len(prompts), "rows": int(rows), "seed": seed}
@@ -104,7 +127,10 @@ def collect(
 def fit(
     name: Annotated[
         str,
-        typer.Option("--name", help="What is fitted is called: learned:name=NAME, adjust:name=NAME, head:name=NAME."),
+        typer.Option(
+            "--name",
+            help="What is fitted is called: learned:name=NAME, judge:name=NAME, adjust:name=NAME, head:name=NAME.",
+        ),
     ],
     traces: Annotated[
         list[Path],
@@ -116,8 +142,8 @@ def fit(
         str | None,
         typer.Option(
             "--kind",
-            help="A filter: block (as published), local, hidden or confidence. Or a drafter, of --trajectories: "
-            "adjust, head. Default local.",
+            help="A filter: block (as published), local, hidden or confidence. A judge of commits, of --rash: judge. "
+            "Or a drafter, of --trajectories: adjust, head. Default local.",
         ),
     ] = None,
     layers: Annotated[int | None, typer.Option("--layers", min=1, help="Linear layers of a filter. Default 2.")] = None,
@@ -175,20 +201,22 @@ def fit(
     """Fit a filter or a drafter to traces, or a filter to what its decodes are worth; into the model's folder."""
     if not name.isidentifier():
         raise InputError(f"name: found {name!r}, expected letters, digits and underscores")
-    if kind is not None and kind not in (*FILTER_KINDS, *KINDS):
-        raise InputError(f"kind: found {kind!r}, expected {', '.join(FILTER_KINDS)}, {' or '.join(KINDS)}")
+    if kind is not None and kind not in (known := (*FILTER_KINDS, JUDGE_KIND, *KINDS)):
+        raise InputError(f"kind: found {kind!r}, expected {', '.join(known[:-1])} or {known[-1]}")
     of_filters = {"layers": layers, "hidden": hidden, "reach": reach, "wrong": wrong, "quota": quota or None}
     of_rewards = {"from": begin, "task": task_name, "rounds": rounds, "problems": problems, "group": group}
     of_rewards |= {"temperature": temperature, "kl": kl, "every": every, "validation": validation}
     of_rewards |= {"batch_size": batch_size, "gen_length": gen_length, "block_length": block_length}
     of_traces = {"traces": traces or None, "kind": kind, "steps": steps}
-    fitted, beside = ("drafter", f"--kind {kind}") if kind in KINDS else ("filter", f"--kind {kind or 'local'}")
+    fitted = "drafter" if kind in KINDS else kind if kind == JUDGE_KIND else "filter"
+    beside = f"--kind {kind or 'local'}"
     if price is not None:
         fitted, beside = "reward", "--reward"
     elif any(value is not None for value in of_rewards.values()):
         beside = "no --reward"
     takes = {
         "filter": of_traces | of_filters | {"tau": tau},
+        "judge": of_traces | {"layers": layers, "hidden": hidden, "reach": reach, "tau": tau},
         "drafter": of_traces | {"k": k, "rows": rows},
         "reward": of_rewards | {"tau": tau, "reach": reach},
     }
@@ -202,7 +230,7 @@ def fit(
         raise InputError("traces: found none, expected a folder that `jaxdiff collect` wrote; or give --reward")
     given = takes[fitted] | {"learning_rate": learning_rate, "seed": seed}
     given = {option: value for option, value in given.items() if value is not None and option != "traces"}
-    part = DRAFTERS if fitted == "drafter" else FILTERS
+    part = {"drafter": DRAFTERS, "judge": JUDGES}.get(fitted, FILTERS)
     home = part_homes(model, part, adapter=adapter)[0]
     if holder_of(home) is not None:
         what, how = ("model", f"jaxdiff convert {model} DST") if adapter is None else ("adapter", "copy it")
@@ -214,6 +242,8 @@ def fit(
         numbers, line = reward.run(model, adapter, home / name, price, given)
     elif fitted == "drafter":
         numbers, line = _drafter(load(model, adapter=adapter), home / name, traces, given)
+    elif fitted == "judge":
+        numbers, line = _judge(load(model, adapter=adapter), home / name, traces, given)
     else:
         numbers, line = _filter(home / name, traces, {"kind": "local"} | given)
     tell(numbers, line, as_json=as_json)
@@ -234,6 +264,31 @@ def _filter(folder: Path, traces: list[Path], given: dict[str, Any]) -> tuple[di
     save_filter(folder, Learned(fitted.filter, tau), quota=quota)
     numbers = {"filter": str(folder), "validation_loss": fitted.best, "rows": fitted.rows, "prompts": fitted.prompts}
     line = f"{folder}: validation loss {fitted.best:.4f} nats, {fitted.rows} rows of {fitted.prompts} prompts"
+    return numbers | dataclasses.asdict(recipe), line
+
+
+def _judge(
+    checkpoint: Checkpoint, folder: Path, traces: list[Path], given: dict[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """Fits a judge and saves it: its numbers, and a line of them."""
+    from jaxdiff.train.fit_judge import JudgeRecipe, fit_judge
+    from jaxdiff.train.judgements import load_judgements
+
+    given.pop("kind")
+    tau = given.pop("tau", 0.5)
+    if not 0.0 <= tau <= 1.0:  # NaN is no option's mistake to the parser
+        raise InputError(f"tau: found {tau}, expected a number from 0 to 1")
+    recipe = JudgeRecipe(**given)
+    rows = [load_judgements(path) for path in traces]
+    with progress("steps", recipe.steps, lambda loss, _: f"validation loss {loss:.4f}") as update:
+        fitted = fit_judge(rows, recipe, fitted_to=fingerprint(checkpoint.params), progress=update)
+    save_judge(folder, fitted.judge, tau)
+    measured = {"validation_loss": fitted.best, "auc": fitted.auc, "wrong": fitted.wrong}
+    numbers = {"judge": str(folder), **measured, "positions": fitted.positions, "prompts": fitted.prompts}
+    line = (
+        f"{folder}: area under the ROC curve {fitted.auc:.4f}, validation loss {fitted.best:.4f} nats, "
+        f"{fitted.wrong:.2%} wrong; {fitted.positions} commits of {fitted.prompts} prompts"
+    )
     return numbers | dataclasses.asdict(recipe), line
 
 

@@ -21,6 +21,7 @@ from jaxdiff.decode.checks import block_of, check_blocks, check_cache, check_len
 from jaxdiff.decode.decoder import BLOCK_LENGTH, LENGTHS
 from jaxdiff.drafters import drafted_fill, unfitted
 from jaxdiff.filters import learned_policy
+from jaxdiff.judges import named_judge
 from jaxdiff.hub import origin_of
 from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.policies import parse
@@ -279,7 +280,10 @@ class Decoding:
         def learned(name: str | None, tau: float | None) -> jaxdiff.Policy:
             return learned_policy(self.pinned, name, tau, adapter=self.pinned_adapter)
 
-        return parse(self.policy, learned=learned, steps=steps)
+        def judge(name: str | None) -> tuple[jaxdiff.policies.Judge, float]:
+            return named_judge(self.pinned, name, adapter=self.pinned_adapter)
+
+        return parse(self.policy, learned=learned, judge=judge, steps=steps)
 
     @functools.cached_property
     def filled(self) -> jaxdiff.Fill:

@@ -189,6 +189,7 @@ def _call(
 ) -> Call:
     count, length = canvas.shape[0], canvas.shape[1] - layout.overhang
     checks.check_decoder(decoder, model, count, layout.block_length)
+    decoder.policy.check(model, params)
     decoder.fill.check(model, params)
     if reference is not None and REFERENCE not in decoder.policy.needs:
         raise InputError("reference: found one, but this policy does not decode towards an answer; leave it out")

@@ -17,6 +17,9 @@ from jaxdiff.policies.entropy_bounded import EntropyBounded
 from jaxdiff.policies.explore import Explore as Explore
 from jaxdiff.policies.factor import Factor, FactorCode
 from jaxdiff.policies.fixed import Fixed, FixedDream
+from jaxdiff.policies.judge import Correct as Correct
+from jaxdiff.policies.judge import Judge as Judge
+from jaxdiff.policies.judge import correct
 from jaxdiff.policies.learned import Learned
 from jaxdiff.policies.margin import Margin
 from jaxdiff.policies.multi_block import MultiBlock
@@ -25,6 +28,7 @@ from jaxdiff.policies.remdm import RemdmCap, RemdmLoop, RemdmRescale
 from jaxdiff.policies.remedi import Remedi
 from jaxdiff.policies.replay import Replay as Replay
 from jaxdiff.policies.threshold import Threshold
+from jaxdiff.policies.witness import Witness as Witness
 from jaxdiff.protocols import Policy
 from jaxdiff.pytree import InputError
 from jaxdiff.registry import Keyed, Modes, Registry, parse_arguments, parse_number
@@ -46,19 +50,26 @@ POLICIES = Registry(
         "oracle": Oracle,
         "learned": Learned,
     },
-    more=("any_of()", "all_of()", "cap()"),
+    more=("any_of()", "all_of()", "cap()", "correct()"),
 )
-_COMBINED = re.compile(r"(any_of|all_of|cap)\((.*)\)", re.DOTALL)
+_COMBINED = re.compile(r"(any_of|all_of|cap|correct)\((.*)\)", re.DOTALL)
 
 
-def parse(text: str, *, learned: Callable[[str | None, float | None], Policy] | None = None, **defaults: Any) -> Policy:
+def parse(
+    text: str,
+    *,
+    learned: Callable[[str | None, float | None], Policy] | None = None,
+    judge: Callable[[str | None], tuple[Judge, float]] | None = None,
+    **defaults: Any,
+) -> Policy:
     """The policy that `text` names.
 
         fixed:order=margin            threshold:tau=0.85            above_mean
         any_of(threshold:tau=0.9 + entropy:tau=0.05)      cap(4 + threshold:tau=0.6)      learned:name=official
+        correct(threshold:tau=0.5 + judge:name=judge,tau=0.7,check=0.9)
 
     `learned` finds a learned policy by its name and threshold, either of which may be left to its default: it belongs
-    to a model.
+    to a model. So does a judge, which `judge` finds by its name, with the threshold of its card.
     `defaults` fill fields of the policies that have them and are not set in the text (`steps`).
 
     Raises InputError for a name or an argument that is not known (with those that are), or a value out of range.
@@ -66,11 +77,16 @@ def parse(text: str, *, learned: Callable[[str | None, float | None], Policy] | 
     text = text.strip()
     if combined := _COMBINED.fullmatch(text):
         kind, parts = combined[1], [part.strip() for part in _split(combined[2])]
+        defaults |= {"learned": learned, "judge": judge}
         if kind == "cap":
             if len(parts) != 2:
                 raise InputError(f"policy: found {text!r}, expected cap(K + POLICY)")
-            return cap(int(parse_number("cap k", parts[0], whole=True)), parse(parts[1], learned=learned, **defaults))
-        policies = [parse(part, learned=learned, **defaults) for part in parts]
+            return cap(int(parse_number("cap k", parts[0], whole=True)), parse(parts[1], **defaults))
+        if kind == "correct":
+            if len(parts) != 2:
+                raise InputError(f"policy: found {text!r}, expected correct(POLICY + judge:name=NAME,tau=TAU)")
+            return _corrected(parse(parts[0], **defaults), parts[1], judge)
+        policies = [parse(part, **defaults) for part in parts]
         return any_of(*policies) if kind == "any_of" else all_of(*policies)
     name, _, rest = text.partition(":")
     if name != "learned":
@@ -80,6 +96,19 @@ def parse(text: str, *, learned: Callable[[str | None, float | None], Policy] | 
     if learned is None:
         raise InputError("policy learned: found no model, expected one whose filters it names")
     return learned(values.get("name"), values.get("tau"))
+
+
+def _corrected(policy: Policy, text: str, judge: Callable[[str | None], tuple[Judge, float]] | None) -> Correct:
+    """A policy with the judge that the second part of `correct(...)` names."""
+    name, _, rest = text.partition(":")
+    if name != "judge":
+        raise InputError(f"policy correct: found {text!r} behind the policy, expected judge:name=NAME,tau=TAU,check=P")
+    known = {"name": {"static": True}, "tau": {"whole": False}, "check": {"whole": False}}
+    values = parse_arguments("policy correct", known, [item for item in rest.split(",") if item])
+    if judge is None:
+        raise InputError("policy correct: found no model, expected one whose judges it names")
+    found, tau = judge(values.pop("name", None))
+    return correct(policy, found, **{"tau": tau} | values)
 
 
 def _split(text: str) -> list[str]:

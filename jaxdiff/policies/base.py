@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.types import NEAR_TIE, NEVER, UNLIMITED, PartState, Proposal, Score
+from jaxdiff.protocols import Model
+from jaxdiff.types import NEAR_TIE, NEVER, UNLIMITED, Params, PartState, Proposal, Score
 
 PER_NAT = 4.0  # a log-odds gap of g moves no probability by more than g / 4
 
@@ -16,6 +17,9 @@ class PolicyBase:
     waits = False
     revises = False
     needs: frozenset[str] = frozenset()
+
+    def check(self, model: Model, params: Params) -> None:
+        del model, params
 
     def budget(self, rows: int, window: int) -> Int[Array, " B"]:
         del window

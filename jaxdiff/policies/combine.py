@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from jaxdiff.policies.order import ranks
-from jaxdiff.protocols import Policy
+from jaxdiff.protocols import Model, Policy
 from jaxdiff.pytree import InputError, number, pytree
-from jaxdiff.types import Count, PartState, Proposal, Score, per_row
+from jaxdiff.types import Count, Params, PartState, Proposal, Score, per_row
 
 
 class _Combined:
@@ -38,6 +38,10 @@ class _Combined:
     @property
     def needs(self) -> frozenset[str]:
         return frozenset().union(*(part.needs for part in self.parts))
+
+    def check(self, model: Model, params: Params) -> None:
+        for part in self.parts:
+            part.check(model, params)
 
     def budget(self, rows: int, window: int) -> Int[Array, " B"]:
         budgets = [part.budget(rows, window) for part in self.parts if part.waits or part.revises]

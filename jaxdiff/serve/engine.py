@@ -90,6 +90,7 @@ def decode_stream(
     checks.check_lengths(model, 0, gen_length, block)
     known = decoder.block_length is not None or model.attention_block is not None
     checks.check_decoder(decoder, model, None, block if known else None)
+    decoder.policy.check(model, params)
     decoder.fill.check(model, params)
     devices = 1
     if mesh is not None:

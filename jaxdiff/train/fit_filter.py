@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.policies.filters import BlockFilter, ConfidenceFilter, Filter, LocalFilter, init_layers, mlp
+from jaxdiff.policies.filters import BlockFilter, ConfidenceFilter, Filter, Layers, LocalFilter, init_layers, mlp
 from jaxdiff.pytree import InputError, pytree
 from jaxdiff.train.traces import Traces
 
@@ -66,11 +66,11 @@ class Fitted:
 
 
 @pytree
-class _Rows:
-    """Blocks [R W], or the masked positions of all blocks [R]."""
+class Labelled:
+    """Blocks [R W], or the positions of all blocks that are judged [R]."""
 
     inputs: Float[Array, "R F"]
-    final: Float[Array, "R ..."]
+    label: Float[Array, "R ..."]
     weight: Float[Array, "R ..."]
 
 
@@ -115,24 +115,56 @@ def fit_filter(
         for apart in (False, True)
     )
     size = max(1, recipe.positions // windows[0]) if recipe.kind == "block" else recipe.positions
+    layers = init_layers(jax.random.key(recipe.seed), (ends[0], *[hidden] * (recipe.layers - 1), ends[1]))
+    best = fit_layers(layers, rows, checked, recipe, size, progress)
+    return Fitted(
+        dataclasses.replace(made, layers=best.layers),
+        losses=best.losses,
+        best=best.loss,
+        rows=int((~held).sum()),
+        prompts=len(np.unique(ids)),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The layers of lowest validation loss, that loss, and those after each chunk of steps."""
+
+    layers: Layers
+    loss: float
+    losses: list[float]
+
+
+def fit_layers(
+    layers: Layers,
+    rows: Labelled,
+    checked: Labelled,
+    recipe: Any,
+    size: int,
+    progress: Callable[[int, float], None] | None = None,
+) -> Best:
+    """Binary cross entropy by AdamW with a cosine schedule, in minibatches of `size` rows.
+
+    `checked`: the rows that say which layers are best. `recipe`: has steps, learning_rate, weight_decay and seed.
+    Raises InputError where no validation loss was a number.
+    """
     optimizer = optax.adamw(
         optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps), weight_decay=recipe.weight_decay
     )
-    layers = init_layers(jax.random.key(recipe.seed), (ends[0], *[hidden] * (recipe.layers - 1), ends[1]))
     state: Any = (layers, optimizer.init(layers))  # type: ignore[arg-type]
 
-    def loss(layers: Any, batch: _Rows) -> Float[Array, ""]:
+    def loss(layers: Any, batch: Labelled) -> Float[Array, ""]:
         logits = mlp(layers, batch.inputs)
-        logits = logits if recipe.kind == "block" else logits[..., 0]
-        nats = optax.sigmoid_binary_cross_entropy(logits, batch.final)
+        logits = logits if logits.ndim == batch.label.ndim else logits[..., 0]
+        nats = optax.sigmoid_binary_cross_entropy(logits, batch.label)
         return jnp.sum(nats * batch.weight) / jnp.maximum(jnp.sum(batch.weight), 1.0)
 
     @functools.partial(jax.jit, static_argnums=2)
-    def chunk(state: Any, first: Array, steps: int, rows: _Rows) -> Any:
+    def chunk(state: Any, first: Array, steps: int, rows: Labelled) -> Any:
         def one(state: Any, step: Array) -> tuple[Any, None]:
             layers, optimizer_state = state
             key = jax.random.fold_in(jax.random.key(recipe.seed), step)
-            at = jax.random.randint(key, (min(size, rows.final.shape[0]),), 0, rows.final.shape[0])
+            at = jax.random.randint(key, (min(size, rows.label.shape[0]),), 0, rows.label.shape[0])
             gradient = jax.grad(loss)(layers, jax.tree.map(lambda x: x[at], rows))
             updates, optimizer_state = optimizer.update(gradient, optimizer_state, layers)
             return (optax.apply_updates(layers, updates), optimizer_state), None
@@ -151,7 +183,7 @@ def fit_filter(
             progress(min(first + CHUNK, recipe.steps), losses[-1])
     if not np.isfinite(best):
         raise InputError(f"fit: the validation loss is {losses[-1]}, expected a number; take a smaller --wrong")
-    return Fitted(dataclasses.replace(made, layers=best_layers), losses, best, int((~held).sum()), len(np.unique(ids)))
+    return Best(best_layers, best, losses)
 
 
 def kept_apart(prompts: Int[np.ndarray, " R"]) -> Bool[np.ndarray, " R"]:
@@ -159,12 +191,12 @@ def kept_apart(prompts: Int[np.ndarray, " R"]) -> Bool[np.ndarray, " R"]:
     return (prompts.astype(np.uint64) * np.uint64(2654435761) >> np.uint64(7)) % np.uint64(10) == 0
 
 
-def _rows_of(traces: Traces, recipe: FilterRecipe, made: Any) -> _Rows:
+def _rows_of(traces: Traces, recipe: FilterRecipe, made: Any) -> Labelled:
     """`made`: the filter, without its layers."""
     seen = traces.evidence
     final = jnp.asarray(traces.final, jnp.float32)
     weight = jnp.where(final > 0, 1.0, recipe.wrong)
     if recipe.kind == "block":
-        return _Rows(seen.prob, final, weight)
+        return Labelled(seen.prob, final, weight)
     inputs = made.inputs(seen)
-    return _Rows(inputs[seen.masked], final[seen.masked], weight[seen.masked])
+    return Labelled(inputs[seen.masked], final[seen.masked], weight[seen.masked])

@@ -1,38 +1,26 @@
 """Traces for a learned filter: what replays of the model's own answers saw, forward by forward.
 
-    prompts -> a decode -> reference -> Replay -> rows of one block at one forward -> part-00000.npz ...
-
-Both passes are compiled and batched. A part is one batch, written as a whole, so that a collection that was interrupted
-goes on after the parts that it finished.
+prompts -> a decode -> reference -> Replay -> rows of one block at one forward -> part-00000.npz ...
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxdiff import parts as prints
-from jaxdiff.decode.api import prepare
-from jaxdiff.decode.batches import batches, pad_to_bucket
-from jaxdiff.decode.checks import block_of, overhang_of
 from jaxdiff.decode.decoder import Decoder
-from jaxdiff.decode.program import Timed
-from jaxdiff.files import replaced_file
 from jaxdiff.policies.filters import Evidence
 from jaxdiff.policies.replay import Recording, Replay
 from jaxdiff.protocols import Model
+from jaxdiff.train.recordings import Rows, forwards_of, read_parts, record
 from jaxdiff.types import InputError, Params
-
-AGAIN = "free space there and give the same command again: the parts that are written stay"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,89 +88,36 @@ def collect(
     Raises InputError for no taus or one outside 0 to 1, where the folder belongs to other prompts, weights or lengths,
     what `decode` raises, and where the folder cannot be written.
     """
-    decoder = decoder or Decoder()
-    block_length = block_of(model, decoder.block_length)
-    decoder = dataclasses.replace(decoder, block_length=block_length)
     if not taus or not all(0.0 <= tau <= 1.0 for tau in taus):
         raise InputError(
             f"collect taus: found {list(taus)}, expected one from 0 to 1 for each replay; 0 is the published"
         )
-    if not prompts or len(prompts) != len(ids):
-        raise InputError(f"collect: found {len(prompts)} prompts and {len(ids)} ids, expected as many, at least one")
-    setting = prints.run_of(
-        prompts=prints.digest_of_tree([np.asarray(prompt, np.int64) for prompt in prompts]),
-        ids=prints.digest_of_tree(np.asarray(ids, np.int64)),
-        weights=prints.digest_of_tree(params),
-        model=repr(model),
+    replay = functools.partial(Replay, features=model.config.d_model if features else 0)
+    rows = record(
+        *(model, params, prompts, ids, folder, decoder),
+        what="traces",
+        policies=lambda blocks: [replay(blocks=blocks, tau=tau) for tau in taus],
+        rows_of=lambda recording, number: _rows_of(recording, taus[number]),
         gen_length=gen_length,
         batch_size=batch_size,
-        features=features,
-        taus=list(taus),
-        decoder=prints.digest_of_tree(decoder),
+        setting=dict(features=features, taus=list(taus)),
+        progress=progress,
     )
-    prints.claim(folder, "traces", setting)
-    config, run = model.config, Timed()
-    blocks = -(-(gen_length + overhang_of(model)) // block_length)
-    replay = functools.partial(Replay, blocks=blocks, features=config.d_model if features else 0)
-    padded, origin = pad_to_bucket(prompts, fill=config.eos_token_id, room=config.max_sequence_length - gen_length)
-    parts: list[Traces] = []
-    done = 0
-    for index, rows in enumerate(batches(len(prompts), batch_size)):
-        path = folder / f"part-{index:05d}.npz"
-        fresh = len(set(rows.tolist()))
-        if not path.is_file():
-            decode = functools.partial(prepare, model, params, padded[rows], origin=origin[rows], gen_length=gen_length)
-            reference = run.run(decode(decoder)).tokens
-            left = np.flatnonzero((np.asarray(reference)[:fresh] == config.mask_token_id).any(1))
-            if left.size:
-                raise InputError(f"collect: the reference of prompt {np.asarray(ids)[rows][left[0]]} has masks left")
-            replays = []
-            for tau in taus:
-                towards = dataclasses.replace(decoder, policy=replay(tau=tau))
-                recording = run.run(decode(towards, reference=reference)).policy
-                replays.append(_rows_of(jax.device_get(recording), np.asarray(ids)[rows], fresh, tau))
-            packed = io.BytesIO()  # a zip file that runs into a full disk writes its own traceback
-            np.savez_compressed(packed, **vars(join(replays)))
-            with replaced_file(path, AGAIN) as new:
-                new.write_bytes(packed.getbuffer())
-        parts.append(_read(path))
-        done += fresh
-        if progress is not None:
-            progress(done, sum(part.prompt.size for part in parts), max(run.seconds, 1e-9))
-    traces = join(parts)
+    traces = Traces(**rows)
     traces.check()
     return traces
 
 
 def load_traces(folder: Path) -> Traces:
     """All parts of a folder. Raises InputError where there is none, or one is damaged."""
-    paths = sorted(folder.glob("part-*.npz"))
-    if not paths:
-        raise InputError(f"traces: no part-*.npz in {folder}; collect some first")
-    traces = join([_read(path) for path in paths])
+    traces = Traces(**read_parts(folder, [field.name for field in dataclasses.fields(Traces)], what="traces"))
     traces.check()
     return traces
 
 
-def join(parts: Sequence[Traces]) -> Traces:
-    return Traces(**{name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(parts[0])})
-
-
-def _rows_of(recording: Recording, ids: Int[np.ndarray, " B"], rows: int, tau: float) -> Traces:
-    """The forwards that happened, of the first `rows` rows."""
-    forwards = np.asarray(recording.forwards)[:rows]
-    row, block, step = np.nonzero(np.arange(recording.final.shape[2])[None, None] < forwards[..., None])
-    picked = {
-        name: np.asarray(getattr(recording, name))[row, block, step]
-        for name in ("log_odds", "runner_up", "entropy", "masked", "final", "hidden")
-    }
-    picked["hidden"] = picked["hidden"].astype(np.float16)
-    return Traces(**picked, step=step, block=block, prompt=ids[row], tau=np.full(row.size, tau, np.float32))
-
-
-def _read(path: Path) -> Traces:
-    try:
-        with np.load(path) as part:
-            return Traces(**{field.name: part[field.name] for field in dataclasses.fields(Traces)})
-    except Exception as error:
-        raise InputError(f"{path}: damaged ({error}); remove it and collect again") from error
+def _rows_of(recording: Recording, tau: float) -> Rows:
+    """The forwards that happened."""
+    names = ("log_odds", "runner_up", "entropy", "masked", "final", "hidden")
+    at, rows = forwards_of(recording.forwards, {name: getattr(recording, name) for name in names})
+    rows["hidden"] = rows["hidden"].astype(np.float16)
+    return rows | {"tau": np.full(at.size, tau, np.float32)}

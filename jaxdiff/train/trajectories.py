@@ -26,7 +26,7 @@ from jaxdiff.decode.layout import layout_of
 from jaxdiff.decode.program import Timed
 from jaxdiff.files import read_object, replaced_file
 from jaxdiff.protocols import Model
-from jaxdiff.train.traces import AGAIN
+from jaxdiff.train.recordings import AGAIN
 from jaxdiff.types import InputError, Params
 
 LATER = 2**30  # the rank of what is never written

@@ -45,7 +45,12 @@ def test_a_filter_learns_from_what_its_decodes_are_worth(home, run, parity):
     ran = run(*fitting, "--name", "quick", *sizes, "--learning-rate", 0.05, "--temperature", 1)
     assert ran.code == 0, ran.err
     numbers, curve = ran.json, ran.json["curve"]
-    assert (numbers["from"], numbers["decodes"], numbers["recipe"]["price"], numbers["recipe"]["seed"]) == ("local", 48, 0.1, 5)
+    assert (numbers["from"], numbers["decodes"], numbers["recipe"]["price"], numbers["recipe"]["seed"]) == (
+        "local",
+        48,
+        0.1,
+        5,
+    )
     assert len(numbers["rounds"]) == 3
     assert all(each["rate"] > 0 for each in numbers["rounds"])  # decodes a second
     assert [look["round"] for look in curve] == [0, 3]

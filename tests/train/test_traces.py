@@ -9,7 +9,7 @@ from jaxdiff import InputError
 from jaxdiff.decode import Timed
 from jaxdiff.policies import Fixed, Replay
 from jaxdiff.stoppers import Eos, NoStop
-from jaxdiff.train.traces import collect, join, load_traces
+from jaxdiff.train.traces import collect, load_traces
 from tests import reference, small
 
 IDS = [10, 11, 12, 13]
@@ -188,4 +188,3 @@ def test_bad_traces_are_refused(tmp_path):
     (tmp_path / "part-00000.npz").write_bytes(b"no array")
     with pytest.raises(InputError, match=r"part-00000.npz: damaged"):
         load_traces(tmp_path)
-    assert join([traces, traces]).prompt.size == 2 * traces.prompt.size

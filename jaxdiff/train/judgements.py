@@ -1,0 +1,120 @@
+"""Judgements for a judge: what rash decodes committed, and which of it a careful decode writes otherwise.
+
+    prompts -> a careful decode -> reference -> Witness of each rash policy -> rows of one block at one forward
+
+The labels are noisy where a rash decode says the same in other words: a token counts as wrong wherever the careful
+answer has another at its position.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jaxdiff import parts as prints
+from jaxdiff.decode.decoder import Decoder
+from jaxdiff.policies.judge import Standing
+from jaxdiff.policies.witness import Testimony, Witness
+from jaxdiff.protocols import Model, Policy
+from jaxdiff.train.recordings import Rows, forwards_of, read_parts, record
+from jaxdiff.types import InputError, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgements:
+    """R rows: one block of W positions at one forward each; the columns are those of `Standing`, and these."""
+
+    odds: Float[np.ndarray, "R W"]
+    standing: Float[np.ndarray, "R W"]
+    log_prob: Float[np.ndarray, "R W"]
+    agrees: Bool[np.ndarray, "R W"]
+    masked: Bool[np.ndarray, "R W"]
+    judged: Bool[np.ndarray, "R W"]
+    age: Int[np.ndarray, "R W"]
+    hidden: Float[np.ndarray, "R W D"]  # in half precision; D = 0 where none were kept
+    wrong: Bool[np.ndarray, "R W"]  # judged, and not the careful answer's token
+    step: Int[np.ndarray, " R"]  # forwards that the block had before
+    block: Int[np.ndarray, " R"]  # from 0, after the prompt
+    prompt: Int[np.ndarray, " R"]  # the prompt's id
+    rash: Int[np.ndarray, " R"]  # the number of the rash policy
+
+    @property
+    def seen(self) -> Standing:
+        """The rows as a judge sees them when it decodes."""
+        columns = {name: column for name, column in vars(self).items() if name in Standing.__dataclass_fields__}
+        return Standing(**columns, block_step=self.step.astype(np.int32))
+
+    def take(self, rows: np.ndarray) -> Judgements:
+        """Some of the rows, by index or by mask."""
+        return Judgements(**{name: column[rows] for name, column in vars(self).items()})
+
+    def check(self) -> None:
+        """Raises InputError for rows in which nothing is judged, and for numbers that are none."""
+        if not self.judged.any():
+            raise InputError("judgements: found no commit to judge, expected at least one; collect more prompts")
+        for name in ("odds", "standing", "log_prob", "hidden"):
+            bad = np.flatnonzero(~np.isfinite(getattr(self, name)).reshape(self.prompt.size, -1).all(1))
+            if bad.size:
+                raise InputError(f"judgements: {name} of prompt {self.prompt[bad[0]]} is not finite; collect it again")
+
+
+def collect(
+    model: Model,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    ids: Sequence[int],
+    folder: Path,
+    decoder: Decoder | None = None,
+    *,
+    rash: Sequence[Policy],
+    gen_length: int = 256,
+    batch_size: int = 16,
+    features: bool = True,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> Judgements:
+    """Decode each prompt with care, then with each rash policy, and keep what that committed.
+
+    Args:
+        decoder: the careful one; the rash ones differ from it in their policy alone.
+        rash: at least one.
+        features: keep the model's hidden features, 2 D bytes for each position of a row.
+        ids, folder, progress: as of `traces.collect`; what it raises, too.
+    """
+    if not rash:
+        raise InputError("collect: found no rash policy, expected at least one whose commits are judged")
+    kept = model.config.d_model if features else 0
+    rows = record(
+        *(model, params, prompts, ids, folder, decoder),
+        what="judgements",
+        policies=lambda blocks: [Witness(policy, blocks, features=kept) for policy in rash],
+        rows_of=_rows_of,
+        gen_length=gen_length,
+        batch_size=batch_size,
+        setting=dict(features=features, rash=[prints.digest_of_tree(policy) for policy in rash]),
+        progress=progress,
+    )
+    judgements = Judgements(**rows)
+    judgements.check()
+    return judgements
+
+
+def load_judgements(folder: Path) -> Judgements:
+    """All parts of a folder. Raises InputError where there is none, or one is damaged or of another kind."""
+    names = [field.name for field in dataclasses.fields(Judgements)]
+    judgements = Judgements(**read_parts(folder, names, what="judgements"))
+    judgements.check()
+    return judgements
+
+
+def _rows_of(found: Testimony, number: int) -> Rows:
+    """The forwards that found something to judge."""
+    leaves = {name: leaf for name, leaf in vars(found.seen).items() if name != "block_step"} | {"wrong": found.wrong}
+    _, rows = forwards_of(found.forwards, leaves)
+    rows["hidden"] = rows["hidden"].astype(np.float16)
+    rows["rash"] = np.full(rows["row"].size, number, np.int32)
+    some = rows["judged"].any(1)
+    return {name: column[some] for name, column in rows.items()}
