@@ -21,8 +21,8 @@ from jaxdiff.decode.checks import block_of, check_blocks, check_cache, check_len
 from jaxdiff.decode.decoder import BLOCK_LENGTH, LENGTHS
 from jaxdiff.drafters import drafted_fill, unfitted
 from jaxdiff.filters import learned_policy
-from jaxdiff.judges import named_judge
 from jaxdiff.hub import origin_of
+from jaxdiff.judges import named_judge
 from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.policies import parse
 from jaxdiff.pytree import numbers_of

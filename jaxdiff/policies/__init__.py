@@ -66,7 +66,7 @@ def parse(
 
         fixed:order=margin            threshold:tau=0.85            above_mean
         any_of(threshold:tau=0.9 + entropy:tau=0.05)      cap(4 + threshold:tau=0.6)      learned:name=official
-        correct(threshold:tau=0.5 + judge:name=judge,tau=0.7,check=0.9)
+        correct(threshold:tau=0.5 + judge:name=judge,tau=0.7,sure=0.9)
 
     `learned` finds a learned policy by its name and threshold, either of which may be left to its default: it belongs
     to a model. So does a judge, which `judge` finds by its name, with the threshold of its card.
@@ -102,8 +102,8 @@ def _corrected(policy: Policy, text: str, judge: Callable[[str | None], tuple[Ju
     """A policy with the judge that the second part of `correct(...)` names."""
     name, _, rest = text.partition(":")
     if name != "judge":
-        raise InputError(f"policy correct: found {text!r} behind the policy, expected judge:name=NAME,tau=TAU,check=P")
-    known = {"name": {"static": True}, "tau": {"whole": False}, "check": {"whole": False}}
+        raise InputError(f"policy correct: found {text!r} behind the policy, expected judge:name=NAME,tau=TAU,sure=P")
+    known = {"name": {"static": True}, "tau": {"whole": False}, "sure": {"whole": False}}
     values = parse_arguments("policy correct", known, [item for item in rest.split(",") if item])
     if judge is None:
         raise InputError("policy correct: found no model, expected one whose judges it names")

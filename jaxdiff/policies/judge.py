@@ -117,8 +117,8 @@ class Judge:
         here = None if self.fitted_to is None else fingerprint(params)
         if here is not None and self.fitted_to != here:
             raise InputError(
-                f"judge: found one of the weights {self.fitted_to}, but these are {here}; take the judge of this model, "
-                "or fit one (jaxdiff fit --kind judge)"
+                f"judge: found one of the weights {self.fitted_to}, but these are {here}; take the judge of this "
+                "model, or fit one (jaxdiff fit --kind judge)"
             )
 
     def inputs(self, seen: Standing) -> Float[Array, "B W F"]:
@@ -141,25 +141,25 @@ class Judge:
 class Correct(PolicyBase):
     """Commit as another policy does, and mask again what a judge takes for wrong; each position once in a block.
 
-    A judge sees a token from the forward after its commit on. Where the last masks of a block are committed with a
-    probability under `check`, a further forward looks at them; a token that is surer is left unseen.
+    A judge sees a token from the forward after its commit on. Where one of the last masks of a block is committed with
+    a probability under `sure`, a further forward looks at them; where all are surer the block is left.
 
     Attributes:
         tau: what the judge's probability of "wrong" must exceed.
-        check: 0 never looks again, above 1 always.
+        sure: 0 never looks again, above 1 always.
     """
 
     policy: Policy
     judge: Judge
     tau: Leaf = number(default=0.5, low=0.0, high=1.0)
-    check: Leaf = number(default=0.9, low=0.0, high=2.0)
+    sure: Leaf = number(default=0.9, low=0.0, high=2.0)
 
     revises = True
 
     def __post_init__(self) -> None:
         if self.policy.revises or self.policy.waits:
             raise InputError(
-                "policy correct: found a policy that takes commits back or waits, expected one that does not"
+                "policy correct: found a policy that takes commits back or waits itself, expected one that does not"
             )
 
     @property
@@ -188,7 +188,7 @@ class Correct(PolicyBase):
         best, tie = with_best(jnp.zeros_like(commit), proposal.priority, score.eligible)
         forced = ~jnp.any(commit, axis=1, keepdims=True)
         commit = jnp.where(forced, best, commit)
-        doubt = score.prob - per_row(self.check)
+        doubt = score.prob - per_row(self.sure)
         last = commit & ~jnp.any(score.eligible & ~commit, axis=1, keepdims=True)
         close = (open_ & (jnp.abs(slack) < NEAR_TIE)) | (last & (jnp.abs(PER_NAT * doubt) < NEAR_TIE))
         decided = dataclasses.replace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from jaxdiff.policies.base import PolicyBase
 from jaxdiff.policies.judge import Memory, Standing, standing_of

@@ -95,7 +95,7 @@ def fit_judge(
 
 def logits_of(judge: Judge, found: Judgements) -> Float[np.ndarray, " n"]:
     """What a judge says of each committed position, row after row."""
-    return np.asarray(judge(jax.tree.map(jnp.asarray, found.seen)))[found.judged]
+    return np.asarray(judge(found.seen))[found.judged]
 
 
 def auc(scores: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> float:
@@ -115,7 +115,7 @@ def auc(scores: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> fl
 def _labelled(parts: Sequence[Judgements], empty: Judge, *, apart: bool) -> Labelled:
     made = []
     for part in (each.take(kept_apart(each.prompt) == apart) for each in parts):
-        inputs = np.asarray(empty.inputs(jax.tree.map(jnp.asarray, part.seen)))[part.judged]
+        inputs = np.asarray(empty.inputs(part.seen))[part.judged]
         made.append(
             Labelled(jnp.asarray(inputs), jnp.asarray(part.wrong[part.judged], jnp.float32), jnp.ones(len(inputs)))
         )

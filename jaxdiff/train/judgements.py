@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -45,8 +46,9 @@ class Judgements:
     @property
     def seen(self) -> Standing:
         """The rows as a judge sees them when it decodes."""
-        columns = {name: column for name, column in vars(self).items() if name in Standing.__dataclass_fields__}
-        return Standing(**columns, block_step=self.step.astype(np.int32))
+        names = {field.name for field in dataclasses.fields(Standing)}
+        columns = {name: jnp.asarray(column) for name, column in vars(self).items() if name in names}
+        return Standing(**columns, block_step=jnp.asarray(self.step, jnp.int32))
 
     def take(self, rows: np.ndarray) -> Judgements:
         """Some of the rows, by index or by mask."""
@@ -112,8 +114,8 @@ def load_judgements(folder: Path) -> Judgements:
 
 def _rows_of(found: Testimony, number: int) -> Rows:
     """The forwards that found something to judge."""
-    leaves = {name: leaf for name, leaf in vars(found.seen).items() if name != "block_step"} | {"wrong": found.wrong}
-    _, rows = forwards_of(found.forwards, leaves)
+    leaves = {name: np.asarray(leaf) for name, leaf in vars(found.seen).items() if name != "block_step"}
+    _, rows = forwards_of(found.forwards, leaves | {"wrong": np.asarray(found.wrong)})
     rows["hidden"] = rows["hidden"].astype(np.float16)
     rows["rash"] = np.full(rows["row"].size, number, np.int32)
     some = rows["judged"].any(1)

@@ -11,13 +11,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
 
 from jaxdiff import parts as prints
 from jaxdiff.decode.api import prepare
@@ -65,7 +65,8 @@ def record(
     the folder cannot be written.
     """
     decoder = decoder or Decoder()
-    decoder = dataclasses.replace(decoder, block_length=block_of(model, decoder.block_length))
+    block = block_of(model, decoder.block_length)
+    decoder = dataclasses.replace(decoder, block_length=block)
     if not prompts or len(prompts) != len(ids):
         raise InputError(f"collect: found {len(prompts)} prompts and {len(ids)} ids, expected as many, at least one")
     depends = prints.run_of(
@@ -80,7 +81,7 @@ def record(
     )
     prints.claim(folder, what, depends)
     config, run = model.config, Timed()
-    recorders = policies(-(-(gen_length + overhang_of(model)) // decoder.block_length))
+    recorders = policies(-(-(gen_length + overhang_of(model)) // block))
     padded, origin = pad_to_bucket(prompts, fill=config.eos_token_id, room=config.max_sequence_length - gen_length)
     parts: list[Rows] = []
     done = 0
@@ -97,10 +98,11 @@ def record(
             for number, policy in enumerate(recorders):
                 towards = dataclasses.replace(decoder, policy=policy)
                 state = jax.device_get(run.run(decode(towards, reference=reference)).policy)
-                columns = rows_of(jax.tree.map(lambda leaf: np.asarray(leaf)[:fresh], state), number)
+                columns = rows_of(jax.tree.map(operator.itemgetter(slice(fresh)), state), number)
                 made.append(columns | {"prompt": np.asarray(ids)[rows][columns.pop("row")]})
             packed = io.BytesIO()  # a zip file that runs into a full disk writes its own traceback
-            np.savez_compressed(packed, **join(made))
+            columns: Any = join(made)
+            np.savez_compressed(packed, **columns)
             with replaced_file(path, AGAIN) as new:
                 new.write_bytes(packed.getbuffer())
         parts.append(_read(path))
@@ -110,7 +112,7 @@ def record(
     return join(parts)
 
 
-def forwards_of(forwards: Int[np.ndarray, "B Q"], leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, Rows]:
+def forwards_of(forwards: Any, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, Rows]:
     """Of leaves [B Q S ...] what lies in the first `forwards` of S: the rows' number in the batch; and columns, with
     `row`, `block` and `step`.
     """

@@ -118,6 +118,6 @@ def load_traces(folder: Path) -> Traces:
 def _rows_of(recording: Recording, tau: float) -> Rows:
     """The forwards that happened."""
     names = ("log_odds", "runner_up", "entropy", "masked", "final", "hidden")
-    at, rows = forwards_of(recording.forwards, {name: getattr(recording, name) for name in names})
+    at, rows = forwards_of(recording.forwards, {name: np.asarray(getattr(recording, name)) for name in names})
     rows["hidden"] = rows["hidden"].astype(np.float16)
     return rows | {"tau": np.full(at.size, tau, np.float32)}
