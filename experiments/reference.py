@@ -14,7 +14,8 @@ from jaxdiff.decode import EndThink, Sampling
 from jaxdiff.drafters import DRAFTERS
 from jaxdiff.fills import DRAFTED, FILLS
 from jaxdiff.filters import BEST_FILTER, FILTERS
-from jaxdiff.policies import POLICIES, AllOf, AnyOf, Cap, Explore, Replay
+from jaxdiff.judges import DEFAULT, JUDGES
+from jaxdiff.policies import POLICIES, AllOf, AnyOf, Cap, Correct, Explore, Replay, Witness
 from jaxdiff.pytree import is_number
 from jaxdiff.registry import Registry
 from jaxdiff.stoppers import STOPPERS, StopStrings
@@ -28,12 +29,15 @@ PARTS = {
 }
 # What the command line names beside a class's fields, to find its weights: where in the model's folder, and by default.
 NAMED = {"learned": (FILTERS, BEST_FILTER)} | {name: (DRAFTERS, name) for name in DRAFTED}
+NAMED["correct(A + judge)"] = (JUDGES, DEFAULT)
 COMBINED = {
     "any_of(A + B)": AnyOf,
     "all_of(A + B)": AllOf,
     "cap(K + A)": Cap,
+    "correct(A + judge)": Correct,
     "(Python alone)": Replay,
     "(Python alone, of fit --reward)": Explore,
+    "(Python alone, of collect --rash)": Witness,
 }
 
 

@@ -177,12 +177,17 @@ class Correct(PolicyBase):
     def init(self, rows: int, window: int) -> tuple[Memory, PartState]:
         return Memory.fresh(rows, window), self.policy.init(rows, window)
 
+    def slack(self, score: Score, memory: Memory, key: Key[Array, " B"]) -> Float[Array, "B W"]:
+        """How far what is said of a commit lies above `tau`: above 0 it is taken back. `memory`: after this forward."""
+        del key
+        tau = per_row(self.tau)
+        return self.judge(standing_of(score, memory)) - (jnp.log(tau) - jnp.log1p(-tau))
+
     def select(
         self, state: tuple[Memory, PartState], score: Score, key: Key[Array, " B"]
     ) -> tuple[Proposal, tuple[Memory, PartState]]:
         memory, (proposal, own) = state[0].at(score), self.policy.select(state[1], score, key)
-        tau = per_row(self.tau)
-        slack = self.judge(standing_of(score, memory)) - (jnp.log(tau) - jnp.log1p(-tau))
+        slack = self.slack(score, memory, key)
         open_ = score.editable & ~memory.taken
         commit = proposal.commit & score.eligible
         best, tie = with_best(jnp.zeros_like(commit), proposal.priority, score.eligible)

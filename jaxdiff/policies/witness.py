@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Int, Key, Shaped
 
 from jaxdiff.policies.base import PolicyBase
-from jaxdiff.policies.judge import Memory, Standing, standing_of
+from jaxdiff.policies.judge import Memory, standing_of
 from jaxdiff.protocols import Model, Policy
 from jaxdiff.pytree import pytree, static
 from jaxdiff.types import REFERENCE, Params, PartState, Proposal, Score
@@ -18,7 +18,7 @@ from jaxdiff.types import REFERENCE, Params, PartState, Proposal, Score
 class Testimony:
     """What was seen, block by block (Q of them) and forward by forward (the first S of each)."""
 
-    seen: Standing  # leaves lead with B Q S
+    seen: dict[str, Shaped[Array, "B Q S ..."]]  # the fields of `Standing`
     wrong: Bool[Array, "B Q S W"]  # committed, and not the reference's token
     forwards: Int[Array, "B Q"]  # at most S
     memory: Memory
@@ -60,7 +60,7 @@ class Witness(PolicyBase):
     def init(self, rows: int, window: int) -> Testimony:
         lead = (rows, self.blocks, self.forwards)
         numbers, flags, counts = (jnp.zeros((*lead, window), kind) for kind in (jnp.float32, bool, jnp.int32))
-        seen = Standing(
+        seen = dict(
             odds=numbers,
             standing=numbers,
             log_prob=numbers,
@@ -87,9 +87,7 @@ class Witness(PolicyBase):
         left = score.eligible & ~proposal.commit
         ending = jnp.any(score.eligible, axis=1) & ~jnp.any(left, axis=1)
         recorded = Testimony(
-            seen=Standing(
-                **{name: old.at[at].set(getattr(now, name), mode="drop") for name, old in vars(state.seen).items()}
-            ),
+            seen={name: old.at[at].set(getattr(now, name), mode="drop") for name, old in state.seen.items()},
             wrong=state.wrong.at[at].set(wrong, mode="drop"),
             forwards=state.forwards.at[row, block].set(jnp.minimum(score.block_step + 1, self.forwards)),
             memory=memory,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +51,7 @@ class Judgements:
         columns = {name: jnp.asarray(column) for name, column in vars(self).items() if name in names}
         return Standing(**columns, block_step=jnp.asarray(self.step, jnp.int32))
 
-    def take(self, rows: np.ndarray) -> Judgements:
+    def take(self, rows: Any) -> Judgements:
         """Some of the rows, by index or by mask."""
         return Judgements(**{name: column[rows] for name, column in vars(self).items()})
 
@@ -114,7 +115,7 @@ def load_judgements(folder: Path) -> Judgements:
 
 def _rows_of(found: Testimony, number: int) -> Rows:
     """The forwards that found something to judge."""
-    leaves = {name: np.asarray(leaf) for name, leaf in vars(found.seen).items() if name != "block_step"}
+    leaves = {name: np.asarray(leaf) for name, leaf in found.seen.items() if name != "block_step"}
     _, rows = forwards_of(found.forwards, leaves | {"wrong": np.asarray(found.wrong)})
     rows["hidden"] = rows["hidden"].astype(np.float16)
     rows["rash"] = np.full(rows["row"].size, number, np.int32)

@@ -130,7 +130,8 @@ def read_parts(folder: Path, names: Sequence[str], *, what: str) -> Rows:
     parts = [_read(path) for path in paths]
     if found := sorted(set(parts[0]) ^ set(names)):
         raise InputError(
-            f"{what}: {folder} does not hold them ({found[0]}); name a folder that `collect` wrote for this"
+            f"{what}: found columns of another kind in {folder} ({found[0]}), expected what `collect` wrote for this; "
+            "name another folder"
         )
     return join(parts)
 

@@ -59,6 +59,42 @@ def test_a_filter_from_traces_to_text(home, run, adapter, tmp_path):
         assert (ran.json["nfe"], ran.json["adapter"]) == (nfe, "parallel")
 
 
+def test_a_judge_from_rash_decodes_to_text(home, run, tmp_path):
+    collecting = ("collect", "--out", tmp_path / "rash", "--model", home, "--task", "drills", "--n", 40, *LENGTHS)
+    ran = run(*collecting, "--stop", "none", "--features", "--rash", "threshold:tau=0.0", "--json")
+    assert ran.code == 0, ran.err
+    fitting = ("fit", "--traces", tmp_path / "rash", "--name", "judge", "--model", home, "--kind", "judge")
+    ran = run(*fitting, "--steps", 20, "--hidden", 4, "--tau", 0.3, "--json")
+    assert ran.code == 0, ran.err
+    assert 0 < ran.json["auc"] < 1
+    assert 0 < ran.json["wrong"] < 1
+    card = json.loads((home / "judges" / "judge" / "judge.json").read_text())
+    assert (card["tau"], card["features"]) == (pytest.approx(0.3), 32)
+    nfe = {}
+    for judge in ("judge:tau=1,sure=0", "judge:tau=0,sure=2"):  # takes back nothing, and all that it sees
+        asked = f"correct(threshold:tau=0.0 + {judge})"
+        ran = run("generate", "26 + 48 = ", "--model", home, "--policy", asked, *LENGTHS, "--json")
+        assert ran.code == 0, ran.err
+        nfe[judge] = ran.json["nfe"]
+    assert list(nfe.values()) == [2, 2 * 4]  # commits, looks and takes all back, commits again, looks once more
+
+    told = {
+        (*fitting, "--wrong", 2): "wrong: found it beside --kind judge",
+        (*collecting, "--rash", "threshold", "--tau", 0.5): "found --tau, which is of replays, beside --rash",
+        (
+            *collecting,
+            "--rash",
+            "threshold",
+            "--trajectories",
+        ): "--tau or --rash beside --trajectories",
+    }
+    for asked, line in told.items():
+        ran = run(*asked)
+        assert (ran.code, line in ran.err) == (2, True), ran.err
+    ran = run("generate", "1", "--model", home, "--policy", "correct(threshold + judge:name=other)")
+    assert (ran.code, "policy correct: found name 'other'" in ran.err) == (2, True)
+
+
 def test_a_filter_of_another_block_length_is_refused(home, run, refused, tmp_path):
     collecting = ("collect", "--out", tmp_path / "traces", "--model", home, "--task", "drills", "--n", 20, *LENGTHS)
     assert run(*collecting).code == 0

@@ -26,6 +26,7 @@ NUMBERS = {
     "ready": 0.7,
     "edit": 0.2,
     "post": 3,
+    "sure": 0.9,
 }
 
 

@@ -33,6 +33,12 @@ def random_filter(kind):
     return BlockFilter(layers) if kind == "block" else LocalFilter(layers)
 
 
+def random_judge(seed=1):
+    """A judge of random weights, sharp enough to doubt some commits and trust others."""
+    empty = p.Judge((), reach=1)
+    return p.Judge(jax.tree.map(lambda x: 4.0 * x, init_layers(jax.random.key(seed), (empty.width, 8, 1))), reach=1)
+
+
 # name -> (constructor, how to draw its numbers)
 POLICIES = {
     "fixed": (_fixed(), _STEPS),
@@ -59,6 +65,10 @@ POLICIES = {
     "all_of": (lambda tau: p.all_of(p.Threshold(tau), p.Entropy(1.0)), _TAU),
     "cap": (lambda k, tau: p.cap(k, p.Threshold(tau)), {"k": st.integers(1, 9), **_TAU}),
     "remedi": (p.Remedi, _STEPS),
+    "correct": (
+        lambda tau, sure: p.Correct(p.Threshold(0.4), random_judge(), tau, sure),
+        {**_TAU, "sure": _floats(0, 2)},
+    ),
     "multi_block": (
         lambda **numbers: p.MultiBlock(**numbers),
         {"size": st.integers(1, small.BLOCK - 1), "add": _floats(0, 1), "ready": _floats(0, 1), "tau": _floats(0, 3)},

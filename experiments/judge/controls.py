@@ -1,0 +1,41 @@
+"""What a judge is compared with: the same policy, but what is taken back is drawn, or told otherwise."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jaxdiff.policies.filters import Linear
+from jaxdiff.policies.judge import PER_NEIGHBOUR, Correct, Judge, Memory
+from jaxdiff.policies.order import uniform
+from jaxdiff.pytree import pytree
+from jaxdiff.types import REFERENCE, Score, per_row
+
+
+def confidence() -> Judge:
+    """A judge that doubts what was committed with little confidence: its "wrong" is 1 minus that probability."""
+    empty = Judge((), reach=0)
+    kernel = jnp.zeros((empty.width, 1)).at[0, 0].set(-8.0)  # the first input is the log-odds, by 8
+    assert empty.width > PER_NEIGHBOUR
+    return Judge((Linear(kernel, jnp.zeros(1)),), reach=0)
+
+
+@pytree
+class Random(Correct):
+    """Each commit is taken back with probability 1 - `tau` in each forward that sees it, until it was once."""
+
+    def slack(self, score: Score, memory: Memory, key: Key[Array, " B"]) -> Float[Array, "B W"]:
+        return uniform(key, score.positions) - per_row(self.tau)
+
+
+@pytree
+class Told(Correct):
+    """Exactly the commits are taken back that are not the standard decode's."""
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({REFERENCE})
+
+    def slack(self, score: Score, memory: Memory, key: Key[Array, " B"]) -> Float[Array, "B W"]:
+        assert score.reference is not None
+        return jnp.where(score.tokens != score.reference, 1.0, -1.0)
