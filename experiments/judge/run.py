@@ -1,6 +1,6 @@
-"""Does it pay to take back what a judge doubts? `python -m experiments.judge.run [choose|test|calibrate|report]`
+r"""Does it pay to take back what a judge doubts? `python -m experiments.judge.run [choose|test|calibrate|report]`
 
-    jaxdiff collect --out runs/rash --n 3000 --seed 1000 --stop eos --batch-size 32 --answer threshold:tau=0.99 \\
+    jaxdiff collect --out runs/rash --n 3000 --seed 1000 --stop eos --batch-size 32 --answer threshold:tau=0.99 \
         --features --rash learned:tau=0.5 --rash learned:tau=0.7 --rash threshold:tau=0.6
     jaxdiff fit --kind judge --name judge --traces runs/rash --model MODEL
     python -m experiments.judge.run choose MODEL
@@ -10,8 +10,8 @@
 
 choose     `learned` at rash thresholds alone, with the judge, and with what it is compared with: random remasking,
            remasking by the commit's own confidence, and an oracle that takes back exactly what is not the standard
-           decode's. Validation problems. Of each kind two are chosen: the fastest that loses at most a point of standard
-           decoding, and the most accurate that does no more work than `threshold:tau=0.99`.
+           decode's. Validation problems. Of each kind two are chosen: the fastest that loses at most a point of
+           standard decoding, and the most accurate that does no more work than `threshold:tau=0.99`.
 test       What was chosen, once, on test problems, paired with standard decoding.
 calibrate  The judge on rash decodes of test problems: area under the ROC curve, and how often it is right in each tenth
            of what it says; `results/calibration.png`.
@@ -21,6 +21,7 @@ MODEL is a copy of `gsm-1m` with the judge in its `judges`. Each entry is kept i
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -40,6 +41,7 @@ from experiments.kept import Kept
 from experiments.parallel.run import BASE, LENGTH, N_CHOOSE, N_TEST, SEED, Row, points
 from experiments.policies import accuracy, describe, verdicts_of
 from jaxdiff import policies
+from jaxdiff.filters import named_filter
 from jaxdiff.judges import named_judge
 from jaxdiff.metrics import paired_difference
 from jaxdiff.policies.judge import Correct, Judge
@@ -58,6 +60,11 @@ SURE = (0.5, 0.95)
 N_CALIBRATE = 400
 
 
+def learned(tau: Any) -> policies.Learned:
+    """The model's own filter, at one threshold or at one for each row."""
+    return dataclasses.replace(named_filter("gsm-1m")[0], tau=tau)
+
+
 def grid(kind: Callable[..., Correct], judge: Judge, doubts: tuple[float, ...]) -> tuple[tuple[Any, ...], Any]:
     """All combinations (threshold, doubt, sure), and the policy of the numbers of some of them."""
     combined = tuple(itertools.product(RASH, doubts, SURE))
@@ -65,7 +72,7 @@ def grid(kind: Callable[..., Correct], judge: Judge, doubts: tuple[float, ...]) 
 
     def policy(number: Any) -> jaxdiff.Policy:
         tau, doubt, sure = table[np.asarray(number, int)].T
-        return kind(jaxdiff.learned_policy("gsm-1m", tau=tau), judge, doubt, sure)
+        return kind(learned(tau), judge, doubt, sure)
 
     return combined, policy
 
@@ -75,7 +82,7 @@ def rows_of(model: str) -> dict[str, tuple[tuple[Any, ...], Any]]:
     judge, _ = named_judge(model)
 
     def alone(number: Any) -> jaxdiff.Policy:
-        return jaxdiff.learned_policy("gsm-1m", tau=np.asarray(RASH, np.float32)[np.asarray(number, int)])
+        return learned(np.asarray(RASH, np.float32)[np.asarray(number, int)])
 
     return {
         "threshold": (((0.99,),), lambda _: policies.Threshold(0.99)),
@@ -193,7 +200,7 @@ def report() -> None:
         "",
         "| kind | chosen as | numbers | accuracy % | minus standard | NFE | TPF | work |",
         "|---|---|---|---:|---:|---:|---:|---:|",
-        f"| standard | | | {accuracy(careful)} | | {careful['nfe']:.2f} | {careful['tpf']:.2f} | {careful['work']:.2f} |",
+        "| standard | " + line_of(careful | {"numbers": ()}, ""),
     ]
     kinds = [name.removesuffix(" | validation") for name in entries if name.endswith("| validation")][1:]
     for kind in kinds:
