@@ -1,5 +1,6 @@
 """The likelihood of given answers, against every set of masks run by a plain loop in numpy."""
 
+import dataclasses
 import functools
 import math
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxdiff import InputError, Inputs, log_likelihood, make_mesh
+from jaxdiff.models import FastDllmV2
 from tests import small
 
 CASES, LENGTH = 100, 6  # 63 sets of masks each
@@ -120,6 +122,18 @@ def test_blocks_of_a_model_that_attends_in_them_in_parts():
     exact = enumerated(model, prompts, origin, answers, lengths, block=4)
     np.testing.assert_allclose(found.value, exact, rtol=1e-5)
     assert found.nfe[2] == 2  # one over the clean canvas
+
+
+def test_the_value_of_a_causal_model_is_exact():
+    """Blocks of one position, each read from the one before: what one plain pass over the whole text says."""
+    model = FastDllmV2(dataclasses.replace(small.FAST.config, attention_block=1))
+    prompts, answers = np.array([[5, 6, 7], [9, 8, 30]]), np.array([[11, 12, 40, 41, 1], [33, 7, 7, 50, 9]])
+    found = log_likelihood(model, small.params(model=model), prompts, answers, samples=2)
+    for row, text in enumerate(np.concatenate([prompts, answers], axis=1)):
+        table = log_softmax(small.logits(small.params(model=model), text, model))
+        exact = sum(table[3 + at, token] for at, token in enumerate(answers[row]))
+        np.testing.assert_allclose(found.value[row], exact, rtol=1e-5)
+    assert (found.error == 0).all()
 
 
 def test_guided_blocks_over_a_mesh():
