@@ -284,10 +284,10 @@ def _judge(
         fitted = fit_judge(rows, recipe, fitted_to=fingerprint(checkpoint.params), progress=update)
     save_judge(folder, fitted.judge, tau)
     measured = {"validation_loss": fitted.best, "auc": fitted.auc, "wrong": fitted.wrong}
-    numbers = {"judge": str(folder), **measured, "positions": fitted.positions, "prompts": fitted.prompts}
+    numbers = {"judge": str(folder), **measured, "commits": fitted.commits, "prompts": fitted.prompts}
     line = (
         f"{folder}: area under the ROC curve {fitted.auc:.4f}, validation loss {fitted.best:.4f} nats, "
-        f"{fitted.wrong:.2%} wrong; {fitted.positions} commits of {fitted.prompts} prompts"
+        f"{fitted.wrong:.2%} wrong; {fitted.commits} commits of {fitted.prompts} prompts"
     )
     return numbers | dataclasses.asdict(recipe), line
 

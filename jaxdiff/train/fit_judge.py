@@ -47,7 +47,7 @@ class FittedJudge:
     best: float
     auc: float
     wrong: float
-    positions: int
+    commits: int
     prompts: int
 
 
@@ -88,7 +88,7 @@ def fit_judge(
         best=best.loss,
         auc=auc(logits, wrong),
         wrong=float(wrong.mean()),
-        positions=int(rows.label.size),
+        commits=int(rows.label.size),
         prompts=ids.size,
     )
 
