@@ -144,7 +144,7 @@ def report(entries: dict[str, Any], chosen: dict[str, Any]) -> str:
         if split != "test":
             continue
         area = ""
-        if (frontier := swept.get(f"{model} | {row} | validation")) is not None and len(frontier) > 1:
+        if (frontier := swept.get(f"{model} | {row} | validation")) is not None:
             area = f"{aup([(point['tpf'], point['accuracy']) for point in frontier], best):.0f}"
         for point in each:
             off = [100 * x for x in paired_difference(verdicts_of(point), verdicts_of(standard))]
