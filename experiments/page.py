@@ -1,4 +1,4 @@
-"""Play decodes in a real Chromium and look for what a person would see: `python -m experiments.page` (CPU, a few minutes).
+"""Play decodes in a real Chromium, and measure what a person would see: `python -m experiments.page` (CPU, minutes).
 
 Decoded by the model that ships, with end-of-text forbidden so that every position holds text: a row of 1,024 tokens in
 300 forwards, and one of 256 in 256. Each page of `jaxdiff show` is played from its first forward to its last, alone and
@@ -7,7 +7,7 @@ beside a second decode, and told apart by what the browser itself says:
     frames  milliseconds between two calls of requestAnimationFrame: median, 99th percentile, longest
     cpu     milliseconds of the page's process for each frame (script, style, layout, paint, raster)
     console what the page, or the browser on its behalf, wrote there: must be nothing
-    walk    what is told of a token after a key is pressed on the canvas, and how the canvas is exposed to a screen reader
+    walk    what is told of a token after a key is pressed on the canvas, and what of it is exposed to screen readers
 
 Smooth is a median frame of at most 17 ms and no frame above 50 ms. A busy machine adds to both: each page is played
 `ROUNDS` times and its best round counts, and `still` is a page that changes nothing, which shows what the machine adds.

@@ -126,6 +126,8 @@ class Pane {
       const found = this.steps[at] < 0 ? null : colour_of(at);
       return found && shade(found);
     });
+    const style = getComputedStyle(document.documentElement);
+    this.inks = ["--mask", "--soft"].map((name) => style.getPropertyValue(name));
     this.node.style.setProperty("--own", shade(hue_of(this.place)).c);
     this.nodes.forEach((node, at) => {
       node.style.setProperty("--c", this.shades[at]?.c ?? "transparent");
@@ -165,8 +167,7 @@ class Pane {
       this.map.width = Math.round(wide * ratio);
       this.map.height = Math.round((high + 1) * ratio);
     }
-    const pen = this.map.getContext("2d"), style = getComputedStyle(document.documentElement);
-    const [faint, ink] = ["--mask", "--soft"].map((name) => style.getPropertyValue(name));
+    const pen = this.map.getContext("2d"), [faint, ink] = this.inks;
     const x = wide / this.end, y = high / Math.max(this.forwards, 1);
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, wide, box);

@@ -148,8 +148,8 @@ def compare(decodes: Sequence[dict[str, Any]]) -> None:
     """
     for decode in decodes:
         alike = [one["settings"] for one in decodes if one["label"] == decode["label"]]
-        own = [f"{name} {value}" for name, value in decode["settings"] if not all([name, value] in one for one in alike)]
-        decode["name"] = ", ".join([decode["label"], *own])
+        apart = [setting for setting in decode["settings"] if not all(setting in one for one in alike)]
+        decode["name"] = ", ".join([decode["label"], *(f"{name} {value}" for name, value in apart)])
     if len(decodes) < 2:
         return
     wrote: dict[tuple[int, int], list[tuple[int, int]]] = collections.defaultdict(list)
