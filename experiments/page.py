@@ -33,7 +33,7 @@ from jaxdiff import Decoder, Sampling, policies, show
 from jaxdiff.files import read_object, write_object
 
 OUT = Path(__file__).parent / "results" / "page.json"
-PROBLEM, ROUNDS = 2, 5  # of checkpoints/gsm-1m/demo.json; times that each page is played
+PROBLEM, ROUNDS = 2, 3  # of checkpoints/gsm-1m/demo.json; times that each page is played
 ROWS = {"256": (256, 256), "1024": (1024, 300)}  # tokens, forwards
 SMOOTH = {"median_ms": 17.0, "longest_ms": 50.0}
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
