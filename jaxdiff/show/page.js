@@ -199,8 +199,9 @@ class Pane {
   }
 
   word(at) {
-    const piece = this.steps[at] === PAST || at >= this.end ? undefined : this.pieces[at];
-    return { undefined: "nothing", null: "a part of a character", "": "a special token" }[piece] ?? visible(piece);
+    const piece = this.pieces[at];
+    if (at >= this.end || this.steps[at] === PAST) return "nothing";
+    return piece === null ? "a part of a character" : piece === "" ? "a special token" : visible(piece);
   }
 
   walk(event) {
