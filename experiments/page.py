@@ -2,7 +2,7 @@
 
 Decoded by the model that ships, with end-of-text forbidden so that every position holds text: a row of 1,024 tokens in
 300 forwards, and one of 256 in 256. Each page of `jaxdiff show` is played from its first forward to its last, alone and
-beside a second decode, and told apart by what the browser itself says:
+beside a second decode, and measured by what the browser itself says:
 
     frames  milliseconds between two calls of requestAnimationFrame: median, 99th percentile, longest
     cpu     milliseconds of the page's process for each frame (script, style, layout, paint, raster)
