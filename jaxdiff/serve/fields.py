@@ -68,7 +68,7 @@ def a_truth(name: str, value: Any) -> bool:
 
 def only_zero(name: str, value: Any) -> bool:
     if type(value) is not int or value != 0:
-        raise _wrong(name, value, "0: the log-probabilities of the tokens that were written are kept, no others")
+        raise _wrong(name, value, "0: the log-probability of the token that was written is kept, no other's")
     return True
 
 

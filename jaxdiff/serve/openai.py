@@ -52,7 +52,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
-    "top_logprobs": (0,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "response_format": ({"type": "text"},),
@@ -141,6 +140,7 @@ class Served:
                 raise InputError(f"{name}: found {body[name]!r:.80}, which is not served; leave it out")
         seed = given.take("seed", a_whole(0, LARGEST_SEED), None)
         stream = given.take("stream", a_truth, False)
+        given.take("top_logprobs", only_zero, True)
         prompts = self._chat(given) if chat else self._prompts(given)
         options = Given(given.take("stream_options", an_object, {}))
         call = Call(
@@ -184,7 +184,10 @@ class Served:
         if TOP_P in number_paths(self.decoder):
             numbers |= {} if top_p is None else {TOP_P: top_p}
         elif top_p not in (None, 1):
-            raise InputError(f"top_p: found {top_p}, but the server draws from all tokens; start it with --top-p 1")
+            raise InputError(
+                f"top_p: found {top_p}, expected 1 or none: this server draws from all tokens; what cuts them goes "
+                "over the vocabulary many times a step, and is there where it is started with --top-p 1"
+            )
         return Request(
             ids=(),
             max_tokens=next((length for length in lengths if length is not None), None),

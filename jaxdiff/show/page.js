@@ -2,6 +2,7 @@
 // A decode is a list of tokens, each with the forward that wrote it last (from 0; -1: given; -2: past the end). The page
 // shows the canvas after `now` forwards; a change of `now` touches only the tokens between.
 const GIVEN = -1, PAST = -2;
+const SEVERAL = -1; // in place of a decode's place: several wrote the token, in forwards of one number
 const RAMPS = { // by theme: for the order of forwards viridis, in the dark its upper part; for log-probs doubt to certainty
   light: {
     step: [[68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141], [39, 173, 129], [92, 200, 99],
@@ -13,6 +14,9 @@ const RAMPS = { // by theme: for the order of forwards viridis, in the dark its 
     log_prob: [[255, 135, 80], [214, 98, 44], [150, 74, 44], [88, 70, 70], [50, 70, 104]],
   },
 };
+const HUES = [[0, 114, 178], [230, 159, 0], [0, 158, 115], [204, 121, 167], [86, 180, 233], [240, 228, 66], [110, 76, 160],
+  [140, 86, 60]]; // of the decodes that stand side by side, again from the first behind the last
+const TOGETHER = { light: [208, 213, 222], dark: [76, 86, 102] };
 const DOUBT = -3; // a log-prob of this or less has the first colour
 const SECONDS = 8; // that the longest decode plays for at 1x, within 2 to 40 forwards a second
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -28,21 +32,26 @@ function make(name, of = {}, ...children) {
   node.append(...children.filter((child) => child != null));
   return node;
 }
-const ramp_of = (what) => RAMPS[dark.matches ? "dark" : "light"][what];
+const theme = () => dark.matches ? "dark" : "light";
+const ramp_of = (what) => RAMPS[theme()][what];
+const hue_of = (place) => place === SEVERAL ? TOGETHER[theme()] : HUES[place % HUES.length];
 const number = (value, digits) => value.toLocaleString("en", { maximumFractionDigits: digits });
 const counted = (count, word) => `${number(count, 0)} ${word}${count === 1 ? "" : "s"}`;
 const visible = (piece) => piece.replace(/\n/g, "⏎").replace(/\t/g, "⇥");
 
-function shade(ramp, share) {
+function between(ramp, share) {
   const at = Math.min(Math.max(share, 0), 1) * (ramp.length - 1), low = Math.min(Math.floor(at), ramp.length - 2);
-  const [r, g, b] = ramp[low].map((c, k) => Math.round(c + (at - low) * (ramp[low + 1][k] - c)));
+  return ramp[low].map((c, k) => Math.round(c + (at - low) * (ramp[low + 1][k] - c)));
+}
+
+function shade([r, g, b]) { // a background, and the ink that is read on it
   const light = [r, g, b].map((c) => (c / 255) ** 2.2), bright = 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2];
   return { c: `rgb(${r} ${g} ${b})`, i: bright > 0.179 ? "#000000" : "#ffffff" };
 }
 
 class Pane {
-  constructor(decode, most) {
-    Object.assign(this, decode);
+  constructor(decode, place, most) {
+    Object.assign(this, decode, { place });
     this.end = this.steps.findLastIndex((step) => step !== PAST) + 1; // behind it nothing was decoded
     this.forwards = Math.max(-1, ...this.steps) + 1;
     this.by = Array.from({ length: this.forwards }, () => []); // positions by the forward that wrote them
@@ -60,19 +69,22 @@ class Pane {
     const settings = this.settings.flatMap(([name, value], at) =>
       [at ? " · " : "", `${name} `, make("b", {}, String(value))]);
     this.done = make("span", { className: "done" });
-    this.canvas = make("div", { className: "canvas", tabIndex: 0, role: "img",
-      "aria-roledescription": "canvas; arrow keys move from token to token" }, ...this.tokensOf());
+    // The tokens are for eyes: a screen reader reads `text`, and passes the arrow keys on to an application.
+    this.text = make("p", { className: "unseen" });
+    this.canvas = make("div", { className: "canvas", tabIndex: 0, role: "application", "aria-roledescription": "canvas",
+      "aria-label": `${this.name}: the arrow keys move from token to token` },
+      make("div", { "aria-hidden": "true" }, ...this.tokensOf()));
     this.map = make("canvas", { className: "map", role: "img", "aria-label":
-      `${this.label}: position from left to right, forward from top to bottom` });
+      `${this.name}: position from left to right, forward from top to bottom` });
     this.about = make("p", { className: "about", "aria-live": "polite" });
     const table = make("details", {}, make("summary", {}, "Forward by forward, as a table"), make("div"));
     table.addEventListener("toggle", () => table.open && table.lastChild.replaceChildren(this.table()), { once: true });
-    this.node = make("article", { className: "pane", "aria-label": this.label },
+    this.node = make("article", { className: "pane", "aria-label": this.name },
       make("div", {}, this.done, make("h2", {}, this.label), make("p", { className: "settings" }, ...settings)),
       make("dl", {}, ...tiles.map(([name, value, share, digits]) => make("div", {}, make("dt", {}, name),
         make("dd", {}, number(value, digits)), share === null ? null :
           make("div", { className: "bar" }, make("i", { style: `width: ${Math.max(2, 100 * share)}%` })))))
-      , this.canvas, this.about, this.map, table);
+      , this.text, this.canvas, this.about, this.map, table);
     this.canvas.addEventListener("pointermove", (event) => this.point(this.nodes.indexOf(event.target)));
     this.canvas.addEventListener("pointerleave", () => this.point(-1));
     this.canvas.addEventListener("blur", () => this.point(-1));
@@ -84,7 +96,7 @@ class Pane {
   }
 
   tokensOf() {
-    const shown = [];
+    const shown = [], others = new Set(this.other);
     this.nodes = this.pieces.slice(0, this.end).map((piece, at) => {
       if (this.block && at && this.blockOf(at) !== this.blockOf(at - 1)) {
         shown.push(make("span", { className: "edge", title: `block ${this.blockOf(at)}`, "aria-hidden": "true" }));
@@ -93,6 +105,7 @@ class Pane {
       const text = piece === null ? "·" : piece === "" ? "∎" : visible(piece);
       const node = make("span", { className: this.steps[at] === GIVEN ? "t given" : "t" }, text);
       if (piece === "") node.classList.add("end");
+      if (others.has(at)) node.classList.add("other");
       shown.push(node);
       if (piece && piece.includes("\n")) shown.push("\n");
       return node;
@@ -103,12 +116,19 @@ class Pane {
   }
 
   paint() {
-    const ramp = ramp_of(colour);
+    const ramp = ramp_of(colour), colour_of = {
+      step: (at) => between(ramp, this.steps[at] / Math.max(this.forwards - 1, 1)),
+      log_prob: (at) => this.log_prob?.[at] == null ? null : between(ramp, 1 - this.log_prob[at] / DOUBT),
+      policy: (at) => hue_of(this.first[at]),
+      none: () => null,
+    }[colour];
     this.shades = this.nodes.map((_, at) => {
-      const step = this.steps[at], log = this.log_prob && this.log_prob[at];
-      if (step < 0 || colour === "none" || (colour === "log_prob" && log == null)) return null;
-      return shade(ramp, colour === "step" ? step / Math.max(this.forwards - 1, 1) : 1 - log / DOUBT);
+      const found = this.steps[at] < 0 ? null : colour_of(at);
+      return found && shade(found);
     });
+    const style = getComputedStyle(document.documentElement);
+    this.inks = ["--mask", "--soft"].map((name) => style.getPropertyValue(name));
+    this.node.style.setProperty("--own", shade(hue_of(this.place)).c);
     this.nodes.forEach((node, at) => {
       node.style.setProperty("--c", this.shades[at]?.c ?? "transparent");
       node.style.setProperty("--i", this.shades[at]?.i ?? "var(--ink)");
@@ -147,8 +167,7 @@ class Pane {
       this.map.width = Math.round(wide * ratio);
       this.map.height = Math.round((high + 1) * ratio);
     }
-    const pen = this.map.getContext("2d"), style = getComputedStyle(document.documentElement);
-    const [faint, ink] = ["--mask", "--soft"].map((name) => style.getPropertyValue(name));
+    const pen = this.map.getContext("2d"), [faint, ink] = this.inks;
     const x = wide / this.end, y = high / Math.max(this.forwards, 1);
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, wide, box);
@@ -168,13 +187,21 @@ class Pane {
     this.cursor = at;
     this.nodes[at]?.classList.add("at");
     if (at < 0) return this.about.replaceChildren();
-    const step = this.steps[at], hidden = step >= this.now, log = this.log_prob && this.log_prob[at];
-    const piece = this.pieces[at] === "" ? "a special token" : this.pieces[at] === null ? "a part of a character"
-      : visible(this.pieces[at]);
+    const step = this.steps[at], hidden = step >= this.now, log = this.log_prob?.[at];
     const facts = [` position ${at}`, this.block && `block ${this.blockOf(at)}`,
       hidden ? "not yet committed" : `token ${this.ids[at]}`, step >= 0 ? `forward ${step + 1} of ${this.forwards}` : "given",
       !hidden && step >= 0 && log != null && `log-prob ${log.toFixed(3)} (p ${Math.exp(log).toFixed(3)})`];
-    this.about.replaceChildren(make("b", {}, hidden ? "[MASK]" : piece), facts.filter(Boolean).join(" · "));
+    if (this.first && !hidden && step >= 0) {
+      facts.push(this.first[at] === SEVERAL ? "first by several" : `first by ${panes[this.first[at]].name}`);
+      if (this.other.includes(at)) facts.push(`${panes[0].name} has ${panes[0].word(at)}`);
+    }
+    this.about.replaceChildren(make("b", {}, hidden ? "[MASK]" : this.word(at)), facts.filter(Boolean).join(" · "));
+  }
+
+  word(at) {
+    const piece = this.pieces[at];
+    if (at >= this.end || this.steps[at] === PAST) return "nothing";
+    return piece === null ? "a part of a character" : piece === "" ? "a special token" : visible(piece);
   }
 
   walk(event) {
@@ -202,8 +229,8 @@ class Pane {
       if (!hidden) text += piece ?? "";
     });
     if (masks) text += ` (${counted(masks, "mask")})`;
-    const where = `${this.label}, after forward ${this.now} of ${this.forwards}`;
-    this.canvas.setAttribute("aria-label", `${where}: ${text}`);
+    const where = `${this.name}, after forward ${this.now} of ${this.forwards}`;
+    this.text.textContent = `After forward ${this.now} of ${this.forwards}: ${text}`;
     return `${where}: ${counted(this.by.slice(0, this.now).flat().length, "token")} of ${this.total} committed`;
   }
 }
@@ -235,14 +262,13 @@ function play(on) {
 }
 
 function paint() {
-  const ends = { step: ["first forward", "last"], log_prob: [`log-prob ${DOUBT}`, "0"], none: null }[colour];
-  const ramp = ramp_of(colour);
-  $("legend").hidden = !ends;
-  if (ends) {
-    const [low, bar, high] = $("legend").children;
-    [low.textContent, high.textContent] = ends;
-    bar.style.background = `linear-gradient(90deg, ${ramp.map((c) => `rgb(${c.join(" ")})`).join(", ")})`;
-  }
+  const ends = { step: ["first forward", "last"], log_prob: [`log-prob ${DOUBT}`, "0"] }[colour];
+  const bar = (background) => make("i", { style: `background: ${background}` });
+  const colour_in = (rgb) => `rgb(${rgb.join(" ")})`;
+  $("legend").replaceChildren(...ends ? [ends[0], bar(`linear-gradient(90deg, ${ramp_of(colour).map(colour_in).join(", ")})`),
+    ends[1]] : colour === "policy" ? ["first by", ...panes.flatMap((pane) => [bar(colour_in(hue_of(pane.place))), pane.name]),
+    bar(colour_in(hue_of(SEVERAL))), "several", make("u", {}, "ab"), `not as in ${panes[0].name}`] : []);
+  document.body.dataset.colour = colour;
   panes.forEach((pane) => pane.paint());
 }
 
@@ -251,13 +277,14 @@ function choose(at) {
   const { name, text, of } = prompts[at], most = (key) => Math.max(...of.map((decode) => decode[key]));
   const words = text ?? (name === null ? "A decode" : String(name)); // names of special tokens stand back
   $("prompt").replaceChildren(...words.split(/(<\|[^|\s]*\|>)/).map((part, at) => at % 2 ? make("span", {}, part) : part));
-  panes = of.map((decode) => new Pane(decode, { nfe: most("nfe"), cheap: most("cheap"), work: most("work") }));
+  panes = of.map((decode, place) => new Pane(decode, place, { nfe: most("nfe"), cheap: most("cheap"), work: most("work") }));
   last = Math.max(...panes.map((pane) => pane.forwards));
   $("step").max = last;
   $("panes").replaceChildren(...panes.map((pane) => pane.node));
-  const none = $("colours").querySelector("[value=log_prob]");
-  none.disabled = panes.every((pane) => !pane.log_prob);
-  if (none.disabled && colour === "log_prob") $("colours").querySelector("[value=step]").click();
+  const choice = (value) => $("colours").querySelector(`[value=${value}]`);
+  choice("log_prob").disabled = panes.every((pane) => !pane.log_prob);
+  choice("policy").disabled = panes.every((pane) => !pane.first);
+  if (choice(colour).disabled) choice("step").click();
   paint();
 }
 

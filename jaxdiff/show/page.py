@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from jaxdiff.files import json_line
-from jaxdiff.show.rows import decode_of
+from jaxdiff.show.rows import compare, decode_of
 from jaxdiff.types import InputError
 
 
@@ -41,6 +41,8 @@ def page(rows: Sequence[Mapping[str, Any]], title: str = "jaxdiff", *, places: S
                 "one id to answer one prompt; show the files apart"
             )
         group["of"].append(decode)
+    for group in prompts.values():
+        compare(group["of"])
     return _rendered(title, {"prompts": list(prompts.values())})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from jaxdiff.types import InputError
 
 CUT = "\ufffd"  # what a tokenizer gives for the bytes of a character that are not all there
 GIVEN, PAST = -1, -2  # in place of a forward: the position was given; it lies past the end
+SEVERAL = -1  # in place of a decode's place: several wrote the token, in forwards of one number
 OPTION = "--for-show"  # of `jaxdiff generate`: rows hold all of these
 NEEDED = {
     "token_ids": "a list of whole numbers",
@@ -132,6 +134,41 @@ def decode_of(row: Mapping[str, Any]) -> dict[str, Any]:
         "steps": _steps(row, steps),
         "log_prob": log_prob and [_rounded(one) for one in log_prob],
     }
+
+
+def compare(decodes: Sequence[dict[str, Any]]) -> None:
+    """Adds to decodes of one prompt (of `decode_of`), which stand side by side, what tells them apart.
+
+    name: the policy; where several have the same, with those of their settings that differ.
+    first: for each position which decode, by its place from 0, was the earliest, by the number of its forward, to write
+        the token that stands there in this one; SEVERAL where more than one were; None for what was not decoded.
+    other: positions at which the first decode has another token, or none.
+
+    A decode that stands alone has no `first` and no `other`.
+    """
+    for decode in decodes:
+        alike = [one["settings"] for one in decodes if one["label"] == decode["label"]]
+        apart = [setting for setting in decode["settings"] if not all(setting in one for one in alike)]
+        decode["name"] = ", ".join([decode["label"], *(f"{name} {value}" for name, value in apart)])
+    if len(decodes) < 2:
+        return
+    wrote: dict[tuple[int, int], list[tuple[int, int]]] = collections.defaultdict(list)
+    for place, decode in enumerate(decodes):
+        for at, (token, step) in enumerate(zip(decode["ids"], decode["steps"], strict=True)):
+            if step >= 0:
+                wrote[at, token].append((step, place))
+    ids = decodes[0]["ids"]
+    for decode in decodes:
+        own = list(enumerate(decode["ids"]))
+        decode["first"] = [_earliest(wrote[one]) if decode["steps"][one[0]] >= 0 else None for one in own]
+        decode["other"] = [at for at, token in own if at >= len(ids) or token != ids[at]]
+
+
+def _earliest(wrote: Sequence[tuple[int, int]]) -> int:
+    """The decode of the lowest forward, of (forward, decode) of each; SEVERAL where more than one have it."""
+    earliest = min(wrote)[0]
+    places = [place for step, place in wrote if step == earliest]
+    return places[0] if len(places) == 1 else SEVERAL
 
 
 def _list(value: Any, like: Any, *kinds: type) -> bool:

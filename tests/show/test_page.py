@@ -79,12 +79,34 @@ def test_the_data_is_that_of_the_rows():
         "pieces": [" t0", " t1", " t2", " t3"],
         "steps": [0, 1, 0, 1],
         "log_prob": [-0.1235] * 4,
+        "name": "fixed",
+        "first": [-1] * 4,
+        "other": [],
     }
     assert [decode["label"] for decode in one["of"]] == ["fixed", "threshold:tau=0.9"]
     assert one["of"][1]["settings"] == [["fill", "recap"]]
+    assert "first" not in two["of"][0]
     assert (two["of"][0]["steps"], two["of"][0]["log_prob"]) == ([-1, 1, -1, 0, -2, -2], None)
     assert (three["of"][0]["steps"], three["of"][0]["pieces"]) == ([0, 1, -2, -2], ["0 ", "1 ", "2 ", "3 "])
     assert three["of"][0]["log_prob"] == [None, None, 0.0, -1]
+
+
+def test_decodes_side_by_side_are_compared():
+    """Whose token it was first, position by position, and where they differ from the first of them."""
+    fixed = row(5, commit_step=[2, 1, 0, 0, -1], nfe=3)
+    quick = row(
+        4, commit_step=[0, 1, 0, 1], token_ids=[0, 1, 9, 3], decoder={"policy": "quick", "fill": "recap", "seed": 1}
+    )
+    again = row(6, commit_step=[0, 0, 1, -1, 0, 0], token_ids=[0, 1, 9, 8, 4, 5])
+    again["decoder"] = {"policy": "quick", "fill": "joint", "seed": 1}
+    (prompt,) = Seen(page([fixed, quick, again])).data["prompts"]
+    assert [decode["name"] for decode in prompt["of"]] == ["fixed", "quick, fill recap", "quick, fill joint"]
+    assert [decode["first"] for decode in prompt["of"]] == [
+        [-1, 2, 0, 0, None],
+        [-1, 2, 1, 0],
+        [-1, 2, 1, None, 2, 2],
+    ]
+    assert [decode["other"] for decode in prompt["of"]] == [[], [2], [2, 3, 5]]
 
 
 def test_text_is_no_markup_and_the_page_needs_nothing_else():
