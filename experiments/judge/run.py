@@ -65,9 +65,11 @@ def learned(tau: Any) -> policies.Learned:
     return dataclasses.replace(named_filter("gsm-1m")[0], tau=tau)
 
 
-def grid(kind: Callable[..., Correct], judge: Judge, doubts: tuple[float, ...]) -> tuple[tuple[Any, ...], Any]:
+def grid(
+    kind: Callable[..., Correct], judge: Judge, doubts: tuple[float, ...], sure: tuple[float, ...]
+) -> tuple[tuple[Any, ...], Any]:
     """All combinations (threshold, doubt, sure), and the policy of the numbers of some of them."""
-    combined = tuple(itertools.product(RASH, doubts, SURE))
+    combined = tuple(itertools.product(RASH, doubts, sure))
     table = np.asarray(combined, np.float32)
 
     def policy(number: Any) -> jaxdiff.Policy:
@@ -87,10 +89,10 @@ def rows_of(model: str) -> dict[str, tuple[tuple[Any, ...], Any]]:
     return {
         "threshold": (((0.99,),), lambda _: policies.Threshold(0.99)),
         "learned": (tuple((tau,) for tau in RASH), alone),
-        "judge": grid(Correct, judge, DOUBTS),
-        "confidence": grid(Correct, confidence(), DOUBTS),
-        "random": grid(Random, confidence(), DRAWN),
-        "told": grid(Told, confidence(), (0.5,)),
+        "judge": grid(Correct, judge, DOUBTS, SURE),
+        "confidence": grid(Correct, confidence(), DOUBTS, SURE[:1]),
+        "random": grid(Random, confidence(), DRAWN, SURE[:1]),
+        "told": grid(Told, confidence(), (0.5,), SURE),
     }
 
 
