@@ -96,18 +96,19 @@ def run(program: str, limits: Limits = LIMITS) -> Outcome:
                 ended = _waited(process, began + limits.wall)
             finally:
                 process.kill()
-            pipe = cast("IO[bytes]", process.stdout).fileno()
-            record = os.read(pipe, 4096).decode("utf-8", "replace") if ended else ""
+            record = os.read(_pipe(process), 4096).decode("utf-8", "replace") if ended else ""
     seconds = time.monotonic() - began
-    if not ended or process.returncode == -signal.SIGXCPU:
-        return Outcome("timeout", f"over {limits.wall:g} s" if not ended else f"over {limits.seconds} s of CPU", seconds)
+    if not ended:
+        return Outcome("timeout", f"over {limits.wall:g} s", seconds)
+    if process.returncode == -signal.SIGXCPU:
+        return Outcome("timeout", f"over {limits.seconds} s of the processor", seconds)
     said, _, rest = record.partition("\t")
     verdict, _, detail = rest.partition("\t")
     detail = "".join(letter if letter.isprintable() else " " for letter in detail).strip()[:DETAIL]
     if said == word and verdict == "refused":
         raise InputError(f"sandbox: cannot confine a program: {detail}; {ELSEWHERE}")
     if said == word and verdict in get_args(Verdict):
-        return Outcome(verdict, detail, seconds)
+        return Outcome(cast("Verdict", verdict), detail, seconds)
     return Outcome("failed", f"the process ended before the program's last line ({_end(process.returncode)})", seconds)
 
 
@@ -141,13 +142,17 @@ def _started(asked: IO[bytes]) -> subprocess.Popen[bytes]:
 def _waited(process: subprocess.Popen[bytes], until: float) -> bool:
     """Whether it ended by itself; what it left in the pipe, of at most a pipe's size, stays there."""
     poll = select.poll()
-    poll.register(process.stdout, 0)  # its other end is closed when the process ends, or before
+    poll.register(_pipe(process), 0)  # its other end is closed when the process ends, or before
     poll.poll(max(0.0, until - time.monotonic()) * 1000)
     try:
         process.wait(max(0.0, until - time.monotonic()))
     except subprocess.TimeoutExpired:
         return False
     return True
+
+
+def _pipe(process: subprocess.Popen[bytes]) -> int:
+    return cast("IO[bytes]", process.stdout).fileno()
 
 
 def _end(code: int) -> str:
