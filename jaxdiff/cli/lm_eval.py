@@ -114,12 +114,10 @@ def lm_eval(
         os.environ.setdefault("TQDM_DISABLE", "1")
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     manager = _manager(names, include_path)
-    found_tasks = _tasks(manager, names, run_code)
-    from lm_eval import simple_evaluate
-
     decoding = Decoding.of(locals())
     if out_file is not None:
         check_writable(out_file)
+    read_tasks = _tasks(manager, names, run_code)
     checkpoint, decoder = _read(decoding, gen_length)
     ours = dict(samples=samples, likelihood_block=likelihood_block, batch_size=batch_size, seed=seed)
     with contextlib.ExitStack() as stack:
@@ -133,9 +131,9 @@ def lm_eval(
             known = {line["row"]["digest"]: line["row"] for line in lines.values()}
             keeping = dict(known=known, keep=lambda row: part().write({"number": next(numbers), "row": row}))
         harness = _harness(checkpoint, decoder, decoding, gen_length, progress=progress, **ours, **keeping)
-        found = simple_evaluate(
+        found = _evaluated(
             model=harness,
-            tasks=found_tasks,
+            tasks=read_tasks,
             num_fewshot=num_fewshot,
             limit=limit,
             system_instruction=system,
@@ -187,6 +185,12 @@ def _manager(names: list[str], include_path: Path | None) -> Any:
         near = ", ".join(difflib.get_close_matches(unknown[0], manager.all_tasks)) or "lm-eval ls tasks"
         raise InputError(f"tasks: found {unknown[0]!r}, expected a task of lm-eval or of --include-path; try {near}")
     return manager
+
+
+def _evaluated(**given: Any) -> Any:
+    from lm_eval import simple_evaluate
+
+    return simple_evaluate(**given)
 
 
 def _tasks(manager: Any, names: list[str], run_code: bool) -> list[Any]:

@@ -7,6 +7,7 @@ whoever loads it this one: tasks modelled on humaneval and mbpp then need no oth
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,9 +17,7 @@ from jaxdiff.tasks import sandbox
 from jaxdiff.types import InputError
 
 NAME = "code_eval"
-ASK = (
-    "tasks: found one that runs what the model wrote; --run-code runs it, in processes without network and with limits"
-)
+ASK = "tasks: {} runs what the model wrote; --run-code runs it, in processes without network and with limits"
 
 
 class CodeEval:
@@ -83,7 +82,7 @@ def check_task(task: Any, run_code: bool) -> None:
 
 def _asks(judge: Any) -> bool:
     """Whether this metric of a task has what `instead` gave, or is the one above."""
-    return any(value is CODE_EVAL for value in getattr(judge, "__globals__", {}).values())
+    return any(value is CODE_EVAL for value in getattr(inspect.unwrap(judge), "__globals__", {}).values())
 
 
 @contextlib.contextmanager

@@ -159,9 +159,9 @@ def test_lm_eval_s_tasks_are_given_the_sandbox_or_refused(confining, monkeypatch
     with code_eval.instead(run_code=False), pytest.raises(InputError, match="--run-code"):
         theirs.load("code_eval")
 
-    def task(judge, **further):
+    def task(judge):
         config = types.SimpleNamespace(process_results=None, metric_list=[{"metric": judge}])
-        return types.SimpleNamespace(task_name="mine", UNSAFE_CODE=True, config=config, **further)
+        return types.SimpleNamespace(task_name="mine", UNSAFE_CODE=True, config=config)
 
     code_eval.check_task(task(metric), run_code=True)
     with pytest.raises(InputError, match="mine runs what the model wrote; --run-code runs it"):
