@@ -82,8 +82,7 @@ def run(program: str, limits: Limits = LIMITS) -> Outcome:
 
     Raises InputError where programs cannot be confined.
     """
-    if sys.platform != "linux":
-        raise InputError(f"sandbox: found {sys.platform}, expected linux; {ELSEWHERE}")
+    _check_platform()
     word = secrets.token_hex(16)
     folders = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
     head = "\t".join((word, str(limits.seconds), str(limits.memory), *folders))
@@ -113,8 +112,12 @@ def run(program: str, limits: Limits = LIMITS) -> Outcome:
 
 
 def run_all(programs: Iterable[str], limits: Limits = LIMITS, *, workers: int | None = None) -> list[Outcome]:
-    """The outcome of each program, in their order; `workers` (default one for each processor) run at a time."""
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+    """The outcome of each program, in their order; `workers` run at a time, by default one for each processor, up to 8.
+
+    Raises InputError as `run` does.
+    """
+    _check_platform()
+    with ThreadPoolExecutor(workers or min(8, len(os.sched_getaffinity(0)))) as pool:
         return list(pool.map(functools.partial(run, limits=limits), programs))
 
 
@@ -123,6 +126,11 @@ def check() -> None:
     found = run(PROBE)
     if not found.passed:
         raise InputError(f"sandbox: a confined program cannot import Python's own library: {found.detail}; {ELSEWHERE}")
+
+
+def _check_platform() -> None:
+    if sys.platform != "linux":
+        raise InputError(f"sandbox: found {sys.platform}, expected linux; {ELSEWHERE}")
 
 
 def _started(asked: IO[bytes]) -> subprocess.Popen[bytes]:

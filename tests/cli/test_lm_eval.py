@@ -176,4 +176,4 @@ def test_what_a_model_wrote_is_run_only_when_asked_for(run, refused, folder, tas
         texts = [row["text"] for row in told["requests"] if row["task"] == name]
         for function, text in zip(FUNCTIONS.values(), texts, strict=True):
             assert function.program(text) in programs
-    assert len([program for program in programs if program != sandbox.PROBE]) == 4
+    assert len([program for program in programs if "def check" in program]) == 4

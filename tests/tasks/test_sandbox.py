@@ -111,8 +111,9 @@ def test_without_what_confines_nothing_is_run(confining, missing, tmp_path, monk
 def test_elsewhere_nothing_is_run(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(subprocess, "Popen", None)
-    with pytest.raises(InputError, match="found darwin, expected linux"):
-        sandbox.run("")
+    for call in (sandbox.run, sandbox.run_all):
+        with pytest.raises(InputError, match="found darwin, expected linux"):
+            call("")
 
 
 @pytest.mark.parametrize("given", [{"seconds": 0}, {"wall": 0.0}, {"memory": 1000}])
