@@ -20,7 +20,8 @@ DENIED = "PermissionError"
 RAW = "import ctypes, os\nlinux = ctypes.CDLL(None, use_errno=True)\nassert {} >= 0, ctypes.get_errno()"
 DOUBLE = Function("t/0", "def double(x):\n", "    return 2 * x\n", "def check(f):\n    assert f(4) == 8\n", "double")
 
-# A program, what becomes of it, and a part of the line that says so. {pid}, {port} and {file} are the test's.
+# A program, what becomes of it, and a part of the line that says so. {pid}, {port} and {file} are the test's. Where one
+# of them is not stopped it asks and harms nothing: signal 0, a folder to empty, one fork.
 PROGRAMS = {
     "right": ("import collections, hashlib, math\nassert math.gcd(4, 6) == 2", "passed", ""),
     "thread": (
@@ -34,14 +35,14 @@ PROGRAMS = {
     "connects by itself": (RAW.format("linux.socket(2, 1, 0)"), "failed", "AssertionError: 1"),
     "local socket": ("import socket\nsocket.socket(socket.AF_UNIX)", "failed", DENIED),
     "io_uring": (RAW.format("linux.syscall(425, 1, 0)"), "failed", "AssertionError: 1"),
-    "fork bomb": ("import os\nwhile True: os.fork()", "failed", DENIED),
+    "forks": ("import os\nos.fork()", "failed", DENIED),
     "program": ("import subprocess\nsubprocess.run(['true'])", "failed", DENIED),
     "becomes another": ("import os\nos.execv('/bin/true', ['true'])", "failed", DENIED),
     "loops": ("while True: pass", "timeout", "1 s of the processor"),
     "much memory": ("a = bytearray(10 << 30)", "memory", "MemoryError"),
-    "writes": ("open('{file}', 'w').write('x' * 10**9)", "failed", DENIED),
+    "writes": ("open('{file}', 'a').write('x')", "failed", DENIED),
     "writes here": ("open('file', 'w')", "failed", DENIED),
-    "empties": ("import os\nos.open(os.__file__, os.O_RDONLY | os.O_TRUNC)", "failed", DENIED),
+    "empties": ("import os\nos.open('/usr/lib', os.O_RDONLY | os.O_TRUNC)", "failed", DENIED),
     "removes": ("import os\nos.unlink('{file}')", "failed", DENIED),
     "locks out": ("import os\nos.chmod('{file}', 0)", "failed", DENIED),
     "reads": ("open('{file}').read()", "failed", DENIED),
@@ -51,8 +52,8 @@ PROGRAMS = {
         "import os\nfor i in range(4, 64):\n try: os.fstat(i)\n except OSError: continue\n raise ValueError(i)",
         *("passed", ""),
     ),
-    "kills": ("import os\nos.kill({pid}, 9)", "failed", DENIED),
-    "kills a group": ("import os\nos.killpg(os.getpgid({pid}), 9)", "failed", DENIED),
+    "kills": ("import os\nos.kill({pid}, 0)", "failed", DENIED),
+    "kills a group": ("import os\nos.killpg(os.getpgid({pid}), 0)", "failed", DENIED),
     "signals by fcntl": ("import fcntl\nfcntl.fcntl(3, fcntl.F_SETOWN, {pid})", "failed", DENIED),
     "more memory": ("import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))", "failed", "Error"),
     "says so": ("print('passed')\nimport os\nos._exit(0)", "failed", "ended before the program's last line"),
