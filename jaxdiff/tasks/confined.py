@@ -26,6 +26,7 @@ AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 1, 22, 38, 2
 LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF, LANDLOCK_RULE_PATH_BENEATH = 444, 445, 446, 1
 READ_FILE, READ_DIR, EVERY_RIGHT = 1 << 2, 1 << 3, (1 << 13) - 1  # of Landlock's first version
+LANDLOCK_VERSION, TRUNCATE, KNOWS_TRUNCATE = 1, 1 << 14, 3  # a right of its third
 LOAD, EQUAL, ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06  # instructions of a filter
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000  # what it returns
 EPERM, EACCES, ENOSYS = 1, 13, 38
@@ -78,7 +79,11 @@ def checked(value: int, what: str) -> int:
 
 def read_only(linux: ctypes.CDLL, paths: list[str]) -> None:
     """From now on only these files and folders can be opened, and only be read (Landlock)."""
-    rights = ctypes.create_string_buffer(struct.pack("Q", EVERY_RIGHT), 8)
+    version = checked(
+        linux.syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), LANDLOCK_VERSION), "this kernel's Landlock"
+    )
+    denied = EVERY_RIGHT | (TRUNCATE if version >= KNOWS_TRUNCATE else 0)
+    rights = ctypes.create_string_buffer(struct.pack("Q", denied), 8)
     rules = checked(linux.syscall(LANDLOCK_CREATE_RULESET, rights, ctypes.c_size_t(8), 0), "this kernel's Landlock")
     for path in filter(os.path.exists, paths):
         opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
