@@ -59,15 +59,20 @@ OPENAT, FCNTL_CALL, CLONE, CLONE3 = (257, 56), (72, 25), (56, 220), (435, 435)
 
 
 def limit(seconds: int, memory: int) -> None:
-    """Of processor seconds, of which the program may heed the first; of bytes of memory; no file can grow."""
-    for kind, most in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, 64),
+    """Of processor seconds, after which it is told to end and a second later killed; of bytes of memory; no file grows.
+
+    Limits that are lower already stay.
+    """
+    for kind, soft, hard in (
+        (resource.RLIMIT_CPU, seconds, seconds + 1),
+        (resource.RLIMIT_AS, memory, memory),
+        (resource.RLIMIT_FSIZE, 0, 0),
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_NOFILE, 64, 64),
     ):
-        resource.setrlimit(kind, (most, most))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+        there = resource.getrlimit(kind)[1]
+        most = hard if there == resource.RLIM_INFINITY else min(hard, there)
+        resource.setrlimit(kind, (min(soft, most), most))
 
 
 def checked(value: int, what: str) -> int:
