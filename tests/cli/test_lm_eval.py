@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import jaxdiff
 from jaxdiff import policies, stoppers
 from jaxdiff.cli.main import main
 from jaxdiff.decode.batches import request_keys
+from jaxdiff.tasks import human_eval, sandbox
 
 TASK = """
 task: {name}
@@ -126,3 +128,52 @@ def test_a_stopped_run_goes_on(run, refused, folder, tasks, tmp_path, monkeypatc
     assert (ran.code, ran.out) == (2, "")
     assert "texts: found 'beams' in generation_kwargs, expected until" in ran.err
     assert not (tmp_path / "out.json.parts").exists()
+
+
+# What a model writes is the inside of a text here: it cannot matter, but is run. One of the two passes.
+FUNCTIONS = {
+    name: human_eval.Function(
+        task_id=name,
+        prompt=f'def {name}():\n  return {value}\nx = r"""',
+        canonical_solution="",
+        test='"""\ndef check(f):\n  assert f()',
+        entry_point=name,
+    )
+    for name, value in (("good", 1), ("bad", 0))
+}
+OWN = """
+include: {lm_eval}/tasks/humaneval/humaneval.yaml
+task: own
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_model_wrote_is_run_only_when_asked_for(run, refused, folder, tasks, monkeypatch):
+    lm_eval = pytest.importorskip("lm_eval")
+    programs, confined = [], sandbox.run
+    monkeypatch.setattr(human_eval, "functions", lambda: FUNCTIONS)
+    monkeypatch.setattr(sandbox, "run", lambda program, **more: programs.append(program) or confined(program, **more))
+    data = tasks / "functions.jsonl"
+    data.write_text("".join(json.dumps(vars(function)) + "\n" for function in FUNCTIONS.values()))
+    (tasks / "own.yaml").write_text(OWN.format(lm_eval=Path(lm_eval.__file__).parent, data=data))
+    odd = TASK.format(name="odd", data=tasks / "data.jsonl", kind="generate_until")
+    (tasks / "odd.yaml").write_text(odd + TEXTS + "unsafe_code: true\n")
+    asked = ("lm-eval", "--model", folder, "--include-path", tasks, *ASKED, "--gen-length", 16, "--json")
+    for names in ("humaneval_local", "own", "texts,odd"):
+        name = names.split(",")[-1]
+        assert f"tasks: {name} runs what the model wrote; --run-code runs it" in refused(*asked, "--tasks", names)
+    ran = run(*asked, "--tasks", "odd", "--run-code")
+    assert (ran.code, programs) == (2, [])
+    assert "odd runs what the model wrote in a way of its own" in ran.err
+
+    out = tasks.parent / "out.json"
+    assert run(*asked, "--tasks", "humaneval_local,own", "--run-code", "--out", out).code == 0
+    told = json.loads(out.read_text())
+    for name in ("humaneval_local", "own"):
+        assert told["results"][name]["pass@1,create_test"] == 0.5
+        texts = [row["text"] for row in told["requests"] if row["task"] == name]
+        for function, text in zip(FUNCTIONS.values(), texts, strict=True):
+            assert function.program(text) in programs
+    assert len([program for program in programs if "def check" in program]) == 4
