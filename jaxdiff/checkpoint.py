@@ -222,8 +222,8 @@ def load(
 
     Raises InputError for a folder that is missing, incomplete or damaged, for a config that the family's code does not
     do in full, for a mesh that the model does not spread over, for weights that are not known or whose package is
-    missing, and for an adapter that is damaged, of another kind, whose tensors are not the model's by name and shape, or
-    that says it was trained beside other weights (`save_adapter`), in one line.
+    missing, and for an adapter that is damaged, of another kind, not the model's by its tensors' names and shapes, or
+    trained beside other weights as it says (`save_adapter`), in one line.
     """
     check_weights(weights)
     if dtype is None and jax.default_backend() == "cpu":

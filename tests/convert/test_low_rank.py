@@ -160,7 +160,12 @@ def test_an_adapter_of_other_weights_is_refused(home, tmp_path):
     jaxdiff.save(other, small.MODEL, small.params(seed=1))
     jaxdiff.convert.export(folder, published)
     recipe = LoraRecipe(rank=2, targets=("q_proj", "ff_out"))
-    saved = {"plain": {}, "bfloat16": dict(dtype="bfloat16"), "int8": dict(weights="int8"), "told": dict(weights="int8")}
+    saved = {
+        "plain": {},
+        "bfloat16": dict(dtype="bfloat16"),
+        "int8": dict(weights="int8"),
+        "told": dict(weights="int8"),
+    }
     for name, options in saved.items():
         tensors = jaxdiff.inspect(folder).tensors if name == "told" else None
         mesh = jaxdiff.make_mesh(1, 2) if name == "bfloat16" else None
