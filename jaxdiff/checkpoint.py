@@ -222,7 +222,8 @@ def load(
 
     Raises InputError for a folder that is missing, incomplete or damaged, for a config that the family's code does not
     do in full, for a mesh that the model does not spread over, for weights that are not known or whose package is
-    missing, and for an adapter that is damaged, of another kind or of another model, in one line.
+    missing, and for an adapter that is damaged, of another kind, not the model's by its tensors' names and shapes, or
+    trained beside other weights as it says (`save_adapter`), in one line.
     """
     check_weights(weights)
     if dtype is None and jax.default_backend() == "cpu":
@@ -237,6 +238,7 @@ def load(
         return dataclasses.replace(whole, adapter=there)
     folder = model_folder(path, revision=revision, token=token, ignore=ignore)
     described = describe(folder, dtype=dtype, ignore=ignore, adapter=there)
+    described.check_base()
     if check:
         described.check_numbers()
     kept = described.adapter if described.adapter is not None and (beside or described.adapter.gated) else None

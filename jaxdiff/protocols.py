@@ -249,9 +249,10 @@ class Cache(Protocol):
         """How many columns each row's window has, where it is a `block`."""
         ...
 
-    def exact(self, *, block_causal: bool) -> bool:
-        """Whether every pass, whatever the cache's numbers, gives the belief that a pass over the whole canvas would;
-        for a model whose attention is block-causal, or one whose positions all see each other.
+    def exact(self, *, block_causal: bool, prefix_lm: bool) -> bool:
+        """Whether every pass, whatever the cache's numbers (these are traced), gives the belief that a pass over the
+        whole canvas would; for a model whose attention is block-causal, whose prompt does not see the answer, or whose
+        positions all see each other.
         """
         ...
 

@@ -39,8 +39,8 @@ class CacheBase:
     def width(self, place: Place) -> Int[Array, " B"]:
         return jnp.full_like(place.start, place.attention_block)
 
-    def exact(self, *, block_causal: bool) -> bool:
-        del block_causal
+    def exact(self, *, block_causal: bool, prefix_lm: bool) -> bool:
+        del block_causal, prefix_lm
         return False
 
 

@@ -39,7 +39,8 @@ class BlockCausal(CacheBase):
     def reach(self, place: Place) -> Int[Array, " B"]:
         return jnp.where(self.stores(place), last_block(place), place.whole)
 
-    def exact(self, *, block_causal: bool) -> bool:
+    def exact(self, *, block_causal: bool, prefix_lm: bool) -> bool:
+        del prefix_lm
         return block_causal
 
 

@@ -39,7 +39,8 @@ class Frozen(CacheBase):
     def reach(self, place: Place) -> Int[Array, " B"]:
         return last_block(place)
 
-    def exact(self, *, block_causal: bool) -> bool:
+    def exact(self, *, block_causal: bool, prefix_lm: bool) -> bool:
+        del prefix_lm
         return block_causal
 
 
@@ -53,8 +54,8 @@ class FrozenAtCommit(Frozen):
     def reach(self, place: Place) -> Int[Array, " B"]:
         return place.whole
 
-    def exact(self, *, block_causal: bool) -> bool:
-        del block_causal
+    def exact(self, *, block_causal: bool, prefix_lm: bool) -> bool:
+        del block_causal, prefix_lm
         return False
 
 
@@ -66,3 +67,6 @@ class FrozenPrompt(Frozen):
 
     def reach(self, place: Place) -> Int[Array, " B"]:
         return place.first
+
+    def exact(self, *, block_causal: bool, prefix_lm: bool) -> bool:
+        return block_causal or prefix_lm

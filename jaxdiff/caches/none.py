@@ -17,6 +17,6 @@ class NoCache(CacheBase):
     def due(self, place: Place) -> Bool[Array, " B"]:
         return jnp.ones(place.start.shape, bool)
 
-    def exact(self, *, block_causal: bool) -> bool:
-        del block_causal
+    def exact(self, *, block_causal: bool, prefix_lm: bool) -> bool:
+        del block_causal, prefix_lm
         return True

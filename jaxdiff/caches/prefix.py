@@ -18,5 +18,6 @@ class Prefix(RefreshedByBlock):
 
     window: ClassVar[str] = "suffix"
 
-    def exact(self, *, block_causal: bool) -> bool:
+    def exact(self, *, block_causal: bool, prefix_lm: bool) -> bool:
+        del prefix_lm
         return block_causal

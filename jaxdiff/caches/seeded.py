@@ -55,8 +55,8 @@ class SeededDual(Seeded):
     def width(self, place: Place) -> Int[Array, " B"]:
         return jnp.where(self._whole(place), place.attention_block, place.block)
 
-    def exact(self, *, block_causal: bool) -> bool:
-        del block_causal
+    def exact(self, *, block_causal: bool, prefix_lm: bool) -> bool:
+        del block_causal, prefix_lm
         return False
 
     def _whole(self, place: Place) -> Bool[Array, " B"]:

@@ -71,7 +71,7 @@ def evaluate(
             "--from",
             metavar="FILE",
             help="Repeat what an eval --json wrote and say whether it agrees; exit code 1 if not. Beside it go --json, "
-            "--out, --mesh, --batch-size, and --model where the model lies elsewhere.",
+            "--out, --mesh, --batch-size, and --model and --adapter where these lie elsewhere.",
         ),
     ] = None,
     as_json: options.Json = False,

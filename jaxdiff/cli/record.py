@@ -1,14 +1,15 @@
 """What `jaxdiff eval --json` keeps so that it can be repeated, and what `jaxdiff eval --from` makes of it.
 
 The file is the JSON object that was printed. Its `run` has the `options` by their names on the command line, each of
-them, so that another default elsewhere changes nothing; the `versions`, the `device`, and digests of the weights and of
-the problems.
+them, so that another default elsewhere changes nothing; the `versions`, the commit of a source tree (`git`), the
+`device`, and digests of the weights and of the problems.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import platform
+import subprocess
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ import typer
 import jaxdiff
 from jaxdiff.cli.tally import MOST_NAMED
 from jaxdiff.files import read_object
+from jaxdiff.tasks import gsm_symbolic
 from jaxdiff.types import InputError
 
 KEYS = (
@@ -28,11 +30,12 @@ KEYS = (
     *("stop_strings", "fill", "cache", "gen_length", "block_length", "length", "end_think", "end_think_boost"),
     *("end_think_power", "near_ties", "verdicts", "nfe_each", "run"),
 )
-RUN = ("options", "versions", "device", "weights", "decoder", "problems")
-WHERE = ("model", "mesh", "batch_size")  # where and how fast it is repeated; no answer hangs on it
+RUN = ("options", "versions", "git", "device", "weights", "decoder", "problems")
+WHERE = ("model", "adapter", "mesh", "batch_size")  # where and how fast it is repeated; no answer hangs on it
 OTHERS = ("from_file", "out_file", "as_json")  # the command's own: no options of what is repeated
 MEND = "give a file that this version of jaxdiff eval --json wrote"
-PACKAGES = ("jax", "jaxlib", "flax")
+PACKAGES = ("jax", "jaxlib", "flax", "tokenizers", "transformers")
+GIT_SECONDS = 10.0  # that git may take on a disk that does not answer
 
 
 def run_of(asked: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
@@ -46,13 +49,30 @@ def run_of(asked: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, An
     options = {"task" if name == "task_name" else name: value for name, value in asked.items() if name not in OTHERS}
     options |= {name: list(options[name] or ()) for name in ("stop_string", "ignore_config")}
     device = jax.local_devices()[0]
+    used = {"qwix": options["weights"] is not None, "reasoning-gym": options["task"] == gsm_symbolic.NAME}
+    packages = [*PACKAGES, *(name for name, is_used in used.items() if is_used)]
     return {
         "options": options,
         "versions": {"jaxdiff": jaxdiff.__version__, "python": platform.python_version()}
-        | {name: version(name) for name in PACKAGES},
+        | {name: version(name) for name in packages},
+        "git": commit_of(Path(jaxdiff.__file__).resolve().parents[1]),
         "device": f"{device.platform} {device.device_kind}",
         **digests,
     }
+
+
+def commit_of(tree: Path) -> str | None:
+    """The commit of a source tree, with `-dirty` behind it where a tracked file is another; None where the folder is
+    none (a wheel's, which has its version), and where git does not say it.
+    """
+    if not (tree / ".git").exists():
+        return None
+    git = ["git", "--no-optional-locks", f"--git-dir={tree / '.git'}", f"--work-tree={tree}"]
+    asked = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, timeout=GIT_SECONDS, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +131,8 @@ class Record:
     def check(self, run: Mapping[str, Any]) -> None:
         """Raises InputError where what is here is not what was evaluated."""
         mends = {
-            "weights": f"model {run['options']['model']} has other weights; name the one that was evaluated (--model)",
+            "weights": f"model {run['options']['model']} has other weights; name the one that was evaluated (--model), "
+            "with its adapter if it had one (--adapter)",
             "decoder": "a learned filter's, a drafter's or a default's numbers are others; take those of the file",
             "problems": "the task gives other problems, or the tokenizer other ids; take the versions of the file",
         }
@@ -132,7 +153,7 @@ class Record:
         ]
         same = {name: then[name] == now[name] for name in ("accuracy", "nfe")}
         around = {name: (then["run"]["versions"].get(name), ours) for name, ours in now["run"]["versions"].items()}
-        around["device"] = (then["run"]["device"], now["run"]["device"])
+        around |= {name: (then["run"][name], now["run"][name]) for name in ("git", "device")}
         return {
             "agrees": not turned and not steps and all(same.values()),
             "verdicts_differ": turned,

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxdiff.convert.engine import DTYPES, Tensors
 from jaxdiff.convert.lora import Lora, is_named
-from jaxdiff.convert.low_rank import TENSORS, Pair, beside
+from jaxdiff.convert.low_rank import TENSORS, Pair, beside, digest_of_base, written_beside
 from jaxdiff.convert.names import known_name
 from jaxdiff.convert.published import Files
 from jaxdiff.convert.table import Plan
@@ -54,6 +54,8 @@ class Adapter:
         low: by the name of the model's tensor, what is added to it.
         saved: by the name of the model's tensor, the adapter's that takes its place.
         gated: on at [MASK] alone; such a one is never merged.
+        base: the digest of the matrices that it was trained beside, and what the model is called that they are of; the
+            first is None where the folder does not say (as peft writes none).
     """
 
     path: Path
@@ -61,6 +63,7 @@ class Adapter:
     low: Mapping[str, Low]
     saved: Mapping[str, str]
     gated: bool
+    base: tuple[str | None, str]
 
     @classmethod
     def of(cls, folder: Path, plan: Plan) -> Adapter:
@@ -84,7 +87,8 @@ class Adapter:
             _check(files, name, plan.tensors[key])
         if lora.gated:
             _check_matrices(folder, plan, low, saved)
-        return cls(folder, files, low, saved, lora.gated)
+        base = (written_beside(folder), str(lora.given.get("base_model_name_or_path") or ""))
+        return cls(folder, files, low, saved, lora.gated, base)
 
     def merged(self, tensors: Tensors) -> Tensors:
         """The model's tensors with the adapter in them. Raises as `check_merges`."""
@@ -97,6 +101,15 @@ class Adapter:
             raise InputError(
                 f"{self.path}: is gated, on at [MASK] alone, and cannot be merged, expected an adapter that is on "
                 "everywhere; keep the model as it is and give --adapter where it is read"
+            )
+
+    def check_base(self, tensors: Tensors, plan: Plan) -> None:
+        """Raises InputError where it says beside which weights it was trained, and a model's tensors are others."""
+        expected, name = self.base
+        if expected is not None and (found := digest_of_base(tensors, plan, self.low)) != expected:
+            raise InputError(
+                f"{self.path}: was trained beside other weights{f' ({name!a:.80})' if name else ''} than those of "
+                f"{tensors.name} (digest {found}, expected {expected}); name the model that it was trained on"
             )
 
     def beside(self, params: Params, plan: Plan) -> Params:

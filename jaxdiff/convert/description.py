@@ -94,12 +94,23 @@ class Description:
 
         Raises as `dtypes`.
         """
+        return self.adapter.merged(self._stored) if self.adapter is not None and self._merges else self._stored
+
+    @functools.cached_property
+    def _stored(self) -> Tensors:
+        """What is stored, under the family's names. Raises as `dtypes`."""
         dtypes = self.dtypes
-        if self.weights is None:
-            tensors: Tensors = stream.Leaves(self.path / "params", self.plan, dtypes)
-        else:
-            tensors = self.weights.tensors
-        return self.adapter.merged(tensors) if self.adapter is not None and self._merges else tensors
+        if self.weights is not None:
+            return self.weights.tensors
+        params = self.path / "params"
+        return stream.Leaves(str(params), self.plan, dtypes, functools.partial(stream.read, params))
+
+    def check_base(self) -> None:
+        """Raises InputError for an adapter that says beside which weights it was trained, where these are others; it
+        reads some rows of each matrix that the adapter changes.
+        """
+        if self.adapter is not None:
+            self.adapter.check_base(self._stored, self.plan)
 
     @property
     def _merges(self) -> bool:

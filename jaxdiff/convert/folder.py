@@ -76,6 +76,7 @@ def convert(
     tokenizer, plan, dtypes = described.tokenizer, described.plan, described.dtypes
     if described.adapter is not None:
         described.adapter.check_merges()
+        described.check_base()
     if not described.published and adapter is None:
         raise InputError(f"{source}: is converted already; name a published folder")
     tensors = described.tensors
@@ -129,6 +130,7 @@ def export(
     described = describe(source, ignore=ignore, adapter=adapter)
     if described.adapter is not None:
         described.adapter.check_merges()
+        described.check_base()
     if described.published:
         raise InputError(f"{source}: is published already; name a folder with params/")
     dtypes, plan, published_tensors = described.dtypes, described.plan, described.tensors

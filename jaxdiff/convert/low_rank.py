@@ -5,29 +5,38 @@
 
 Layers of a stack may differ in rank (the less is padded with zeros) and in s (experts of one layer share theirs, and B
 takes what is left). A fused tensor is cut into leaves; those of one are written as blocks of a greater rank.
+
+Beside peft's own two files nothing is written: the digest of the matrices that were adapted stands in the header of the
+tensors, where peft passes it over.
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_dtypes import bfloat16
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from jaxdiff.convert.engine import plan_of
+from jaxdiff.convert import stream
+from jaxdiff.convert.engine import Tensors, plan_of
 from jaxdiff.convert.lora import CONFIG, GATED, PLAIN, is_named
 from jaxdiff.convert.table import Part, Plan
 from jaxdiff.files import added, write_object
 from jaxdiff.models import lora
+from jaxdiff.parts import digest
 from jaxdiff.protocols import Model
 from jaxdiff.types import InputError, Params
 
 TENSORS = "adapter_model.safetensors"
+BASE = "base_digest"  # in the header of the tensors
+SAMPLED = 16  # rows of a matrix that stand for it in the digest: of 8B weights 30 MB
 
 
 class Pair(NamedTuple):
@@ -38,20 +47,59 @@ class Pair(NamedTuple):
     scale: float
 
 
-def save_adapter(folder: str | Path, model: Model, params: Params, *, base: str = "") -> None:
+def save_adapter(
+    folder: str | Path, model: Model, params: Params, *, base: str = "", tensors: Tensors | None = None
+) -> None:
     """Write the adapter beside a model's params to `folder`, both of its files or none: as peft saves one. peft loads
     it for a model of the published class, unless it is gated. What else lies in the folder stays.
 
-    `base`: what the model is called, for the config. Raises InputError for params without an adapter.
+    A digest of the matrices that it stands beside goes with it, and `load` refuses a model with others.
+
+    Args:
+        base: what the model is called, for the config.
+        tensors: the model's, as its folder has them (`jaxdiff.inspect(folder).tensors`), for the digest; default the
+            params' own. Without them an adapter beside int8 weights, which no longer tell what they were made from,
+            gets no digest, and is not checked.
+
+    Raises InputError for params without an adapter.
     """
     found = lora.adapters(params)
     if not found:
         raise InputError("params: found no adapter beside them, expected one; make it with models.lora.adapt")
     plan = plan_of(model, lora.bare(params))
     pairs, gated = pairs_of(plan, found), any(leaf.gated for leaf in found.values())
+    if tensors is None and not any(hasattr(leaf.base, "qvalue") for leaf in found.values()):
+        dtypes = dict.fromkeys(plan.leaves, np.dtype(np.float32))  # of no account: the digest rounds
+        tensors = stream.Leaves(
+            "params", plan, dtypes, lambda wanted: {leaf: np.asarray(found[leaf].base) for leaf in wanted}
+        )
+    header = {"format": "pt"} | ({} if tensors is None else {BASE: digest_of_base(tensors, plan, pairs)})
     with added(Path(folder)) as new:
-        save_file(tensors_of(pairs), new / TENSORS, metadata={"format": "pt"})
+        save_file(tensors_of(pairs), new / TENSORS, metadata=header)
         write_object(new / CONFIG, config_of(plan, pairs, base=base, gated=gated))
+
+
+def digest_of_base(tensors: Tensors, plan: Plan, adapted: Container[str]) -> str:
+    """Of a model's tensors that are `adapted`: their names, and evenly spread rows of each, from the first to the last,
+    rounded to bfloat16, so that it is the same in whatever dtype they are stored or were loaded.
+
+    Other weights differ everywhere; a change of single rows may go unseen.
+    """
+    pieces = []
+    for key, shape in plan.tensors.items():
+        if key in adapted:
+            rows = np.unique(np.linspace(0, shape[0] - 1, SAMPLED, dtype=np.int64)).tolist()
+            sample = np.concatenate([tensors.read(key, slice(row, row + 1)) for row in rows])
+            pieces += [key.encode(), sample.astype(bfloat16).tobytes()]
+    return digest(*pieces)
+
+
+def written_beside(folder: Path) -> str | None:
+    """The digest that an adapter's folder has of the matrices that it was trained beside; None for none."""
+    if not (folder / TENSORS).is_file():
+        return None
+    with safe_open(folder / TENSORS, framework="np") as file:
+        return (file.metadata() or {}).get(BASE)
 
 
 def beside(params: Params, plan: Plan, pairs: Mapping[str, Pair], *, gated: bool) -> Params:

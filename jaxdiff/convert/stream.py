@@ -5,7 +5,7 @@ OCDBT store.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +60,27 @@ def read(path: Path, leaves: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 class Leaves:
-    """A folder's params as its family would publish them (`jaxdiff.convert.engine.Tensors`).
+    """Params as their family would publish them (`jaxdiff.convert.engine.Tensors`).
 
     The leaves that the last tensor was cut from are held: tensors that are asked for in the order of the plan read each
     leaf once.
+
+    `name`: where they lie, for messages; `read`: gives some of them by path, in host memory.
     """
 
-    def __init__(self, path: Path, plan: Plan, dtypes: Mapping[str, np.dtype]) -> None:
-        self.name = str(path)
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        dtypes: Mapping[str, np.dtype],
+        read: Callable[[Iterable[str]], Mapping[str, np.ndarray]],
+    ) -> None:
+        self.name = name
         self.specs = {
-            key: Spec(shape, dtypes[plan.by_tensor[key][0].leaf].name, str(path)) for key, shape in plan.tensors.items()
+            key: Spec(shape, dtypes[plan.by_tensor[key][0].leaf].name, name) for key, shape in plan.tensors.items()
         }
-        self._path, self._plan = path, plan
-        self._held: dict[str, np.ndarray] = {}
+        self._read, self._plan = read, plan
+        self._held: Mapping[str, np.ndarray] = {}
 
     def read(self, key: str, rows: slice) -> np.ndarray:
         start, stop, _ = rows.indices(self.specs[key].shape[0])
@@ -80,7 +88,7 @@ class Leaves:
         wanted = {part.leaf for part in parts}
         if wanted != self._held.keys():
             self._held = {}  # let go before the next is read
-            self._held = read(self._path, wanted)
+            self._held = self._read(wanted)
         cut = []
         for part in parts:
             one = self._held[part.leaf][part.index]

@@ -136,7 +136,9 @@ def unfit_of(decoder: Decoder, model: Model) -> str:
     found = {
         f"fill {fill}": fill != "parallel",
         "a policy that takes commits back": decoder.policy.revises,
-        f"cache {cache}": not decoder.cache.exact(block_causal=model.attention_block is not None),
+        f"cache {cache}": not decoder.cache.exact(
+            block_causal=model.attention_block is not None, prefix_lm=model.config.prefix_lm
+        ),
         f"stop {stop}": stop not in ("none", "eos"),
         "stop strings": decoder.stop_strings is not None,
         f"length {decoder.length}": decoder.length != "fixed",

@@ -45,8 +45,9 @@ def trajectory_log_prob(model: Model, params: Params, result: Result) -> Float[A
     Args:
         params: of the model, with an adapter beside them or not (`models.lora`).
         result: of `decode` or `infill`, its arrays known (not traced: what is compiled hangs on its steps). Its decoder
-            has no cache, or one that is exact; fill `parallel`; no policy that takes commits back; stop `none` or
-            `eos`; no stop strings, variable length or guidance.
+            has no cache, or one that is exact for the model whatever its numbers (`Cache.exact`; `refresh=1` is not
+            looked at); fill `parallel`; no policy that takes commits back; stop `none` or `eos`; no stop strings,
+            variable length or guidance.
 
     Returns [B, G]: 0 for what was given, and past a row's end.
 

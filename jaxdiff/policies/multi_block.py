@@ -11,6 +11,11 @@ and scores all of the window. At each forward
 With `add` and `ready` 1 it is `entropy` in blocks of `size`. The published code counts a share in floating point of 64
 bits, where 1 - 9/10 falls short of 0.1; here it does not.
 
+In the published code the first end-of-text that is committed ends the row: all right of it becomes end-of-text, opened
+or not, and the masks left of it are decoded on. Here blocks go on to be opened, and committed in, right of one until
+all left of it is settled (stopper `eos`): what is left of it then sees other tokens there, and what every forward
+commits in any case may lie there.
+
 Published with a KV cache too: a block's keys and values are kept from one or two forwards after it was done. No cache
 here does so: a cache is told the block that a row stands in (`Place`), which is the whole answer, and not how far it is
 decoded, and a pass that recomputes a part of the window has no features for the rest of it to be scored. With a window

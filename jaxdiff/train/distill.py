@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxdiff import checkpoint, parts
 from jaxdiff.checkpoint import SHIPPED, Checkpoint, load
+from jaxdiff.convert.description import describe
 from jaxdiff.convert.low_rank import save_adapter
 from jaxdiff.decode.batches import widths_of
 from jaxdiff.decode.checks import block_of, check_lengths
@@ -144,7 +145,8 @@ class Distillation(Schedule):
         if self.adapter is None:
             checkpoint.save(folder / MODEL, student.model, params, tokenizer_from=student.path)
             return folder / MODEL
-        save_adapter(folder / ADAPTER, student.model, params, base=self.model)
+        tensors = describe(student.path).tensors  # weights in int8 do not tell what they were made from
+        save_adapter(folder / ADAPTER, student.model, params, base=self.model, tensors=tensors)
         return folder / ADAPTER
 
     def decoder(self, policy: Policy, model: Any) -> tuple[Decoder, int]:

@@ -73,13 +73,16 @@ def test_a_part_file_knows_the_adapter(run, refused, ids_folder, adapter, tmp_pa
     assert parts.differences(fingerprints(b"{}\n", moved, decoding, job), first) == "settings (adapter)"
 
 
-def test_every_command_that_reads_weights_takes_one(refused, ids_folder, adapter, tmp_path):
+def test_every_command_that_reads_weights_takes_one(refused, ids_folder, adapter, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxdiff.cli.lm_eval._manager", lambda *_: None)  # the package, where it is not installed
     nowhere = ("--adapter", tmp_path / "nowhere")
     for command in (
         ("generate", "x", "--model", ids_folder),
         ("eval", "--model", ids_folder),
         ("collect", "--out", tmp_path / "traces", "--model", ids_folder),
         ("bench", "--compile-only", "--model", ids_folder),
+        ("serve", "--port", 0, "--model", ids_folder),
+        ("lm-eval", "--tasks", "any", "--model", ids_folder),
         ("inspect", ids_folder),
         ("export", ids_folder, tmp_path / "new"),
         ("convert", ids_folder, tmp_path / "new"),

@@ -1,6 +1,9 @@
 """`jaxdiff eval`: its report, and that the task's verifier is who decides."""
 
 import json
+import shutil
+import subprocess
+from importlib.metadata import version
 
 import jax
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 
 import jaxdiff
 from jaxdiff.cli import evaluate as cli
+from jaxdiff.cli.record import commit_of
 from jaxdiff.tasks.base import Problem
 from jaxdiff.tasks.evaluate import Report
 
@@ -125,7 +129,10 @@ def test_an_evaluation_is_repeated_from_its_json(run, refused, parity, folder, t
     assert sum(first["nfe_each"]) == 3 * first["nfe"]
     told = first["run"]["options"]
     assert (told["task"], told["seed"], told["dtype"], told["stop_string"]) == ("parity", 1, "float32", [])
-    assert first["run"]["versions"]["jax"] == jax.__version__
+    versions = first["run"]["versions"]
+    assert (versions["jax"], versions["tokenizers"]) == (jax.__version__, version("tokenizers"))
+    assert "qwix" not in versions
+    assert "reasoning-gym" not in versions
     file = tmp_path / "eval.json"
 
     def again(*beside, **changes):
@@ -138,12 +145,12 @@ def test_an_evaluation_is_repeated_from_its_json(run, refused, parity, folder, t
     same = same.json["now"]
     assert (same["nfe_each"], same["run"]["weights"]) == (first["nfe_each"], first["run"]["weights"])
 
-    versions = {**first["run"], "versions": first["run"]["versions"] | {"jax": "0.1"}}
-    other = again(verdicts="100", accuracy=1 / 3, run=versions)
+    before = first["run"] | {"versions": versions | {"jax": "0.1"}, "git": "0123-dirty"}
+    other = again(verdicts="100", accuracy=1 / 3, run=before)
     assert other.code == 1
     assert "accuracy 0.333333, now 0.666667; nfe " in other.err
     assert "; another verdict of problems 2; near-ties" in other.err
-    assert f"jax 0.1, now {jax.__version__}" in other.err
+    assert f"jax 0.1, now {jax.__version__}; git 0123-dirty, now {first['run']['git']}" in other.err
     assert again(nfe_each=[1, *first["nfe_each"][1:]]).code == 1
 
     def changed(name, value):
@@ -169,3 +176,42 @@ def test_an_evaluation_is_repeated_from_its_json(run, refused, parity, folder, t
     assert "--policy: found it beside --from" in refused("eval", "--from", file, "--policy", "fixed")
     file.write_text(json.dumps({name: value for name, value in first.items() if name != "run"}))
     assert f"{file}: found no key 'run'" in refused("eval", "--from", file)
+
+
+def test_an_evaluation_of_an_adapter_is_repeated_where_that_lies_elsewhere(
+    run, refused, parity, folder, adapter, tmp_path
+):
+    lora, moved, file = tmp_path / "lora", tmp_path / "moved", tmp_path / "eval.json"
+    shutil.copytree(adapter, lora)
+    asked = ("eval", "--task", "parity", "--model", folder, *SHORT, "--batch-size", 2, "--n", 3, "--seed", 1)
+    file.write_text(run(*asked, "--policy", "threshold:tau=0.9", "--adapter", lora, "--json").out)
+    lora.rename(moved)
+    assert f"no adapter_config.json in '{lora}'" in refused("eval", "--from", file)
+    again = run("eval", "--from", file, "--adapter", moved, "--json")
+    assert (again.code, again.json["agrees"], again.json["now"]["adapter"]) == (0, True, str(moved))
+    config = json.loads((moved / "adapter_config.json").read_text())
+    (moved / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 1}))
+    assert "with its adapter if it had one (--adapter)" in refused("eval", "--from", file, "--adapter", moved)
+
+
+def test_the_commit_of_a_source_tree(tmp_path, monkeypatch):
+    def git(*arguments):
+        name = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        return subprocess.run(
+            ["git", *name, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    file = tmp_path / "a.py"
+    file.write_text("1")
+    assert commit_of(tmp_path) is None
+    git("init", "-q")
+    assert commit_of(tmp_path) is None  # of no commit yet
+    git("add", ".")
+    git("commit", "-qm", "first")
+    commit = git("rev-parse", "HEAD")
+    git("tag", "v1")
+    assert commit_of(tmp_path) == commit
+    file.write_text("2")
+    assert commit_of(tmp_path) == f"{commit}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert commit_of(tmp_path) is None

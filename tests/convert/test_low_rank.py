@@ -13,7 +13,7 @@ import jaxdiff
 from jaxdiff import InputError
 from jaxdiff.convert.engine import from_tensors, plan_of
 from jaxdiff.convert.lora import Lora
-from jaxdiff.convert.low_rank import beside, pairs_of
+from jaxdiff.convert.low_rank import beside, pairs_of, written_beside
 from jaxdiff.models.lora import Adapted, LoraRecipe, adapt, adapters, bare, join, merged, split
 from jaxdiff.weights import quantised
 from tests import small
@@ -151,3 +151,41 @@ def test_a_gated_adapter_changes_layers_alone_and_is_none_of_pefts(home, tmp_pat
     edit(adapter / "adapter_config.json", peft_type="LORA")
     with pytest.raises(InputError, match=words):
         jaxdiff.load(folder, adapter=adapter, beside=True)
+
+
+def test_an_adapter_of_other_weights_is_refused(home, tmp_path):
+    """Names and shapes agree. The digest is that of the stored numbers, in whatever layout and dtype they are read."""
+    folder, _ = home
+    other, published = tmp_path / "other", tmp_path / "published"
+    jaxdiff.save(other, small.MODEL, small.params(seed=1))
+    jaxdiff.convert.export(folder, published)
+    recipe = LoraRecipe(rank=2, targets=("q_proj", "ff_out"))
+    saved = {
+        "plain": {},
+        "bfloat16": dict(dtype="bfloat16"),
+        "int8": dict(weights="int8"),
+        "told": dict(weights="int8"),
+    }
+    for name, options in saved.items():
+        tensors = jaxdiff.inspect(folder).tensors if name == "told" else None
+        mesh = jaxdiff.make_mesh(1, 2) if name == "bfloat16" else None
+        whole = randomised(jaxdiff.load(folder, mesh=mesh, **options).params, recipe)
+        jaxdiff.save_adapter(tmp_path / name, small.MODEL, whole, base="org/name", tensors=tensors)
+    digests = {name: written_beside(tmp_path / name) for name in saved}
+    assert digests.pop("int8") is None
+    assert len(set(digests.values())) == 1
+    assert None not in digests.values()
+    words = r"plain: was trained beside other weights \('org/name'\) than those of .*other.params \(digest .*; name the"
+    for refuses in (
+        lambda: jaxdiff.load(other, adapter=tmp_path / "plain"),
+        lambda: jaxdiff.load(other, adapter=tmp_path / "plain", beside=True, weights="int8"),
+        lambda: jaxdiff.convert.convert(other, tmp_path / "out", adapter=tmp_path / "plain"),
+        lambda: jaxdiff.convert.export(other, tmp_path / "out", adapter=tmp_path / "plain"),
+    ):
+        with pytest.raises(InputError, match=words):
+            refuses()
+    assert not (tmp_path / "out").exists()
+    jaxdiff.load(other, adapter=tmp_path / "int8")
+    for there in (folder, published):
+        for options in ({}, dict(dtype="bfloat16"), dict(weights="int8")):
+            jaxdiff.load(there, adapter=tmp_path / "told", **options)

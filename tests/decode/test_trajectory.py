@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import Decoder, InputError, Sampling, caches, infill, policies, stoppers, trajectory_log_prob
+from jaxdiff import Decoder, InputError, Sampling, caches, fills, infill, policies, stoppers, trajectory_log_prob
+from jaxdiff.decode import pieces
 from jaxdiff.decode.result import unfit_of
+from jaxdiff.models import Llada
 from tests import small
 
 THRESHOLD = policies.Threshold(0.5)
@@ -88,7 +90,25 @@ def test_the_gradient_is_that_of_finite_differences():
     assert slope == pytest.approx(float(difference), rel=0.02)
 
 
+def test_the_gradients_memory_is_that_of_one_piece_of_passes(monkeypatch):
+    """Of 2 passes for each of 4 rows, and of 16: two at a time go through the layers."""
+    result = small.decode(**CASES["eos"][1])
+    monkeypatch.setattr(pieces, "TOGETHER", {"cpu": 2 * 24})
+
+    def temporary(passes):
+        step = np.broadcast_to(np.arange(small.GEN, dtype=np.int32), result.trace.step.shape)
+        step = jnp.asarray(np.where(step < passes, step, -1))
+        trace = dataclasses.replace(result.trace, step=step)
+        longer = dataclasses.replace(result, commit_step=step[:, : result.commit_step.shape[1]], trace=trace)
+        loss = jax.grad(lambda params: trajectory_log_prob(small.MODEL, params, longer).sum())
+        return jax.jit(loss).lower(small.params()).compile().memory_analysis().temp_size_in_bytes
+
+    short, long = temporary(2), temporary(16)
+    assert long < 1.25 * short
+
+
 UNFIT = {
+    "fill recap": dict(fill=fills.Recap()),
     "cache dual": dict(cache=caches.Dual()),
     "stop eotp": dict(stop=stoppers.SafeEotp(tau=0.5)),
     "a policy that takes commits back": dict(policy=policies.RemdmCap()),
@@ -109,5 +129,13 @@ def test_what_cannot_be_rebuilt_is_refused_by_its_name():
     for cache in (caches.NoCache(), caches.Prefix(), caches.Frozen(), caches.FrozenPrompt(), caches.BlockCausal()):
         assert not unfit_of(Decoder(cache=cache), small.SDAR)
     assert unfit_of(Decoder(cache=caches.FrozenAtCommit()), small.SDAR) == "cache frozen"
+    blind = Llada(dataclasses.replace(small.CONFIG, prefix_lm=True))
+    assert not unfit_of(Decoder(cache=caches.FrozenPrompt()), blind)
+    for cache, model in (
+        (caches.Frozen(), blind),
+        (caches.Dual(refresh=1), blind),
+        (caches.FrozenPrompt(), small.MODEL),
+    ):
+        assert unfit_of(Decoder(cache=cache), model).startswith("cache ")
     with pytest.raises(InputError, match="found a traced result"):
         jax.jit(lambda result: trajectory_log_prob(small.MODEL, small.params(), result))(result)

@@ -7,6 +7,7 @@ import pytest
 import jaxdiff
 from jaxdiff import InputError
 from jaxdiff.policies import MultiBlock
+from jaxdiff.stoppers import Eos, NoStop
 from jaxdiff.types import NEVER
 from tests import reference, small
 
@@ -23,12 +24,13 @@ CASES = [
 ]
 
 
-def test_it_equals_numpy():
+@pytest.mark.parametrize("stop", [NoStop(), Eos()], ids=["none", "eos"])
+def test_it_equals_numpy(stop):
     """One program for all numbers."""
-    opened_ahead, nfe = 0, set()
+    opened_ahead, stopped, nfe = 0, 0, set()
     for seed, (size, add, ready, tau) in enumerate(CASES):
         policy = MultiBlock(size, add, ready, tau)
-        result = small.decode(policy=policy, model_seed=seed % 2, gen_length=GEN, block_length=GEN)
+        result = small.decode(policy=policy, stop=stop, model_seed=seed % 2, gen_length=GEN, block_length=GEN)
         tree = small.params(seed % 2)
         for row, prompt in enumerate(small.PROMPTS):
             tokens, trace, calls = reference.decode(
@@ -39,14 +41,17 @@ def test_it_equals_numpy():
                 block=GEN,
                 mask=small.MASK,
                 eos_ids=(small.EOS, small.EOT),
+                stop=isinstance(stop, Eos),
             )
             np.testing.assert_array_equal(np.asarray(result.tokens[row, -GEN:]), tokens)
             np.testing.assert_array_equal(np.asarray(result.commit_step[row]), trace)
             assert int(result.nfe[row]) == calls
-            opened_ahead += trace[size : 2 * size].min() < trace[:size].max()
+            opened_ahead += 0 <= trace[size : 2 * size].min() < trace[:size].max()
+            stopped += trace.min() < 0
             nfe.add(calls)
     assert len(nfe) > 5
     assert opened_ahead > len(CASES)  # a block got tokens before the one before it was done
+    assert (stopped > 0) == isinstance(stop, Eos)
 
 
 def test_of_one_block_there_is_no_next():

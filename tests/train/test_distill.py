@@ -15,6 +15,7 @@ import pytest
 import jaxdiff
 from jaxdiff import InputError
 from jaxdiff.checkpoint import SHIPPED, shipped_folder
+from jaxdiff.models.lora import adapters
 from jaxdiff.train import Distillation, distill
 from jaxdiff.train.data import NEVER_WRITTEN, Corpus
 from tests import programs
@@ -235,16 +236,23 @@ def test_a_recipe_that_makes_no_run(recipe, changes, words):
         recipe(**changes)
 
 
+TWO_STEPS = dict(objective="certainty", noise="complement:block=8", steps=2, warmup=0, decay=1, watch_problems=0)
+
+
+def answers_in(folder, whole):
+    """A run's folder with another's answers."""
+    folder.mkdir()
+    for kept in ("answers.jsonl", "setting.json"):
+        shutil.copy(whole / kept, folder / kept)
+    return folder
+
+
 def test_an_adapter_is_trained_beside_frozen_weights_and_goes_on_to_the_bit(whole, recipe, tiny, tmp_path, monkeypatch):
     """From answers that are there; stopped after the first of two steps."""
-    changes = dict(objective="certainty", noise="complement:block=8", steps=2, warmup=0, decay=1, watch_problems=0)
-    asks = recipe(**changes, adapter={"rank": 2, "targets": ["q_proj", "up_proj"]})
+    asks = recipe(**TWO_STEPS, adapter={"rank": 2, "targets": ["q_proj", "up_proj"]})
     tensors = []
     for name, looks in (("one", None), ("two", 0)):
-        folder = tmp_path / name
-        folder.mkdir()
-        for kept in ("answers.jsonl", "setting.json"):
-            shutil.copy(whole / kept, folder / kept)
+        folder = answers_in(tmp_path / name, whole)
         if looks is not None:
             monkeypatch.setattr(module, "until_sigterm", lambda looks=looks: contextlib.nullcontext(Asked(looks)))
             assert distill(asks, folder) is None
@@ -257,3 +265,18 @@ def test_an_adapter_is_trained_beside_frozen_weights_and_goes_on_to_the_bit(whol
     flat = [dict(jax.tree_util.tree_leaves_with_path(checkpoint.params)) for checkpoint in (base, adapted)]
     changed = {jax.tree_util.keystr(path) for path, leaf in flat[0].items() if np.any(leaf != flat[1][path])}
     assert {name.split("'")[3] for name in changed} == {"q_proj", "up_proj"}
+
+
+def test_a_gated_adapter_is_trained_in_float32_beside_int8_weights(whole, recipe, tiny, tmp_path):
+    """It says which weights those were made from, and a model with others refuses it."""
+    adapter = {"rank": 2, "targets": ["q_proj", "up_proj"], "gated": True}
+    folder = distill(recipe(**TWO_STEPS, weights="int8", adapter=adapter), answers_in(tmp_path / "run", whole))
+    found = adapters(jaxdiff.load(tiny, adapter=folder, weights="int8").params)
+    assert sorted(found) == ["layers/q_proj/kernel", "layers/up_proj/kernel"]
+    for leaf in found.values():
+        assert (leaf.gated, leaf.base.qvalue.dtype, leaf.b.dtype) == (True, np.int8, np.float32)
+        assert bool(np.any(leaf.b != 0))
+    base = jaxdiff.load(tiny)
+    jaxdiff.save(tmp_path / "other", base.model, jax.tree.map(lambda x: x + 1, base.params), tokenizer_from=tiny)
+    with pytest.raises(InputError, match="adapter: was trained beside other weights"):
+        jaxdiff.load(tmp_path / "other", adapter=folder)

@@ -14,6 +14,7 @@ from jaxdiff.pytree import pytree, static
 from jaxdiff.train.data import Batch
 from jaxdiff.train.noise import Noise, View
 from jaxdiff.types import Inputs, Params
+from jaxdiff.weights import full
 
 CHUNK = 1024  # positions whose logits exist at a time
 
@@ -30,7 +31,7 @@ class Network:
 
     def logits(self, features: Float[Array, "C D"]) -> Float[Array, "C V"]:
         """In float32, [MASK] among them as in the published losses."""
-        return (features @ self.model.head(self.params).astype(features.dtype)).astype(jnp.float32)
+        return (features @ full(self.model.head(self.params), features.dtype)).astype(jnp.float32)
 
 
 @runtime_checkable
