@@ -208,7 +208,7 @@ def test_the_commit_of_a_source_tree(tmp_path, monkeypatch):
     assert commit_of(tmp_path) is None  # of no commit yet
     git("add", ".")
     git("commit", "-qm", "first")
-    commit = git("rev-parse", "HEAD")
+    commit = git("rev-parse", "HEAD").strip()
     git("tag", "v1")
     assert commit_of(tmp_path) == commit
     file.write_text("2")
