@@ -10,6 +10,10 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+# Importing and tracing make many objects that live as long as the process or the program; by default each 700 of them
+# are a reason to look for garbage.
+gc.set_threshold(50_000, 20, 100)
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # where no hub is: no test asks the internet
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -56,12 +60,8 @@ hypothesis.settings.load_profile("ci")
 
 
 def pytest_collection_finish():
-    """What was imported stays: the garbage collector need not look at it again and again, nor so often at the rest.
-
-    Tracing makes many objects that live as long as the program; by default each 700 of them are a reason to look.
-    """
+    """What was imported stays: the garbage collector need not look at it again and again."""
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture

@@ -29,7 +29,8 @@ def start(ids_folder, tmp_path):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+        flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]  # a device each
+        environment = os.environ | {"XLA_FLAGS": " ".join(flags)}
         files = ("--in", tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl", "--model", ids_folder)
         meet = ("--distributed", "--coordinator", f"127.0.0.1:{port}", "--processes", count)
         job = []

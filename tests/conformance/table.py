@@ -125,7 +125,7 @@ MEETINGS = [
 
 
 def cover():
-    """Each policy in one case: two of three at a meeting of a stopper and a cache, half with another fill.
+    """Each policy in one case: two of three at a meeting of a stopper and a cache, one of four with another fill.
 
     Every meeting and every fill is in one of them, at a small part of the cost of the product; `fewest` come first.
     """
@@ -133,7 +133,7 @@ def cover():
     cases = []
     for i, policy in enumerate(POLICIES):
         stop, cache = (next(own), "none") if i % 3 == 2 else next(meetings)
-        cases.append((policy, stop, cache, next(fills) if 1 in (i % 3, i % 4) else "parallel"))
+        cases.append((policy, stop, cache, next(fills) if i % 4 == 1 else "parallel"))
     first = fewest(cases)
     return [*first, *(case for case in cases if case not in first)]
 

@@ -1,6 +1,7 @@
 """Rows go through the layers in pieces: a decode stays the same, and a step runs what its rows need, and no more."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,21 +29,20 @@ def decoded(monkeypatch, together, model=small.MODEL, **parts):
 @pytest.mark.parametrize(
     ("cache", "stop", "model", "scale", "together"),
     [
-        ("none", "eotp:way=official", small.MODEL, None, (1,)),
-        ("dual:refresh=3", "eos", small.MODEL, 1.5, (1, SOME)),
-        ("prefix", "eotp:way=block", small.DREAM, None, (SOME,)),
-        ("frozen:refresh=5", "eotp:way=safe,keep=4,tau=0.3", small.MODEL, None, (SOME,)),
-        ("seeded:inner=dual", "eos", small.FAST, 1.5, (1,)),
+        ("none", "eotp:way=official", small.MODEL, None, 1),
+        ("dual:refresh=3", "eos", small.MODEL, 1.5, 1),
+        ("prefix", "eotp:way=block", small.DREAM, None, SOME),
+        ("frozen:refresh=5", "eotp:way=safe,keep=4,tau=0.3", small.MODEL, None, SOME),
+        ("seeded:inner=dual", "eos", small.FAST, 1.5, 1),
     ],
 )
 def test_pieces_change_nothing(cache, stop, model, scale, together, monkeypatch):
     """A row at a time, or as many as have 66 tokens, with every cache and every way to end."""
     parts = dict(policy=POLICIES.parse("threshold:tau=0.5"), cache=CACHES.parse(cache), stop=STOPPERS.parse(stop))
-    whole, *others = (decoded(monkeypatch, tokens, model, cfg_scale=scale, **parts) for tokens in (10_000, *together))
+    whole, found = (decoded(monkeypatch, tokens, model, cfg_scale=scale, **parts) for tokens in (10_000, together))
     assert len(set(whole.nfe.tolist())) > 1, "rows that are never apart show nothing"
-    for found in others:
-        for field in FIELDS:
-            np.testing.assert_allclose(getattr(found, field), getattr(whole, field), rtol=1e-4, atol=1e-4)
+    for field in FIELDS:
+        np.testing.assert_allclose(getattr(found, field), getattr(whole, field), rtol=1e-4, atol=1e-4)
 
 
 def test_a_step_runs_what_its_rows_need(monkeypatch):
@@ -62,12 +62,12 @@ def test_a_step_runs_what_its_rows_need(monkeypatch):
     apply = type(small.MODEL).apply
 
     def counted(self, params, inputs, *rest, **named):
-        fed.append(inputs.tokens.shape)
+        jax.debug.callback(functools.partial(fed.append, inputs.tokens.shape))  # each time that it runs
         return apply(self, params, inputs, *rest, **named)
 
     monkeypatch.setattr(type(small.MODEL), "apply", counted)
-    with jax.disable_jit():
-        after = loop.step(call.setup, state)
+    after = jax.jit(lambda setup, state: loop.step(setup, state))(call.setup, state)
+    jax.effects_barrier()
     length = prompts.shape[1] + small.GEN
-    assert fed == [(1, length), (1, small.BLOCK), (1, small.BLOCK)]
+    assert sorted(fed) == [(1, small.BLOCK), (1, small.BLOCK), (1, length)]
     np.testing.assert_array_equal(after.nfe, [2, 2, 1, 2])

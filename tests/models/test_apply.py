@@ -15,15 +15,10 @@ from jaxdiff.models import Llada, LladaConfig
 from jaxdiff.models.guided import Guided
 from jaxdiff.windows import take
 from tests import small
-from tests.models.test_families import DIFFERENT, SMALL, noisy, rows_of
+from tests.models.test_families import SMALL, STACKS, noisy, rows_of
 from tests.models.test_llada import forward
 
-MODELS = {
-    "llada": small.MODEL,
-    **{family: build(SMALL[family] | {"dtype": "float32"}) for family in DIFFERENT},
-    "llada2": build(SMALL["llada2"] | {"dtype": "float32", "block_size": 4}),
-    "prefix_lm": build(SMALL["illada"] | {"dtype": "float32", "prefix_lm": True}),
-}
+MODELS = STACKS | {"prefix_lm": build(SMALL["illada"] | {"dtype": "float32", "prefix_lm": True})}
 PROMPT = jnp.array([4, 1, 5, 3])
 # Each column at most once. Half are behind their neighbour; there are padding, first tokens, and the canvas' end.
 SOME = jnp.array([[5, 4, 9, 8, 0, 1, 3], [10, 2, 1, 9, 6, 5, 7], [2, 3, 8, 7, 10, 9, 1], [7, 0, 6, 3, 2, 10, 9]])

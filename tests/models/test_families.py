@@ -71,6 +71,14 @@ SMALL = {
 SAME = ("sdar_moe", "qwen_diffusion", "stable_diffcoder", "fast_dllm_v2")
 DIFFERENT = [family for family in SMALL if family not in SAME]
 
+# What differs in how a stack feeds, reads and keeps tokens: one group of layers; logits shifted by one; two groups,
+# blocks, and experts. Every other family is one of these with another config (`jaxdiff.models.stack.Transformer`).
+STACKS = {
+    "llada": MODEL,
+    "dream": build(SMALL["dream"] | {"dtype": "float32"}),
+    "llada2": build(SMALL["llada2"] | {"dtype": "float32", "block_size": 4}),
+}
+
 
 @pytest.mark.parametrize("repository", READ)
 def test_the_published_config_is_read(repository):
@@ -108,15 +116,15 @@ def test_a_folder_of_ours_gives_the_model_back(family, tmp_path):
 
 
 @pytest.mark.usefixtures("strict")
-@pytest.mark.parametrize("family", ["llada", *DIFFERENT])
-def test_the_features_of_some_tokens_are_those_of_all(family):
+@pytest.mark.parametrize("model", STACKS.values(), ids=STACKS)
+def test_the_features_of_some_tokens_are_those_of_all(model):
     """Each row read elsewhere: from its first token, to its last, inside, and from its first token behind padding."""
-    model = MODEL if family == "llada" else build(SMALL[family] | {"dtype": "float32"})
     tree, inputs = rows_of(model)
-    every, _ = jax.jit(model.apply)(tree, inputs)
+    apply = jax.jit(model.apply)
+    every, _ = apply(tree, inputs)
     for count in (5, 11):
         start = jnp.minimum(jnp.array([0, 6, 3, 2]), 11 - count)
-        some, nothing = jax.jit(model.apply)(tree, inputs, read=Span(start, count))
+        some, nothing = apply(tree, inputs, read=Span(start, count))
         np.testing.assert_allclose(some, take(every, start, count), atol=1e-5)
         assert nothing is None
 
@@ -135,10 +143,9 @@ def test_some_tokens_are_read_where_the_prompt_does_not_see_the_answer():
 
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("length", [8, 11])
-@pytest.mark.parametrize("family", ["llada", *DIFFERENT])
-def test_some_tokens_of_a_window_are_read_over_a_kv_cache(family, length):
+@pytest.mark.parametrize("model", STACKS.values(), ids=STACKS)
+def test_some_tokens_of_a_window_are_read_over_a_kv_cache(model, length):
     """A window is written where it is fresh, all of it, whichever part is read; 11 is a rebuild of the canvas."""
-    model = MODEL if family == "llada" else build(SMALL[family] | {"dtype": "float32"})
     tree, canvas = rows_of(model)
     rows = jnp.minimum(jnp.array([3, 0, 2, 1]), 11 - length)
     kv = noisy(model.empty_kv(4, 11))
