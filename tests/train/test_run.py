@@ -19,6 +19,7 @@ from jaxdiff import InputError
 from jaxdiff.tasks.gsm_symbolic import split_of
 from jaxdiff.train import Recipe, train
 from jaxdiff.train.data import Corpus, check_covered, training_rows
+from tests.train.conftest import RECIPE
 
 DRILLS = {"task": "drills", "length": 32, "rows": 4, "weight": 2.0}
 
@@ -27,6 +28,15 @@ def final_params(folder, steps):
     with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
         assert manager.latest_step() == steps
         return jax.tree.leaves(manager.restore(steps, args=ocp.args.StandardRestore())["params"])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run of RECIPE that was never stopped; nobody writes into it."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "recipe.json").write_text(json.dumps(RECIPE))
+    train(Recipe.read(folder / "recipe.json"), folder / "run")
+    return folder / "run"
 
 
 def start(recipe_file, folder, log):
@@ -48,9 +58,8 @@ def wait_for(path, process):
         time.sleep(0.02)
 
 
-def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, recipe_file):
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, recipe_file, whole):
     recipe, broken = recipe_file(), tmp_path / "broken"
-    train(Recipe.read(recipe), tmp_path / "whole")
     with (tmp_path / "log").open("wb") as log:
         killed = start(recipe, broken, log)
         wait_for(broken / "checkpoints" / "4", killed)
@@ -67,7 +76,7 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, recipe_fi
 
     model = train(Recipe.read(recipe), broken)
     assert model is not None
-    for left, right in zip(final_params(tmp_path / "whole", 12), final_params(broken, 12), strict=True):
+    for left, right in zip(final_params(whole, 12), final_params(broken, 12), strict=True):
         np.testing.assert_array_equal(left, right)
     assert jaxdiff.load(model).tokenizer.decode([1]) == ""
 
@@ -88,11 +97,10 @@ def test_sigterm_before_the_first_step_ends_cleanly(tmp_path, recipe_file):
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_a_run_cannot_be_cut_below_what_it_has_done(tmp_path, recipe_file):
-    train(Recipe.read(recipe_file(steps=12)), tmp_path / "run")
+def test_a_run_cannot_be_cut_below_what_it_has_done(recipe_file, whole):
     with pytest.raises(InputError, match=r"steps: found 8, but .* has done 12; raise --steps"):
-        train(Recipe.read(recipe_file(steps=8)), tmp_path / "run")
-    assert Recipe.read(tmp_path / "run" / "recipe.json").steps == 12  # the folder's recipe is left alone
+        train(Recipe.read(recipe_file(steps=8)), whole)
+    assert Recipe.read(whole / "recipe.json").steps == 12  # the folder's recipe is left alone
 
 
 def test_training_learns(tmp_path, recipe_file):
@@ -103,9 +111,8 @@ def test_training_learns(tmp_path, recipe_file):
     assert log[-1]["loss_by_length"]["32"] < 0.7 * log[0]["loss_by_length"]["32"]
 
 
-def test_batches_depend_on_the_step_alone_and_hold_out_by_content(tmp_path, recipe_file):
-    recipe = Recipe.read(recipe_file(steps=6, warmup=1, decay=1, save_every=6))
-    tokenizer = jaxdiff.load(train(recipe, tmp_path / "run")).tokenizer
+def test_batches_depend_on_the_step_alone_and_hold_out_by_content(whole):
+    tokenizer = jaxdiff.load(whole / "model").tokenizer
     buckets = tuple(jaxdiff.train.data.Bucket("gsm_symbolic", 320, 4, 1.0) for _ in range(1))
     rows = training_rows("gsm_symbolic", 80, 5, tokenizer)
     one, two = (Corpus(buckets, {"gsm_symbolic": rows}, 5, tokenizer) for _ in range(2))
@@ -145,10 +152,9 @@ def test_a_packed_bucket_fills_rows_with_drills():
     assert (batch.answer_lengths == 0).all()
 
 
-def test_a_folder_belongs_to_one_recipe(tmp_path, recipe_file):
-    train(Recipe.read(recipe_file(steps=6, warmup=1, decay=1)), tmp_path / "run")
+def test_a_folder_belongs_to_one_recipe(recipe_file, whole):
     with pytest.raises(InputError, match=r"a run of another recipe \(learning_rate differ\)"):
-        train(Recipe.read(recipe_file(steps=6, warmup=1, decay=1, learning_rate=1.0)), tmp_path / "run")
+        train(Recipe.read(recipe_file(learning_rate=1.0)), whole)
 
 
 @pytest.mark.parametrize(
