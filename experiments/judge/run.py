@@ -66,10 +66,14 @@ def learned(tau: Any) -> policies.Learned:
 
 
 def grid(
-    kind: Callable[..., Correct], judge: Judge, doubts: tuple[float, ...], sure: tuple[float, ...]
+    kind: Callable[..., Correct],
+    judge: Judge,
+    doubts: tuple[float, ...],
+    sure: tuple[float, ...] = SURE[:1],
+    rash: tuple[float, ...] = RASH,
 ) -> tuple[tuple[Any, ...], Any]:
     """All combinations (threshold, doubt, sure), and the policy of the numbers of some of them."""
-    combined = tuple(itertools.product(RASH, doubts, sure))
+    combined = tuple(itertools.product(rash, doubts, sure))
     table = np.asarray(combined, np.float32)
 
     def policy(number: Any) -> jaxdiff.Policy:
@@ -90,9 +94,9 @@ def rows_of(model: str) -> dict[str, tuple[tuple[Any, ...], Any]]:
         "threshold": (((0.99,),), lambda _: policies.Threshold(0.99)),
         "learned": (tuple((tau,) for tau in RASH), alone),
         "judge": grid(Correct, judge, DOUBTS, SURE),
-        "confidence": grid(Correct, confidence(), DOUBTS, SURE[:1]),
-        "random": grid(Random, confidence(), DRAWN, SURE[:1]),
-        "told": grid(Told, confidence(), (0.5,), SURE),
+        "confidence": grid(Correct, confidence(), DOUBTS),
+        "random": grid(Random, confidence(), DRAWN),
+        "told": grid(Told, confidence(), (0.5,), rash=RASH[:1]),  # each row has a standard decode first
     }
 
 
