@@ -75,7 +75,7 @@ class Harness(LM):
         keep: is given each new row: digest, kind, task, doc, request (its number among the document's), nfe,
             not_finite, cut (tokens taken off the left of a context that was too long); of a text also text, cheap,
             work, length (tokens through the first end-of-text), seconds; of a likelihood value, its standard error,
-            and greedy (the decode of as many tokens gives it; its forwards count).
+            low and high (its 95 % interval), and greedy (the decode of as many tokens gives it; its forwards count).
         progress: (name, total) to a context whose value is called with what is done.
     """
 
@@ -337,8 +337,9 @@ def _joined(windows: Sequence[Likelihood]) -> Likelihood:
 
 def _told(found: Likelihood) -> Row:
     sound = bool(np.isfinite(found.value[0]))
-    value, error = (float(found.value[0]), float(found.error[0])) if sound else (None, None)
-    return {"value": value, "error": error, "not_finite": int(not sound)}
+    numbers = (found.value, found.error, *found.interval)
+    told = (float(each[0]) if sound else None for each in numbers)
+    return dict(zip(("value", "error", "low", "high"), told, strict=True)) | {"not_finite": int(not sound)}
 
 
 def _value(row: Row) -> float:

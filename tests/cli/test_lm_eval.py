@@ -9,6 +9,7 @@ import pytest
 
 import jaxdiff
 from jaxdiff import policies, stoppers
+from jaxdiff.cli.lm_eval import register
 from jaxdiff.cli.main import main
 from jaxdiff.decode.batches import request_keys
 from jaxdiff.tasks import human_eval, sandbox
@@ -100,6 +101,7 @@ def test_results_are_those_of_the_library(run, folder, checkpoint, tasks, tmp_pa
         )
         assert row["value"] == pytest.approx(found.value[0], rel=1e-4)
         assert row["error"] == pytest.approx(found.error[0], rel=1e-3)
+        assert [row["low"], row["high"]] == pytest.approx([end[0] for end in found.interval], rel=1e-3)
     best = [np.argmax([row["value"] for row in choices if row["doc"] == doc]) == 1 for doc in range(3)]
     assert told["results"]["choice"]["acc,none"] == pytest.approx(np.mean(best))
 
@@ -128,6 +130,25 @@ def test_a_stopped_run_goes_on(run, refused, folder, tasks, tmp_path, monkeypatc
     assert (ran.code, ran.out) == (2, "")
     assert "texts: found 'beams' in generation_kwargs, expected until" in ran.err
     assert not (tmp_path / "out.json.parts").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lm_evals_own_command_line_finds_the_model_by_name(run, folder, tasks, tmp_path):
+    lm_eval = pytest.importorskip("lm_eval")
+    from lm_eval.tasks import TaskManager
+
+    register()
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    arguments = f"model={folder},policy=threshold:tau=0.1,block_length=8,samples=4,seed=3"
+    given = dict(model="jaxdiff", tasks=["texts"], task_manager=manager)
+    found = lm_eval.simple_evaluate(model_args=arguments, **given)
+    out = tmp_path / "out.json"
+    asked = ("lm-eval", "--model", folder, "--include-path", tasks, *ASKED, "--tasks", "texts", "--out", out)
+    assert run(*asked).code == 0
+    texts = [row["text"] for row in json.loads(out.read_text())["requests"]]
+    assert [sample["resps"][0][0] for sample in found["samples"]["texts"]] == texts
+    with pytest.raises(jaxdiff.InputError, match="model_args: found 'beams', expected adapter"):
+        lm_eval.simple_evaluate(model_args=f"{arguments},beams=4", **given)
 
 
 # What a model writes is the inside of a text here: it cannot matter, but is run. One of the two passes.
