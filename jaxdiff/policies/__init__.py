@@ -25,6 +25,7 @@ from jaxdiff.policies.remdm import RemdmCap, RemdmLoop, RemdmRescale
 from jaxdiff.policies.remedi import Remedi
 from jaxdiff.policies.replay import Replay as Replay
 from jaxdiff.policies.threshold import Threshold
+from jaxdiff.policies.wino import Wino
 from jaxdiff.protocols import Policy
 from jaxdiff.pytree import InputError
 from jaxdiff.registry import Keyed, Modes, Registry, parse_arguments, parse_number
@@ -43,6 +44,7 @@ POLICIES = Registry(
         "edit": Edit,
         "remdm": Keyed("cap", {"cap": RemdmCap, "rescale": RemdmRescale, "loop": RemdmLoop}),
         "remedi": Remedi,
+        "wino": Wino,
         "oracle": Oracle,
         "learned": Learned,
     },
