@@ -79,7 +79,7 @@ class Inputs:
         sees: visibility beyond the model's own rule; a token sees a column only where both allow it. None: no limit.
         beside: the last n tokens that are fed stand beside the canvas, and each token sees those of them that are
             marked. They see columns as any token at their positions does; their keys and values are of this pass
-            alone, always fresh and never kept. None: there are none.
+            alone, always fresh and never kept. None: there are none. Not for shifted models.
         rows: of the KV cache, the row of each row that is fed; None: the same.
         store: the KV cache keeps the keys and values of fresh tokens. False: they are seen by this pass alone, and the
             cache is handed back as it came.
@@ -158,7 +158,7 @@ class Score(Belief):
     block_step: Int[Array, " B"]  # forwards this block has had before this one
     row_step: Int[Array, " B"]  # forwards this row has had before this one
     reference: Int[Array, "B W"] | None = None  # the answer that a policy `needs`
-    alone: Float[Array, "B W"] | None = None  # `standing` as a SHADOW has it, whose position's own token is hidden
+    alone: Float[Array, "B W"] | None = None  # `standing`, but with that token hidden: where a policy needs a SHADOW
 
     @property
     def not_finite(self) -> Int[Array, " B"]:

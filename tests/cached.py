@@ -72,9 +72,7 @@ class Network:
             score[:, hides] = -np.inf
             weight = np.exp(score - score.max(-1, keepdims=True))
             weight /= weight.sum(-1, keepdims=True)
-            hidden = (
-                hidden + np.einsum("hts,she->the", weight, v).reshape(len(fed), -1) @ layer["attn_out", "kernel"]
-            )
+            hidden = hidden + np.einsum("hts,she->the", weight, v).reshape(len(fed), -1) @ layer["attn_out", "kernel"]
             normed = norm(hidden, layer["ff_norm", "weight"], c.rms_norm_eps)
             gate = normed @ layer["ff_proj", "kernel"]
             gated = gate / (1 + np.exp(-gate)) * (normed @ layer["up_proj", "kernel"])

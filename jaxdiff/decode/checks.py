@@ -109,13 +109,13 @@ def check_reference(policy: Policy, fill: Fill) -> None:
 
 
 def check_shadow(policy: Policy, model: Model) -> None:
-    """Raises InputError for a policy that asks for a shadow of a model that reads a token at the position before: the
-    token there, which that needs to see, is the next one of the shadow's own.
+    """Raises InputError for a policy that needs a shadow, with a model that reads a token at the position before: a
+    [MASK] there would stand for the token before, which is to be seen.
     """
     if SHADOW in policy.needs and model.shifted:
         raise InputError(
-            "policy: found one that verifies tokens at shadow positions (wino) with a model whose logits are shifted by "
-            "one, expected one that reads a token at its own position; take edit, remedi or remdm"
+            "policy: found one that reads each token where a [MASK] stands in its place (wino), with a model whose "
+            "logits are shifted by one, expected one that reads a token at its own position; take edit or remedi"
         )
 
 

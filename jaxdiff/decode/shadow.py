@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxdiff.decode.layout import Setup
 from jaxdiff.decode.passes import StepPasses
@@ -28,32 +28,27 @@ def added(passes: StepPasses, inputs: Inputs) -> Inputs:
     """The inputs of a pass, and behind them the block's shadow."""
     if not size(passes.setup):
         return inputs
-    columns, inside = passes.columns(), passes.inside
-    rows, window = columns.shape
-    fed, seen = inputs.tokens.shape[1], jnp.arange(inputs.valid.shape[1], dtype=jnp.int32)[None, None]
+    columns, rows, window = passes.columns(), inputs.tokens.shape[0], passes.setup.layout.block_length
+    fed, seen = inputs.tokens.shape[1], jnp.arange(inputs.valid.shape[1], dtype=jnp.int32)
 
-    def wider(tokens: Array | None, more: int | bool | Array) -> Array | None:
-        if tokens is None:
-            return None
-        return jnp.concatenate([tokens, jnp.broadcast_to(jnp.asarray(more, tokens.dtype), (rows, window))], axis=1)
+    def with_own(tokens: Shaped[Array, "B T"], own: int | bool | Int[Array, "B W"]) -> Shaped[Array, "B _"]:
+        own = jnp.broadcast_to(jnp.asarray(own, tokens.dtype), (rows, window))
+        return jnp.concatenate([tokens, own], axis=1)
 
-    others = jnp.concatenate([jnp.ones((rows, fed, seen.shape[2]), bool), seen != columns[..., None]], axis=1)
-    none = jnp.zeros((rows, fed, window), bool)
-    beside = jnp.concatenate([none, jnp.broadcast_to(inside[:, None], (rows, window, window))], axis=1)
+    others = seen[None, None] != columns[..., None]
+    beside = jnp.broadcast_to(passes.inside[:, None], (rows, window, window))
     return dataclasses.replace(
         inputs,
-        tokens=wider(inputs.tokens, passes.setup.model.config.mask_token_id),
-        positions=wider(inputs.positions, columns - inputs.origin[:, None]),
-        fresh=wider(inputs.fresh, True),
-        given=wider(inputs.given, False),
-        sees=others,
-        beside=beside,
+        tokens=with_own(inputs.tokens, passes.setup.model.config.mask_token_id),
+        positions=with_own(inputs.positions, columns - inputs.origin[:, None]),
+        fresh=None if inputs.fresh is None else with_own(inputs.fresh, True),
+        given=None if inputs.given is None else with_own(inputs.given, False),
+        sees=jnp.concatenate([jnp.ones((rows, fed, seen.shape[0]), bool), others], axis=1),
+        beside=jnp.concatenate([jnp.zeros((rows, fed, window), bool), beside], axis=1),
     )
 
 
-def parted(
-    setup: Setup, features: Float[Array, "B r D"]
-) -> tuple[Float[Array, "B _ D"], Float[Array, "B W D"] | None]:
+def parted(setup: Setup, features: Float[Array, "B r D"]) -> tuple[Float[Array, "B _ D"], Float[Array, "B W D"] | None]:
     """Those of the canvas, and those of the shadow."""
     last = size(setup)
     return (features[:, :-last], features[:, -last:]) if last else (features, None)

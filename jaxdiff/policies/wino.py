@@ -12,8 +12,9 @@ commits a single position.
 Published for LLaDA, blocks of 128, `revoke` 0.9, and `tau` 0.6 (GSM8K), 0.7 (MATH-500, HumanEval, Sudoku), 0.8 (MBPP),
 0.5 (Countdown, ARC). Not for models whose logits are shifted by one (Dream), which have no such position.
 
-What differs on purpose: the published loop takes one row, and counts [MASK] among what a position may be; a given token
-of a canvas, which it could take back, here stays. Positions past a row's end have no shadow.
+What differs on purpose: the published loop takes one row, and gives [MASK] a share of the probability. Its shadow has
+a token for each position of the block; here none past a row's end. What was given inside a block stays. Where a fill
+or `cap` commits less than this says, what was committed is what counts.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ class Wino(PolicyBase):
     needs = frozenset({SHADOW})
 
     def budget(self, rows: int, window: int) -> Int[Array, " B"]:
-        """What a forward takes back, the one before has committed and one more: each leaves a mask less in the end."""
+        """A forward takes back fewer than the one before committed, so that each leaves a mask less for good."""
         return jnp.full((rows,), window, jnp.int32)
 
     def init(self, rows: int, window: int) -> Int[Array, " B"]:
-        """How many positions the forward before committed; of a block's first, there is nothing to take back."""
+        """How many masks the block would have, had the forward before committed nothing."""
         del window
         return jnp.zeros((rows,), jnp.int32)
 
@@ -63,20 +64,21 @@ class Wino(PolicyBase):
         sure = (slack > 0.0) & score.eligible
         commit = sure & (ranks(score.log_odds, sure) < most[:, None])
         commit, tie = with_best(commit, score.log_odds, score.eligible)
-        count = jnp.sum(commit, axis=1, dtype=jnp.int32)
 
-        among = score.editable & (count > 1)[:, None]
+        left = jnp.sum(score.masked, axis=1, dtype=jnp.int32)  # past the row's end too: its end may move
+        before = state - left  # what was committed; in a block's first forward there is nothing to take back
+        among = score.editable & (jnp.sum(commit, axis=1) > 1)[:, None]
         doubt = jnp.exp(score.alone) - per_row(self.revoke)
         doubted = among & (doubt < 0.0)
         rank = ranks(-score.alone, doubted)
-        remask = doubted & (rank < state[:, None] - 1)
+        remask = doubted & (rank < before[:, None] - 1)
 
         ordered = in_order(score.alone, rank)
         last, first = (
-            jnp.take_along_axis(ordered, jnp.clip(state - back, 0, rank.shape[1] - 1)[:, None], axis=1)
+            jnp.take_along_axis(ordered, jnp.clip(before - back, 0, rank.shape[1] - 1)[:, None], axis=1)
             for back in (2, 1)
         )
-        cut = (state > 1) & (jnp.sum(doubted, axis=1, dtype=jnp.int32) >= state)
+        cut = (before > 1) & (jnp.sum(doubted, axis=1, dtype=jnp.int32) >= before)
         close = cut[:, None] & (first - last < NEAR_TIE) & doubted & (jnp.abs(score.alone - first) < NEAR_TIE)
         close |= among & (jnp.abs(PER_NAT * doubt) < NEAR_TIE)
         close |= score.eligible & (jnp.abs(PER_NAT * slack) < NEAR_TIE)
@@ -90,4 +92,4 @@ class Wino(PolicyBase):
             edit=jnp.zeros_like(commit),
             hold=jnp.zeros_like(commit[:, 0]),
         )
-        return proposal, count
+        return proposal, left + jnp.sum(remask, axis=1, dtype=jnp.int32)

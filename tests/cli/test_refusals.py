@@ -29,6 +29,7 @@ OPTIONS = [
     ),
     (("--policy", "remdm:cap=2"), "policy remdm cap: found 2"),
     (("--policy", "remdm:steps=0"), "policy remdm steps: found 0"),
+    (("--policy", "wino:revoke=1.5"), "policy wino revoke: found 1.5"),
     (("--policy", "fixed:schedule=dream"), "schedule=dream: the schedule needs its number of steps; set --steps or"),
     (("--fill", "recup"), "fill: found 'recup', expected one of parallel, recap"),
     (("--fill", "recap:k=3"), "fill recap: found argument 'k=3', expected slices=, order="),

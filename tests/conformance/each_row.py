@@ -26,6 +26,7 @@ NUMBERS = {
     "ready": 0.7,
     "edit": 0.2,
     "post": 3,
+    "revoke": 0.4,
 }
 
 

@@ -11,7 +11,7 @@ from jaxdiff.caches import Dual
 from jaxdiff.decode import api, loop
 from jaxdiff.decode.full import FullPass
 from jaxdiff.decode.state import holes
-from jaxdiff.policies import Wino
+from jaxdiff.policies import Wino, cap
 from tests import reference, small
 from tests.cached import Network
 
@@ -51,7 +51,7 @@ def test_alone_is_the_probability_without_the_token_itself():
     assert found.start.tolist() == [0, 0, 0, small.BLOCK]
 
 
-def plain(tree, prompt, tau, revoke, cached, cfg):
+def plain(tree, prompt, tau, revoke, cap, cached, cfg):
     """(tokens, commit steps, NFE, work, how many commits were taken back) of one row."""
     x, network = np.array([*prompt, *[small.MASK] * small.GEN]), Network(tree, small.CONFIG)
     other, trace, nfe, fed, revoked = Network(tree, small.CONFIG), np.full(len(x), -1), 0, 0, 0
@@ -74,6 +74,7 @@ def plain(tree, prompt, tau, revoke, cached, cfg):
             alone = np.where(masked, np.inf, probs[len(columns) :][np.arange(small.BLOCK), x[part]])
             back = [i for i in np.argsort(alone, kind="stable") if alone[i] < revoke] if len(commits) > 1 else []
             back = back[: before - 1] if len(back) >= before else back
+            commits = commits[:cap]
             x[part[commits]], trace[part[commits]] = token[commits], nfe
             x[part[back]], trace[part[back]] = small.MASK, -1
             fed, revoked, before = fed + len(columns) + small.BLOCK, revoked + len(back), len(commits)
@@ -84,16 +85,20 @@ def plain(tree, prompt, tau, revoke, cached, cfg):
 
 @pytest.mark.parametrize("guided", [True, False], ids=["guided", "dual"])
 def test_it_equals_numpy(guided):
-    """Twenty drawn settings, each row its own, in one program; guided without a cache, and plain with one."""
+    """Twenty drawn settings, each row its own, in one program; guided without a cache, and capped with one: what is
+    taken back is fewer than what was committed, not than what WINO would have.
+    """
     drawn, rows, equal, revoked = np.random.default_rng(4), len(small.PROMPTS), 0, []
     for seed in range(5):
         tau, revoke, scale = drawn.uniform(0, [[0.5], [1.0], [2.0]], (3, rows)).astype(np.float32)
         ours = dict(cfg_scale=scale) if guided else dict(cache=Dual())
-        result = small.decode(policy=Wino(tau, revoke), model_seed=seed, **ours)
+        policy = Wino(tau, revoke)
+        result = small.decode(policy=policy if guided else cap(3, policy), model_seed=seed, **ours)
         for row in np.flatnonzero(np.asarray(result.near_ties) == 0):
             cfg = float(scale[row]) if guided else None
             numbers = float(tau[row]), float(revoke[row])
-            tokens, trace, nfe, work, back = plain(small.params(seed), small.PROMPTS[row], *numbers, not guided, cfg)
+            theirs = *numbers, None if guided else 3, not guided, cfg
+            tokens, trace, nfe, work, back = plain(small.params(seed), small.PROMPTS[row], *theirs)
             np.testing.assert_array_equal(np.asarray(result.tokens[row, -small.GEN :]), tokens)
             np.testing.assert_array_equal(np.asarray(result.commit_step[row]), trace)
             assert int(result.nfe[row]) == nfe <= small.GEN * (1 + guided)
