@@ -141,33 +141,26 @@ def test_tokens_that_are_overwritten_are_those_of_llada2_1():
 
 @pytest.mark.usefixtures("strict")
 def test_commits_that_a_shadow_revokes_are_winos():
-    """Twenty drawn settings, one a row, on a model that attends in blocks. Under cache `block` a forward more, without
-    a shadow, stores the prompt's whole blocks, and one each block but the last.
+    """Ten drawn settings, one a row, on a model that attends in blocks. Under cache `block` a forward more, without a
+    shadow, stores the prompt's whole blocks, and one each block but the last.
     """
-    block, gen, given = 32, 28, [prompt * 4 for prompt in PROMPTS]  # some blocks begin with more masks than 20 / 0.7
+    block, gen, given = 32, 28, [prompt * 4 for prompt in PROMPTS[::2]]  # some blocks begin with more than 20 / 0.7
     model, params, reference = load("sdar", block_size=block)
     reference, drawn = dataclasses.replace(reference, block=block), np.random.default_rng(6)
-    tau, revoke = drawn.uniform(0.0, [[0.3], [1.0]], (2, 20)).astype(np.float32)
+    tau, revoke = drawn.uniform(0.0, [[0.3], [1.0]], (2, len(given))).astype(np.float32)
     prompts, origin = pad_prompts(given, fill=EOS)
-    free, kept = (
-        decode(model, params, prompts, Decoder(policy=Wino(tau, revoke), cache=cache), gen_length=gen, origin=origin)
-        for cache in (NoCache(), BlockCausal())
-    )
-    decided, taken_back = np.flatnonzero(np.asarray(free.near_ties) == 0), 0
-    assert len(decided) >= 18, "draw other weights: float rounding decides here"
+    decoder = Decoder(policy=Wino(tau, revoke), cache=BlockCausal())
+    result = decode(model, params, prompts, decoder, gen_length=gen, origin=origin)
+    decided, taken_back = np.flatnonzero(np.asarray(result.near_ties) == 0), 0
+    assert len(decided) >= 9, "draw other weights: float rounding decides here"
     for row in decided:
-        numbers = {"tau": float(tau[row]), "revoke": float(revoke[row])}
-        options = {"gen": gen, "block": block, "mask": MASK}
-        tokens, calls, revoked = samplers.wino(reference.logits, given[row], **numbers, **options)
+        numbers = {"tau": float(tau[row]), "revoke": float(revoke[row]), "gen": gen, "block": block, "mask": MASK}
+        tokens, calls, revoked = samplers.wino(reference.logits, given[row], **numbers)
         blocks, first = -(-(len(given[row]) + gen) // block), len(given[row]) // block
         stored, whole = blocks - first - 1, first > 0  # the prompt's, in a forward over the canvas
-        for result, more, work in (
-            (free, 0, calls * (1 + 1 / blocks)),
-            (kept, stored + whole, (2 * calls + stored) / blocks + whole),
-        ):
-            assert np.asarray(result.tokens)[row, prompts.shape[1] :][:gen].tolist() == tokens
-            assert int(result.nfe[row]) == calls + more
-            assert np.isclose(result.work[row], work, rtol=1e-5)
+        assert np.asarray(result.tokens)[row, prompts.shape[1] :][:gen].tolist() == tokens
+        assert int(result.nfe[row]) == calls + stored + whole
+        assert np.isclose(result.work[row], (2 * calls + stored) / blocks + whole, rtol=1e-5)
         taken_back += revoked > 0
     assert taken_back > 5, "nothing is taken back"
 
