@@ -147,12 +147,12 @@ def test_commits_that_a_shadow_revokes_are_winos():
     block, gen, given = 32, 28, [prompt * 4 for prompt in PROMPTS[::2]]  # some blocks begin with more than 20 / 0.7
     model, params, reference = load("sdar", block_size=block)
     reference, drawn = dataclasses.replace(reference, block=block), np.random.default_rng(6)
-    tau, revoke = drawn.uniform(0.0, [[0.3], [1.0]], (2, len(given))).astype(np.float32)
+    tau, revoke = drawn.uniform(0.0, [[0.3], [1.0]], (2, 20)).astype(np.float32)[:, ::2]
     prompts, origin = pad_prompts(given, fill=EOS)
     decoder = Decoder(policy=Wino(tau, revoke), cache=BlockCausal())
     result = decode(model, params, prompts, decoder, gen_length=gen, origin=origin)
     decided, taken_back = np.flatnonzero(np.asarray(result.near_ties) == 0), 0
-    assert len(decided) >= 9, "draw other weights: float rounding decides here"
+    assert len(decided) >= 8, "draw other weights: float rounding decides here"
     for row in decided:
         numbers = {"tau": float(tau[row]), "revoke": float(revoke[row]), "gen": gen, "block": block, "mask": MASK}
         tokens, calls, revoked = samplers.wino(reference.logits, given[row], **numbers)

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff import InputError
 from jaxdiff.caches import Dual
-from jaxdiff.decode import api, loop
+from jaxdiff.decode import api, checks, loop
 from jaxdiff.decode.full import FullPass
 from jaxdiff.decode.state import holes
-from jaxdiff.policies import Wino, cap
+from jaxdiff.policies import Threshold, Wino, any_of, cap
 from tests import reference, small
 from tests.cached import Network
 
@@ -106,3 +107,11 @@ def test_it_equals_numpy(guided):
             equal, revoked = equal + 1, [*revoked, back]
     assert equal >= 18
     assert sum(back > 0 for back in revoked) > 5, "nothing is taken back"
+
+
+@pytest.mark.parametrize("model", [small.DREAM, small.FAST])
+def test_shifted_models_are_refused(model):
+    """In a combination too."""
+    decoder = small.decoder(policy=any_of(Wino(), Threshold(0.9)))
+    with pytest.raises(InputError, match="with a model whose logits are shifted by one, expected one that reads"):
+        checks.check_decoder(decoder, model, None, None)
