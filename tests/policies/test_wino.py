@@ -12,7 +12,7 @@ from jaxdiff.caches import Dual
 from jaxdiff.decode import api, checks, loop
 from jaxdiff.decode.full import FullPass
 from jaxdiff.decode.state import holes
-from jaxdiff.policies import Threshold, Wino, any_of, cap
+from jaxdiff.policies import Cap, Threshold, Wino, any_of
 from tests import reference, small
 from tests.cached import Network
 
@@ -52,19 +52,17 @@ def test_alone_is_the_probability_without_the_token_itself():
     assert found.start.tolist() == [0, 0, 0, small.BLOCK]
 
 
-def plain(tree, prompt, tau, revoke, cap, cached, cfg):
+def plain(tree, prompt, tau, revoke, cap, cfg):
     """(tokens, commit steps, NFE, work, how many commits were taken back) of one row."""
     x, network = np.array([*prompt, *[small.MASK] * small.GEN]), Network(tree, small.CONFIG)
     other, trace, nfe, fed, revoked = Network(tree, small.CONFIG), np.full(len(x), -1), 0, 0, 0
     for start in range(len(prompt), len(x), small.BLOCK):
         part, step, before = np.arange(start, start + small.BLOCK), 0, 30
         while (x[part] == small.MASK).any():
-            columns = part if cached and step else np.arange(len(x))
+            columns = part if step else np.arange(len(x))
             table = network.forward(x, columns, shadow=part)
-            if cfg is not None:
-                blind = np.where(np.arange(len(x)) < len(prompt), small.MASK, x)
-                unseeing = other.forward(blind, columns, shadow=part)
-                table = unseeing + (cfg + 1) * (table - unseeing)
+            unseeing = other.forward(np.where(np.arange(len(x)) < len(prompt), small.MASK, x), columns, shadow=part)
+            table = unseeing + (cfg + 1) * (table - unseeing)
             table[:, small.MASK] = -np.inf
             probs, scores = reference.softmax(table), reference.log_softmax(table)
             own, masked = np.searchsorted(columns, part), x[part] == small.MASK
@@ -80,29 +78,24 @@ def plain(tree, prompt, tau, revoke, cap, cached, cfg):
             x[part[back]], trace[part[back]] = small.MASK, -1
             fed, revoked, before = fed + len(columns) + small.BLOCK, revoked + len(back), len(commits)
             nfe, step = nfe + 1, step + 1
-    copies = 1 if cfg is None else 2
-    return x[len(prompt) :], trace[len(prompt) :], copies * nfe, copies * fed / len(x), revoked
+    return x[len(prompt) :], trace[len(prompt) :], 2 * nfe, 2 * fed / len(x), revoked
 
 
-@pytest.mark.parametrize("guided", [True, False], ids=["guided", "dual"])
-def test_it_equals_numpy(guided):
-    """Twenty drawn settings, each row its own, in one program; guided without a cache, and capped with one: what is
-    taken back is fewer than what was committed, not than what WINO would have.
+def test_it_equals_numpy():
+    """Twenty drawn settings, each row its own, in one program: guided, over a cache, and capped: what is taken back is
+    fewer than what was committed, not than what WINO would have.
     """
     drawn, rows, equal, revoked = np.random.default_rng(4), len(small.PROMPTS), 0, []
     for seed in range(5):
         tau, revoke, scale = drawn.uniform(0, [[0.5], [1.0], [2.0]], (3, rows)).astype(np.float32)
-        ours = dict(cfg_scale=scale) if guided else dict(cache=Dual())
-        policy = Wino(tau, revoke)
-        result = small.decode(policy=policy if guided else cap(3, policy), model_seed=seed, **ours)
+        most = np.array([3, small.BLOCK] * 2, np.int32)
+        result = small.decode(policy=Cap(Wino(tau, revoke), most), cache=Dual(), cfg_scale=scale, model_seed=seed)
         for row in np.flatnonzero(np.asarray(result.near_ties) == 0):
-            cfg = float(scale[row]) if guided else None
-            numbers = float(tau[row]), float(revoke[row])
-            theirs = *numbers, None if guided else 3, not guided, cfg
-            tokens, trace, nfe, work, back = plain(small.params(seed), small.PROMPTS[row], *theirs)
+            numbers = float(tau[row]), float(revoke[row]), int(most[row]), float(scale[row])
+            tokens, trace, nfe, work, back = plain(small.params(seed), small.PROMPTS[row], *numbers)
             np.testing.assert_array_equal(np.asarray(result.tokens[row, -small.GEN :]), tokens)
             np.testing.assert_array_equal(np.asarray(result.commit_step[row]), trace)
-            assert int(result.nfe[row]) == nfe <= small.GEN * (1 + guided)
+            assert int(result.nfe[row]) == nfe <= 2 * small.GEN
             np.testing.assert_allclose(result.work[row], work, rtol=1e-5)
             equal, revoked = equal + 1, [*revoked, back]
     assert equal >= 18
