@@ -65,6 +65,7 @@ class LayerAccess:
         pair: keys and values of the whole group; `layer`: which of them this is.
         fresh, at, rows: as in `Inputs` and `Model.apply`.
         columns: how many of the cache's columns this pass sees, from 0 on.
+        beside: how many of the tokens, the last ones, stand beside the canvas; not among `fresh`.
         store: as in `Inputs`.
     """
 
@@ -74,25 +75,36 @@ class LayerAccess:
     at: Int[Array, " B"] | Int[Array, "B T"] | None
     rows: Int[Array, " B"] | None
     columns: int = static()
+    beside: int = static(default=0)
     store: bool = static(default=True)
 
     @classmethod
     def of(cls, pair: Pair, layer: Int[Array, ""], inputs: Inputs, at: Any) -> LayerAccess:
-        return cls(pair, layer, inputs.fresh, at, inputs.rows, columns=inputs.valid.shape[1], store=inputs.store)
+        beside, fresh = 0 if inputs.beside is None else inputs.beside.shape[2], inputs.fresh
+        fresh = fresh if fresh is None or not beside else fresh[:, :-beside]
+        columns = inputs.valid.shape[1]
+        return cls(pair, layer, fresh, at, inputs.rows, columns=columns, beside=beside, store=inputs.store)
 
     def update(
         self, keys: Float[Array, "B T K E"], values: Float[Array, "B T K E"]
-    ) -> tuple[Float[Array, "B K L E"], Float[Array, "B K L E"], Pair]:
-        """All keys and values that the layer sees: those of this pass where fresh, else the cache's; and the group's,
-        with the fresh ones written where the pass stores.
+    ) -> tuple[Float[Array, "B K S E"], Float[Array, "B K S E"], Pair]:
+        """All keys and values that the layer sees: those of this pass where fresh, else the cache's, and behind them
+        those beside the canvas; and the group's, with the fresh ones written where the pass stores.
         """
         (keys, all_keys), (values, all_values) = (
-            self._update(jnp.moveaxis(new, 1, 2), old) for new, old in zip((keys, values), self.pair, strict=True)
+            self._seen(jnp.moveaxis(new, 1, 2), old) for new, old in zip((keys, values), self.pair, strict=True)
         )
         return keys, values, (all_keys, all_values)
 
+    def _seen(self, new: Float[Array, "B K T E"], kept: Float[Array, "N b K M E"]) -> LayerKV:
+        """Of keys or values."""
+        if not self.beside:
+            return self._update(new, kept)
+        own, kept = self._update(new[:, :, : -self.beside], kept)
+        return jnp.concatenate([own, new[:, :, -self.beside :]], axis=2), kept
+
     def _update(self, new: Float[Array, "B K T E"], kept: Float[Array, "N b K M E"]) -> LayerKV:
-        """Of keys or values. Where the pass stores they are written and then read: so XLA writes in place."""
+        """Of the columns. Where the pass stores they are written and then read: so XLA writes in place."""
         rows = jnp.arange(new.shape[0], dtype=jnp.int32)
         if self.at is not None and self.at.ndim == 2:
             own, at = self._read(kept), self.at

@@ -65,7 +65,8 @@ class Model(Protocol):
             kv: keys and values of M >= L columns, and of more rows than are fed where `inputs.rows` says which; None:
                 the tokens are the whole canvas, and nothing is kept.
             at: the columns of the tokens: None, the canvas from column 0 on (T = L); [B], a window of T columns from
-                each row's column on (0 to M - T, not checked); [B T], any columns (fed twice, the same token).
+                each row's column on (0 to M - T, not checked); [B T], any columns (fed twice, the same token). Those
+                that stand beside the canvas, which is not for [B T], are not counted.
             read: the only tokens whose features are wanted; None is all of them.
 
         A shifted model predicts the token of a column from the column before: of a window's first token there is
@@ -91,7 +92,9 @@ class Policy(Protocol):
     Attributes:
         waits: a schedule that may leave a row untouched in a step; at most `budget` steps of a block.
         revises: may edit, remask or hold; then nothing of a block is settled before the row leaves it.
-        needs: what `Score` must hold beyond the model's belief: REFERENCE, the answer of a finished decode.
+        needs: what `Score` must hold beyond the model's belief: REFERENCE, the answer of a finished decode; SHADOW,
+            what the model says of each committed token without it (`alone`), for which the full pass is fed as many
+            tokens more as the block has.
     """
 
     @property

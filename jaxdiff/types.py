@@ -25,11 +25,13 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxdiff.pytree import InputError as InputError
 from jaxdiff.pytree import pytree, static
+from jaxdiff.windows import take
 
 NEAR_TIE = 1e-5  # log-odds: below this gap, float rounding decides
 UNLIMITED = 2**20  # steps of a block: more than any has
 NEVER = -1e30  # log-odds of what goes last: no mass, and finite, so that nothing becomes NaN
-REFERENCE, KV = "reference", "kv"  # what a policy or a fill may need, see `Policy.needs` and `Fill.needs`
+# What a policy or a fill may need, see `Policy.needs` and `Fill.needs`.
+REFERENCE, SHADOW, KV = "reference", "shadow", "kv"
 
 Params = Any  # a pytree of arrays, or of arrays and `qwix.QArray`s (`weights.py`)
 KVCache = Any  # keys and values of all columns: for each group of layers a pair of [N B K M E]
@@ -47,10 +49,18 @@ def per_row(value: Leaf | Count) -> Shaped[Array, ...]:
 
 @pytree
 class Span:
-    """Some tokens of a pass: `count` of them from each row's `start` on (counted among the tokens that are fed)."""
+    """Some tokens of a pass: `count` of them from each row's `start` on (counted among the tokens that are fed), and
+    the `last` ones.
+    """
 
     start: Int[Array, " B"]
     count: int = static()
+    last: int = static(default=0)
+
+    def of(self, tokens: Shaped[Array, "B T ..."]) -> Shaped[Array, "B r ..."]:
+        """What these tokens have."""
+        some = take(tokens, self.start, self.count)
+        return jnp.concatenate([some, tokens[:, -self.last :]], axis=1) if self.last else some
 
 
 @pytree
@@ -67,6 +77,9 @@ class Inputs:
         given: the token is part of the prompt or of what infilling was given: what guidance masks.
         scale: classifier-free guidance, w in un + (w + 1) (cond - un); a model that is not guided ignores it.
         sees: visibility beyond the model's own rule; a token sees a column only where both allow it. None: no limit.
+        beside: the last n tokens that are fed stand beside the canvas, and each token sees those of them that are
+            marked. They see columns as any token at their positions does; their keys and values are of this pass
+            alone, always fresh and never kept. None: there are none. Not for shifted models.
         rows: of the KV cache, the row of each row that is fed; None: the same.
         store: the KV cache keeps the keys and values of fresh tokens. False: they are seen by this pass alone, and the
             cache is handed back as it came.
@@ -81,6 +94,7 @@ class Inputs:
     given: Bool[Array, "B T"] | None = None
     scale: Float[Array, " B"] | None = None
     sees: Bool[Array, "B T L"] | None = None
+    beside: Bool[Array, "B T n"] | None = None
     rows: Int[Array, " B"] | None = None
     store: bool = static(default=True)
 
@@ -144,6 +158,7 @@ class Score(Belief):
     block_step: Int[Array, " B"]  # forwards this block has had before this one
     row_step: Int[Array, " B"]  # forwards this row has had before this one
     reference: Int[Array, "B W"] | None = None  # the answer that a policy `needs`
+    alone: Float[Array, "B W"] | None = None  # `standing`, but with that token hidden: where a policy needs a SHADOW
 
     @property
     def not_finite(self) -> Int[Array, " B"]:

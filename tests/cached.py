@@ -37,19 +37,24 @@ class Network:
         self.layers = [{k: v[i] for k, v in layers.items()} for i in range(config.n_layers)]
         self.kept = [None] * config.n_layers
 
-    def forward(self, x, columns, prompt=0):
+    def forward(self, x, columns, prompt=0, shadow=()):
         """Logits of the columns. Keys and values of all others are read from, and those of these written to, `kept`.
 
-        `prompt`: that many first columns do not see the rest.
+        `prompt`: that many first columns do not see the rest. `shadow`: columns whose positions have a [MASK] beside
+        the canvas, which sees all of it but that column, and the others beside; their logits follow.
         """
-        c, at = self.config, np.arange(len(x))
-        hidden = self.tree["wte"][x[columns]]
+        c, at, own = self.config, np.concatenate([np.arange(len(x)), shadow]).astype(int), len(columns)
+        fed = np.concatenate([columns, shadow]).astype(int)
+        hidden = self.tree["wte"][[*x[columns], *[small.MASK] * len(shadow)]]
+        is_shadow, column = np.arange(len(fed))[:, None] >= own, np.arange(len(at))[None]
+        hides = np.where(is_shadow, column == fed[:, None], column >= len(x))
+        hides |= (fed[:, None] < prompt) & (at[None] >= prompt)
         for number, layer in enumerate(self.layers):
             normed = norm(hidden, layer["attn_norm", "weight"], c.rms_norm_eps)
 
             def project(name, count, normed=normed, layer=layer):
                 out = normed @ layer[name, "kernel"] + layer.get((name, "bias"), 0.0)
-                return out.reshape(len(columns), count, c.head_dim)
+                return out.reshape(len(fed), count, c.head_dim)
 
             fresh = [project("k_proj", c.n_kv_heads), project("v_proj", c.n_kv_heads)]
             both = []
@@ -57,18 +62,17 @@ class Network:
                 whole = np.full((len(x), *fresh[i].shape[1:]), np.nan)
                 if self.kept[number] is not None:
                     whole[:] = self.kept[number][i][: len(x)]
-                whole[columns] = fresh[i]
+                whole[columns] = fresh[i][:own]
                 both.append(whole)
             self.kept[number] = both
-            q = rotate(project("q_proj", c.n_heads), columns, c.rope_theta)
+            both = [np.concatenate([whole, new[own:]]) for whole, new in zip(both, fresh, strict=True)]
+            q = rotate(project("q_proj", c.n_heads), fed, c.rope_theta)
             k, v = (np.repeat(z, c.n_heads // c.n_kv_heads, 1) for z in (rotate(both[0], at, c.rope_theta), both[1]))
             score = np.einsum("the,she->hts", q, k) / np.sqrt(c.head_dim)
-            score[:, (columns[:, None] < prompt) & (at[None] >= prompt)] = -np.inf
+            score[:, hides] = -np.inf
             weight = np.exp(score - score.max(-1, keepdims=True))
             weight /= weight.sum(-1, keepdims=True)
-            hidden = (
-                hidden + np.einsum("hts,she->the", weight, v).reshape(len(columns), -1) @ layer["attn_out", "kernel"]
-            )
+            hidden = hidden + np.einsum("hts,she->the", weight, v).reshape(len(fed), -1) @ layer["attn_out", "kernel"]
             normed = norm(hidden, layer["ff_norm", "weight"], c.rms_norm_eps)
             gate = normed @ layer["ff_proj", "kernel"]
             gated = gate / (1 + np.exp(-gate)) * (normed @ layer["up_proj", "kernel"])

@@ -37,7 +37,6 @@ from jaxdiff.convert.engine import InMemory, params_from
 from jaxdiff.convert.table import Plan, dense, same, stack
 from jaxdiff.policies import Fixed, Threshold
 from jaxdiff.types import Inputs, KVCache, Params, Span
-from jaxdiff.windows import take
 
 RESULTS = Path(__file__).parents[1] / "results"
 RATIOS, DRAWS = (0.15, 0.3, 0.5), 16
@@ -164,7 +163,7 @@ class Bert:
 
         x = params["wte"][inputs.tokens] + params["positions"][inputs.positions] + params["types"][0]
         x, _ = jax.lax.scan(block, self.norm(params["norm"], x), params["layers"])
-        x = x if read is None else take(x, read.start, read.count)
+        x = x if read is None else read.of(x)
         x = self.norm(params["transform_norm"], jax.nn.gelu(linear(params["transform"], x), False))
         return jnp.concatenate([x, jnp.ones((*x.shape[:2], 1), x.dtype)], -1), None
 

@@ -14,7 +14,7 @@ from jaxdiff.protocols import Cache, Fill, Model, Policy, Stopper
 from jaxdiff.pytree import named_numbers
 from jaxdiff.stoppers import StopStrings
 from jaxdiff.stoppers.strings import NONE
-from jaxdiff.types import REFERENCE, InputError
+from jaxdiff.types import REFERENCE, SHADOW, InputError
 
 
 def check_blocks(generated: int, block: int) -> None:
@@ -83,6 +83,7 @@ def check_decoder(decoder: Decoder, model: Model, rows: int | None, block: int |
     if block is not None:
         check_block(decoder, block)
     check_reference(decoder.policy, decoder.fill)
+    check_shadow(decoder.policy, model)
     check_kv(decoder, model)
     check_strings(decoder.stop_strings, rows)
     check_cache(decoder.cache, decoder.stop, model)
@@ -104,6 +105,17 @@ def check_reference(policy: Policy, fill: Fill) -> None:
         raise InputError(
             f"fill: found {name} with a policy that decodes towards a reference, expected one that writes its tokens "
             "as they are; take fill parallel"
+        )
+
+
+def check_shadow(policy: Policy, model: Model) -> None:
+    """Raises InputError for a policy that needs a shadow, with a model that reads a token at the position before: a
+    [MASK] there would stand for the token before, which is to be seen.
+    """
+    if SHADOW in policy.needs and model.shifted:
+        raise InputError(
+            "policy: found one that reads each token where a [MASK] stands in its place (wino), with a model whose "
+            "logits are shifted by one, expected one that reads a token at its own position; take edit or remedi"
         )
 
 

@@ -3,6 +3,7 @@
 without a cache   canvas [B L] -> its first n columns, n on the ladder -> features [B W D] of the block,
                   or of all n for a stopper that asks
 with one          rows that are due: the same, into the KV cache; the others: a window [B T] over the KV cache
+beside either     W tokens more, the block's shadow, for a policy that asks
 of the features   the block [B W D] -> Belief -> Score;  those of open positions -> ends of text -> Tail
 """
 
@@ -15,8 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdiff.decode import shadow
+from jaxdiff.decode.decoder import Sampling
 from jaxdiff.decode.passes import StepPasses
 from jaxdiff.decode.pieces import in_pieces, most, pick, put_back, shortest, together
+from jaxdiff.decode.score import log_marginal
 from jaxdiff.decode.state import keep
 from jaxdiff.decode.tail import Wide, foresee, no_tail
 from jaxdiff.parallel.mesh import platform
@@ -27,9 +31,12 @@ from jaxdiff.windows import put, take
 
 @pytree
 class Reading:
-    """What passes gave so far: the block's features, all of them where a stopper asks, keys and values; their work."""
+    """What passes gave so far: the features of the block, of its shadow where a policy asks and of all where a stopper
+    does, keys and values; their work.
+    """
 
     hidden: Float[Array, "B W D"]
+    shadow: Float[Array, "B W D"] | None
     wide: Wide | None
     work: Float[Array, " B"]
     kv: KVCache | None
@@ -61,7 +68,7 @@ class FullPass(StepPasses):
             longest, lengths = self.setup.layout.spans[-1], jnp.minimum(stop, state.end) - reach
             reading = self._some(live & ~due, FullPass._over_window, longest, lengths, reading)
         tail = None if reading.wide is None else self._tail(live, reading.wide)
-        return self._score(reading.hidden), tail, reading
+        return self._score(reading), tail, reading
 
     def _some(
         self, rows: Bool[Array, " B"], way: Way, tokens: int, lengths: Int[Array, " B"], before: Reading
@@ -155,13 +162,14 @@ class FullPass(StepPasses):
         tokens, given = self.state.rows.canvas[:, :columns], self.state.given[:, :columns]
         if at is not None:
             tokens, given = take(tokens, at, length), take(given, at, length)
-        inputs = self.inputs(tokens, at, columns, fresh, given=given, store=kept)
-        block, late = self.block(first), None
+        inputs = shadow.added(self, self.inputs(tokens, at, columns, fresh, given=given, store=kept))
+        block, late = dataclasses.replace(self.block(first), last=shadow.size(self.setup)), None
         if self.setup.layout.seeds:  # where a row stores, the last token fed is the first of its block, and no other is
             start = jnp.minimum(block.start, length - block.count)
             block, late = dataclasses.replace(block, start=start), block.start - start
         alone = length > self.setup.layout.block_length + int(self.setup.model.shifted) and not wants_tail
         features, kv = self.setup.model.apply(self.setup.params, inputs, kv, at, block if alone else None)
+        features, beside = shadow.parted(self.setup, features)
         hidden = features if alone else take(features, block.start, block.count)
         if late is not None:
             at = jnp.minimum(late[:, None] + jnp.arange(block.count, dtype=jnp.int32)[None], block.count - 1)
@@ -169,11 +177,11 @@ class FullPass(StepPasses):
         wide, nothing = None, self._nothing()
         if nothing.wide is not None:
             wide = Wide(put(nothing.wide.features, features, first), first, first + length)
-        return dataclasses.replace(nothing, hidden=hidden, wide=wide, kv=kv)
+        return dataclasses.replace(nothing, hidden=hidden, shadow=beside, wide=wide, kv=kv)
 
     def _read(self, rows: Bool[Array, " B"] | None, before: Reading, new: Reading, tokens: Int[Array, " B"]) -> Reading:
         """What these rows' pass over so many tokens gave; `before` stays in the others."""
-        own = dataclasses.replace(new, work=self.work(tokens), kv=None)
+        own = dataclasses.replace(new, work=self.work(shadow.counted(self, tokens)), kv=None)
         own = own if rows is None else keep(rows, own, dataclasses.replace(before, kv=None))
         return dataclasses.replace(own, kv=new.kv)
 
@@ -191,14 +199,14 @@ class FullPass(StepPasses):
             live, jnp.minimum(self.seen, wide.stop) - self.place.start, size, piece, no_tail(self.open_.shape)
         )
 
-    def _score(self, hidden: Float[Array, "B W D"]) -> Score:
+    def _score(self, reading: Reading) -> Score:
         state, place, window = self.state, self.place, self.setup.layout.block_length
         canvas, mask = state.rows.canvas, self.setup.model.config.mask_token_id
         standing = take(canvas, place.start, window)
         masked = standing == mask
         wanted = None if state.rows.reference is None else take(state.rows.reference, place.start, window)
         named = jnp.stack([standing] if wanted is None else [standing, wanted], axis=-1)
-        belief, inside = self.believe(hidden, self.columns(), 0, named), self.columns() < state.end[:, None]
+        belief, inside = self.believe(reading.hidden, self.columns(), 0, named), self.columns() < state.end[:, None]
         if self.setup.decoder.stop.hides:
             there = jnp.where(inside, belief.log_odds, NEVER)
             belief = dataclasses.replace(belief, log_odds=there, prob=jnp.where(inside, belief.prob, 0.0))
@@ -206,7 +214,7 @@ class FullPass(StepPasses):
         reference = None if wanted is None else jnp.where(wanted == mask, belief.token, wanted)
         return Score(
             **vars(belief),
-            hidden=hidden,
+            hidden=reading.hidden,
             masked=masked,
             eligible=take(self.open_, place.start, window),
             editable=~masked & ~take(state.given, place.start, window) & inside,
@@ -216,14 +224,21 @@ class FullPass(StepPasses):
             block_step=place.block_step,
             row_step=state.row_step,
             reference=reference,
+            alone=None if reading.shadow is None else self._alone(reading.shadow, standing),
         )
+
+    def _alone(self, hidden: Float[Array, "B W D"], token: Int[Array, "B W"]) -> Float[Array, "B W"]:
+        """Log-softmax of what stands there in the shadow's features, before temperature and cuts."""
+        draws, mesh = self._draws(self.columns(), 0), self.setup.layout.mesh
+        return log_marginal(hidden, self._head(), self._ids(), Sampling(), draws, token, mesh=mesh)
 
     def _nothing(self) -> Reading:
         """What is known before any pass of the step."""
         config, rows = self.setup.model.config, self.place.start.shape[0]
         dtype, zero = jnp.dtype(config.dtype), jnp.zeros((rows,), jnp.int32)
         hidden = jnp.zeros((rows, self.setup.layout.block_length, config.d_model), dtype)
+        beside = hidden if shadow.size(self.setup) else None
         wide = None
         if self.setup.decoder.stop.wants_tail:
             wide = Wide(jnp.zeros((*self.state.given.shape, config.d_model), dtype), zero, zero)
-        return Reading(hidden=hidden, wide=wide, work=jnp.zeros((rows,), jnp.float32), kv=self.kv)
+        return Reading(hidden=hidden, shadow=beside, wide=wide, work=jnp.zeros((rows,), jnp.float32), kv=self.kv)

@@ -16,7 +16,6 @@ from jaxdiff.models.attention import attend
 from jaxdiff.models.config import Config
 from jaxdiff.models.lora import product
 from jaxdiff.types import Inputs, Span
-from jaxdiff.windows import take
 
 Rope = tuple[Float[Array, "B T 1 h"], Float[Array, "B T 1 h"]]  # cos and sin, one column for each rotated pair
 
@@ -73,8 +72,9 @@ def rotate(x: Float[Array, "B T n E"], rope: Rope) -> Float[Array, "B T n E"]:
     return rotated if 2 * half == x.shape[-1] else jnp.concatenate([rotated, x[..., 2 * half :]], axis=-1)
 
 
-def visible(inputs: Inputs, block: int | None, prefix_lm: bool) -> Bool[Array, "B t L"]:
-    """Which columns a token attends to, from absolute positions; t is 1 where all tokens attend alike.
+def visible(inputs: Inputs, block: int | None, prefix_lm: bool) -> Bool[Array, "B t S"]:
+    """Which columns a token attends to, from absolute positions, and which tokens beside the canvas, behind them; t is
+    1 where all tokens attend alike.
 
     `block` None: every valid column. Else block-causal: the valid columns whose position // block is not greater than
     the token's own (LLaDA2, SDAR). With `prefix_lm` the prompt's positions see each other and nothing else.
@@ -87,7 +87,10 @@ def visible(inputs: Inputs, block: int | None, prefix_lm: bool) -> Bool[Array, "
     if prefix_lm and inputs.prompt_length is not None:
         prompt = inputs.prompt_length[:, None, None]
         mask &= (there < prompt) | (here >= prompt)
-    return mask if inputs.sees is None else mask & inputs.sees
+    mask = mask if inputs.sees is None else mask & inputs.sees
+    if inputs.beside is None:
+        return mask
+    return jnp.concatenate([jnp.broadcast_to(mask, (*inputs.tokens.shape, mask.shape[2])), inputs.beside], axis=2)
 
 
 class Attention(nn.Module):
@@ -118,9 +121,9 @@ class Attention(nn.Module):
         c, (rows, length) = self.config, rope[0].shape[:2]
         queries, query_rope, query_gate = flat, rope, gated(gate, read)
         if read is not None:
-            queries = take(flat.reshape(rows, length, -1), read.start, read.count).reshape(-1, flat.shape[-1])
-            query_rope = (take(rope[0], read.start, read.count), take(rope[1], read.start, read.count))
-            mask = mask if mask.shape[1] == 1 else take(mask, read.start, read.count)
+            queries = read.of(flat.reshape(rows, length, -1)).reshape(-1, flat.shape[-1])
+            query_rope = (read.of(rope[0]), read.of(rope[1]))
+            mask = mask if mask.shape[1] == 1 else read.of(mask)
 
         def project(
             of: Float[Array, "Br D"], on: Bool[Array, " Br"] | None, name: str, count: int
@@ -148,7 +151,7 @@ def gated(gate: Bool[Array, "B T"] | None, read: Span | None = None) -> Bool[Arr
     """The gate of the tokens that are read (default all), flat as these are."""
     if gate is None:
         return None
-    return (gate if read is None else take(gate, read.start, read.count)).reshape(-1)
+    return (gate if read is None else read.of(gate)).reshape(-1)
 
 
 class SwiGLU(nn.Module):

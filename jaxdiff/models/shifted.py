@@ -24,6 +24,7 @@ class Shifted(Transformer):
         read: Span | None = None,
     ) -> tuple[Float[Array, "B r D"], KVCache | None]:
         """As every family's: row i predicts token i. The shift is undone here, and never reads the padding."""
+        assert inputs.beside is None  # the row before is none of their own
         length = inputs.tokens.shape[1]
         if at is not None and at.ndim == 2:
             own, kv = super().apply(params, inputs, kv, at)

@@ -24,7 +24,6 @@ from jaxdiff.models.config import Config
 from jaxdiff.models.layers import Attention, RMSNorm, Rope, SwiGLU, gated, rope_table, visible
 from jaxdiff.types import Inputs, KVCache, Params, Span
 from jaxdiff.weights import full
-from jaxdiff.windows import take
 
 
 class Block(nn.Module):
@@ -55,7 +54,7 @@ class Block(nn.Module):
         """
         normed = self.attn_norm(x.reshape(-1, x.shape[-1]))
         attended, pair = self.attend(normed, rope, mask, access, read, decoding, gate)
-        x = x if read is None else take(x, read.start, read.count)
+        x = x if read is None else read.of(x)
         flat = x.reshape(-1, x.shape[-1]) + attended
         flat = flat + self.mix(self.ff_norm(flat), gated(gate, read))
         return flat.reshape(x.shape), pair

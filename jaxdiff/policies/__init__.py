@@ -28,6 +28,7 @@ from jaxdiff.policies.remdm import RemdmCap, RemdmLoop, RemdmRescale
 from jaxdiff.policies.remedi import Remedi
 from jaxdiff.policies.replay import Replay as Replay
 from jaxdiff.policies.threshold import Threshold
+from jaxdiff.policies.wino import Wino
 from jaxdiff.policies.witness import Witness as Witness
 from jaxdiff.protocols import Policy
 from jaxdiff.pytree import InputError
@@ -47,6 +48,7 @@ POLICIES = Registry(
         "edit": Edit,
         "remdm": Keyed("cap", {"cap": RemdmCap, "rescale": RemdmRescale, "loop": RemdmLoop}),
         "remedi": Remedi,
+        "wino": Wino,
         "oracle": Oracle,
         "learned": Learned,
     },

@@ -8,8 +8,8 @@ import pytest
 
 SHORT = ("--gen-length", 16, "--block-length", 8)
 KNOWN = (
-    "fixed, threshold, factor, margin, entropy, entropy_bounded, above_mean, multi_block, edit, remdm, remedi, oracle, "
-    "learned"
+    "fixed, threshold, factor, margin, entropy, entropy_bounded, above_mean, multi_block, edit, remdm, remedi, wino, "
+    "oracle, learned"
 )
 OPTIONS = [
     (("--policy", "unlearned"), f"policy: found 'unlearned', expected one of {KNOWN}"),
@@ -29,6 +29,7 @@ OPTIONS = [
     ),
     (("--policy", "remdm:cap=2"), "policy remdm cap: found 2"),
     (("--policy", "remdm:steps=0"), "policy remdm steps: found 0"),
+    (("--policy", "wino:revoke=1.5"), "policy wino revoke: found 1.5"),
     (("--policy", "fixed:schedule=dream"), "schedule=dream: the schedule needs its number of steps; set --steps or"),
     (("--fill", "recup"), "fill: found 'recup', expected one of parallel, recap"),
     (("--fill", "recap:k=3"), "fill recap: found argument 'k=3', expected slices=, order="),

@@ -27,6 +27,7 @@ NUMBERS = {
     "edit": 0.2,
     "post": 3,
     "sure": 0.9,
+    "revoke": 0.4,
 }
 
 

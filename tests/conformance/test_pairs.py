@@ -32,8 +32,9 @@ def test_every_policy_with_every_fill(fill):
         part, nfe, cheap = PARTS[number_of], int(result.nfe[row]), int(result.cheap[row])
         bound = 2 * int(np.max(part.budget(1, small.BLOCK))) if part.waits or part.revises else small.GEN
         assert 0 < nfe <= bound
-        assert nfe <= float(result.work[row]) <= nfe + cheap
-        assert (cheap == 0) == (float(result.work[row]) == nfe)
+        full = nfe * (1 + small.BLOCK / (len(ROWS[row][0]) + small.GEN))  # one of the policies asks for a shadow
+        assert full - 1e-4 <= float(result.work[row]) <= full + cheap + 1e-4
+        assert (cheap == 0) == np.isclose(result.work[row], full, rtol=1e-5)
         assert (trace[row] >= 0).all()
         together = np.unique(trace[row], return_counts=True)[1]
         if not part.revises:

@@ -19,7 +19,7 @@ from jaxdiff.fills import Recap
 from jaxdiff.models import Llada, Llada2, Llada2Config, LladaConfig, LladaMoe, LladaMoeConfig, attention
 from jaxdiff.models.config import Config
 from jaxdiff.parallel.mesh import over_rows
-from jaxdiff.policies import Fixed, Learned, Threshold, any_of
+from jaxdiff.policies import Fixed, Learned, Threshold, Wino, any_of
 from jaxdiff.pytree import pytree
 from jaxdiff.stoppers import Eos, SafeEotp
 from jaxdiff.weights import plain, quantised
@@ -38,7 +38,7 @@ DECODERS = {
         ),
         stop=SafeEotp(tau=0.5, keep=2),
     ),
-    "mixed": dict(policy=Threshold(0.5)),
+    "mixed": dict(policy=Wino(0.2, 0.6)),
     "dual": dict(policy=Threshold(0.3), fill=Recap([1, 2, 3, 8, 4]), stop=Eos(), cache=Dual()),
 }
 

@@ -64,13 +64,17 @@ class Network:
         return {key: value.detach().float().numpy().copy() for key, value in out.items()}
 
     @torch.no_grad()
-    def run(self, tokens):
-        """(the stream after each layer [N T D], logits [T V]) of one row without padding."""
+    def run(self, tokens, at=None, sees=None):
+        """(the stream after each layer [N T D], logits [T V]) of one row without padding.
+
+        `at`: the tokens' positions, default one after the other; `sees` [T T]: what hides tokens from each other.
+        """
         tokens = torch.as_tensor(np.asarray(tokens))[None].long()
-        at = torch.arange(tokens.shape[1])
+        at = torch.arange(tokens.shape[1]) if at is None else at
         seen = torch.ones(len(at), len(at), dtype=torch.bool)
         if self.block:
             seen = at[None] // self.block <= at[:, None] // self.block
+        seen = seen if sees is None else seen & sees
         dtype = next(self.module.parameters()).dtype
         bias = torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)[None, None]
         streams = []
@@ -108,9 +112,9 @@ class Network:
             module.get_buffer(name).data = value
         return dataclasses.replace(self, module=module)
 
-    def logits(self, tokens):
+    def logits(self, tokens, at=None, sees=None):
         """Float64 [1 T V], with [MASK] excluded: what a published sampler is given here."""
-        logits = torch.as_tensor(self.run(np.asarray(tokens)[0])[1]).double()[None]
+        logits = torch.as_tensor(self.run(np.asarray(tokens)[0], at, sees)[1]).double()[None]
         logits[..., MASK] = -torch.inf
         return logits
 

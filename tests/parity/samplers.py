@@ -150,6 +150,41 @@ def block_causal(logits_of, prompt, *, gen, block, tau, mask, cut=False, strict=
     return x[0, len(prompt) : len(prompt) + gen].tolist(), nfe
 
 
+def wino(logits_of, prompt, *, gen, block, tau, revoke, mask):
+    """WINO's `decoding_wino`, on a model that attends in blocks: whole blocks from position 0, of which the prompt's
+    tokens stay. Also how many commits were taken back.
+    """
+    blocks = -(-(len(prompt) + gen) // block)
+    x, nfe, revoked = canvas(prompt, blocks * block - len(prompt), mask)[0], 0, 0
+    for index in range(len(prompt) // block, blocks):
+        part, most = slice(index * block, (index + 1) * block), 30
+        fed = torch.cat([torch.arange(len(x)), torch.arange(part.start, part.stop)])
+        beside = torch.arange(len(fed)) >= len(x)
+        sees = torch.where(beside[:, None], beside[None] | (fed[None] != fed[:, None]), ~beside[None])
+        while (x[part] == mask).any():
+            probs = F.softmax(logits_of(torch.cat([x, torch.full((block,), mask)])[None], fed, sees)[0], -1)
+            nfe += 1
+            masked = x[part] == mask
+            prob, token = probs[part].max(-1)
+            prob = torch.where(masked, prob, -torch.inf)
+            chosen, limit = prob > tau, min(max(int(masked.sum() * 0.7), 5), 20)
+            if chosen.sum() > limit:
+                chosen = torch.zeros_like(chosen)
+                chosen[prob.topk(limit).indices] = True
+            elif not chosen.any():
+                chosen[prob.argmax()] = True
+            alone = probs[len(x) :].gather(-1, x[part][:, None])[:, 0]
+            alone[masked | (fed[part] < len(prompt))] = torch.inf
+            back = (alone < revoke) & (chosen.sum() > 1)
+            if back.sum() >= most:
+                back = torch.zeros_like(back)
+                back[alone.topk(most - 1, largest=False).indices] = True
+            x[part] = torch.where(chosen, token, torch.where(back, mask, x[part]))
+            revoked += int(back.sum())
+            most = int(chosen.sum())
+    return x[len(prompt) : len(prompt) + gen].tolist(), nfe, revoked
+
+
 def edited(logits_of, prompt, *, gen, block, tau, edit, post, mask):
     """LLaDA2.1's `generate`, whose candidate is never [MASK]; blocks as `block_causal`.
 

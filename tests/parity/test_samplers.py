@@ -9,7 +9,7 @@ import pytest
 from jaxdiff import Decoder, EndThink, Request, Sampling, decode, decode_stream, pad_prompts
 from jaxdiff.caches import BlockCausal, NoCache
 from jaxdiff.convert import from_tensors
-from jaxdiff.policies import Edit, Fixed, parse
+from jaxdiff.policies import Edit, Fixed, Wino, parse
 from jaxdiff.stoppers import Eos, NoStop
 from tests.parity import samplers
 from tests.parity.networks import EOS, MASK, VOCAB, network
@@ -137,6 +137,32 @@ def test_tokens_that_are_overwritten_are_those_of_llada2_1():
     assert overwritten > 5, "nothing is overwritten"
     assert stored > 3
     assert spared > 3
+
+
+@pytest.mark.usefixtures("strict")
+def test_commits_that_a_shadow_revokes_are_winos():
+    """Five drawn settings, one a row, on a model that attends in blocks. Under cache `block` a forward more, without a
+    shadow, stores the prompt's whole blocks, and one each block but the last.
+    """
+    block, gen, given = 32, 28, [prompt * 4 for prompt in PROMPTS[::4]]  # some blocks begin with more than 20 / 0.7
+    model, params, reference = load("sdar", block_size=block)
+    reference, drawn = dataclasses.replace(reference, block=block), np.random.default_rng(6)
+    tau, revoke = drawn.uniform(0.0, [[0.3], [1.0]], (2, 20)).astype(np.float32)[:, ::4]
+    prompts, origin = pad_prompts(given, fill=EOS)
+    decoder = Decoder(policy=Wino(tau, revoke), cache=BlockCausal())
+    result = decode(model, params, prompts, decoder, gen_length=gen, origin=origin)
+    decided, taken_back = np.flatnonzero(np.asarray(result.near_ties) == 0), 0
+    assert len(decided) >= 4, "draw other weights: float rounding decides here"
+    for row in decided:
+        numbers = {"tau": float(tau[row]), "revoke": float(revoke[row]), "gen": gen, "block": block, "mask": MASK}
+        tokens, calls, revoked = samplers.wino(reference.logits, given[row], **numbers)
+        blocks, first = -(-(len(given[row]) + gen) // block), len(given[row]) // block
+        stored, whole = blocks - first - 1, first > 0  # the prompt's, in a forward over the canvas
+        assert np.asarray(result.tokens)[row, prompts.shape[1] :][:gen].tolist() == tokens
+        assert int(result.nfe[row]) == calls + stored + whole
+        assert np.isclose(result.work[row], (2 * calls + stored) / blocks + whole, rtol=1e-5)
+        taken_back += revoked > 0
+    assert taken_back > 2, "nothing is taken back"
 
 
 BOOSTS = np.array([4.0 * (10 - row) if row < 10 else 0.0 for row in range(20)], np.float32)

@@ -341,7 +341,7 @@ def test_a_bound_on_the_steps_of_a_serve_step_changes_no_answer(most):
 
 def test_slots_of_a_policy_that_takes_back():
     """What it remembers of a block comes with the row."""
-    parts = dict(policy=policies.RemdmCap(5, 0.4), temperature=0.7)
+    parts = dict(policy=policies.Wino(0.2, 0.6), temperature=0.7)
     answers, _ = stream(PROMPTS[:5], slots=2, **parts)
     for number, answer in answers.items():
         assert_same(answer, by_itself(number, **parts))
