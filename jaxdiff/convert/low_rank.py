@@ -13,6 +13,7 @@ tensors, where peft passes it over.
 from __future__ import annotations
 
 import collections
+import json
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_dtypes import bfloat16
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from jaxdiff.convert import stream
 from jaxdiff.convert.engine import Tensors, plan_of
@@ -75,8 +76,18 @@ def save_adapter(
         )
     header = {"format": "pt"} | ({} if tensors is None else {BASE: digest_of_base(tensors, plan, pairs)})
     with added(Path(folder)) as new:
-        save_file(tensors_of(pairs), new / TENSORS, metadata=header)
+        (new / TENSORS).write_bytes(_in_order(save(tensors_of(pairs), metadata=header)))
         write_object(new / CONFIG, config_of(plan, pairs, base=base, gated=gated))
+
+
+def _in_order(file: bytes) -> bytes:
+    """A safetensors file with its metadata sorted, which has another order each time it is written otherwise."""
+    size = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    assert len(text) <= size
+    return file[:8] + text.ljust(size) + file[8 + size :]
 
 
 def digest_of_base(tensors: Tensors, plan: Plan, adapted: Container[str]) -> str:

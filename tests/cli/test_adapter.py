@@ -74,7 +74,8 @@ def test_a_part_file_knows_the_adapter(run, refused, ids_folder, adapter, tmp_pa
 
 
 def test_every_command_that_reads_weights_takes_one(refused, ids_folder, adapter, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxdiff.cli.lm_eval._manager", lambda *_: None)  # the package, where it is not installed
+    for name in ("_manager", "_tasks"):  # the package, where it is not installed
+        monkeypatch.setattr(f"jaxdiff.cli.lm_eval.{name}", lambda *_: None)
     nowhere = ("--adapter", tmp_path / "nowhere")
     for command in (
         ("generate", "x", "--model", ids_folder),

@@ -133,7 +133,10 @@ def test_a_drafter_from_trajectories_to_text(home, run, refused, tmp_path, monke
         ((*decoding, "--fill", "adjust:k=0"), "fill adjust k: found 0, expected a whole number from 1"),
         ((*fitting, "--layers", 3), "layers: found it beside --kind adjust, which takes no such option"),
         ((*fitting[:-1], "local", "--k", 3), "k: found it beside --kind local, which takes no such option"),
-        ((*fitting[:-1], "wide"), "kind: found 'wide', expected block, local, hidden, confidence, adjust or head"),
+        (
+            (*fitting[:-1], "wide"),
+            "kind: found 'wide', expected block, local, hidden, confidence, judge, adjust or head",
+        ),
         ((*fitting[:2], tmp_path, *fitting[3:]), "no trajectory-*.npz in"),
         (
             ("collect", "--out", tmp_path / "x", *own, "--temperature", 1),

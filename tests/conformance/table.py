@@ -112,12 +112,13 @@ _MEETINGS = [
     *((stop, cache) for stop in STOPPERS for cache in ("prefix", "dual", "frozen") if stop != "eos-strings"),
     ("eos-strings", "dual"),
     ("none", "frozen-commit"),
+    ("eos", "frozen-commit"),
     ("eos", "seeded-dual"),
     ("eos", "frozen-prompt"),
     ("none", "block"),
     ("eos", "block"),
 ]
-# Strings stand beside `eos`, so that the two of them meet `dual` at once; 18 are as many as `cover` has room for.
+# Strings stand beside `eos`, so that the two of them meet `dual` at once; 19 are as many as `cover` has room for.
 MEETINGS = [
     (stop, cache)
     for stop, cache in _MEETINGS
