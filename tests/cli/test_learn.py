@@ -135,7 +135,7 @@ def test_a_drafter_from_trajectories_to_text(home, run, refused, tmp_path, monke
         ((*fitting[:-1], "local", "--k", 3), "k: found it beside --kind local, which takes no such option"),
         (
             (*fitting[:-1], "wide"),
-            "kind: found 'wide', expected block, local, hidden, confidence, judge, adjust or head",
+            "kind: found 'wide', expected block, local, hidden, confidence, judge, adjust or",
         ),
         ((*fitting[:2], tmp_path, *fitting[3:]), "no trajectory-*.npz in"),
         (

@@ -9,6 +9,8 @@ import pytest
 import jaxdiff
 from jaxdiff.checkpoint import shipped_folder
 from jaxdiff.filters import BEST_FILTER, FILTERS, learned_policy
+from jaxdiff.judges import DEFAULT, JUDGES, named_judge
+from jaxdiff.leaves import fingerprint
 from jaxdiff.policies import Fixed, Learned
 from jaxdiff.policies.filters import BlockFilter, LocalFilter
 from jaxdiff.stoppers import Eos
@@ -54,3 +56,10 @@ def test_bare_learned_is_the_best_of_them(adapter, block, tokens):
     texts = [tokenizer.decode(ids) for ids in np.asarray(result.tokens)[:, prompts.shape[1] :]]
     assert sum(gsm_symbolic.verify(text, p) for text, p in zip(texts, problems, strict=True)) >= 24
     assert np.sum(result.lengths) > tokens * np.sum(result.nfe)
+
+
+def test_the_judge_is_of_the_model_that_ships(checkpoint):
+    judge, tau = named_judge(checkpoint.path)
+    judge.check(checkpoint.model, checkpoint.params)
+    assert (tau, judge.fitted_to) == (0.5, fingerprint(checkpoint.params))
+    assert (checkpoint.path / JUDGES / DEFAULT / "README.md").is_file()
