@@ -142,6 +142,6 @@ def test_a_drafter_from_trajectories_to_text(home, run, refused, tmp_path, monke
             ("collect", "--out", tmp_path / "x", *own, "--temperature", 1),
             "temperature: found it without --trajectories",
         ),
-        ((*collecting, "--features"), "found --features or --tau beside --trajectories"),
+        ((*collecting, "--features"), "found --features, --tau or --rash beside --trajectories"),
     ):
         assert found in refused(*line), line

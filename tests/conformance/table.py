@@ -73,8 +73,8 @@ POLICIES = {
         lambda **numbers: p.MultiBlock(**numbers),
         {"size": st.integers(1, small.BLOCK - 1), "add": _floats(0, 1), "ready": _floats(0, 1), "tau": _floats(0, 3)},
     ),
-    "edit": (p.Edit, {"tau": _floats(0, 1), "edit": _floats(0, 1), "post": st.integers(0, 5)}),
     "wino": (p.Wino, {"tau": _floats(0, 1), "revoke": _floats(0, 1)}),
+    "edit": (p.Edit, {"tau": _floats(0, 1), "edit": _floats(0, 1), "post": st.integers(0, 5)}),
 }
 FILLS = {
     "parallel": (Parallel, {}),
