@@ -25,13 +25,13 @@ from jaxdiff.files import first_line, read_object, without_user, writing
 from jaxdiff.types import InputError
 
 ADAPTER = "adapter_config.json"
-# What a model is described by, and what lies beside it: a learned policy's filters, a few problems, what drafters and
-# adapters there are. All are small.
+# What a model is described by, and what lies beside it: filters and judges of policies, a few problems, what drafters
+# and adapters there are. All are small.
 DESCRIBED = (
     *(published.CONFIG, published.GENERATION, f"{published.SAFETENSORS}.index.json"),
     *(*text.FILES, f"{text.NAMED_TEMPLATES}/*.jinja"),
     *(ADAPTER, "model_index.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json"),
-    *("filters/*", "demo.json", "drafters/*/drafter.json", f"adapters/*/{ADAPTER}"),
+    *("filters/*", "judges/*", "demo.json", "drafters/*/drafter.json", f"adapters/*/{ADAPTER}"),
 )
 OURS = ("params/*", "published/*.json")  # what a folder of ours has besides
 OF_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")

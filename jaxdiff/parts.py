@@ -38,7 +38,7 @@ FIELDS = 2  # of a decoded row: raised when they change, so that rows of an earl
 LARGE = 64 << 20  # bytes of a file or an array above which samples stand for the whole
 SAMPLES, SAMPLE = 256, 64 << 10  # of a large file: how many, of how many bytes each
 READ = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin")  # what a model is read from, and these folders
-READ_FOLDERS = ("params", "filters", "drafters", "additional_chat_templates")
+READ_FOLDERS = ("params", "filters", "judges", "drafters", "additional_chat_templates")
 
 SETTING = "setting.json"
 Line = dict[str, Any]

@@ -279,7 +279,7 @@ def _judge(
     if not 0.0 <= tau <= 1.0:  # NaN is no option's mistake to the parser
         raise InputError(f"tau: found {tau}, expected a number from 0 to 1")
     recipe = JudgeRecipe(**given)
-    rows = [load_judgements(path) for path in traces]
+    rows = [load_judgements(path, checkpoint.params) for path in traces]
     with progress("steps", recipe.steps, lambda loss, _: f"validation loss {loss:.4f}") as update:
         fitted = fit_judge(rows, recipe, fitted_to=fingerprint(checkpoint.params), progress=update)
     save_judge(folder, fitted.judge, tau)

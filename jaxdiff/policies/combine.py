@@ -75,9 +75,13 @@ class _Joined(_Combined):
         def joined(by: Callable, name: str) -> Bool[Array, "B W"]:
             return functools.reduce(by, [getattr(proposal, name) for proposal in proposals])
 
+        commit = joined(self.how, "commit")
+        # Where the others refuse all that the first would commit before it waits, its block is not at that point yet.
+        wanted, given = (jnp.any(each & score.eligible, axis=1) for each in (proposals[0].commit, commit))
         joint = dataclasses.replace(
             proposals[0],
-            commit=joined(self.how, "commit"),
+            commit=commit,
+            hold=proposals[0].hold & (given | ~wanted),
             accepted=joined(self.how, "accepted"),
             close=joined(operator.or_, "close"),
         )

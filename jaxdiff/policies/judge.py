@@ -17,7 +17,7 @@ from jaxdiff.policies.base import PER_NAT, PolicyBase, with_best
 from jaxdiff.policies.filters import CERTAIN, Layers, mlp, neighbourhood
 from jaxdiff.protocols import Model, Policy
 from jaxdiff.pytree import InputError, number, pytree, static
-from jaxdiff.types import NEAR_TIE, Leaf, Params, PartState, Proposal, Score, per_row
+from jaxdiff.types import NEAR_TIE, NEVER, Leaf, Params, PartState, Proposal, Score, per_row
 
 PER_NEIGHBOUR, OWN = 7, 3  # inputs that a judge has of each position in reach, and of the position beside these
 
@@ -190,7 +190,8 @@ class Correct(PolicyBase):
         slack = self.slack(score, memory, key)
         open_ = score.editable & ~memory.taken
         commit = proposal.commit & score.eligible
-        best, tie = with_best(jnp.zeros_like(commit), proposal.priority, score.eligible)
+        priority = jnp.where(jnp.isfinite(proposal.priority), proposal.priority, NEVER)  # what is no number goes last
+        best, tie = with_best(jnp.zeros_like(commit), priority, score.eligible)
         forced = ~jnp.any(commit, axis=1, keepdims=True)
         commit = jnp.where(forced, best, commit)
         doubt = score.prob - per_row(self.sure)

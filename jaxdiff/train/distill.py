@@ -28,6 +28,7 @@ from jaxdiff.decode.checks import block_of, check_lengths
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.files import parse_json, refusing, whole_lines
 from jaxdiff.filters import learned_policy
+from jaxdiff.judges import named_judge
 from jaxdiff.models import lora
 from jaxdiff.policies import parse as parse_policy
 from jaxdiff.protocols import Policy
@@ -206,7 +207,7 @@ def _run(
     if (saved := folder / SAVED_RECIPE).is_file():
         recipe.check_same(saved)
     policies = [
-        parse_policy(text, learned=functools.partial(learned_policy, name))
+        parse_policy(text, learned=functools.partial(learned_policy, name), judge=functools.partial(named_judge, name))
         for text, name in ((recipe.policy, recipe.teacher or recipe.model), (recipe.watch_policy, recipe.model))
     ]
     STOPPERS.parse(recipe.stop)

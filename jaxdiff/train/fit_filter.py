@@ -182,7 +182,9 @@ def fit_layers(
         if progress is not None:
             progress(min(first + CHUNK, recipe.steps), losses[-1])
     if not np.isfinite(best):
-        raise InputError(f"fit: the validation loss is {losses[-1]}, expected a number; take a smaller --wrong")
+        raise InputError(
+            f"fit: the validation loss is {losses[-1]}, expected a number; take a smaller --learning-rate or --wrong"
+        )
     return Best(best_layers, best, losses)
 
 

@@ -62,10 +62,10 @@ def fit_judge(
 
     `fitted_to`: the fingerprint of the model whose commits these are (`leaves.fingerprint`); None: it may judge any.
 
-    Cross entropy on every committed position of every forward, all alike: what it says are probabilities.
+    Cross entropy on every committed position of every recorded forward, all alike: what it says are probabilities.
 
     Raises InputError for judgements that are empty, not finite, of too few prompts to split, or without a wrong commit
-    or a right one among those that it fits or checks.
+    or a right one among those that check it.
     """
     parts = [judgements] if isinstance(judgements, Judgements) else list(judgements)
     for part in parts:
@@ -88,7 +88,7 @@ def fit_judge(
         best=best.loss,
         auc=auc(logits, wrong),
         wrong=float(wrong.mean()),
-        commits=int(rows.label.size),
+        commits=int(rows.label.size + checked.label.size),
         prompts=ids.size,
     )
 

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxdiff import parts as prints
 from jaxdiff.decode.decoder import Decoder
+from jaxdiff.files import read_object
 from jaxdiff.policies.judge import Standing
 from jaxdiff.policies.witness import Testimony, Witness
 from jaxdiff.protocols import Model, Policy
@@ -105,8 +106,17 @@ def collect(
     return judgements
 
 
-def load_judgements(folder: Path) -> Judgements:
-    """All parts of a folder. Raises InputError where there is none, or one is damaged or of another kind."""
+def load_judgements(folder: Path, params: Params | None = None) -> Judgements:
+    """All parts of a folder. Raises InputError where there is none, where one is damaged or of another kind, and where
+    they are of other weights than `params` (None: not looked at).
+    """
+    if params is not None and (saved := folder / prints.SETTING).is_file():
+        found, here = read_object(saved).get("weights"), prints.digest_of_tree(params)
+        if found != here:
+            raise InputError(
+                f"judgements: found those of the weights {found} in {folder}, but these are {here}; collect with this "
+                "model"
+            )
     names = [field.name for field in dataclasses.fields(Judgements)]
     judgements = Judgements(**read_parts(folder, names, what="judgements"))
     judgements.check()

@@ -100,6 +100,13 @@ def test_a_judge_serves_its_own_model():
         small.decode(policy=policies.any_of(Correct(policies.Threshold(0.5), own), policies.Fixed()))
 
 
+def test_it_does_not_wait_for_commits_that_another_policy_refuses():
+    """One position a forward is forced; a block is not held with its last mask."""
+    held = Correct(policies.Threshold(0.0), random_judge(), 1.0, 2.0)
+    result = small.decode(policy=policies.all_of(held, policies.Threshold(1.0)))
+    np.testing.assert_array_equal(result.nfe, small.GEN)
+
+
 def test_a_policy_that_takes_back_is_not_corrected():
     for policy in (policies.POLICIES.parse("remedi:steps=3"), policies.parse("fixed:schedule=dream,steps=3")):
         with pytest.raises(InputError, match="policy correct: found a policy that takes commits back or waits itself"):

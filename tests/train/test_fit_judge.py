@@ -108,6 +108,9 @@ def test_what_is_collected_is_what_the_decodes_did(tmp_path):
     assert 0.1 < rows.wrong.sum() / rows.judged.sum() < 0.9
     for name, column in vars(load_judgements(folder)).items():
         np.testing.assert_array_equal(column, getattr(rows, name))
+    load_judgements(folder, small.params())
+    with pytest.raises(InputError, match=r"judgements: found those of the weights \w+ in .*, but these are"):
+        load_judgements(folder, small.params(1))
     with pytest.raises(InputError, match="found columns of another kind"):
         load_traces(folder)
     with pytest.raises(InputError, match="rash"):
