@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxdiff.policies.filters import Linear
-from jaxdiff.policies.judge import PER_NEIGHBOUR, Correct, Judge, Memory
+from jaxdiff.policies.judge import Correct, Judge, Memory
 from jaxdiff.policies.order import uniform
 from jaxdiff.pytree import pytree
 from jaxdiff.types import REFERENCE, Score, per_row
@@ -16,7 +16,6 @@ def confidence() -> Judge:
     """A judge that doubts what was committed with little confidence: its "wrong" is 1 minus that probability."""
     empty = Judge((), reach=0)
     kernel = jnp.zeros((empty.width, 1)).at[0, 0].set(-8.0)  # the first input is the log-odds, by 8
-    assert empty.width > PER_NEIGHBOUR
     return Judge((Linear(kernel, jnp.zeros(1)),), reach=0)
 
 
