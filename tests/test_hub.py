@@ -87,7 +87,7 @@ def test_what_is_read_is_fetched_once_and_nothing_else(tiny, folder, tmp_path, m
     assert jaxdiff.load(found.path).revision == found.revision  # the folder in the cache says it itself
 
 
-def test_a_model_of_ours_comes_from_the_hub_with_its_filters(hub):
+def test_a_model_of_ours_comes_from_the_hub_with_its_filters_and_judges(hub):
     source = jaxdiff.checkpoint.shipped_folder() / "gsm-1m"
     hub.repositories["org/ours"] = Repository.of(source)
     policy = jaxdiff.learned_policy("org/ours", "official")
@@ -96,7 +96,7 @@ def test_a_model_of_ours_comes_from_the_hub_with_its_filters(hub):
     found, expected = jaxdiff.load("org/ours"), jaxdiff.load(source)
     jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
     assert found.tokenizer.prompt("26 + 48") == expected.tokenizer.prompt("26 + 48")
-    read = ("params/", "filters/", "config.json", "tokenizer", "chat_template", "demo.json")
+    read = ("params/", "filters/", "judges/", "config.json", "tokenizer", "chat_template", "demo.json")
     assert sorted(bodies(hub)) == sorted(name for name in files_of(source) if name.startswith(read))
 
 

@@ -5,12 +5,25 @@ LENGTH: tokens that an answer is given unless more are asked for; a puzzle's are
 
 from types import ModuleType
 
-from jaxdiff.tasks import brackets, copy, drills, gsm_symbolic, latin, permutation, recall, sort, star, steps, sums
+from jaxdiff.tasks import (
+    brackets,
+    copy,
+    drills,
+    gsm_symbolic,
+    latin,
+    lists,
+    permutation,
+    recall,
+    sort,
+    star,
+    steps,
+    sums,
+)
 from jaxdiff.tasks.base import Problem as Problem
 from jaxdiff.types import InputError
 
 PUZZLES = (permutation, latin, sums, star, brackets, recall, sort, copy)
-TASKS: dict[str, ModuleType] = {module.NAME: module for module in (gsm_symbolic, drills, steps, *PUZZLES)}
+TASKS: dict[str, ModuleType] = {module.NAME: module for module in (gsm_symbolic, drills, steps, lists, *PUZZLES)}
 
 
 def task(name: str) -> ModuleType:

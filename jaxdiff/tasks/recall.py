@@ -16,14 +16,15 @@ _KEYS = list(map("".join, itertools.product(ascii_lowercase, repeat=2)))
 
 def problems(split: Split, seed: int) -> Iterator[Problem]:
     """As `tasks.base.puzzles`."""
-    return puzzles(NAME, split, seed, _draw)
+    return puzzles(NAME, split, seed, lambda rng: draw(rng, PAIRS))
 
 
 def verify(answer: str, problem: Problem) -> bool:
     return answer == problem.answer
 
 
-def _draw(rng: Random) -> tuple[str, str]:
-    pairs = {key: f"{rng.randrange(100):02}" for key in rng.sample(_KEYS, PAIRS)}
+def draw(rng: Random, pairs_shown: int) -> tuple[str, str]:
+    """A question and its answer."""
+    pairs = {key: f"{rng.randrange(100):02}" for key in rng.sample(_KEYS, pairs_shown)}
     asked = rng.choice(list(pairs))
     return f"r{''.join(key + value for key, value in pairs.items())}/{asked}>", pairs[asked]
