@@ -1,6 +1,6 @@
 """Short lists of `recall`, for training: `rqx31ab07/ab>` -> `07`. They teach in minutes to look a value up.
 
-A list of 48 pairs has one answer in 199 tokens; of 2 to 12 pairs several fit into a row, and each is answered.
+A list of 48 pairs has one answer in 199 tokens; of 1 to 12 pairs several fit into a row, and each is answered.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jaxdiff.tasks.base import Problem, Split, check_training
 
 NAME = "lists"
 LENGTH = recall.LENGTH
-PAIRS = (2, 12)
+PAIRS = (1, 12)
 
 
 def problems(split: Split, seed: int) -> Iterator[Problem]:
