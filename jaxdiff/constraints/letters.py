@@ -104,8 +104,8 @@ def _recurses(schema: dict[str, Any]) -> bool:
 def letters_of(pattern: str) -> Letters:
     """The automaton of the texts that match a regular expression as a whole, in UTF-8.
 
-    The syntax is that of Rust's regex crate (`\\d` and `.` are of Unicode), without anchors, look-around, references
-    and word boundaries: the whole text must match in any case.
+    The syntax is that of Rust's regex crate (classes such as `.` are of Unicode), without anchors, look-around,
+    references and word boundaries: the whole text must match in any case.
 
     Raises InputError where outlines-core is not installed, and for what is no such expression.
     """
@@ -114,7 +114,7 @@ def letters_of(pattern: str) -> Letters:
 
     try:
         index = Index(pattern, Vocabulary(BYTES, {bytes([byte]): [byte] for byte in range(BYTES)}))
-    except (ValueError, UnicodeEncodeError) as error:
+    except ValueError as error:
         raise InputError(
             f"constraint: found {pattern!r:.60}, which outlines-core reads as no regular expression "
             f"({first_line(error)}); leave out ^, $, \\b, look-around and references"

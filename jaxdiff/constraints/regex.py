@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.constraints.letters import Letters, letters_of, schema_pattern
+from jaxdiff.constraints.letters import Letters, letters_of
 from jaxdiff.protocols import Model
 from jaxdiff.pytree import InputError, pytree
 from jaxdiff.stoppers.strings import UNREADABLE, Spelling
@@ -58,11 +58,6 @@ class Regex:
         return cls._filled(np.where(alive[np.maximum(steps, 0)], steps, -1), accepts, ends, room, pattern)
 
     @classmethod
-    def of_schema(cls, schema: dict[str, Any] | str, spelling: Spelling, ends: Sequence[int]) -> Regex:
-        """The JSON texts that a schema describes. Raises InputError as `letters.schema_pattern` and `of_pattern`."""
-        return cls.of_pattern(schema_pattern(schema), spelling, ends)
-
-    @classmethod
     def _filled(
         cls, steps: Int[np.ndarray, "s n"], accepts: Bool[np.ndarray, " s"], ends: Sequence[int], room: int, what: str
     ) -> Regex:
@@ -72,7 +67,7 @@ class Regex:
         fits = np.any(columns >= 0, axis=0)
         number = np.where(fits, np.cumsum(fits) + ENDS, NOWHERE)  # of each kind, its class
         states, classes = (
-            1 << (max(room, count) - 1).bit_length() for count in (len(accepts) + BEGUN, fits.sum() + ENDS + 1)
+            1 << (max(room, count) - 1).bit_length() for count in (len(accepts) + BEGUN, int(fits.sum()) + ENDS + 1)
         )
         if states > STATES or states * classes > ENTRIES:
             raise InputError(_too_large(what, f"{states} states and {classes} kinds of tokens"))
@@ -114,7 +109,7 @@ class Regex:
 def _words(spelling: Spelling) -> list[bytes]:
     """The bytes of each id, none for one that has no token; the last entry is that of any id beyond."""
     letters, starts = np.asarray(spelling.letters).tobytes(), np.asarray(spelling.starts)
-    words = [letters[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    words = [letters[a:b] for a, b in itertools.pairwise(starts)]
     return [b"" if word == UNREADABLE.encode() else word for word in words]
 
 

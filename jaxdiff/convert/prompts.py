@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jaxdiff.constraints import Regex
+from jaxdiff.constraints import Regex, schema_pattern
 from jaxdiff.convert.chats import Message, check_messages, frames, shown
 from jaxdiff.convert.spelling import spelling_of
 from jaxdiff.files import first_line
@@ -129,13 +129,13 @@ class Tokenizer:
 
         Raises InputError too for a tokenizer that is not byte-level.
         """
-        return Regex.of_pattern(pattern, self._spelled("constraint"), self.eos_ids)
+        if pattern not in self._made:  # a large vocabulary takes a second
+            self._made[pattern] = Regex.of_pattern(pattern, self._spelled("constraint"), self.eos_ids)
+        return self._made[pattern]
 
     def schema(self, schema: dict[str, Any] | str) -> Regex:
-        """The JSON texts that a schema, an object or its text, describes; else as `regex`, and errors as of
-        `Regex.of_schema`.
-        """
-        return Regex.of_schema(schema, self._spelled("constraint"), self.eos_ids)
+        """The JSON texts that a schema, an object or its text, describes; errors as of `schema_pattern` and `regex`."""
+        return self.regex(schema_pattern(schema))
 
     def decode(self, ids: Any, generated: Any = None, stop_strings: Sequence[str] = ()) -> str:
         """The text up to the first generated id that ends an answer, and up to the first stop string that is complete
@@ -207,6 +207,10 @@ class Tokenizer:
                 f"{what}: the chat template of {self.template} takes no such turns ({words}); change them, or "
                 "give ids (prompt_ids)"
             ) from error
+
+    @functools.cached_property
+    def _made(self) -> dict[str, Regex]:
+        return {}
 
     def _spelled(self, what: str) -> Spelling:
         """The bytes of the tokens. Raises InputError, which names `what` needs them, where they are none."""

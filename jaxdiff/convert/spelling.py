@@ -1,4 +1,6 @@
-"""Which bytes each token of a tokenizer writes, for stop strings and constraints; only byte-level tokenizers are made of bytes."""
+"""Which bytes each token of a tokenizer writes, for stop strings and constraints; byte-level tokenizers alone are made
+of bytes.
+"""
 
 from __future__ import annotations
 

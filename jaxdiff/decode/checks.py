@@ -98,8 +98,8 @@ def check_constraint(stop: Stopper, strings: bool) -> None:
     """Raises InputError for what would end a row before its text matches the constraint; `strings`: stop strings."""
     if stop.cuts:
         raise InputError(
-            f"constraint: found one with stop {STOPPERS.name_of(stop)}, which ends a row where it foresees the end of a "
-            "text that is not written; take stop eos or none"
+            f"constraint: found one with stop {STOPPERS.name_of(stop)}, which ends a row where it foresees the end of "
+            "a text that is not written; take stop eos or none"
         )
     if strings:
         raise InputError(

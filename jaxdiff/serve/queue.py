@@ -201,8 +201,8 @@ def _check_own(request: Request, gen_length: int, decoder: Decoder, key: Key[Arr
         ):
             if name is None and given is not held and not np.array_equal(given, held):
                 raise InputError(
-                    "decoder: found other weights, stop strings or constraint than those of the slots, expected the same "
-                    "one with other numbers; a request's own strings are its stop_strings"
+                    "decoder: found other weights, stop strings or constraint than those of the slots, expected the "
+                    "same one with other numbers; a request's own strings are its stop_strings"
                 )
         checks.check_numbers(request.decoder, None)
 
@@ -215,6 +215,10 @@ def _check_strings(request: Request, decoder: Decoder) -> None:
         return
     if (count := len(encoded(own))) and request.is_canvas:
         raise InputError(f"stop_strings: found {count} for a canvas, expected none: its holes are all to be filled")
+    if count and decoder.constraint is not None:
+        raise InputError(
+            f"stop_strings: found {count} with a constraint, expected none: they would end a text before it matches"
+        )
     if count and room is None:
         raise InputError(
             f"stop_strings: found {count}, but the decoder has none, nor how its tokens are spelled; give it "
