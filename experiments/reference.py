@@ -1,4 +1,4 @@
-"""Write docs/reference.md from the tables of policies, fills, caches, stoppers and constraints: `python experiments/reference.py`.
+"""Write docs/reference.md from the tables of parts of a decoder: `python experiments/reference.py`.
 
 A test compares the file with what this writes, so that the reference cannot go stale.
 """

@@ -16,6 +16,9 @@ from jaxdiff.pytree import InputError, pytree, static
 
 KINDS = ("regex", "json")
 BYTES = 256
+# Stands behind every text while outlines-core makes the automaton: it leaves out steps from a state that accepts to one
+# that does not, as in (ab)*, so no state but the last may accept. A code point that is no character.
+LAST = "\U0010ffff"
 
 
 @pytree
@@ -112,8 +115,10 @@ def letters_of(pattern: str) -> Letters:
     check_installed()
     from outlines_core import Index, Vocabulary
 
+    letters = Vocabulary(BYTES, {bytes([byte]): [byte] for byte in range(BYTES)})
     try:
-        index = Index(pattern, Vocabulary(BYTES, {bytes([byte]): [byte] for byte in range(BYTES)}))
+        Index(pattern, letters)  # alone: a parenthesis too many would close the group around it
+        index = Index(f"(?:{pattern}){LAST}", letters)
     except ValueError as error:
         raise InputError(
             f"constraint: found {pattern!r:.60}, which outlines-core reads as no regular expression "
@@ -127,8 +132,12 @@ def letters_of(pattern: str) -> Letters:
         for byte, after in steps.items():
             if byte < BYTES:
                 table[number[name], byte] = number[after]
-    accepts = np.zeros(len(names) + 1, bool)
-    accepts[[number[name] for name in index.get_final_states()]] = True
+    over = np.zeros(len(names) + 1, bool)
+    over[[number[name] for name in index.get_final_states()]] = True
+    after = np.arange(len(names) + 1)
+    for byte in LAST.encode():
+        after = table[after, byte]
+    accepts = over[after]
     return Letters(table, accepts, number[index.get_initial_state()])
 
 

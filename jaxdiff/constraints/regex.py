@@ -55,7 +55,8 @@ class Regex:
                 f"constraint: found {pattern!r:.60}, which no text of this tokenizer's tokens matches; allow other "
                 "characters"
             )
-        return cls._filled(np.where(alive[np.maximum(steps, 0)], steps, -1), accepts, ends, room, pattern)
+        number = np.append(np.where(alive, np.cumsum(alive) - 1, -1), -1)  # the last is that of -1
+        return cls._filled(number[steps[alive]], accepts[alive], ends, room, pattern)
 
     @classmethod
     def _filled(
