@@ -71,8 +71,11 @@ def matches(pattern: str, is_json: bool, tokenizer: jaxdiff.Tokenizer, tokens: I
     ends = np.isin(tokens, tokenizer.eos_ids)
     stop = int(np.argmax(ends)) if ends.any() else len(tokens)
     text = tokenizer.decode(tokens)
-    if is_json:
-        json.loads(text)
+    try:
+        if is_json:
+            json.loads(text)
+    except ValueError:
+        return False
     return bool(ends[stop:].all()) and re.fullmatch(pattern, text, re.ASCII) is not None
 
 
