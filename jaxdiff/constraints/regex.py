@@ -55,7 +55,7 @@ class Regex:
                 f"constraint: found {pattern!r:.60}, which no text of this tokenizer's tokens matches; allow other "
                 "characters"
             )
-        number = np.append(np.where(alive, np.cumsum(alive) - 1, -1), -1)  # the last is that of -1
+        number = np.append(np.where(alive, np.cumsum(alive) - 1, -1), -1).astype(np.int16)  # the last is that of -1
         return cls._filled(number[steps[alive]], accepts[alive], ends, room, pattern)
 
     @classmethod
