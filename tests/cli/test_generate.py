@@ -225,7 +225,7 @@ def test_a_constraint_holds_for_prompts_and_canvases_of_a_file(run, folder, chec
     rows = [{"prompt": "26 + 48"}, {"canvas_ids": [*plain, *[0] * 6, *plain]}, {"canvas_ids": [0, *plain * 6, 0]}]
     rows.append({"canvas_ids": [*plain, 0, *hidden, 0, *plain] + plain * (16 - 4 - len(hidden))})
     source = write(tmp_path / "in.jsonl", map(json.dumps, rows))
-    command = ("generate", "--in", source, "--out", tmp_path / "out.jsonl", "--model", folder, "--gen-length", 16)
+    command = ("generate", "--in", source, "--out", tmp_path / "out.jsonl", "--model", folder, *SHORT)
     command += ("--temperature", 1, "--policy", "threshold:tau=0.1")
     assert run(*command, "--constraint", "regex:[0-9]{2,40}").code == 1
     prompt, canvas, bad, mixed = read(tmp_path / "out.jsonl")
