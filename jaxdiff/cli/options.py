@@ -18,15 +18,8 @@ from jaxdiff.checkpoint import adapter_folder, model_folder
 from jaxdiff.cli.show import note
 from jaxdiff.constraints import letters_of, pattern_of
 from jaxdiff.convert.prompts import Tokenizer
-from jaxdiff.decode.checks import (
-    block_of,
-    check_blocks,
-    check_cache,
-    check_constraint,
-    check_length,
-    check_reference,
-    whole_block,
-)
+from jaxdiff.decode import checks
+from jaxdiff.decode.checks import block_of, check_blocks, check_cache, check_length, check_reference, whole_block
 from jaxdiff.decode.decoder import BLOCK_LENGTH, LENGTHS
 from jaxdiff.drafters import drafted_fill, unfitted
 from jaxdiff.filters import learned_policy
@@ -282,7 +275,7 @@ class Decoding:
         encoded(self.stop_string)
         check_cache(CACHES.parse(self.cache), self.stopper())
         if self.pattern is not None:
-            check_constraint(self.stopper(), bool(self.stop_string))
+            checks.check_constraint(self.stopper(), bool(self.stop_string))
             letters_of(self.pattern)
         if self.length not in LENGTHS:
             raise InputError(f"length: found {self.length!r}, expected one of {', '.join(LENGTHS)}")
