@@ -1,4 +1,4 @@
-"""Write docs/reference.md from the tables of policies, fills, caches and stoppers: `python experiments/reference.py`.
+"""Write docs/reference.md from the tables of parts of a decoder: `python experiments/reference.py`.
 
 A test compares the file with what this writes, so that the reference cannot go stale.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 from jaxdiff.caches import CACHES
+from jaxdiff.constraints import letters_of, schema_pattern
 from jaxdiff.decode import EndThink, Sampling
 from jaxdiff.drafters import DRAFTERS
 from jaxdiff.fills import DRAFTED, FILLS
@@ -58,6 +60,9 @@ def reference() -> str:
             parts += entry(registry, "--stop-string", StopStrings)
         if registry is POLICIES:
             parts += [line for name, cls in COMBINED.items() for line in entry(registry, name, cls)]
+    parts += ["", "## Constraints", "", "Which texts an answer may be. Command line: `--constraint KIND:...`."]
+    for name, made in {"regex:PATTERN": letters_of, "json:SCHEMA": schema_pattern}.items():
+        parts += ["", f"### `{name}`", "", "`jaxdiff.constraints.Regex`", "", *described(made)]
     parts += ["", "## Sampling", "", *described(Sampling), "", *fields(Sampling)]
     parts += ["", "### `end_think`", "", "`jaxdiff.EndThink`", "", *described(EndThink), "", *fields(EndThink)]
     return "\n".join(parts) + "\n"
@@ -72,7 +77,7 @@ def entry(registry: Registry, name: str, cls: type) -> list[str]:
     return ["", *heading, *about.splitlines(), "", *described(cls), "", *fields(cls, NAMED.get(name))]
 
 
-def described(cls: type) -> list[str]:
+def described(cls: type | Callable) -> list[str]:
     """A class's docstring, its attributes as a list."""
     text, _, attributes = (inspect.getdoc(cls) or "").partition("Attributes:")
     lines = text.rstrip().splitlines()

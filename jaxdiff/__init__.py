@@ -6,7 +6,7 @@ decoder = jaxdiff.Decoder(policy=jaxdiff.policies.Threshold(0.9), stop=jaxdiff.s
 result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, decoder, origin=origin)
 """
 
-from jaxdiff import caches, convert, fills, models, policies, stoppers
+from jaxdiff import caches, constraints, convert, fills, models, policies, stoppers
 from jaxdiff.checkpoint import Checkpoint, Tokenizer, inspect, load, save
 from jaxdiff.convert.low_rank import save_adapter
 from jaxdiff.decode import (
@@ -27,7 +27,7 @@ from jaxdiff.drafters import drafted_fill
 from jaxdiff.filters import learned_policy
 from jaxdiff.models import build
 from jaxdiff.parallel.mesh import make_mesh
-from jaxdiff.protocols import Cache, Fill, Model, Policy, Stopper
+from jaxdiff.protocols import Cache, Constraint, Fill, Model, Policy, Stopper
 from jaxdiff.serve import Answer, Meter, Partial, Refusal, Request, decode_stream
 from jaxdiff.types import InputError, Inputs, Progress, Proposal, Score, Span, Written
 
@@ -37,6 +37,7 @@ __all__ = [
     "Answer",
     "Cache",
     "Checkpoint",
+    "Constraint",
     "Decoder",
     "EndThink",
     "Fill",
@@ -61,6 +62,7 @@ __all__ = [
     "Written",
     "build",
     "caches",
+    "constraints",
     "convert",
     "decode",
     "decode_stream",

@@ -283,3 +283,38 @@ class Stopper(Protocol):
     def update(self, state: PartState, progress: Progress) -> tuple[Int[Array, " B"], PartState]:
         """The new end of each row, [B]; the loop takes the minimum of it and the old one."""
         ...
+
+
+@runtime_checkable
+class Constraint(Protocol):
+    """Which texts an answer may be: a deterministic automaton over classes of tokens, in tables that are traced leaves.
+
+    The states LOST, ENDED and BEGUN, and the classes NOWHERE and ENDS, are the same in each (`jaxdiff.types`).
+
+    Attributes:
+        of: the class of each id; the last entry is that of any id beyond.
+        next: the state after a token of class k in state s. ENDS leads from a state that accepts to ENDED, which ENDS
+            alone does not leave for LOST.
+        accepts: the states in which a text may be over, ENDED among them.
+        hole: 1 where some token but an end leads from a state to one that is not LOST, else 0.
+        example: an id of each class.
+    """
+
+    @property
+    def of(self) -> Int[Any, " n"]: ...
+
+    @property
+    def next(self) -> Int[Any, "K S"]: ...
+
+    @property
+    def accepts(self) -> Bool[Any, " S"]: ...
+
+    @property
+    def hole(self) -> Float[Any, "S S"]: ...
+
+    @property
+    def example(self) -> Int[Any, " K"]: ...
+
+    def check(self, model: Model) -> None:
+        """Raises InputError for a model whose ids mean something else."""
+        ...

@@ -30,6 +30,10 @@ from jaxdiff.windows import take
 NEAR_TIE = 1e-5  # log-odds: below this gap, float rounding decides
 UNLIMITED = 2**20  # steps of a block: more than any has
 NEVER = -1e30  # log-odds of what goes last: no mass, and finite, so that nothing becomes NaN
+# Of a constraint's automaton: the states from which no text fits, behind an end, and before the first token; the
+# classes of ids that fit nowhere, and of those that end an answer.
+LOST, ENDED, BEGUN = 0, 1, 2
+NOWHERE, ENDS = 0, 1
 # What a policy or a fill may need, see `Policy.needs` and `Fill.needs`.
 REFERENCE, SHADOW, KV = "reference", "shadow", "kv"
 

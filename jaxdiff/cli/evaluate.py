@@ -33,6 +33,7 @@ def evaluate(
     cache: options.Cache = "none",
     stop: options.Stop = "none",
     stop_string: options.StopString = None,
+    constraint: options.Constraint = None,
     gen_length: Annotated[
         int | None,
         typer.Option("--gen-length", min=1, help="Tokens to generate. Default the task's own: 256; a puzzle's."),
@@ -140,6 +141,7 @@ def _evaluated(
         "policy": decoding.policy,
         "stop": decoding.stop,
         "stop_strings": decoding.stop_string,
+        "constraint": decoding.constraint,
         "fill": decoding.fill,
         "cache": decoding.cache,
         "gen_length": decoding.gen_length,

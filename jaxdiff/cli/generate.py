@@ -45,6 +45,7 @@ def generate(
     cache: options.Cache = "none",
     stop: options.GenerateStop = None,
     stop_string: options.StopString = None,
+    constraint: options.Constraint = None,
     gen_length: options.GenLength = 256,
     block_length: options.BlockLength = None,
     steps: options.Steps = None,

@@ -296,7 +296,12 @@ def register() -> None:
                 raise InputError(f"batch_size: found {given['batch_size']!r}, expected a whole number of rows")
             elif "batch_size" in given:
                 given["batch_size"] = int(given["batch_size"])
-            known = {field.name for field in dataclasses.fields(Decoding)} - {"steps", "stop_string", "shape"}
+            known = {field.name for field in dataclasses.fields(Decoding)} - {
+                "steps",
+                "stop_string",
+                "constraint",
+                "shape",
+            }
             if unknown := set(given) - known - {*OURS, *THEIRS}:
                 raise InputError(f"model_args: found {min(unknown)!r}, expected {', '.join(sorted(known | {*OURS}))}")
             decoding, gen_length = Decoding.of(given), given.get("gen_length")

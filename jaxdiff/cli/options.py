@@ -16,7 +16,9 @@ from jaxdiff.bench.shapes import abstract_params, shaped
 from jaxdiff.caches import CACHES
 from jaxdiff.checkpoint import adapter_folder, model_folder
 from jaxdiff.cli.show import note
+from jaxdiff.constraints import letters_of, pattern_of
 from jaxdiff.convert.prompts import Tokenizer
+from jaxdiff.decode import checks
 from jaxdiff.decode.checks import block_of, check_blocks, check_cache, check_length, check_reference, whole_block
 from jaxdiff.decode.decoder import BLOCK_LENGTH, LENGTHS
 from jaxdiff.drafters import drafted_fill, unfitted
@@ -33,7 +35,18 @@ from jaxdiff.weights import WEIGHTS, check_weights
 
 DTYPES = ("float32", "bfloat16")
 TOLD = (  # what a row's tokens hang on beside the decoder's parts, and a reader would want to know
-    *("model", "adapter", "weights", "steps", "stop_string", "temperature", "top_p", "top_k", "cfg_scale"),
+    *(
+        "model",
+        "adapter",
+        "weights",
+        "steps",
+        "stop_string",
+        "constraint",
+        "temperature",
+        "top_p",
+        "top_k",
+        "cfg_scale",
+    ),
     *("forbid_eos", "defer_eos", "length", "end_think", "end_think_boost", "end_think_power"),
 )
 
@@ -85,6 +98,15 @@ StopString = Annotated[
         "--stop-string",
         metavar="TEXT",
         help="The text ends before it, and the row as soon as that is certain; may be given more than once.",
+    ),
+]
+Constraint = Annotated[
+    str | None,
+    typer.Option(
+        "--constraint",
+        metavar="regex:PATTERN|json:SCHEMA",
+        help="The answer, or what fills a canvas from its first hole to its last, matches this regular expression, or "
+        "is JSON of this schema (its text, or the file that holds it). Needs outlines-core.",
     ),
 ]
 GenLength = Annotated[int, typer.Option("--gen-length", min=1, help="Tokens to generate.")]
@@ -216,6 +238,7 @@ class Decoding:
     cache: str = "none"
     stop: str | None = "none"  # None: eos after a prompt, none on a canvas, whose holes are all to be filled
     stop_string: tuple[str, ...] = ()
+    constraint: str | None = None
     steps: int | None = None
     gen_length: int = 256
     block_length: int | None = None
@@ -251,6 +274,9 @@ class Decoding:
         check_weights(self.weights)
         encoded(self.stop_string)
         check_cache(CACHES.parse(self.cache), self.stopper())
+        if self.pattern is not None:
+            checks.check_constraint(self.stopper(), bool(self.stop_string))
+            letters_of(self.pattern)
         if self.length not in LENGTHS:
             raise InputError(f"length: found {self.length!r}, expected one of {', '.join(LENGTHS)}")
         check_length(self.length, CACHES.parse(self.cache))
@@ -263,6 +289,11 @@ class Decoding:
                 "or take a policy with a schedule, such as fixed, that does not say its own"
             )
         parse_mesh(self.mesh)  # last: it asks JAX for devices
+
+    @functools.cached_property
+    def pattern(self) -> str | None:
+        """The regular expression of `--constraint`. Raises InputError as `constraints.pattern_of`."""
+        return None if self.constraint is None else pattern_of(self.constraint)
 
     @functools.cached_property
     def pinned(self) -> str:
@@ -341,14 +372,22 @@ class Decoding:
         boost, power = self.end_think_boost, self.end_think_power
         return jaxdiff.EndThink(tuple(ids), 100.0 if boost is None else boost, 2.0 if power is None else power)
 
+    def constrained(self, tokenizer: Tokenizer | None) -> jaxdiff.constraints.Regex | None:
+        """Of `--constraint`. Raises InputError for a model without a tokenizer, and as `Tokenizer.regex`."""
+        if self.pattern is None:
+            return None
+        if tokenizer is None:
+            raise InputError(f"constraint: {self.model} has no tokenizer, and the constraint is of text; leave it out")
+        return tokenizer.regex(self.pattern)
+
     def decoder(
         self, model: jaxdiff.Model, length: int, *, canvas: bool = False, tokenizer: Tokenizer | None = None
     ) -> jaxdiff.Decoder:
         """The decoder, for `length` positions after a prompt or of a canvas; `tokenizer`: the model's, for
-        `--end-think`.
+        `--end-think` and `--constraint`.
 
         Raises InputError where the blocks do not fit the model or divide the length, or the steps do not spread evenly
-        over them; and as `push`.
+        over them; and as `push` and `constrained`.
         """
         block = block_of(model, self.block_length, default=length if canvas else BLOCK_LENGTH)
         if canvas or model.attention_block is None:
@@ -375,4 +414,5 @@ class Decoding:
             ),
             block_length=block,
             length=self.length,
+            constraint=self.constrained(tokenizer),
         )

@@ -27,7 +27,17 @@ from jaxdiff.types import InputError
 KEYS = (
     *("accuracy", "accuracy_low", "accuracy_high", "nfe", "cheap", "work", "tpf", "seconds", "compile_seconds", "n"),
     *("not_finite", "task", "split", "seed", "model", "revision", "adapter", "weights", "policy", "stop"),
-    *("stop_strings", "fill", "cache", "gen_length", "block_length", "length", "end_think", "end_think_boost"),
+    *(
+        "stop_strings",
+        "constraint",
+        "fill",
+        "cache",
+        "gen_length",
+        "block_length",
+        "length",
+        "end_think",
+        "end_think_boost",
+    ),
     *("end_think_power", "near_ties", "verdicts", "nfe_each", "run"),
 )
 RUN = ("options", "versions", "git", "device", "weights", "decoder", "problems")

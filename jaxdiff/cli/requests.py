@@ -14,7 +14,7 @@ from jaxdiff.checkpoint import Checkpoint
 from jaxdiff.cli.options import Decoding
 from jaxdiff.convert.chats import check_messages, with_system
 from jaxdiff.convert.prompts import Tokenizer
-from jaxdiff.decode import Decoder
+from jaxdiff.decode import Decoder, Sampling
 from jaxdiff.decode.batches import widths_of
 from jaxdiff.decode.checks import block_of, check_block
 from jaxdiff.decode.result import Reason
@@ -119,6 +119,8 @@ def check(checkpoint: Checkpoint, request: Request, decoding: Decoding) -> None:
         block_length=decoding.block_length,
         length=decoding.length,
         stop_strings=stop_strings(checkpoint, [request], decoding),
+        sampling=Sampling(forbid_eos=decoding.forbid_eos),
+        constraint=decoding.constrained(checkpoint.tokenizer),
     )
     check_request(checkpoint.model, request, decoding.gen_length, asked)
     if request.is_canvas:

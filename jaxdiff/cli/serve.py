@@ -31,6 +31,7 @@ def serve(
     cache: options.Cache = "none",
     stop: options.GenerateStop = None,
     stop_string: options.StopString = None,
+    constraint: options.Constraint = None,
     gen_length: options.GenLength = 256,
     block_length: options.BlockLength = None,
     steps: options.Steps = None,
@@ -125,11 +126,15 @@ def serve(
 
 
 def _decoder(checkpoint: Checkpoint, decoding: Decoding) -> Decoder:
-    """With room for the stop strings of clients, where the tokenizer is of a kind that they can be looked for with."""
+    """With room for the stop strings of clients, where the tokenizer is of a kind that they can be looked for with, and
+    no constraint says where a text ends.
+    """
     decoder = decoding.decoder(checkpoint.model, decoding.gen_length, tokenizer=checkpoint.tokenizer)
     if REFERENCE in decoder.policy.needs:
         raise InputError(f"policy: found {decoding.policy}, which decodes each request twice, and is not served")
     tokenizer = checkpoint.tokenizer_for("a completion")
+    if decoder.constraint is not None:
+        return decoder
     try:
         return dataclasses.replace(decoder, stop_strings=tokenizer.stop_strings(decoding.stop_string))
     except InputError as error:

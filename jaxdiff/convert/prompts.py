@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from jaxdiff.constraints import Regex, schema_pattern
 from jaxdiff.convert.chats import Message, check_messages, frames, shown
 from jaxdiff.convert.spelling import spelling_of
 from jaxdiff.files import first_line
@@ -114,7 +115,7 @@ class Tokenizer:
         Raises InputError too for a tokenizer that is not byte-level, and for the name of a special token, which no text
         holds; that of an end of an answer is taken, for it ends a row in any case.
         """
-        made = StopStrings.of(self._spelling, texts, most=most, longest=longest)
+        made = StopStrings.of(self._spelled("stop_strings"), texts, most=most, longest=longest)
         hidden = {token.content for i, token in self._added_tokens.items() if token.special and i not in self.eos_ids}
         if found := [text for text in made.texts if text in hidden]:
             raise InputError(
@@ -122,6 +123,19 @@ class Tokenizer:
                 "name its id among the ends in generation_config.json (eos_token_id)"
             )
         return made
+
+    def regex(self, pattern: str) -> Regex:
+        """The texts that match `pattern` as a whole, for `Decoder(constraint=)`; errors as of `Regex.of_pattern`.
+
+        Raises InputError too for a tokenizer that is not byte-level.
+        """
+        if pattern not in self._made:  # a large vocabulary takes a second
+            self._made[pattern] = Regex.of_pattern(pattern, self._spelled("constraint"), self.eos_ids)
+        return self._made[pattern]
+
+    def schema(self, schema: dict[str, Any] | str) -> Regex:
+        """The JSON texts that a schema, an object or its text, describes; errors as of `schema_pattern` and `regex`."""
+        return self.regex(schema_pattern(schema))
 
     def decode(self, ids: Any, generated: Any = None, stop_strings: Sequence[str] = ()) -> str:
         """The text up to the first generated id that ends an answer, and up to the first stop string that is complete
@@ -193,6 +207,17 @@ class Tokenizer:
                 f"{what}: the chat template of {self.template} takes no such turns ({words}); change them, or "
                 "give ids (prompt_ids)"
             ) from error
+
+    @functools.cached_property
+    def _made(self) -> dict[str, Regex]:
+        return {}
+
+    def _spelled(self, what: str) -> Spelling:
+        """The bytes of the tokens. Raises InputError, which names `what` needs them, where they are none."""
+        try:
+            return self._spelling
+        except InputError as error:
+            raise InputError(f"{what}: {error}; leave it out") from error
 
     @functools.cached_property
     def _spelling(self) -> Spelling:

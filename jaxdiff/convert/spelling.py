@@ -1,4 +1,6 @@
-"""Which bytes each token of a tokenizer writes, for stop strings; only byte-level tokenizers are made of bytes."""
+"""Which bytes each token of a tokenizer writes, for stop strings and constraints; byte-level tokenizers alone are made
+of bytes.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,11 @@ def spelling_of(fast: Any, backend: Any) -> Spelling:
         backend: the tokenizers.Tokenizer that it is made of, or None.
 
     Raises InputError for a tokenizer that is not byte-level, or that changes the text of its tokens when they follow
-    each other: a stop string could not be told from tokens alone.
+    each other: what stands in a text could not be told from tokens alone.
     """
     kind = type(getattr(backend, "decoder", None)).__name__
     if kind != "ByteLevel":
-        raise InputError(
-            f"stop_strings: found a tokenizer whose decoder is {kind}, expected ByteLevel, whose tokens are bytes; "
-            "leave stop strings out, and cut the text yourself"
-        )
+        raise InputError(f"found a tokenizer whose decoder is {kind}, expected ByteLevel, whose tokens are bytes")
     alphabet = _alphabet()
     special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
     named = {i: token for token, i in backend.get_vocab(with_added_tokens=True).items()}
@@ -37,8 +36,8 @@ def spelling_of(fast: Any, backend: Any) -> Spelling:
     ids = sorted(named)
     if fast.decode(ids, skip_special_tokens=True) != b"".join(tokens[i] for i in ids).decode(errors="replace"):
         raise InputError(
-            "stop_strings: found a tokenizer that changes the text of tokens that follow each other (such as "
-            "clean_up_tokenization_spaces), expected one that does not; leave stop strings out, or correct it"
+            "found a tokenizer that changes the text of tokens that follow each other (such as "
+            "clean_up_tokenization_spaces), expected one that does not"
         )
     return Spelling.of(tokens)
 

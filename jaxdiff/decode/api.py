@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
 from jaxdiff.caches import NoCache
-from jaxdiff.decode import arrays, checks, loop
+from jaxdiff.decode import arrays, checks, completion, loop
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.layout import Layout, Setup, layout_of
 from jaxdiff.decode.program import Call, Program
@@ -59,8 +59,8 @@ def decode(
     Returns a `Result`; source of the loop: LLaDA `generate.py` (arXiv 2502.09992).
 
     Raises InputError before compilation for lengths that do not fit, [MASK] or an empty row in the prompts, ids
-    outside the vocabulary, a cache that the stopper or the model cannot go with, a mesh that the model's heads or
-    widths do not spread over.
+    outside the vocabulary, a cache that the stopper or the model cannot go with, a constraint of which no text fits,
+    a mesh that the model's heads or widths do not spread over.
     """
     return prepare(
         model, params, prompts, decoder, gen_length=gen_length, origin=origin, key=key, mesh=mesh, reference=reference
@@ -137,6 +137,7 @@ def prepare(
     checks.check_lengths(model, width, gen_length, block)
     origin = arrays.checked_origin(origin, count, width)
     arrays.check_ids(model, prompts, origin, masks_allowed=False)
+    completion.check_answer(decoder, model, gen_length)
     masks = jnp.full((count, gen_length + checks.overhang_of(model)), model.config.mask_token_id, jnp.int32)
     canvas = jnp.concatenate([jnp.asarray(prompts, jnp.int32), masks], axis=1)
     layout = layout_of(model, decoder, first=width, generated=gen_length, block=block, mesh=mesh)
@@ -163,6 +164,7 @@ def prepare_infill(
     origin = jnp.zeros((count,), jnp.int32)
     arrays.check_ids(model, canvas, origin, masks_allowed=True)
     checks.check_no_strings(decoder)
+    completion.check_filling(decoder, model, canvas)
     layout = layout_of(model, decoder, first=0, generated=width, block=block, mesh=mesh, overhang=0)
     return _call(model, layout, params, decoder, jnp.asarray(canvas, jnp.int32), origin, key, reference)
 

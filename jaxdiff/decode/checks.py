@@ -12,7 +12,7 @@ from jaxdiff.decode.decoder import BLOCK_LENGTH, Decoder, Sampling
 from jaxdiff.fills import FILLS
 from jaxdiff.protocols import Cache, Fill, Model, Policy, Stopper
 from jaxdiff.pytree import named_numbers
-from jaxdiff.stoppers import StopStrings
+from jaxdiff.stoppers import STOPPERS, StopStrings
 from jaxdiff.stoppers.strings import NONE
 from jaxdiff.types import REFERENCE, SHADOW, InputError
 
@@ -89,6 +89,23 @@ def check_decoder(decoder: Decoder, model: Model, rows: int | None, block: int |
     check_cache(decoder.cache, decoder.stop, model)
     check_length(decoder.length, decoder.cache, model)
     check_end_think(decoder.sampling, model)
+    if decoder.constraint is not None:
+        check_constraint(decoder.stop, decoder.stop_strings is not None)
+        decoder.constraint.check(model)
+
+
+def check_constraint(stop: Stopper, strings: bool) -> None:
+    """Raises InputError for what would end a row before its text matches the constraint; `strings`: stop strings."""
+    if stop.cuts:
+        raise InputError(
+            f"constraint: found one with stop {STOPPERS.name_of(stop)}, which ends a row where it foresees the end of "
+            "a text that is not written; take stop eos or none"
+        )
+    if strings:
+        raise InputError(
+            "constraint: found one with stop strings, which would end a row before its text matches; leave one of the "
+            "two out"
+        )
 
 
 def check_block(decoder: Decoder, block: int) -> None:

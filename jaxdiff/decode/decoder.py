@@ -13,7 +13,7 @@ from jaxtyping import Int
 from jaxdiff.caches import NoCache
 from jaxdiff.fills import Parallel
 from jaxdiff.policies import Fixed
-from jaxdiff.protocols import Cache, Fill, Policy, Stopper
+from jaxdiff.protocols import Cache, Constraint, Fill, Policy, Stopper
 from jaxdiff.pytree import choice, number, pytree, static
 from jaxdiff.stoppers import NoStop, StopStrings
 from jaxdiff.types import KV, Count, InputError, Leaf
@@ -91,6 +91,8 @@ class Decoder:
         fill: what: which tokens the chosen positions get together; default each its own candidate.
         cache: which keys and values are reused; default none, the only exact one on every model.
         stop: when a row's end moves left; default never.
+        constraint: which texts an answer, or what fills a canvas, may be (`Tokenizer.regex`, `Tokenizer.schema`);
+            default any.
         stop_strings: texts that end a row too, whatever the stopper (`Tokenizer.stop_strings`); default none.
         sampling: how a token is drawn; default greedy.
         block_length: in tokens, a divisor of what is generated; default 32 for `decode`, the whole canvas for `infill`.
@@ -108,9 +110,11 @@ class Decoder:
     block_length: int | None = static(default=None)
     stop_strings: StopStrings | None = None
     length: str = choice(LENGTHS, default="fixed")
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         check_kind("stop_strings", self.stop_strings, StopStrings)
+        check_kind("constraint", self.constraint, Constraint)
 
     @property
     def keeps_kv(self) -> bool:

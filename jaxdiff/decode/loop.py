@@ -7,6 +7,7 @@
     select   the policy: where
     resolve  what the loop makes of its proposal
     write    the fill: what
+    allowed  what of it a constraint lets stand
     stop     the end may move left
 
 The three functions are pure and public, so that a plain Python loop over `step`, or a serving engine, gives what the
@@ -22,10 +23,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from jaxdiff.decode.constrained import Writing, begin_text, go_on
 from jaxdiff.decode.full import FullPass
 from jaxdiff.decode.layout import Layout, Setup
 from jaxdiff.decode.passes import StepPasses
-from jaxdiff.decode.resolve import Choice, in_vocabulary, planted, resolve, seed_position
+from jaxdiff.decode.resolve import Choice, in_vocabulary, planted, resolve, seed_position, with_written
 from jaxdiff.decode.result import Result, finish
 from jaxdiff.decode.state import Rows, State, fold, holes, keep, live
 from jaxdiff.parallel.mesh import over_rows
@@ -41,9 +43,10 @@ def begin(setup: Setup, rows: Rows) -> State:
     count, length = rows.canvas.shape
     zero, column = jnp.zeros((count,), jnp.int32), jnp.arange(length, dtype=jnp.int32)[None]
     prompt = column < jnp.maximum(layout.first, rows.origin[:, None])
+    given = (rows.canvas != model.config.mask_token_id) | prompt
     return State(
         rows=rows,
-        given=(rows.canvas != model.config.mask_token_id) | prompt,
+        given=given,
         numbers=tuple(map(jnp.asarray, numbers_of(decoder))),
         end=layout.whole_blocks(rows.origin, rows.last),
         start=zero - 1,
@@ -62,6 +65,7 @@ def begin(setup: Setup, rows: Rows) -> State:
         fill=decoder.fill.init(count, layout.block_length),
         stop=decoder.stop.init(count),
         text=() if decoder.stop_strings is None else decoder.stop_strings.init(count),
+        reached=() if decoder.constraint is None else begin_text(setup, decoder.constraint, rows, given),
         kv=model.empty_kv(count, length) if decoder.keeps_kv else None,
     )
 
@@ -90,6 +94,11 @@ def step(setup: Setup, state: State) -> State:
     passes = StepPasses(setup, state, place, reading.kv)
     with jax.named_scope("fill"):  # for who inspects the compiled program
         written, fill_state = decoder.fill.write(state.fill, score, proposal, choice.commit, passes, step_keys)
+    choice, reached = with_written(choice, written), state.reached
+    if decoder.constraint is not None:
+        reached = go_on(setup, decoder.constraint, state, place.start)
+        writing = Writing(passes, decoder.constraint, reached, score, proposal)
+        choice, written = writing.allowed(choice, written, acts)
     state = _changed(state, place, score, proposal, choice, written, model.config.mask_token_id)
 
     holes_left = holes(model, state)
@@ -130,6 +139,7 @@ def step(setup: Setup, state: State) -> State:
         fill=keep(acts, fill_state, state.fill),
         stop=keep(acts, stop_state, state.stop),
         text=keep(acts, text_state, state.text),
+        reached=reached,
         kv=reading.kv,
     )
 
@@ -178,9 +188,7 @@ def _changed(
 ) -> State:
     """The state with what this step wrote and took back."""
     start, window = place.start, score.masked.shape[1]
-    commit, edit, remask = choice.commit & written.commit, choice.edit, choice.remask
-    # A fill that writes nothing of a commit breaks its contract; the bound on the steps holds all the same.
-    commit = jnp.where(jnp.any(commit, axis=1, keepdims=True), commit, choice.commit)
+    commit, edit, remask = choice.commit, choice.edit, choice.remask
 
     def replaced(old: Array, committed: Any, edited: Any, masked: Any) -> Array:
         new = jnp.where(commit, committed, jnp.where(edit, edited, take(old, start, window)))

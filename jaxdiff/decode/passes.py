@@ -15,6 +15,7 @@ from jaxdiff.decode.pieces import shortest
 from jaxdiff.decode.push import Push, end_think_push
 from jaxdiff.decode.score import Draws, Vocabulary, believe, log_marginal, text_ends
 from jaxdiff.decode.state import State
+from jaxdiff.decode.tiles import Admitted
 from jaxdiff.leaves import weights_met
 from jaxdiff.types import Belief, Inputs, KVCache, Place, Span, text_end_ids
 from jaxdiff.windows import put, take
@@ -164,11 +165,21 @@ class StepPasses:
         draw: int | Int[Array, ""],
         named: Int[Array, "B C n"] | None = None,
         within: tuple[Float[Array, "B C D"], Float[Array, " B"]] | None = None,
+        admitted: Admitted | None = None,
     ) -> Belief:
-        """As `Passes.believe`; `named` as that of `score.believe`."""
-        head, sampling, mesh = self._head(), self.setup.decoder.sampling, self.setup.layout.mesh
-        draws, push = self._draws(columns, draw), self._push(columns)
-        return believe(hidden, head, self._ids(), sampling, draws, named=named, push=push, within=within, mesh=mesh)
+        """As `Passes.believe`; `named` and `admitted` as those of `score.believe`."""
+        return believe(
+            hidden,
+            self._head(),
+            self._ids(),
+            self.setup.decoder.sampling,
+            self._draws(columns, draw),
+            named=named,
+            push=self._push(columns),
+            within=within,
+            admitted=admitted,
+            mesh=self.setup.layout.mesh,
+        )
 
     def log_marginal(
         self, hidden: Float[Array, "B C D"], columns: Int[Array, "B C"], token: Int[Array, "B C"]

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool
 from jaxdiff.decode.layout import Layout
 from jaxdiff.protocols import Policy
 from jaxdiff.pytree import pytree
-from jaxdiff.types import NEAR_TIE, NEVER, Place, Proposal, Score
+from jaxdiff.types import NEAR_TIE, NEVER, Place, Proposal, Score, Written
 
 
 def seed_position(layout: Layout, place: Place, columns: int) -> Bool[Array, "B L"]:
@@ -85,3 +85,11 @@ def resolve(policy: Policy, proposal: Proposal, score: Score) -> Choice:
         holds=proposal.hold & heeded,
         contest=(jnp.abs(lowest_in - highest_out) < NEAR_TIE) & ~put_off,
     )
+
+
+def with_written(choice: Choice, written: Written) -> Choice:
+    """The choice with what of its commit the fill has written. One that writes nothing of it breaks its contract; the
+    bound on the steps holds all the same.
+    """
+    commit = choice.commit & written.commit
+    return dataclasses.replace(choice, commit=jnp.where(jnp.any(commit, axis=1, keepdims=True), commit, choice.commit))

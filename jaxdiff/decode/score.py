@@ -19,7 +19,7 @@ from jaxdiff.decode.frechet import Bounds
 from jaxdiff.decode.push import Push
 from jaxdiff.decode.running import Running, finish, merge, summarise
 from jaxdiff.decode.tiles import TILE as TILE
-from jaxdiff.decode.tiles import Asked, Draws, Tile, over_tiles
+from jaxdiff.decode.tiles import Admitted, Asked, Draws, Tile, over_tiles
 from jaxdiff.decode.vocabulary import Vocabulary
 from jaxdiff.pytree import pytree
 from jaxdiff.types import NEVER, Belief
@@ -36,6 +36,7 @@ def believe(
     named: Int[Array, "B C n"] | None = None,
     push: Push | None = None,
     within: tuple[Float[Array, "B C D"], Float[Array, " B"]] | None = None,
+    admitted: Admitted | None = None,
     mesh: Mesh | None = None,
 ) -> Belief:
     """The candidate of each position and how sure the model is of it, float32.
@@ -49,10 +50,13 @@ def believe(
         push: what is added to logits before all else; `log_prob` and `named` are without it.
         within: features and log-masses of `frechet.Bounds`, to which what is drawn from is clipped before push and
             cuts; `log_prob` and `named` are without it.
+        admitted: what may be the candidate, before the cuts; the belief is of these alone, but for `log_prob` and
+            `named`, which are of all.
         mesh: what the head's second axis is spread over; None for one device.
     """
     asked = Asked.of(features, vocabulary, sampling, draws, push)
     asked = asked if named is None else dataclasses.replace(asked, named=named)
+    asked = dataclasses.replace(asked, admitted=admitted)
     if within is not None:
         marginal, log_mass = within
         none = jnp.zeros(features.shape[:2], jnp.int32)
@@ -73,7 +77,7 @@ def _summary(tile: Tile) -> Running:
     inside = (asked.named >= tile.start) & (at < ids.shape[0])
     wanted = jnp.take_along_axis(plain, jnp.clip(at, 0, ids.shape[0] - 1), axis=-1)
     running = dataclasses.replace(running, named=jnp.where(inside, wanted, NEVER))
-    apart = asked.cuts or asked.push is not None or asked.within is not None
+    apart = asked.cuts or asked.push is not None or asked.within is not None or asked.admitted is not None
     if not (apart or asked.vocabulary.tempered):
         return running
     own = jnp.take_along_axis(plain, (running.token - ids[0])[..., None], axis=-1)[..., 0]

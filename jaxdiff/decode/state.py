@@ -61,6 +61,7 @@ class State:
     fill: PartState
     stop: PartState
     text: PartState  # how far it was read for stop strings
+    reached: PartState  # what of a constraint it has come to
     kv: KVCache | None  # keys and values of all columns, rows x copies; None where nobody reads them
 
 

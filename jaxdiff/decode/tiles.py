@@ -49,6 +49,22 @@ class Draws:
 
 
 @pytree
+class Admitted:
+    """Which ids may be drawn at each position: those of some classes.
+
+    Attributes:
+        of: the class of each id; the last entry is that of any id beyond.
+        kinds: the classes of each position.
+    """
+
+    of: Int[Array, " n"]
+    kinds: Bool[Array, "B C K"]
+
+    def among(self, ids: Int[Array, " v"]) -> Bool[Array, "B C v"]:
+        return self.kinds[..., self.of[jnp.minimum(ids, self.of.shape[0] - 1)]]
+
+
+@pytree
 class Asked:
     """What the vocabulary is gone over for.
 
@@ -59,6 +75,7 @@ class Asked:
         named: ids whose plain logits are wanted.
         push: what is added to logits; None for nothing.
         within: bounds on what is drawn from; None for none.
+        admitted: the only ids that are drawn, before top-p and top-k; None for all.
     """
 
     features: Float[Array, "B W D"]
@@ -71,6 +88,7 @@ class Asked:
     push: Push | None
     vocabulary: Vocabulary = static()
     within: Bounds | None = None
+    admitted: Admitted | None = None
 
     @classmethod
     def of(
@@ -180,6 +198,8 @@ class Part:
             logits = logits + jnp.where(pushed, push.amount[..., None], 0.0)
         if vocabulary.tempered:
             logits = jnp.where(plain == NEVER, NEVER, logits / self.asked.divisor)
+        if (admitted := self.asked.admitted) is not None:
+            logits = jnp.where(admitted.among(ids), logits, NEVER)
         if self.least is not None:
             logits = jnp.where(sortable(logits) >= self.least[..., None], logits, NEVER)
         return Tile(self.asked, ids, self.begin + index * width, plain, logits)

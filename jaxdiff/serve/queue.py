@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from jaxdiff.decode import arrays, checks
+from jaxdiff.decode import arrays, checks, completion
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.program import Timed
 from jaxdiff.protocols import Model
@@ -175,6 +175,10 @@ def check_request(
         checks.check_lengths(model, length, gen_length, block)
     arrays.check_ids(model, ids, np.zeros(1, np.int32), masks_allowed=request.is_canvas, alone=True)
     _check_own(request, gen_length, decoder, key)
+    if request.is_canvas:
+        completion.check_filling(decoder, model, ids, alone=True)
+    else:
+        completion.check_answer(decoder, model, request.max_tokens or gen_length)
     if request.is_canvas or request.decoder is not None or block_length is None:
         checks.check_block(decoder if request.decoder is None else request.decoder, block)
 
@@ -197,8 +201,8 @@ def _check_own(request: Request, gen_length: int, decoder: Decoder, key: Key[Arr
         ):
             if name is None and given is not held and not np.array_equal(given, held):
                 raise InputError(
-                    "decoder: found other weights or stop strings than those of the slots, expected the same one with "
-                    "other numbers; a request's own strings are its stop_strings"
+                    "decoder: found other weights, stop strings or constraint than those of the slots, expected the "
+                    "same one with other numbers; a request's own strings are its stop_strings"
                 )
         checks.check_numbers(request.decoder, None)
 
@@ -211,6 +215,10 @@ def _check_strings(request: Request, decoder: Decoder) -> None:
         return
     if (count := len(encoded(own))) and request.is_canvas:
         raise InputError(f"stop_strings: found {count} for a canvas, expected none: its holes are all to be filled")
+    if count and decoder.constraint is not None:
+        raise InputError(
+            f"stop_strings: found {count} with a constraint, expected none: they would end a text before it matches"
+        )
     if count and room is None:
         raise InputError(
             f"stop_strings: found {count}, but the decoder has none, nor how its tokens are spelled; give it "

@@ -14,6 +14,7 @@ from jaxdiff.cli import evaluate as cli
 from jaxdiff.cli.record import commit_of
 from jaxdiff.tasks.base import Problem
 from jaxdiff.tasks.evaluate import Report
+from jaxdiff.types import ENDS
 
 SHORT = ("--gen-length", 16, "--block-length", 8)
 
@@ -57,12 +58,13 @@ def test_a_variable_length_reaches_the_decoder(run, parity, folder, checkpoint, 
         raise jaxdiff.InputError("enough")
 
     monkeypatch.setattr(cli, "evaluate_task", evaluated)
-    options = ("--length", "var", "--end-think", "+", "--end-think-boost", 7)
+    options = ("--length", "var", "--end-think", "+", "--end-think-boost", 7, "--constraint", "regex:[0-9]+")
     assert run("eval", "--task", "parity", "--model", folder, *SHORT, *options).code == 2
     (decoder,) = seen
     push = decoder.sampling.end_think
     assert (decoder.length, push.tokens) == ("var", tuple(checkpoint.tokenizer.encode("+")))
     assert (float(push.boost), float(push.power)) == (7.0, 2.0)
+    assert set(np.flatnonzero(decoder.constraint.of == ENDS)) == set(checkpoint.tokenizer.eos_ids)
 
 
 def test_another_threshold_seed_split_and_adapter_compile_nothing(run, parity, folder, adapter):

@@ -218,6 +218,28 @@ def test_a_file_s_answers_grow_block_by_block(run, folder, checkpoint, tmp_path)
     assert "length: found var for a canvas, whose length is given" in refused["error"]
 
 
+def test_a_constraint_holds_for_prompts_and_canvases_of_a_file(run, folder, checkpoint, tmp_path):
+    """An expression, and a schema in a file; what no text fits is refused alone."""
+    hidden = [0 if token % 2 else token for token in checkpoint.tokenizer.encode("12345678")]
+    plain = checkpoint.tokenizer.encode("a")
+    rows = [{"prompt": "26 + 48"}, {"canvas_ids": [*plain, *[0] * 6, *plain]}, {"canvas_ids": [0, *plain * 6, 0]}]
+    rows.append({"canvas_ids": [*plain, 0, *hidden, 0, *plain] + plain * (16 - 4 - len(hidden))})
+    source = write(tmp_path / "in.jsonl", map(json.dumps, rows))
+    command = ("generate", "--in", source, "--out", tmp_path / "out.jsonl", "--model", folder, *SHORT)
+    command += ("--temperature", 1, "--policy", "threshold:tau=0.1")
+    assert run(*command, "--constraint", "regex:[0-9]{2,40}").code == 1
+    prompt, canvas, bad, mixed = read(tmp_path / "out.jsonl")
+    assert re.fullmatch("[0-9]{2,40}", prompt["text"])
+    assert re.fullmatch("a[0-9]{2,40}a", checkpoint.tokenizer.show(canvas["token_ids"]))
+    assert "constraint: no text that matches fills the 8 columns from 0 to 7" in bad["error"]
+    assert re.fullmatch("a[0-9]{2,40}a+", checkpoint.tokenizer.show(mixed["token_ids"]))
+
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}')
+    alone = run("generate", "26 + 48", *command[5:], "--constraint", f"json:{schema}", "--json")
+    assert isinstance(json.loads(alone.json["text"])["n"], int)
+
+
 @pytest.mark.parametrize("parts", [{"fill": "recap:slices=9"}, {"policy": "multi_block:size=9"}])
 def test_a_canvas_that_a_part_of_the_decoder_cannot_serve_is_refused_alone(checkpoint, parts):
     """Blocks of a canvas are as long as it, where no length is given."""

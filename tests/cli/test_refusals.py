@@ -71,6 +71,15 @@ OPTIONS = [
     (("--end-think-boost", "3"), "say how hard to push; give --end-think TEXT too"),
     (("--end-think", ""), "end_think: found tokens (), expected the ids of a sequence"),
     (("--end-think", "x", "--end-think-power", "-1"), "--end-think-power"),
+    (("--constraint", "[0-9]"), "constraint: found '[0-9]', expected regex:PATTERN, or json: and a schema or its file"),
+    (("--constraint", "regex:("), "constraint: found '(', which outlines-core reads as no regular expression"),
+    (("--constraint", "regex:a)(b"), "constraint: found 'a)(b', which outlines-core reads as no regular expression"),
+    (("--constraint", "regex:a", "--stop", "eotp"), "constraint: found one with stop eotp, which ends a row where"),
+    (("--constraint", "regex:a", "--stop-string", "b"), "constraint: found one with stop strings, which would end"),
+    (("--constraint", 'json:{"$ref": "#"}'), "constraint: found a schema that refers to itself, expected one of"),
+    (("--constraint", "json:nowhere.json"), "nowhere.json"),
+    (("--constraint", "regex:[ab]{3000}"), "constraint: found '[ab]{3000}', which takes more than 1024 states"),
+    (("--constraint", "regex:[ab]{500}"), "constraint: no text that matches is of at most 16 tokens"),
 ]
 PROMPTS = [
     ("", "prompt: found an empty text"),

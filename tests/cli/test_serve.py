@@ -12,6 +12,9 @@ import time
 
 import pytest
 
+from jaxdiff.cli import serve
+from jaxdiff.cli.options import Decoding
+
 DECODING = ("--policy", "threshold:tau=0.3", "--temperature", "0.8", "--gen-length", "32", "--block-length", "8")
 DECODING += ("--stop-string", "zz")  # room for stop strings, as the server has, so that they share their programs
 TEXTS = ["12 + 7", "26 + 48", "9 - 5"]
@@ -277,3 +280,14 @@ def test_what_cannot_be_served_is_refused_at_once(refused, folder, options, word
 
 def test_a_model_without_a_tokenizer_is_not_served(refused, ids_folder):
     assert "has no tokenizer" in refused("serve", "--model", ids_folder, "--gen-length", 32)
+
+
+def test_a_constraint_takes_the_place_of_stop_strings(checkpoint):
+    """Which would end a text before it matches: there is no room for those of requests."""
+    decoding = Decoding(model="gsm-1m", gen_length=16, block_length=8, constraint="regex:[0-9]+")
+    decoder = serve._decoder(checkpoint, decoding)
+    assert decoder.constraint is checkpoint.tokenizer.regex("[0-9]+")
+    assert decoder.stop_strings is None
+    free = serve._decoder(checkpoint, Decoding(model="gsm-1m", gen_length=16, block_length=8))
+    assert free.constraint is None
+    assert free.stop_strings is not None
