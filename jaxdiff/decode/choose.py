@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,10 +24,10 @@ from jaxdiff.decode import arrays, checks
 from jaxdiff.decode.api import guided
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.forced import force, forcing
-from jaxdiff.decode.layout import Layout, Setup, layout_of
+from jaxdiff.decode.layout import Setup, layout_of
 from jaxdiff.decode.likelihood import SAMPLES, check_samples, estimate
 from jaxdiff.decode.pairs import Pairs, pairs_of
-from jaxdiff.decode.program import Call
+from jaxdiff.decode.program import Call, Runs, direct
 from jaxdiff.decode.result import Result
 from jaxdiff.decode.state import Rows
 from jaxdiff.parallel.mesh import check_axes, everywhere
@@ -51,7 +51,7 @@ class Choices:
         tokens: each row with its best choice, and the text around it; end-of-text past its end.
         origin: column of each row's first token; padding lies left of it.
         ends: one past each row's last column.
-        nfe: forwards that each choice took, as a decode counts them.
+        nfe, work: of each choice, as a decode counts them; without those of the text around.
         near_ties: decisions of a row that hung on less than 1e-5: which position was next, and which choice is best.
         not_finite: positions of a row's choices at which the model's scores were no numbers; above 0 nothing of it may
             be trusted.
@@ -66,6 +66,7 @@ class Choices:
     origin: Int[np.ndarray, " B"]
     ends: Int[np.ndarray, " B"]
     nfe: Int[np.ndarray, "B C"]
+    work: Float[np.ndarray, "B C"]
     near_ties: Int[np.ndarray, " B"]
     not_finite: Int[np.ndarray, " B"]
     around: Result | None
@@ -111,6 +112,28 @@ def choose(
     context does not hold, that has [MASK] or ids outside the vocabulary; for a slot that is not all [MASK]; for a
     policy that takes commits back or needs a reference; and as `decode` and `infill`.
     """
+    return prepare_choose(
+        *(model, params, prompts, choices, decoder),
+        **dict(method=method, slot=slot, gen_length=gen_length, origin=origin, samples=samples, key=key, mesh=mesh),
+    ).run()
+
+
+def prepare_choose(
+    model: Model,
+    params: Params,
+    prompts: Int[Array, "B L"] | np.ndarray,
+    choices: Sequence[Any] | np.ndarray,
+    decoder: Decoder | None = None,
+    *,
+    method: str = "order",
+    slot: tuple[int, int] | None = None,
+    gen_length: int | None = None,
+    origin: Int[Array, " B"] | np.ndarray | None = None,
+    samples: int = SAMPLES,
+    key: Key[Array, ""] | Key[Array, " B"] | None = None,
+    mesh: Mesh | None = None,
+) -> Asking:
+    """What `choose` of the same arguments runs. Raises as `choose`."""
     decoder = Decoder() if decoder is None else decoder
     if method not in METHODS:
         raise InputError(f"method: found {method!r:.40}, expected one of {', '.join(METHODS)}")
@@ -125,45 +148,92 @@ def choose(
     decoder.policy.check(model, params)
     decoder.fill.check(model, params)
     pairs = pairs_of(model, decoder, np.asarray(prompts), choices, slot, gen_length, origin)
-    keys = arrays.checked_keys(key, count)
-    layout = _layout(model, decoder, pairs, mesh)
-    numbers = [leaf[pairs.row] if getattr(leaf, "ndim", 0) else leaf for leaf in numbers_of(asked)]
-    setup = Setup(model, params, with_numbers(asked, numbers), layout)
-    checks.check_block(setup.decoder, layout.block_length)
-    log_prob, error, nfe, near_ties, not_finite = (_ordered if method == "order" else _likelihood)(
-        setup, pairs, keys[pairs.row], samples
-    )
-    table = np.full(pairs.shape, -np.inf)
-    table[pairs.row, pairs.choice] = log_prob
-    best = np.argmax(np.where(np.isnan(table), -np.inf, table), axis=1).astype(np.int32)
-    highest = table[np.arange(count), best]
-    with np.errstate(invalid="ignore"):  # a row without a finite one has no probabilities
-        share = np.exp(table - highest[:, None])
-        prob = share / np.sum(share, axis=1, keepdims=True)
-        tie = np.sum(highest[:, None] - table < NEAR_TIE, axis=1) > 1
-    tokens, around = _around(model, params, decoder, pairs, best, keys, mesh)
-    return Choices(
-        prob=prob,
-        log_prob=table,
-        error=pairs.table(error),
-        best=best,
-        tokens=tokens,
-        origin=pairs.origin,
-        ends=pairs.of(best).last,
-        nfe=pairs.table(nfe),
-        near_ties=np.sum(pairs.table(near_ties), axis=1) + tie,
-        not_finite=np.sum(pairs.table(not_finite), axis=1),
-        around=around,
-    )
-
-
-def _layout(model: Model, decoder: Decoder, pairs: Pairs, mesh: Mesh | None) -> Layout:
-    """Of canvases with an open slot: as of `decode` behind prompts, else as of `infill`, but that a last block of a
-    model that attends in blocks need not be whole.
-    """
     generated = pairs.length - pairs.first
     block = checks.block_of(model, decoder.block_length, default=generated)
-    return layout_of(model, forcing(decoder), first=pairs.first, generated=generated, block=block, mesh=mesh)
+    checks.check_block(decoder, block)
+    layout = layout_of(model, asked, first=pairs.first, generated=generated, block=block, mesh=mesh)
+    numbers = [leaf[pairs.row] if getattr(leaf, "ndim", 0) else leaf for leaf in numbers_of(asked)]
+    setup = Setup(model, params, with_numbers(asked, numbers), layout)
+    return Asking(setup, decoder, pairs, arrays.checked_keys(key, count), method, samples)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """One call of `choose`, checked and laid out.
+
+    Attributes:
+        setup: that compares the pairs; the model is not guided yet, nor are params laid over the mesh.
+        decoder: of the text around.
+    """
+
+    setup: Setup
+    decoder: Decoder
+    pairs: Pairs
+    keys: Key[Array, " B"]
+    method: str
+    samples: int
+
+    def run(self, call: Runs = direct) -> Choices:
+        pairs, count = self.pairs, len(self.pairs.origin)
+        found = (self._ordered if self.method == "order" else self._likelihood)(self.keys[pairs.row], call)
+        log_prob = np.full(pairs.shape, -np.inf)
+        log_prob[pairs.row, pairs.choice] = found.log_prob
+        best = np.argmax(np.where(np.isnan(log_prob), -np.inf, log_prob), axis=1).astype(np.int32)
+        behind = log_prob[np.arange(count), best][:, None] - log_prob
+        with np.errstate(invalid="ignore"):  # a row without a finite one has no probabilities
+            tie = np.sum(behind < NEAR_TIE, axis=1) > 1
+            share = np.exp(-behind)
+        tokens, around = self._around(best, call)
+        return Choices(
+            prob=share / np.sum(share, axis=1, keepdims=True),
+            log_prob=log_prob,
+            error=pairs.table(found.error),
+            best=best,
+            tokens=tokens,
+            origin=pairs.origin,
+            ends=pairs.of(best).last,
+            nfe=pairs.table(found.nfe),
+            work=pairs.table(found.work),
+            near_ties=np.sum(pairs.table(found.near_ties), axis=1) + tie,
+            not_finite=np.sum(pairs.table(found.not_finite), axis=1),
+            around=around,
+        )
+
+    def _ordered(self, keys: Key[Array, " n"], call: Runs) -> Found:
+        setup = dataclasses.replace(self.setup, model=guided(self.setup.model, self.setup.decoder))
+        forced = jax.device_get(call(force, *_laid(setup, self.pairs.rows(setup.model, keys, answered=False))))
+        error = np.zeros(len(self.pairs.row))
+        return Found(forced.log_prob, error, forced.nfe, forced.work, forced.near_ties, forced.not_finite)
+
+    def _likelihood(self, keys: Key[Array, " n"], call: Runs) -> Found:
+        rows = self.pairs.rows(self.setup.model, keys, answered=True)
+        found, none = estimate(self.setup, rows, self.samples, call), np.zeros(len(self.pairs.row), np.int32)
+        return Found(found.value, found.error, found.nfe, found.work, none, np.isnan(found.value).astype(np.int32))
+
+    def _around(self, best: Int[np.ndarray, " B"], call: Runs) -> tuple[Int[np.ndarray, "B L"], Result | None]:
+        """The rows with their best choices, what else is [MASK] decoded; and that decode."""
+        model, length, some = self.setup.model, self.pairs.length, self.pairs.of(best)
+        rows = dataclasses.replace(some.rows(model, self.keys, answered=True), reference=None)
+        canvas, past = np.asarray(rows.canvas)[:, :length], np.arange(length)[None] >= some.last[:, None]
+        if not np.any((canvas == model.config.mask_token_id) & ~past):
+            return np.where(past, model.config.eos_token_id, canvas), None
+        block, mesh = self.setup.layout.block_length, self.setup.layout.mesh
+        # Of canvases alone: the same columns, with the stopper's shorter forwards.
+        layout = layout_of(model, self.decoder, first=0, generated=length, block=block, mesh=mesh)
+        setup = Setup(guided(model, self.decoder), self.setup.params, self.decoder, layout)
+        result = Call(*_laid(setup, rows)).run(call)
+        return np.where(past, model.config.eos_token_id, np.asarray(result.tokens)), result
+
+
+class Found(NamedTuple):
+    """Of each pair."""
+
+    log_prob: Float[np.ndarray, " n"]
+    error: Float[np.ndarray, " n"]
+    nfe: Int[np.ndarray, " n"]
+    work: Float[np.ndarray, " n"]
+    near_ties: Int[np.ndarray, " n"]
+    not_finite: Int[np.ndarray, " n"]
 
 
 def _laid(setup: Setup, rows: Rows) -> tuple[Setup, Rows]:
@@ -175,46 +245,3 @@ def _laid(setup: Setup, rows: Rows) -> tuple[Setup, Rows]:
     setup = dataclasses.replace(setup, params=place(setup.model.config, setup.params, mesh))
     rows, decoder = everywhere((rows, setup.decoder), mesh)
     return dataclasses.replace(setup, decoder=decoder), rows
-
-
-Found = tuple[Any, Any, Any, Any, Any]  # of each pair: log-probability, its error, NFE, near-ties, not finite
-
-
-def _ordered(setup: Setup, pairs: Pairs, keys: Key[Array, " n"], samples: int) -> Found:
-    del samples
-    setup = dataclasses.replace(setup, model=guided(setup.model, setup.decoder))
-    setup, rows = _laid(setup, pairs.rows(setup.model, keys, answered=False))
-    with jax.enable_x64(False):
-        found = jax.device_get(force(setup, rows))
-    none = np.zeros(len(pairs.row))
-    return found.log_prob.astype(np.float64), none, found.nfe, found.near_ties, found.not_finite
-
-
-def _likelihood(setup: Setup, pairs: Pairs, keys: Key[Array, " n"], samples: int) -> Found:
-    found = estimate(setup, pairs.rows(setup.model, keys, answered=True), samples)
-    none = np.zeros(len(pairs.row), np.int32)
-    return found.value, found.error, found.nfe, none, np.isnan(found.value).astype(np.int32)
-
-
-def _around(
-    model: Model,
-    params: Params,
-    decoder: Decoder,
-    pairs: Pairs,
-    best: Int[np.ndarray, " B"],
-    keys: Key[Array, " B"],
-    mesh: Mesh | None,
-) -> tuple[Int[np.ndarray, "B L"], Result | None]:
-    """The rows with their best choices, what else is [MASK] decoded; and that decode."""
-    some, mask = pairs.of(best), model.config.mask_token_id
-    answered = some.rows(model, keys, answered=True)
-    canvas = np.asarray(answered.canvas)[:, : pairs.length]
-    past = np.arange(pairs.length)[None] >= some.last[:, None]
-    if not np.any((canvas == mask) & ~past):
-        return np.where(past, model.config.eos_token_id, canvas), None
-    block = checks.block_of(model, decoder.block_length, default=pairs.length)
-    layout = layout_of(model, decoder, first=0, generated=pairs.length, block=block, mesh=mesh)
-    checks.check_block(decoder, block)
-    setup = Setup(guided(model, decoder), params, decoder, layout)
-    result = Call(*_laid(setup, dataclasses.replace(answered, reference=None))).run()
-    return np.where(past, model.config.eos_token_id, np.asarray(result.tokens)), result

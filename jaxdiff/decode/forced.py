@@ -66,11 +66,12 @@ class Forcing:
     Attributes:
         log_prob: the sum over the reference's tokens, each at the pass that it was written from, as in
             `Result.log_prob`.
-        nfe, near_ties, not_finite: as in `Result`.
+        nfe, work, near_ties, not_finite: as in `Result`.
     """
 
     log_prob: Float[Array, " B"]
     nfe: Int[Array, " B"]
+    work: Float[Array, " B"]
     near_ties: Int[Array, " B"]
     not_finite: Int[Array, " B"]
 
@@ -110,6 +111,7 @@ def force(setup: Setup, rows: Rows) -> Forcing:
         return Forcing(
             log_prob=jnp.sum(jnp.where(asked, state.log_prob, 0.0), axis=1),
             nfe=state.nfe,
+            work=state.work,
             near_ties=state.near_ties,
             not_finite=state.not_finite,
         )

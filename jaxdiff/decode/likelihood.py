@@ -24,6 +24,7 @@ from jaxdiff.decode.api import guided
 from jaxdiff.decode.decoder import Decoder, Sampling
 from jaxdiff.decode.estimates import MOST, keeps_kv, masks_of, run, window
 from jaxdiff.decode.layout import Layout, Setup
+from jaxdiff.decode.program import Runs, direct
 from jaxdiff.decode.state import Rows
 from jaxdiff.parallel.mesh import check_axes, everywhere
 from jaxdiff.parallel.rules import place
@@ -42,11 +43,13 @@ class Likelihood:
         value: of log p(answer | prompt); NaN where the model's scores are no numbers.
         error: its standard error; 0 where every set of masks was run, so that the value is the expectation itself.
         nfe: forwards that the row took part in, as a decode counts them: 2 for a guided one.
+        work: the same in forwards over the row's canvas; less where a draw feeds its block alone.
     """
 
     value: Float[np.ndarray, " B"]
     error: Float[np.ndarray, " B"]
     nfe: Int[np.ndarray, " B"]
+    work: Float[np.ndarray, " B"]
 
     @property
     def interval(self) -> tuple[Float[np.ndarray, " B"], Float[np.ndarray, " B"]]:
@@ -129,11 +132,11 @@ def log_likelihood(
     return estimate(Setup(model, params, decoder, layout), rows, samples)
 
 
-def estimate(setup: Setup, rows: Rows, samples: int) -> Likelihood:
+def estimate(setup: Setup, rows: Rows, samples: int, call: Runs = direct) -> Likelihood:
     """The log-likelihood of what each row's reference holds beside [MASK], in one piece, and the canvas at the same
     columns; what stands around it is as a canvas has it, up to the row's `last`. `samples` as of `log_likelihood`.
 
-    The model is not guided yet, nor laid over the layout's mesh.
+    The model is not guided yet, nor laid over the layout's mesh. `call` runs the program.
     """
     answer = np.asarray(rows.reference) != setup.model.config.mask_token_id
     count, columns = answer.shape
@@ -149,18 +152,20 @@ def estimate(setup: Setup, rows: Rows, samples: int) -> Likelihood:
     tokens = model.copies * window(setup, columns)
     last = first + np.sum(answer, axis=1, dtype=np.int32)
     masks, total = masks_of(setup.layout, blocks, first, last, samples, tokens)
-    with jax.enable_x64(False):
-        found = run(setup, rows, masks, -(-total // masks.rows.shape[1]))
+    found = call(run, setup, rows, masks, np.int32(-(-total // masks.rows.shape[1])))
     drawn = jax.tree.map(lambda leaf: leaf.reshape(-1)[:total], masks)
     each = np.asarray(found, np.float64).reshape(-1)[:total] / drawn.of
     # Of draws whose l ascends, half the mean square of what separates two neighbours is a draw's variance.
     near = (np.diff(drawn.rows) == 0) & (np.diff(drawn.start) == 0) & (drawn.weight[1:] == 0.0)
     variance = np.where(near, np.diff(each) ** 2 * drawn.of[1:] / np.maximum(2 * drawn.of[1:] - 2, 1), 0.0)
-    taken = np.bincount(drawn.rows, minlength=count) + int(keeps_kv(setup))
+    draws, clean = np.bincount(drawn.rows, minlength=count), int(keeps_kv(setup))
+    own = np.asarray(setup.layout.whole_blocks(rows.origin, rows.last) - rows.origin)
+    share = np.minimum(window(setup, columns) / own, 1.0) if clean else 1.0
     return Likelihood(
         value=np.bincount(drawn.rows, each, count),
         error=np.sqrt(np.bincount(drawn.rows[1:], variance, count)),
-        nfe=taken * model.copies,
+        nfe=(draws + clean) * model.copies,
+        work=(draws * share + clean) * model.copies,
     )
 
 

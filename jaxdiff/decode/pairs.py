@@ -46,7 +46,9 @@ class Pairs:
         """As a decode takes them, each with its choice as `reference`; and in its slot where `answered`."""
         given = self.answer != model.config.mask_token_id
         canvas = np.where(given, self.answer, self.canvas) if answered else self.canvas
-        return Rows(*jax.device_put((canvas, self.origin[self.row], self.last)), keys, jax.device_put(self.answer))
+        on_device = jax.device_put((canvas, self.origin[self.row], self.last, self.answer))
+        canvas, origin, last, answer = on_device
+        return Rows(canvas, origin, last, keys, answer)
 
     def of(self, best: Int[np.ndarray, " B"]) -> Pairs:
         """One choice of each row."""
@@ -97,7 +99,7 @@ def pairs_of(
     answer, last = np.full_like(canvas, mask), np.zeros(len(lines), np.int32)
     for at, (row, number) in enumerate(lines):
         (start, stop), tokens, text = spans[row], each[row][number], given[row]
-        _check_choice(model, tokens, stop - start, row, number)
+        _check_choice(model, tokens, stop - start, _named(row, count) + f"choice {number}")
         if not is_canvas:
             tokens = [*tokens, *[model.config.eos_token_id] * (stop - start - len(tokens))]
         end = start + len(tokens)
@@ -105,7 +107,7 @@ def pairs_of(
         canvas[at, :start] = text[:start]
         canvas[at, end : end + width - stop] = text[stop:] if is_canvas else ()
         last[at] = end + (width - stop if is_canvas else 0)
-    _check_apart(answer, lines)
+    _check_apart(answer, lines, count)
     rows, numbers = np.asarray(lines, np.int32).T
     return Pairs(
         row=rows,
@@ -197,9 +199,14 @@ def _behind(
     return spans
 
 
-def _check_choice(model: Model, tokens: list[int], room: int, row: int, number: int) -> None:
+def _named(row: int, count: int) -> str:
+    """How a message names a row; that of a request alone it does not."""
+    return "" if count == 1 else f"row {row}, "
+
+
+def _check_choice(model: Model, tokens: list[int], room: int, which: str) -> None:
     """Raises InputError for a choice that its slot of so many tokens does not hold, or that cannot be written."""
-    what, config = f"choices: found one (row {row}, choice {number})", model.config
+    what, config = f"choices: found one ({which})", model.config
     if not tokens:
         raise InputError(f"{what} without tokens, expected one at least; leave it out")
     if len(tokens) > room:
@@ -212,13 +219,13 @@ def _check_choice(model: Model, tokens: list[int], room: int, row: int, number: 
         raise InputError(f"{what} that holds [MASK] (id {config.mask_token_id}), expected tokens alone; take it out")
 
 
-def _check_apart(answer: Int[np.ndarray, "n F"], lines: list[tuple[int, int]]) -> None:
+def _check_apart(answer: Int[np.ndarray, "n F"], lines: list[tuple[int, int]], count: int) -> None:
     """Raises InputError for two choices of a row that put the same tokens into its slot."""
     seen: dict[tuple[int, bytes], int] = {}
     for (row, number), tokens in zip(lines, answer, strict=True):
         first = seen.setdefault((row, tokens.tobytes()), number)
         if first != number:
             raise InputError(
-                f"choices: found the same tokens twice (row {row}, choices {first} and {number}), expected each once; "
-                "leave one out"
+                f"choices: found the same tokens twice ({_named(row, count)}choices {first} and {number}), expected "
+                "each once; leave one out"
             )
