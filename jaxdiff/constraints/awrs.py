@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,7 @@ class Ranked:
     log_prob: Float[Array, "B C n"]
 
 
+@runtime_checkable
 class Source(Protocol):
     """What draws: noise of its own for each walk, each row and each position."""
 
