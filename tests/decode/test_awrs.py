@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import InputError, Sampling
+from jaxdiff import InputError, Sampling, make_mesh
 from jaxdiff.constraints import awrs
 from jaxdiff.constraints.awrs import ESTIMATORS, LogProbs
 from jaxdiff.decode import tiles
 from jaxdiff.decode.tiles import Asked, Draws
 from jaxdiff.decode.vocabulary import Vocabulary
 from jaxdiff.decode.weighted import Tiled
+from jaxdiff.parallel.mesh import WHOLE, over_data
 from jaxdiff.types import NEVER
 from tests import reference
 
@@ -141,12 +142,15 @@ def test_the_first_allowed_of_the_vocabulary_is_drawn_whatever_the_tiles(monkeyp
 
 def test_the_tiles_are_those_of_a_mesh():
     """The vocabulary over two devices: the same draws."""
-    mesh = jax.make_mesh((1, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    mesh = make_mesh(1, 2)
     given, head = asked(512, 2, 3, temperature=1.0)
     ok = jnp.arange(512) % 17 == 3
     alone = drawn(given, head, ok, "paper", 8)
-    program = jax.jit(lambda given, head, ok: awrs.draw(Tiled.of(given, head, mesh=mesh), awrs.table(ok), "paper"))
-    both = program(given, head, ok)
+
+    def program(given, head, ok):
+        return awrs.draw(Tiled.of(given, head, mesh=mesh), awrs.table(ok), "paper")
+
+    both = jax.jit(over_data(program, mesh, (WHOLE, WHOLE, WHOLE), WHOLE))(given, head, ok)
     for field in dataclasses.fields(alone):
         np.testing.assert_allclose(getattr(alone, field.name), getattr(both, field.name), rtol=1e-5)
 
