@@ -10,12 +10,14 @@ from jaxdiff import caches, constraints, convert, fills, models, policies, stopp
 from jaxdiff.checkpoint import Checkpoint, Tokenizer, inspect, load, save
 from jaxdiff.convert.low_rank import save_adapter
 from jaxdiff.decode import (
+    Choices,
     Decoder,
     EndThink,
     Likelihood,
     Reason,
     Result,
     Sampling,
+    choose,
     decode,
     infill,
     log_likelihood,
@@ -37,6 +39,7 @@ __all__ = [
     "Answer",
     "Cache",
     "Checkpoint",
+    "Choices",
     "Constraint",
     "Decoder",
     "EndThink",
@@ -62,6 +65,7 @@ __all__ = [
     "Written",
     "build",
     "caches",
+    "choose",
     "constraints",
     "convert",
     "decode",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from jaxdiff.checkpoint import SHIPPED
+from jaxdiff.checkpoint import SHIPPED, Checkpoint
 from jaxdiff.cli import options, requests
+from jaxdiff.cli.choosing import How, check
 from jaxdiff.cli.hosts import Hosts
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.pages import write_page
@@ -19,6 +20,9 @@ from jaxdiff.cli.share import decode_file, print_file, share_file
 from jaxdiff.cli.show import note, stderr
 from jaxdiff.cli.tally import Tally, trusted
 from jaxdiff.cli.watch import replay
+from jaxdiff.decode.choose import METHODS
+from jaxdiff.decode.estimates import MOST
+from jaxdiff.decode.likelihood import SAMPLES
 from jaxdiff.files import check_writable, json_line
 from jaxdiff.serve import Request
 from jaxdiff.types import InputError
@@ -102,6 +106,27 @@ def generate(
         ),
     ] = False,
     html: options.Html = None,
+    choice: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--choice",
+            metavar="TEXT",
+            help="The probability of each of these answers to PROMPT, the best first; given more than once. Rows of a "
+            "file have choices of their own.",
+        ),
+    ] = None,
+    choose_by: Annotated[
+        str,
+        typer.Option(
+            "--choose-by",
+            metavar="|".join(METHODS),
+            help="order: a choice's probability as the policy would write it, token by token; likelihood: the Monte "
+            "Carlo estimate of all orders.",
+        ),
+    ] = METHODS[0],
+    samples: Annotated[
+        int, typer.Option("--samples", min=2, max=MOST, help="Draws of --choose-by likelihood, for each choice.")
+    ] = SAMPLES,
     watch: Annotated[bool, typer.Option("--watch", help="Show the masks turn into text.")] = False,
     as_json: options.Json = False,
 ) -> int:
@@ -130,6 +155,12 @@ def generate(
         raise InputError("--system is a turn of the chat, and --no-chat asks for none; leave one of them out")
     if system is not None and not system.strip():
         raise InputError("--system: found an empty text, expected at least one word; leave it out")
+    if choice is None and in_file is None and (choose_by, samples) != (METHODS[0], SAMPLES):
+        raise InputError("--choose-by and --samples say how answers are compared; give --choice TEXT too")
+    if choice is not None and in_file is not None:
+        raise InputError("--choice is for a single PROMPT; the rows of a file have choices of their own")
+    if choice is not None and (watch or html is not None or stop_string):
+        raise InputError("--choice compares whole answers; leave --watch, --html and --stop-string out")
     make_decoding = functools.partial(Decoding.of, locals())
     job = Job(
         seed=seed,
@@ -140,12 +171,15 @@ def generate(
         chat=chat,
         prompt_text=prompt_text,
         for_show=for_show,
+        choosing=How(choose_by, samples),
     )
     hosts = Hosts(coordinator, processes, process_id)
     if not distributed and hosts != Hosts():
         raise InputError("--coordinator, --processes and --process-id say where hosts meet; give --distributed too")
     if distributed and (in_file is None or out_file is None):
         raise InputError("--distributed shares a file between hosts; give --in and --out")
+    if choice is not None:
+        return _chosen(str(prompt), choice, make_decoding(), job, as_json)
     if in_file is None:
         return _one(str(prompt), make_decoding(), job, watch, html, as_json)
     if out_file is None:
@@ -170,12 +204,31 @@ def _one(prompt: str, decoding: Decoding, job: Job, watch: bool, html: Path | No
     if html is not None:
         shown = requests.line_of(checkpoint, answer, decoding, dataclasses.replace(alone, for_show=True))
         write_page(html, [shown["row"]])
+    return _show(checkpoint, line, decoding, job, tally, as_json, line["row"]["text"])
+
+
+def _chosen(prompt: str, choices: list[str], decoding: Decoding, job: Job, as_json: bool) -> int:
+    checkpoint = decoding.load()
+    request = Request(requests.prompt_ids(checkpoint, prompt, job), number=0)
+    row, tally = requests.asked(checkpoint, request, choices, job, is_chat=job.chat), Tally()
+    check(checkpoint, row, decoding, job.choosing)
+    alone = dataclasses.replace(job, prompt_text=as_json)
+    (line,) = requests.lines(checkpoint, [row], decoding, alone, tally.meter)
+    tally.add(line)
+    ranked = sorted(line["row"]["choices"], key=lambda each: -each["prob"])
+    shown = "\n".join(f"{each['prob']:.4f}  {each['text']}" for each in ranked)
+    return _show(checkpoint, line, decoding, job, tally, as_json, shown)
+
+
+def _show(
+    checkpoint: Checkpoint, line: dict[str, Any], decoding: Decoding, job: Job, tally: Tally, as_json: bool, shown: str
+) -> int:
     row = line["row"]
     if as_json:
         del row["id"]
         told = {"seed": job.seed, "revision": checkpoint.revision, "adapter": decoding.pinned_adapter}
         print(json_line(row | tally.numbers() | told))
     else:
-        print(row["text"])
+        print(shown)
         note(tally.line())
-    return 0 if trusted(decoding.model, "prompt", {0: answer.not_finite}) else 1
+    return 0 if trusted(decoding.model, "prompt", {0: row["not_finite"]}) else 1

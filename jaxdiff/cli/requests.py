@@ -11,6 +11,8 @@ from typing import Any
 import jax
 
 from jaxdiff.checkpoint import Checkpoint
+from jaxdiff.cli import choosing
+from jaxdiff.cli.choosing import Asked, How
 from jaxdiff.cli.options import Decoding
 from jaxdiff.convert.chats import check_messages, with_system
 from jaxdiff.convert.prompts import Tokenizer
@@ -25,9 +27,9 @@ from jaxdiff.show import pieces_of
 from jaxdiff.stoppers.strings import ROOM, StopStrings, encoded
 from jaxdiff.types import InputError
 
-Row = Request | Refusal
+Row = Request | Asked | Refusal
 KINDS = ("prompt", "messages", "prompt_ids", "canvas_ids")
-KEYS = ("id", *KINDS, "stop_strings")
+KEYS = ("id", *KINDS, "stop_strings", "choices")
 OTHERS = {  # how files of other kinds begin; all of them hold a zero byte soon
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
@@ -50,6 +52,7 @@ class Job:
         chat: a text prompt is a user's turn of the folder's chat template; else it is given to the model as it stands.
         prompt_text: rows hold the text that the model was given.
         for_show: rows hold what `jaxdiff show` draws, of all the above what is shown too.
+        choosing: how choices are compared.
     """
 
     seed: int
@@ -60,6 +63,7 @@ class Job:
     chat: bool = True
     prompt_text: bool = False
     for_show: bool = False
+    choosing: How = dataclasses.field(default_factory=How)
 
 
 def prompt_ids(checkpoint: Checkpoint, text: str, job: Job) -> list[int]:
@@ -147,11 +151,13 @@ def read(data: bytes, checkpoint: Checkpoint, decoding: Decoding, job: Job) -> l
     if any(isinstance(row, Request) and not row.is_canvas for row in rows):
         decoding.decoder(checkpoint.model, decoding.gen_length, tokenizer=checkpoint.tokenizer)
     for place, row in enumerate(rows):
-        if isinstance(row, Request):
-            try:
+        try:
+            if isinstance(row, Request):
                 check(checkpoint, row, decoding)
-            except InputError as error:
-                rows[place] = Refusal(row.number, row.id, str(error))
+            elif isinstance(row, Asked):
+                choosing.check(checkpoint, row, decoding, job.choosing)
+        except InputError as error:
+            rows[place] = Refusal(row.number, row.id, str(error))
     return rows
 
 
@@ -160,6 +166,19 @@ def in_order(rows: Sequence[Row]) -> list[Row]:
     first, so that each gets as many of each.
     """
     return sorted(rows, key=lambda row: (-1, 0) if isinstance(row, Refusal) else (_canvas_length(row), -len(row.ids)))
+
+
+def lines(
+    checkpoint: Checkpoint, rows: Sequence[Row], decoding: Decoding, job: Job, meter: Meter
+) -> Iterator[dict[str, Any]]:
+    """The line of each request that is no refusal, when its answer is there: those with choices come last."""
+    for answer in answers(checkpoint, [row for row in rows if isinstance(row, Request)], decoding, job, meter):
+        yield line_of(checkpoint, answer, decoding, job)
+    chosen = [row for row in rows if isinstance(row, Asked)]
+    compared = choosing.answers(checkpoint, chosen, decoding, job.choosing, seed=job.seed, slots=job.slots, meter=meter)
+    for answer, more in compared:
+        line = line_of(checkpoint, answer, decoding, job)
+        yield line | {"row": line["row"] | more}
 
 
 def answers(
@@ -253,7 +272,8 @@ def _parse(number: int, line: bytes, checkpoint: Checkpoint, job: Job) -> Row:
         name = name if given is None else given
         if unknown := [key for key in row if key not in KEYS]:
             raise InputError(
-                f"found key {unknown[0]!r}, expected id, stop_strings and one of {', '.join(KINDS)}; take it out"
+                f"found key {unknown[0]!r}, expected id, stop_strings, choices and one of {', '.join(KINDS)}; take it "
+                "out"
             )
         kinds = [kind for kind in KINDS if kind in row]
         if len(kinds) != 1:
@@ -263,21 +283,41 @@ def _parse(number: int, line: bytes, checkpoint: Checkpoint, job: Job) -> Row:
         strings: Any = row.get("stop_strings")
         if "stop_strings" in row and encoded(strings):
             _tokenizer(checkpoint, "stop_strings").stop_strings(strings)
-        if kind == "prompt":
-            if not isinstance(value, str):
-                raise InputError(f"prompt: found {type(value).__name__}, expected a text")
-            return Request(prompt_ids(checkpoint, value, job), name, number, stop_strings=strings)
-        if kind == "messages":
-            return Request(chat_ids(checkpoint, value, job), name, number, stop_strings=strings)
-        if not isinstance(value, list):
-            raise InputError(f"{kind}: found {type(value).__name__}, expected a list of whole numbers")
-        for place, token in enumerate(value):
-            if type(token) is not int:
-                found = json.dumps(token)[:40]
-                raise InputError(f"{kind}: found {found} in place {place}, expected a list of whole numbers")
-        return Request(value, name, number, is_canvas=kind == "canvas_ids", stop_strings=strings)
+        ids = _ids_of(checkpoint, kind, value, job)
+        request = Request(ids, name, number, is_canvas=kind == "canvas_ids", stop_strings=strings)
+        if "choices" not in row:
+            return request
+        if "stop_strings" in row:
+            raise InputError("stop_strings: found some with choices, which end by themselves; leave one of them out")
+        return asked(checkpoint, request, row["choices"], job, is_chat=kind in ("prompt", "messages") and job.chat)
     except InputError as error:
         return Refusal(number, name, str(error))
+
+
+def _ids_of(checkpoint: Checkpoint, kind: str, value: Any, job: Job) -> list[int]:
+    """The ids of a row's prompt or canvas. Raises the InputError that it is refused with."""
+    if kind == "prompt":
+        if not isinstance(value, str):
+            raise InputError(f"prompt: found {type(value).__name__}, expected a text")
+        return prompt_ids(checkpoint, value, job)
+    if kind == "messages":
+        return chat_ids(checkpoint, value, job)
+    if not isinstance(value, list):
+        raise InputError(f"{kind}: found {type(value).__name__}, expected a list of whole numbers")
+    for place, token in enumerate(value):
+        if type(token) is not int:
+            found = json.dumps(token)[:40]
+            raise InputError(f"{kind}: found {found} in place {place}, expected a list of whole numbers")
+    return value
+
+
+def asked(checkpoint: Checkpoint, request: Request, choices: Any, job: Job, *, is_chat: bool) -> Asked:
+    """A request with the answers to choose from; in a chat a text is followed by the end of the turn, where the model
+    has one apart from end-of-text. Raises InputError as `choices_of`.
+    """
+    end = checkpoint.model.config.turn_ends[:1] if is_chat else ()
+    ids = choosing.choices_of(checkpoint.tokenizer, choices, special=job.special, end=end)
+    return Asked(dataclasses.replace(request, stop_strings=()), ids)
 
 
 def _object(line: bytes) -> dict[str, Any]:

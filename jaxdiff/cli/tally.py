@@ -11,7 +11,7 @@ from jaxdiff.checkpoint import Checkpoint
 from jaxdiff.cli import requests
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import note, progress
-from jaxdiff.serve import Meter, Refusal, Request
+from jaxdiff.serve import Meter, Refusal
 
 MOST_NAMED = 20  # rows that a line names
 
@@ -95,7 +95,7 @@ def decode_rows(
     keep: Callable[[dict[str, Any]], None],
 ) -> Tally:
     """`keep` each row's line of a part as it is done; refusals first, and told by their line. Returns what it took."""
-    wanted, tally = [row for row in rows if isinstance(row, Request)], Tally()
+    wanted, tally = [row for row in rows if not isinstance(row, Refusal)], Tally()
     for row in rows:
         if isinstance(row, Refusal):
             note(f"{in_file} line {row.number + 1}: {row.error}", style="red")
@@ -103,8 +103,7 @@ def decode_rows(
             keep(line)
             tally.add(line)
     with progress("rows", len(wanted), tally.says) as update:
-        for answer in requests.answers(checkpoint, wanted, decoding, job, tally.meter):
-            line = requests.line_of(checkpoint, answer, decoding, job)
+        for line in requests.lines(checkpoint, wanted, decoding, job, tally.meter):
             keep(line)
             tally.add(line)
             update(tally.rows, tally.tokens, tally.meter.seconds)

@@ -109,6 +109,10 @@ class Tokenizer:
         whole = self._as_text(text, framed=True) if apart else self.fast.encode(text)
         return self._unended(whole, self._as_text(text) if apart else self.encode(text))
 
+    def part(self, text: str, special: bool = False) -> list[int]:
+        """A part of a text, without what the tokenizer puts around a whole one; `special` as in `prompt`."""
+        return self._as_text(text) if not special and self._names_a_token(text) else self.encode(text)
+
     def stop_strings(self, texts: Sequence[str] = (), *, most: int = ROOM[0], longest: int = ROOM[1]) -> StopStrings:
         """Stop strings for `Decoder(stop_strings=)`; further arguments and errors as of `StopStrings.of`.
 

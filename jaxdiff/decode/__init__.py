@@ -1,6 +1,7 @@
 """The compiled decode: what it is given, its loop, and its programs."""
 
 from jaxdiff.decode.api import decode, infill, lower, pad_prompts
+from jaxdiff.decode.choose import Choices, choose
 from jaxdiff.decode.decoder import Decoder, EndThink, Sampling
 from jaxdiff.decode.likelihood import Likelihood, log_likelihood
 from jaxdiff.decode.program import Program, Timed
@@ -8,6 +9,7 @@ from jaxdiff.decode.result import Reason, Result
 from jaxdiff.decode.trajectory import trajectory_log_prob
 
 __all__ = [
+    "Choices",
     "Decoder",
     "EndThink",
     "Likelihood",
@@ -16,6 +18,7 @@ __all__ = [
     "Result",
     "Sampling",
     "Timed",
+    "choose",
     "decode",
     "infill",
     "log_likelihood",

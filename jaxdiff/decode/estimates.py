@@ -64,18 +64,24 @@ def window(setup: Setup, columns: int) -> int:
 
 
 def masks_of(
-    layout: Layout, blocks: Int[np.ndarray, " B"], last: Int[np.ndarray, " B"], samples: int, tokens: int
+    layout: Layout,
+    blocks: Int[np.ndarray, " B"],
+    first: Int[np.ndarray, " B"],
+    last: Int[np.ndarray, " B"],
+    samples: int,
+    tokens: int,
 ) -> tuple[Masks, int]:
     """The draws of all rows, in pieces that feed so many tokens each draw; and how many draws there are.
 
-    `blocks`: the column where each row's blocks begin. The pieces are of even size, and their number hangs on the next
-    power of two: few programs, and what lies behind the last draw is not run.
+    `blocks`: the column where each row's blocks begin; `first`, `last`: its answer's first column, and one past its
+    last. The pieces are of even size, and their number hangs on the next power of two: few programs, and what lies
+    behind the last draw is not run.
     """
     block, whole = layout.block_length, layout.attention_block
-    before = (layout.first - blocks) // block
+    before = (first - blocks) // block
     row, place = _counted((last - 1 - blocks) // block - before + 1)
     start = blocks[row] + (before[row] + place) * block
-    size = np.minimum(start + block, last[row]) - np.maximum(start, layout.first)
+    size = np.minimum(start + block, last[row]) - np.maximum(start, first[row])
     sets = 2 ** np.minimum(size, MOST.bit_length()) - 1
     of = np.minimum(sets, samples)
     at, draw = _counted(of)
@@ -108,7 +114,11 @@ def _counted(counts: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " total"], 
 
 @jax.jit
 def run(setup: Setup, rows: Rows, masks: Masks, pieces: Int[Array, ""] | int) -> Float[Array, "n C"]:
-    """The estimate of each draw of the first so many pieces."""
+    """The estimate of each draw of the first so many pieces.
+
+    The rows' canvases hold their answers; `reference` is [MASK] but where these stand, `last` one past the last column
+    that a row attends to.
+    """
     if setup.layout.mesh is None:
         return _estimates(setup, rows, masks, pieces)
     drawn = PartitionSpec(None, DATA)
@@ -142,16 +152,18 @@ def _clean(setup: Setup, rows: Rows) -> KVCache:
 def _piece(setup: Setup, rows: Rows, some: Any, kv: KVCache | None) -> Float[Array, " C"]:
     """One pass: n / l times the sum of the log-probabilities of the l tokens that each draw masks."""
     layout, model, block = setup.layout, setup.model, setup.layout.block_length
-    canvas, keys, last = rows.canvas[some.rows], rows.keys[some.rows], rows.last[some.rows][:, None]
+    canvas, keys = rows.canvas[some.rows], rows.keys[some.rows]
+    answer = _answers(setup, rows)[some.rows]
     at = some.start[:, None] + jnp.arange(block, dtype=jnp.int32)[None]
-    masked, weight = _masked(fold(keys, some.start - rows.origin[some.rows]), some, (at >= layout.first) & (at < last))
+    own = fold(keys, some.start - rows.origin[some.rows])
+    masked, weight = _masked(own, some, take(answer, some.start, block))
 
     columns, count = canvas.shape[1], window(setup, canvas.shape[1])
     first = jnp.clip(some.whole - int(model.shifted), 0, columns - count)
     fed = first[:, None] + jnp.arange(count, dtype=jnp.int32)[None]
     inside = jnp.clip(fed - some.start[:, None], 0, block - 1)
     hidden = jnp.take_along_axis(masked, inside, axis=1) & (fed - some.start[:, None] == inside)
-    hidden |= fed >= some.start[:, None] + block
+    hidden |= (fed >= some.start[:, None] + block) & take(answer, first, count)
     tokens = jnp.where(hidden, model.config.mask_token_id, take(canvas, first, count))
     inputs = _inputs(setup, rows, some.rows, tokens, None if kv is None else first, columns)
     read = Span(some.start - first, block)
@@ -162,6 +174,12 @@ def _piece(setup: Setup, rows: Rows, some: Any, kv: KVCache | None) -> Float[Arr
     head = model.head(setup.params)
     found = log_marginal(features, head, ids, sampling, draws, own, mesh=layout.mesh)
     return weight * jnp.sum(jnp.where(masked, found, 0.0), axis=1)
+
+
+def _answers(setup: Setup, rows: Rows) -> Bool[Array, "B L"]:
+    """Where the rows' answers stand."""
+    assert rows.reference is not None
+    return rows.reference != setup.model.config.mask_token_id
 
 
 def _masked(
@@ -203,7 +221,7 @@ def _inputs(
         valid=(column >= origin[:, None]) & (column < end),
         origin=origin,
         prompt_length=layout.first - origin,
-        given=None if scale is None else fed < layout.first,
+        given=None if scale is None else ~jnp.take_along_axis(_answers(setup, rows)[at], fed, axis=1),
         scale=None if scale is None else jnp.broadcast_to(jnp.asarray(scale), rows.origin.shape)[at],
         rows=at,
         store=first is None,

@@ -15,7 +15,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
@@ -25,6 +24,7 @@ from jaxdiff.decode.api import guided
 from jaxdiff.decode.decoder import Decoder, Sampling
 from jaxdiff.decode.estimates import MOST, keeps_kv, masks_of, run, window
 from jaxdiff.decode.layout import Layout, Setup
+from jaxdiff.decode.program import Runs, direct
 from jaxdiff.decode.state import Rows
 from jaxdiff.parallel.mesh import check_axes, everywhere
 from jaxdiff.parallel.rules import place
@@ -43,11 +43,13 @@ class Likelihood:
         value: of log p(answer | prompt); NaN where the model's scores are no numbers.
         error: its standard error; 0 where every set of masks was run, so that the value is the expectation itself.
         nfe: forwards that the row took part in, as a decode counts them: 2 for a guided one.
+        work: the same in forwards over the row's canvas; less where a draw feeds its block alone.
     """
 
     value: Float[np.ndarray, " B"]
     error: Float[np.ndarray, " B"]
     nfe: Int[np.ndarray, " B"]
+    work: Float[np.ndarray, " B"]
 
     @property
     def interval(self) -> tuple[Float[np.ndarray, " B"], Float[np.ndarray, " B"]]:
@@ -102,8 +104,7 @@ def log_likelihood(
         )
     if any(isinstance(array, jax.core.Tracer) for array in (prompts, answers, origin, lengths)):
         raise InputError("log_likelihood: found traced arrays, expected known ones; call it outside jax.jit")
-    if not isinstance(samples, int | np.integer) or not 2 <= samples <= MOST:
-        raise InputError(f"samples: found {samples!r:.20}, expected a whole number from 2 to {MOST}")
+    check_samples(samples)
     block = checks.block_of(model, block_length, default=width)
     if block < 1:
         raise InputError(f"block_length: found {block}, expected at least 1")
@@ -122,31 +123,56 @@ def log_likelihood(
     checks.check_numbers(decoder, count)
     overhang, whole = checks.overhang_of(model), checks.whole_block(model, block)
     layout = Layout(first=first, block_length=block, attention_block=whole, overhang=overhang, mesh=mesh)
-    clean = np.full((count, first + width + (overhang or -width % block)), model.config.mask_token_id, np.int32)
-    clean[:, :first], clean[:, first : first + width][real] = np.asarray(prompts), answers[real]
-    last = (first + lengths).astype(np.int32)
-    canvas, origins, ends = jax.device_put((clean, begin, last))
-    rows = Rows(canvas, origins, ends, arrays.checked_keys(key, count))
-    blocks = np.asarray(layout.first_block(jnp.asarray(begin)))
-    setup = Setup(guided(model, decoder), params, decoder, layout)
+    reference = np.full((count, first + width + (overhang or -width % block)), model.config.mask_token_id, np.int32)
+    reference[:, first : first + width][real] = answers[real]
+    clean = reference.copy()
+    clean[:, :first] = np.asarray(prompts)
+    canvas, origins, ends, answer = jax.device_put((clean, begin, (first + lengths).astype(np.int32), reference))
+    rows = Rows(canvas, origins, ends, arrays.checked_keys(key, count), answer)
+    return estimate(Setup(model, params, decoder, layout), rows, samples)
+
+
+def estimate(setup: Setup, rows: Rows, samples: int, call: Runs = direct) -> Likelihood:
+    """The log-likelihood of what each row's reference holds beside [MASK], in one piece, and the canvas at the same
+    columns; what stands around it is as a canvas has it, up to the row's `last`. `samples` as of `log_likelihood`.
+
+    The model is not guided yet, nor laid over the layout's mesh. `call` runs the program.
+    """
+    answer = np.asarray(rows.reference) != setup.model.config.mask_token_id
+    count, columns = answer.shape
+    first = np.argmax(answer, axis=1).astype(np.int32)
+    blocks = np.asarray(setup.layout.first_block(rows.origin))
+    model, mesh = guided(setup.model, setup.decoder), setup.layout.mesh
+    setup = dataclasses.replace(setup, model=model)
     if mesh is not None:
         check_axes(mesh)
-        setup, rows = everywhere((dataclasses.replace(setup, params=place(model.config, params, mesh)), rows), mesh)
-    tokens = setup.model.copies * window(setup, clean.shape[1])
-    masks, total = masks_of(layout, blocks, last, samples, tokens)
-    with jax.enable_x64(False):
-        found = run(setup, rows, masks, -(-total // masks.rows.shape[1]))
+        setup, rows = everywhere(
+            (dataclasses.replace(setup, params=place(model.config, setup.params, mesh)), rows), mesh
+        )
+    tokens = model.copies * window(setup, columns)
+    last = first + np.sum(answer, axis=1, dtype=np.int32)
+    masks, total = masks_of(setup.layout, blocks, first, last, samples, tokens)
+    found = call(run, setup, rows, masks, np.int32(-(-total // masks.rows.shape[1])))
     drawn = jax.tree.map(lambda leaf: leaf.reshape(-1)[:total], masks)
     each = np.asarray(found, np.float64).reshape(-1)[:total] / drawn.of
     # Of draws whose l ascends, half the mean square of what separates two neighbours is a draw's variance.
     near = (np.diff(drawn.rows) == 0) & (np.diff(drawn.start) == 0) & (drawn.weight[1:] == 0.0)
     variance = np.where(near, np.diff(each) ** 2 * drawn.of[1:] / np.maximum(2 * drawn.of[1:] - 2, 1), 0.0)
-    taken = np.bincount(drawn.rows, minlength=count) + int(keeps_kv(setup))
+    draws, clean = np.bincount(drawn.rows, minlength=count), int(keeps_kv(setup))
+    own = np.asarray(setup.layout.whole_blocks(rows.origin, rows.last) - rows.origin)
+    share = np.minimum(window(setup, columns) / own, 1.0) if clean else 1.0
     return Likelihood(
         value=np.bincount(drawn.rows, each, count),
         error=np.sqrt(np.bincount(drawn.rows[1:], variance, count)),
-        nfe=taken * setup.model.copies,
+        nfe=(draws + clean) * model.copies,
+        work=(draws * share + clean) * model.copies,
     )
+
+
+def check_samples(samples: Any) -> None:
+    """Raises InputError for a number of draws that leaves no interval, or that is none."""
+    if not isinstance(samples, int | np.integer) or not 2 <= samples <= MOST:
+        raise InputError(f"samples: found {samples!r:.20}, expected a whole number from 2 to {MOST}")
 
 
 def _checked_lengths(lengths: Any, rows: int, width: int) -> Int[np.ndarray, " B"]:

@@ -21,6 +21,14 @@ from jaxdiff.parallel.mesh import WHOLE, compiling_for
 from jaxdiff.parallel.rules import shardings
 from jaxdiff.types import InputError
 
+Runs = Callable[..., Any]  # (program, *arguments) -> its result: `direct`, or `Timed.call`
+
+
+def direct(program: Callable[..., Any], *arguments: Any) -> Any:
+    """`program(*arguments)`, compiled for 32 bits."""
+    with jax.enable_x64(False):
+        return program(*arguments)
+
 
 @dataclasses.dataclass(frozen=True)
 class Call:
@@ -29,9 +37,8 @@ class Call:
     setup: Setup
     rows: Rows
 
-    def run(self) -> Result:
-        with jax.enable_x64(False):
-            return loop.run(self.setup, self.rows)
+    def run(self, call: Runs = direct) -> Result:
+        return call(loop.run, self.setup, self.rows)
 
     def on(self, mesh: Mesh) -> Call:
         """Its shapes, laid over devices that need not be here as `prepare` lays arrays over a mesh; nothing to run.
@@ -121,7 +128,7 @@ class Timed:
 
     def run(self, call: Call) -> Result:
         """`call.run()`, timed: what `prepare` or `prepare_infill` made."""
-        return self.call(loop.run, call.setup, call.rows)
+        return call.run(self.call)
 
     def call(self, program: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()) -> Any:
         """`program(*arguments)`, compiled for what of them is static and for their shapes; `donate`: by number."""

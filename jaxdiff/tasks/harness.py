@@ -331,8 +331,8 @@ def _cost(answer: Answer) -> Row:
 
 def _joined(windows: Sequence[Likelihood]) -> Likelihood:
     """Of a text in windows, each estimated with draws of its own."""
-    value, error, nfe = (np.stack(each) for each in zip(*(vars(one).values() for one in windows), strict=True))
-    return Likelihood(value.sum(axis=0), np.sqrt((error**2).sum(axis=0)), nfe.sum(axis=0))
+    value, error, nfe, work = (np.stack(each) for each in zip(*(vars(one).values() for one in windows), strict=True))
+    return Likelihood(value.sum(axis=0), np.sqrt((error**2).sum(axis=0)), nfe.sum(axis=0), work.sum(axis=0))
 
 
 def _told(found: Likelihood) -> Row:

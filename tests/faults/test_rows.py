@@ -312,7 +312,7 @@ BAD = [
     ('{"id": ' + "9" * 5000 + ', "prompt_ids": [5]}', r"not JSON \(Exceeds the limit"),
     (
         '{"promt": "x"}',
-        r"found key 'promt', expected id, stop_strings and one of prompt, messages, prompt_ids, canvas_ids",
+        r"found key 'promt', expected id, stop_strings, choices and one of prompt, messages, prompt_ids, canvas_ids",
     ),
     ('{"prompt": "x", "temperature": 1}', r"found key 'temperature'"),
     ('{"prompt": "x"', r"not JSON \(.*, at character 15\)"),
