@@ -42,7 +42,7 @@ def generate(
     model: options.Model = SHIPPED,
     policy: options.Policy = "fixed",
     fill: options.Fill = "parallel",
-    cache: options.Cache = "none",
+    cache: options.Cache = None,
     stop: options.GenerateStop = None,
     stop_string: options.StopString = None,
     gen_length: options.GenLength = 256,

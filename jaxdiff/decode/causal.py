@@ -26,8 +26,8 @@ def check_causal(decoder: Decoder, model: Model) -> None:
     kind = f"with an autoregressive model ({type(model).__name__})"
     if jax.tree.structure(decoder.policy) != jax.tree.structure(Fixed()):
         raise InputError(
-            f"policy: found {POLICIES.name_of(decoder.policy)} {kind}, which decodes one token a forward, in order, and "
-            "leaves nothing to choose; leave the policy out"
+            f"policy: found {POLICIES.name_of(decoder.policy)} {kind}, which decodes one token a forward, in order: "
+            "nothing is left to choose; leave the policy out"
         )
     if (fill := FILLS.name_of(decoder.fill)) != "parallel":
         raise InputError(f"fill: found {fill} {kind}, which commits one token at a time; take fill parallel")

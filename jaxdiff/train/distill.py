@@ -38,7 +38,7 @@ from jaxdiff.tasks import TASKS, lengths, task
 from jaxdiff.tasks.base import Problem, Split
 from jaxdiff.tasks.evaluate import evaluate, prompt_ids
 from jaxdiff.train.data import NEVER_WRITTEN, Bucket, Corpus, Row
-from jaxdiff.train.loop import MODEL, SAVED_RECIPE, Frozen, Run, check_attention, take_steps, until_sigterm
+from jaxdiff.train.loop import MODEL, SAVED_RECIPE, Frozen, Run, check_model, take_steps, until_sigterm
 from jaxdiff.train.objectives import Network
 from jaxdiff.train.recipe import (
     MOST,
@@ -213,7 +213,7 @@ def _run(
     STOPPERS.parse(recipe.stop)
     _problems(recipe.task, "validation", 0, recipe.watch_problems, "watch_problems")
     student = load(recipe.model, dtype="float32", weights=recipe.weights)
-    check_attention(student.model)
+    check_model(recipe, student.model)
     trained, base, given = recipe.part(student)
     taught = _taught(student, recipe, policies[0], folder, progress, asked)
     if taught is None:
