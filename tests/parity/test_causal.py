@@ -1,4 +1,4 @@
-"""Autoregressive families: the text of `transformers.generate`, one token a forward, with a cache or without, batched."""
+"""Autoregressive families: the text of `transformers.generate`, one token a forward, cached or not."""
 
 import functools
 
