@@ -105,6 +105,7 @@ def test_a_drawn_text_hangs_on_the_row_s_key_alone():
         np.testing.assert_allclose(home.log_prob[row], expected, atol=1e-4)
         assert likely.value[row] == pytest.approx(expected.sum(), abs=1e-3)
     assert (likely.error == 0).all()
+    assert (likely.nfe == GEN + 1).all()
 
 
 @pytest.mark.parametrize(
