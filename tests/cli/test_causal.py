@@ -23,6 +23,7 @@ def causal(tmp_path_factory):
 def test_one_token_a_forward(causal, run):
     config = jaxdiff.load(causal).model.config
     assert (config.mask_token_id, config.has_mask) == (0, True)  # a run's tokenizer has one
+    assert "what lies left" in run("inspect", causal).out
     ran = run("generate", "1 + 1", "--model", causal, "--gen-length", 6, "--stop", "none", "--json")
     assert "llama is autoregressive: one token a forward, in order, cache seeded" in ran.err
     assert ran.json["nfe"] == ran.json["generated_tokens"] == len(ran.json["token_ids"]) == 6
