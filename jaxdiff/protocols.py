@@ -85,6 +85,13 @@ class Model(Protocol):
     def head(self, params: Params) -> Float[Any, "D V"]: ...
 
 
+def is_causal(model: Model) -> bool:
+    """Whether a model is autoregressive: a token follows from those before it alone, and no position sees what lies
+    right of it.
+    """
+    return model.shifted and model.attention_block == 1
+
+
 @runtime_checkable
 class Policy(Protocol):
     """Where: which positions commit, are edited or remasked. A frozen pytree: numbers are traced, the rest is static.

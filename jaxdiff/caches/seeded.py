@@ -1,8 +1,9 @@
 """The cache of Fast-dLLM v2 (arXiv 2509.26328): what stores a finished block commits the first token of the next.
 
 For models that attend in blocks and whose logits are shifted by one: the last position of a block, which sees nothing
-of the next one, is where the next one's first token is read. Source: NVlabs/Fast-dLLM `v2/generation_functions.py`
-(`batch_sample`) and the model's own `generate`.
+of the next one, is where the next one's first token is read. Blocks of one position are an autoregressive model's: then
+it is the usual KV cache, each pass stores one token and reads the next. Source: NVlabs/Fast-dLLM
+`v2/generation_functions.py` (`batch_sample`) and the model's own `generate`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Seeded(BlockCausal):
     ends with it.
 
     Exactness: keys and values are exact. Tokens are not those of no cache, where a policy chooses among a block's first
-    position and the others.
+    position and the others; of an autoregressive model, where there are no others, they are.
     """
 
     seeds: ClassVar[bool] = True

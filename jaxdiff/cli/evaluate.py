@@ -30,7 +30,7 @@ def evaluate(
     model: options.Model = SHIPPED,
     policy: options.Policy = "fixed",
     fill: options.Fill = "parallel",
-    cache: options.Cache = "none",
+    cache: options.Cache = None,
     stop: options.Stop = "none",
     stop_string: options.StopString = None,
     constraint: options.Constraint = None,
@@ -102,14 +102,14 @@ def _evaluated(
     decoding = Decoding.of(asked)
     checkpoint, pinned, adapter = decoding.load(), decoding.pinned, decoding.pinned_adapter
     _, block = lengths(task_name, decoding.gen_length, decoding.block_length, checkpoint.model.attention_block)
-    decoding = dataclasses.replace(decoding, block_length=block)
+    decoding = dataclasses.replace(decoding, block_length=block, cache=decoding.cache_of(checkpoint.model))
     decoder = decoding.decoder(checkpoint.model, decoding.gen_length, tokenizer=checkpoint.tokenizer)
     if decoding.stop_string:
         strings = checkpoint.tokenizer_for(task_name).stop_strings(decoding.stop_string)
         decoder = dataclasses.replace(decoder, stop_strings=strings)
     problems = held_out(task_name, n, split=split, seed=seed)
     here = {"model": pinned, "adapter": adapter, "dtype": checkpoint.model.config.dtype}
-    here |= {"gen_length": decoding.gen_length, "block_length": decoder.block_length}
+    here |= {name: getattr(decoding, name) for name in ("gen_length", "cache")} | {"block_length": decoder.block_length}
     run = run_of(asked | here, fingerprints(checkpoint, decoder, problems))
     if record is not None:
         record.check(run)

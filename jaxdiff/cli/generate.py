@@ -46,7 +46,7 @@ def generate(
     model: options.Model = SHIPPED,
     policy: options.Policy = "fixed",
     fill: options.Fill = "parallel",
-    cache: options.Cache = "none",
+    cache: options.Cache = None,
     stop: options.GenerateStop = None,
     stop_string: options.StopString = None,
     constraint: options.Constraint = None,

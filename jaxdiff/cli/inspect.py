@@ -67,8 +67,8 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("layers", f"{facts['layers']} of width {facts['width']}" + (", head tied" if facts["tied_head"] else "")),
         ("heads", f"{heads['query']} of {heads['size']}, {heads['key_value']} for keys and values"),
         ("positions", f"theta {positions['theta']:g}, {positions['rotated']} rotated, in {positions['dtype']}"),
-        ("attention", "all positions" if block is None else f"its own block of {block} and what lies left"),
-        ("mask", str(ids["mask"])),
+        ("attention", _attention(block)),
+        ("mask", "none" if ids["mask"] is None else str(ids["mask"])),
         ("ends of an answer", ", ".join(_named(i, tokenizer) for i in ids["ends"])),
         (
             "memory",
@@ -87,6 +87,12 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("chat template", tokenizer["template"] or "none: plain text"))
         rows.append(("prompt of 'hi'", "none: see below" if tokenizer["prompt"] is None else repr(tokenizer["prompt"])))
     return rows
+
+
+def _attention(block: int | None) -> str:
+    if block is None:
+        return "all positions"
+    return "what lies left" if block == 1 else f"its own block of {block} and what lies left"
 
 
 def _of_files(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -78,7 +78,7 @@ def lm_eval(
     model: options.Model = SHIPPED,
     policy: options.Policy = "fixed",
     fill: options.Fill = "parallel",
-    cache: options.Cache = "none",
+    cache: options.Cache = None,
     stop: options.GenerateStop = None,
     gen_length: Annotated[
         int | None, typer.Option("--gen-length", min=1, help="Tokens to generate. Default each task's own, else 256.")
@@ -153,6 +153,7 @@ def lm_eval(
     told = _told(found, harness.summary()) | {
         "setting": dataclasses.asdict(decoding)
         | ours
+        | dict(cache=decoding.cache_of(checkpoint.model))
         | dict(tasks=names, limit=limit, num_fewshot=num_fewshot, gen_length=gen_length)
         | dict(chat=chat, system=system, multiturn=multiturn, run_code=run_code)
         | dict(revision=checkpoint.revision, adapter=decoding.pinned_adapter),

@@ -25,8 +25,10 @@ from jaxdiff.drafters import drafted_fill, unfitted
 from jaxdiff.filters import learned_policy
 from jaxdiff.hub import origin_of
 from jaxdiff.judges import named_judge
+from jaxdiff.models import family_name
 from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.policies import parse
+from jaxdiff.protocols import is_causal
 from jaxdiff.pytree import numbers_of
 from jaxdiff.stoppers import STOPPERS
 from jaxdiff.stoppers.strings import encoded
@@ -70,11 +72,12 @@ Fill = Annotated[
     ),
 ]
 Cache = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--cache",
         metavar="NAME[:K=V,...]",
-        help="Which keys and values are reused: none, prefix, dual:refresh=8, frozen:freeze=clean, block, seeded ...",
+        help="Which keys and values are reused: none, prefix, dual:refresh=8, frozen:freeze=clean, block, seeded ... "
+        "Default none; of an autoregressive model seeded, which is exact.",
     ),
 ]
 Stop = Annotated[
@@ -235,7 +238,7 @@ class Decoding:
     model: str
     policy: str = "fixed"
     fill: str = "parallel"
-    cache: str = "none"
+    cache: str | None = None  # None: seeded, which is exact, where the model is autoregressive, else none
     stop: str | None = "none"  # None: eos after a prompt, none on a canvas, whose holes are all to be filled
     stop_string: tuple[str, ...] = ()
     constraint: str | None = None
@@ -273,13 +276,14 @@ class Decoding:
             raise InputError(f"dtype: found {self.dtype!r}, expected {' or '.join(DTYPES)}")
         check_weights(self.weights)
         encoded(self.stop_string)
-        check_cache(CACHES.parse(self.cache), self.stopper())
+        cache = CACHES.parse(self.cache or "none")
+        check_cache(cache, self.stopper())
         if self.pattern is not None:
             checks.check_constraint(self.stopper(), bool(self.stop_string))
             letters_of(self.pattern)
         if self.length not in LENGTHS:
             raise InputError(f"length: found {self.length!r}, expected one of {', '.join(LENGTHS)}")
-        check_length(self.length, CACHES.parse(self.cache))
+        check_length(self.length, cache)
         if self.end_think is None and (self.end_think_boost, self.end_think_power) != (None, None):
             raise InputError("--end-think-boost and --end-think-power say how hard to push; give --end-think TEXT too")
         check_reference(self.parse(self.steps), self.filled)
@@ -334,20 +338,24 @@ class Decoding:
     def _stop(self, canvas: bool) -> str:
         return self.stop or ("none" if canvas else "eos")
 
+    def cache_of(self, model: jaxdiff.Model) -> str:
+        """The cache that a decode of this model has."""
+        return self.cache or ("seeded" if is_causal(model) else "none")
+
     def told(self, model: jaxdiff.Model, *, canvas: int = 0) -> dict[str, Any]:
         """How a row is decoded, in words and numbers: its parts and blocks, and of all else what is not the default.
 
         `canvas`: the length of a canvas; 0 after a prompt.
         """
-        parts: dict[str, Any] = {name: getattr(self, name) for name in ("policy", "fill", "cache")}
-        parts["stop"] = self._stop(bool(canvas))
+        parts: dict[str, Any] = {name: getattr(self, name) for name in ("policy", "fill")}
+        parts["cache"], parts["stop"] = self.cache_of(model), self._stop(bool(canvas))
         parts["block_length"] = block_of(model, self.block_length, default=canvas or BLOCK_LENGTH)
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         return parts | {name: getattr(self, name) for name in TOLD if getattr(self, name) != defaults[name]}
 
     def load(self) -> jaxdiff.Checkpoint:
-        """The model, laid over the mesh. Raises as `jaxdiff.load`."""
-        return jaxdiff.load(
+        """The model, laid over the mesh; it is told of an autoregressive one. Raises as `jaxdiff.load`."""
+        loaded = jaxdiff.load(
             self.pinned,
             dtype=self.dtype,
             mesh=parse_mesh(self.mesh),
@@ -355,6 +363,10 @@ class Decoding:
             ignore=self.ignore_config,
             adapter=self.pinned_adapter,
         )
+        if is_causal(loaded.model):
+            family, cache = family_name(loaded.model), self.cache_of(loaded.model)
+            note(f"{family} is autoregressive: one token a forward, in order, cache {cache}")
+        return loaded
 
     def push(self, tokenizer: Tokenizer | None) -> jaxdiff.EndThink | None:
         """Of `--end-think`: the ids of its text. Raises InputError for a text without a tokenizer, or without ids."""
@@ -401,7 +413,7 @@ class Decoding:
         return jaxdiff.Decoder(
             policy=self.parse(None if self.steps is None else self.steps // blocks),
             fill=self.filled,
-            cache=CACHES.parse(self.cache),
+            cache=CACHES.parse(self.cache_of(model)),
             stop=self.stopper(canvas=canvas),
             sampling=jaxdiff.Sampling(
                 temperature=self.temperature,

@@ -28,7 +28,7 @@ def serve(
     model: options.Model = SHIPPED,
     policy: options.Policy = "fixed",
     fill: options.Fill = "parallel",
-    cache: options.Cache = "none",
+    cache: options.Cache = None,
     stop: options.GenerateStop = None,
     stop_string: options.StopString = None,
     constraint: options.Constraint = None,

@@ -20,7 +20,8 @@ Objective = Annotated[
     typer.Option(
         "--objective",
         metavar="NAME[:K=V,...]",
-        help="What is lost, in place of the recipe's: denoise, certainty:beta=2, trajectory, near_far.",
+        help="What is lost, in place of the recipe's: denoise, certainty:beta=2, trajectory, near_far; of an "
+        "autoregressive model next_token.",
     ),
 ]
 Noise = Annotated[
@@ -28,7 +29,8 @@ Noise = Annotated[
     typer.Option(
         "--noise",
         metavar="NAME[:K=V,...]",
-        help="What is masked, in place of the recipe's: uniform, semi_ar:share=0.5, complement, mixture + replace ...",
+        help="What is masked, in place of the recipe's: uniform, semi_ar:share=0.5, complement, mixture + replace ..., "
+        "meap:masked=0.15 of an autoregressive model.",
     ),
 ]
 

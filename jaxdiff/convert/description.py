@@ -235,7 +235,8 @@ def _doubts(config: Config, tokenizer: Tokenizer | None) -> list[str]:
         found.append(f"the tokenizer's mask is {fast.mask_token_id}, the model's {config.mask_token_id}, which counts")
     if fast.eos_token_id is not None and fast.eos_token_id not in config.eos_ids:
         found.append(f"the tokenizer's end-of-text {fast.eos_token_id} is none of the model's ends {config.eos_ids}")
-    for name, token in (("mask", config.mask_token_id), *(("end", i) for i in config.eos_ids)):
+    masks = [("mask", config.mask_token_id)] if config.has_mask else []
+    for name, token in (*masks, *(("end", i) for i in config.eos_ids)):
         if backend.id_to_token(token) is None:
             found.append(f"the model's {name} {token} has no token in the tokenizer")
     return found + ([] if tokenizer.fault is None else [tokenizer.fault])

@@ -70,7 +70,11 @@ def model_facts(model: Model, shapes: Params, mesh: str) -> dict[str, Any]:
         "attention_block": model.attention_block,
         "shifted": model.shifted,
         "tied_head": c.tied,
-        "ids": {"mask": c.mask_token_id, "ends": list(c.eos_ids), "turn_ends": list(c.turn_ends)},
+        "ids": {
+            "mask": c.mask_token_id if c.has_mask else None,
+            "ends": list(c.eos_ids),
+            "turn_ends": list(c.turn_ends),
+        },
         "config": dataclasses.asdict(c),
         "memory": memory_of(model, shapes, mesh),
     }

@@ -17,7 +17,7 @@ from jaxdiff.convert.description import describe
 from jaxdiff.convert.engine import fill
 from jaxdiff.convert.text import copy_tokenizer, tokenizer_files
 from jaxdiff.files import copy_present, read_object, replaced, saving, write_object
-from jaxdiff.models import architecture, family_name
+from jaxdiff.models import architecture, family_name, family_of
 from jaxdiff.models.config import Each
 from jaxdiff.protocols import Model
 from jaxdiff.types import InputError
@@ -37,6 +37,7 @@ MODEL_TYPES = {  # what published classes call their configs
     "Fast_dLLM_QwenForCausalLM": "Fast_dLLM_Qwen",
     "A2DQwen2LMHeadModel": "a2d-qwen2",
     "A2DQwen3LMHeadModel": "a2d-qwen3",
+    "LlamaForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
@@ -133,13 +134,14 @@ def export(
         described.check_base()
     if described.published:
         raise InputError(f"{source}: is published already; name a folder with params/")
-    dtypes, plan, published_tensors = described.dtypes, described.plan, described.tensors
+    config, dtypes, plan = published_config(described.model), described.dtypes, described.plan
+    published_tensors = described.tensors
     stored = {key: dtypes[plan.by_tensor[key][0].leaf] for key in plan.tensors}
     sizes = {key: math.prod(shape) * stored[key].itemsize for key, shape in plan.tensors.items()}
     shards = _shards(sizes, shard_bytes)
     total, done = sum(sizes.values()), 0
     with saving(target), replaced(target) as new:
-        write_object(new / published.CONFIG, published_config(described.model))
+        write_object(new / published.CONFIG, config)
         copy_present(tokenizer_files(source), source, new)
         copy_present(CONFIGS, source / ORIGINAL, new)
         for name, keys in shards.items():
@@ -174,6 +176,8 @@ def published_config(model: Model) -> dict[str, Any]:
 
     It says all that the family requires, and the rest that its published class would otherwise set by its own defaults:
     they are not those of the published models (`LLaDAConfig` describes GPT-2).
+
+    Raises InputError for a model whose published file would be read as one of another family.
     """
     c, name = model.config, architecture(model)
     theirs = {ours: theirs for theirs, ours in c.renamed.items()}
@@ -181,9 +185,10 @@ def published_config(model: Model) -> dict[str, Any]:
     further = values.pop("further_eos_token_ids")
     ends = {"eos_token_id": [c.eos_token_id, *further]} if further else {}
     left_out = [key for key in ("eot_token_id", "prefix_lm") if not values[key]]
+    left_out += [] if c.has_mask else ["mask_token_id"]
     repeated = {key: getattr(c, ours) for key, ours in c.repeated.items()}
     required = {k: [v.value] * c.n_layers if isinstance(v, Each) else v for k, v in c.required.items()}
-    return {
+    written = {
         "architectures": [name],
         "model_type": MODEL_TYPES[name],
         **required,
@@ -195,6 +200,12 @@ def published_config(model: Model) -> dict[str, Any]:
         "torch_dtype": c.dtype,
         "use_cache": False,
     }
+    if (other := family_of(written)) != (family := family_name(model)):
+        raise InputError(
+            f"export: found an autoregressive model ({family}) with [MASK] in its vocabulary (id {c.mask_token_id}), "
+            f"whose published file means {other}, expected one without; train family llama to publish it"
+        )
+    return written
 
 
 def _shards(sizes: dict[str, int], most: int) -> dict[str, list[str]]:

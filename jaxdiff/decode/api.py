@@ -157,7 +157,7 @@ def prepare_infill(
     """What `infill` of the same arguments runs. Raises as `infill`."""
     decoder = Decoder() if decoder is None else decoder
     count, width = arrays.shape_of("canvas", canvas)
-    checks.check_canvas(decoder)
+    checks.check_canvas(decoder, model)
     block = checks.block_of(model, decoder.block_length, default=width)
     checks.check_blocks(width, checks.whole_block(model, block))
     checks.check_lengths(model, 0, width, block)

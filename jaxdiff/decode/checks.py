@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxdiff.caches import CACHES
+from jaxdiff.decode.causal import check_causal, check_filled
 from jaxdiff.decode.decoder import BLOCK_LENGTH, Decoder, Sampling
 from jaxdiff.fills import FILLS
 from jaxdiff.protocols import Cache, Fill, Model, Policy, Stopper
@@ -80,6 +81,7 @@ def check_decoder(decoder: Decoder, model: Model, rows: int | None, block: int |
     model or with blocks of that length (None: not known yet).
     """
     check_numbers(decoder, rows)
+    check_causal(decoder, model)
     if block is not None:
         check_block(decoder, block)
     check_reference(decoder.policy, decoder.fill)
@@ -164,8 +166,9 @@ def check_length(length: str, cache: Cache, model: Model | None = None) -> None:
         )
 
 
-def check_canvas(decoder: Decoder) -> None:
-    """Raises InputError for a variable length where a canvas is to be filled."""
+def check_canvas(decoder: Decoder, model: Model) -> None:
+    """Raises InputError for a variable length, and for an autoregressive model, where a canvas is to be filled."""
+    check_filled(model)
     if decoder.length != "fixed":
         raise InputError(f"length: found {decoder.length} for a canvas, whose length is given; leave it out")
 

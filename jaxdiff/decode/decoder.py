@@ -89,7 +89,8 @@ class Decoder:
     Attributes:
         policy: where: which positions commit at each step; default one token a step, most confident first.
         fill: what: which tokens the chosen positions get together; default each its own candidate.
-        cache: which keys and values are reused; default none, the only exact one on every model.
+        cache: which keys and values are reused; default none, the only exact one on every model; an autoregressive one
+            has `seeded`.
         stop: when a row's end moves left; default never.
         constraint: which texts an answer, or what fills a canvas, may be (`Tokenizer.regex`, `Tokenizer.schema`);
             default any.

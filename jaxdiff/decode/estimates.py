@@ -54,7 +54,8 @@ class Masks:
 
 def keeps_kv(setup: Setup) -> bool:
     """Whether one pass over the clean canvas serves all draws: where no block sees what lies behind it."""
-    return bool(setup.layout.overhang) and bool(jax.tree.leaves(jax.eval_shape(lambda: setup.model.empty_kv(1, 1))))
+    blocks = setup.model.attention_block is not None
+    return blocks and bool(jax.tree.leaves(jax.eval_shape(lambda: setup.model.empty_kv(1, 1))))
 
 
 def window(setup: Setup, columns: int) -> int:

@@ -103,16 +103,20 @@ class FullPass(StepPasses):
         )
 
     def _over_canvas(self, rows: Bool[Array, " B"] | None, before: Reading) -> Reading:
-        """A pass over as much of the canvas as holds these rows' ends, and the blocks that these lie in."""
-        overhang, longest = self.setup.layout.overhang, self.state.given.shape[1]
+        """A pass over as much of the canvas as holds these rows' ends, and the blocks that these lie in.
+
+        Where a row's pass stores finished blocks alone, it ends with them; a seed is read where the next one begins.
+        """
+        cache, overhang, longest = self.setup.decoder.cache, self.setup.layout.overhang, self.state.given.shape[1]
+        stop = self.place.whole if cache.block_causal else self.seen
         rungs = [rung + overhang for rung in self.setup.layout.ladder if rung + overhang < longest]
 
         def on(length: int) -> Callable[[], Reading]:
             fresh = None if rows is None else jnp.broadcast_to(rows[:, None], (rows.shape[0], length))
             return lambda: self._pass(before.kv, None, length, fresh, columns=length, kept=True)
 
-        new = shortest(on, (*rungs, longest), most(self.seen, rows) + overhang)
-        return self._read(rows, before, new, self.seen - self.state.rows.origin)
+        new = shortest(on, (*rungs, longest), most(stop + int(cache.seeds), rows) + overhang)
+        return self._read(rows, before, new, stop - self.state.rows.origin)
 
     def _over_window(self, rows: Bool[Array, " B"] | None, before: Reading) -> Reading:
         """A pass over each row's window. A shifted model reads its first token from the column before, which under a

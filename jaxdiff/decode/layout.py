@@ -85,7 +85,7 @@ def layout_of(
     """How canvases are laid out whose prompts end at column `first`; `overhang` default the model's own."""
     overhang = checks.overhang_of(model) if overhang is None else overhang
     whole = checks.whole_block(model, block)
-    shorter = decoder.stop.cuts or decoder.length == "var"
+    shorter = decoder.stop.cuts or decoder.length == "var" or decoder.cache.block_causal
     rungs = tuple(first + length for length in doublings(generated, whole)) if shorter else ()
     return Layout(
         first=first,

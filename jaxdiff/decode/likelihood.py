@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff.decode import arrays, checks
 from jaxdiff.decode.api import guided
+from jaxdiff.decode.causal import check_causal
 from jaxdiff.decode.decoder import Decoder, Sampling
 from jaxdiff.decode.estimates import MOST, keeps_kv, masks_of, run, window
 from jaxdiff.decode.layout import Layout, Setup
@@ -121,6 +122,7 @@ def log_likelihood(
         )
     decoder = Decoder(sampling=Sampling(cfg_scale=cfg_scale), block_length=block)
     checks.check_numbers(decoder, count)
+    check_causal(decoder, model)
     overhang, whole = checks.overhang_of(model), checks.whole_block(model, block)
     layout = Layout(first=first, block_length=block, attention_block=whole, overhang=overhang, mesh=mesh)
     reference = np.full((count, first + width + (overhang or -width % block)), model.config.mask_token_id, np.int32)

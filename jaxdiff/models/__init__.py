@@ -1,5 +1,6 @@
 """One file per family. `build` turns a config.json into a model."""
 
+import collections
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,9 @@ from jaxdiff.models.illada import Illada, IlladaConfig
 from jaxdiff.models.llada import Llada, LladaConfig
 from jaxdiff.models.llada2 import Llada2, Llada2Config
 from jaxdiff.models.llada_moe import LladaMoe, LladaMoeConfig
+from jaxdiff.models.llama import Llama, LlamaConfig
+from jaxdiff.models.qwen2 import Qwen2, Qwen2Config
+from jaxdiff.models.qwen3 import Qwen3, Qwen3Config
 from jaxdiff.models.qwen_diffusion import QwenDiffusion, QwenDiffusionConfig
 from jaxdiff.models.sdar import Sdar, SdarConfig
 from jaxdiff.models.sdar_moe import SdarMoe, SdarMoeConfig
@@ -36,6 +40,9 @@ FAMILIES: dict[str, tuple[type[Transformer], type[Config]]] = {
     "sdar_moe": (SdarMoe, SdarMoeConfig),
     "qwen_diffusion": (QwenDiffusion, QwenDiffusionConfig),
     "fast_dllm_v2": (FastDllmV2, FastDllmV2Config),
+    "llama": (Llama, LlamaConfig),
+    "qwen2": (Qwen2, Qwen2Config),
+    "qwen3": (Qwen3, Qwen3Config),
 }
 ARCHITECTURES = {
     "LLaDAModelLM": "llada",
@@ -49,26 +56,32 @@ ARCHITECTURES = {
     **dict.fromkeys(QwenDiffusionConfig.by_architecture, "qwen_diffusion"),
     "Fast_dLLM_QwenForCausalLM": "fast_dllm_v2",
 }
+# Those of a config that names no mask; with one, some of them are above.
+AUTOREGRESSIVE = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 
 
 def family_of(config: Mapping[str, Any]) -> str:
-    """The family that a config names: by our own `family`, else by the published `architectures`.
+    """The family that a config names: by our own `family`, else by the published `architectures` and, where those
+    are of two, by whether it names a mask.
 
     Raises InputError for a family that is not known here.
     """
     published = architecture_of(config)
-    family = config.get("family") or ARCHITECTURES.get(published)
+    tables = (AUTOREGRESSIVE, ARCHITECTURES) if config.get("mask_token_id") is None else (ARCHITECTURES, AUTOREGRESSIVE)
+    family = config.get("family") or collections.ChainMap(*tables).get(published)
     if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(
             f"config.json: found family {family!r}, architectures {published!r}; expected family "
-            f"{', '.join(FAMILIES)} or architectures {', '.join(ARCHITECTURES)}"
+            f"{', '.join(FAMILIES)} or architectures {', '.join(dict.fromkeys((*ARCHITECTURES, *AUTOREGRESSIVE)))}"
         )
     return family
 
 
 def architecture(model: Model) -> str:
     """The published architecture of a model: among its family's, the one that means most of what its config says."""
-    config, names = model.config, [name for name, family in ARCHITECTURES.items() if family == family_name(model)]
+    config, family = model.config, family_name(model)
+    tables = (ARCHITECTURES, AUTOREGRESSIVE)
+    names = [name for table in tables for name, of in table.items() if of == family]
 
     def agrees(name: str) -> int:
         return sum(getattr(config, key) == value for key, value in config.by_architecture.get(name, {}).items())

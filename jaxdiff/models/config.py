@@ -97,6 +97,7 @@ class Config:
     tied: ClassVar[bool] = False  # the head is the embedding, transposed
     qkv_bias: ClassVar[bool] = False  # the projections of queries, keys and values have biases
     qk_norm: ClassVar[bool] = False  # queries and keys are normalised head by head
+    mask_may_lack: ClassVar[bool] = False  # the vocabulary may have no [MASK]: `mask_token_id` is then its size
 
     def __post_init__(self) -> None:
         """Raises InputError, which names the field, for values of another type, out of range, or that make no model."""
@@ -113,8 +114,9 @@ class Config:
         self._order_ends()
         for name in ("mask_token_id", "eos_token_id", "eot_token_id", "further_eos_token_ids"):
             found = getattr(self, name)
+            most = self.vocab_size + int(self.mask_may_lack and name == "mask_token_id")
             for token in found if isinstance(found, tuple) else (found,):
-                if token is not None and token >= self.vocab_size:
+                if token is not None and token >= most:
                     raise InputError(f"{name}: found {token}, expected an id under vocab_size {self.vocab_size}")
                 if name != "mask_token_id" and token == self.mask_token_id:
                     raise InputError(
@@ -160,6 +162,11 @@ class Config:
         """Those of `eos_ids` that only end a turn: `eotp` does not foresee them, for end-of-text fills what follows."""
         listed = (self.eos_token_id, *self.further_eos_token_ids)
         return tuple(token for token in self.eos_ids if token not in listed)
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether [MASK] is a token of the vocabulary."""
+        return self.mask_token_id < self.vocab_size
 
     @property
     def embedding_rows(self) -> int:

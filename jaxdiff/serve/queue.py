@@ -165,7 +165,7 @@ def check_request(
         raise InputError(f"number: found {request.number}, expected 0 to 2**31 - 1")
     length, block_length = len(request.ids), decoder.block_length
     if request.is_canvas:
-        checks.check_canvas(decoder)
+        checks.check_canvas(decoder, model)
         block = checks.block_of(model, block_length, default=length)
         if length % (whole := checks.whole_block(model, block)):
             raise InputError(f"canvas_ids: found {length} ids in blocks of {whole}, expected whole blocks")

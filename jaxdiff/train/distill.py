@@ -24,7 +24,7 @@ from jaxdiff.checkpoint import SHIPPED, Checkpoint, load
 from jaxdiff.convert.description import describe
 from jaxdiff.convert.low_rank import save_adapter
 from jaxdiff.decode.batches import widths_of
-from jaxdiff.decode.checks import block_of, check_lengths
+from jaxdiff.decode.checks import block_of, check_decoder, check_lengths
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.files import parse_json, refusing, whole_lines
 from jaxdiff.filters import learned_policy
@@ -38,7 +38,7 @@ from jaxdiff.tasks import TASKS, lengths, task
 from jaxdiff.tasks.base import Problem, Split
 from jaxdiff.tasks.evaluate import evaluate, prompt_ids
 from jaxdiff.train.data import NEVER_WRITTEN, Bucket, Corpus, Row
-from jaxdiff.train.loop import MODEL, SAVED_RECIPE, Frozen, Run, check_attention, take_steps, until_sigterm
+from jaxdiff.train.loop import MODEL, SAVED_RECIPE, Frozen, Run, check_model, take_steps, until_sigterm
 from jaxdiff.train.objectives import Network
 from jaxdiff.train.recipe import (
     MOST,
@@ -213,7 +213,9 @@ def _run(
     STOPPERS.parse(recipe.stop)
     _problems(recipe.task, "validation", 0, recipe.watch_problems, "watch_problems")
     student = load(recipe.model, dtype="float32", weights=recipe.weights)
-    check_attention(student.model)
+    check_model(recipe, student.model)
+    if recipe.watch_problems:
+        check_decoder(recipe.decoder(policies[1], student.model)[0], student.model, None, None)
     trained, base, given = recipe.part(student)
     taught = _taught(student, recipe, policies[0], folder, progress, asked)
     if taught is None:

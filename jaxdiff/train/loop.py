@@ -204,13 +204,10 @@ def make_step(
     return step_fn
 
 
-def check_attention(model: Model) -> None:
-    """Raises InputError for a model that the noises are not made for."""
-    if model.attention_block is not None:
-        raise InputError(
-            f"model: found one that attends in blocks of {model.attention_block}, expected one that sees its whole "
-            "canvas, which the noises are made for; train another"
-        )
+def check_model(recipe: Schedule, model: Model) -> None:
+    """Raises InputError for a model that the recipe's objective or noise does not go with."""
+    for part in recipe.parts():
+        part.check_model(model)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ learn. What is lost there is the objective's (`objectives/`).
 A share is one of tokens, not a probability: k = ceil(t n) of n tokens are masked, as in LLaDA's likelihood estimate
 (arXiv 2502.09992, equation 6). Every set of masks has the expected weight that independent draws give it, while no row
 is left without a mask and no weight exceeds n: on answers of a few tokens the gradient varies far less. Prompts are
-never masked, and the end-of-text padding is part of the answer unless a noise says otherwise.
+never masked, and the end-of-text padding is part of the answer unless a noise says otherwise (`meap`, for
+autoregressive models, says otherwise of both).
 
 `parse` reads a recipe's `name:k=v,...`; of several with ` + ` between them a row has the canvases of each.
 """
@@ -15,9 +16,11 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxdiff.pytree import choice, number, pytree
+from jaxdiff.protocols import Model
+from jaxdiff.pytree import InputError, choice, number, pytree
 from jaxdiff.registry import Registry
 from jaxdiff.train.data import NEVER_WRITTEN, Batch
 from jaxdiff.types import Count, Leaf
@@ -44,13 +47,22 @@ class View:
 
 @runtime_checkable
 class Noise(Protocol):
-    """A frozen pytree. `needs`: TRAJECTORY, or nothing; `follows`: its views say `at` which forward they stand."""
+    """A frozen pytree. `needs`: TRAJECTORY, or nothing; `follows`: its views say `at` which forward they stand;
+    `causal`: what is to be learned stands in its views, for models that read a token from those before it alone.
+    """
 
     @property
     def needs(self) -> frozenset[str]: ...
 
     @property
     def follows(self) -> bool: ...
+
+    @property
+    def causal(self) -> bool: ...
+
+    def check_model(self, model: Model) -> None:
+        """Raises InputError for a model whose canvases it cannot make."""
+        ...
 
     def views(self, key: Key[Array, ""], batch: Batch, config: Any, done: Float[Array, ""]) -> tuple[View, ...]:
         """`config`: the model's, for its ids; `done`: the share of the run's steps that lie behind, 0 to 1."""
@@ -60,6 +72,10 @@ class Noise(Protocol):
 class _Noise:
     needs: ClassVar[frozenset[str]] = frozenset()
     follows: ClassVar[bool] = False
+    causal: ClassVar[bool] = False
+
+    def check_model(self, model: Model) -> None:
+        del model
 
 
 @pytree
@@ -265,6 +281,40 @@ class Replace(_Noise):
 
 
 @pytree
+class Meap(_Noise):
+    """The text as it stands, for an autoregressive model; all of it is to be learned that an answer is, through its
+    first end-of-text.
+
+    With `masked` a share of what is read gives way to [MASK], prompts too: mask-enhanced autoregressive prediction
+    (MEAP, arXiv 2502.07490). Of n tokens with something to learn behind them round(masked n) are masked. The published
+    code draws the masks once for a batch; here each row has its own.
+
+    Attributes:
+        masked: 0, plain next-token prediction; 0.15 as published for pretraining. Above 0 the vocabulary has a [MASK].
+    """
+
+    masked: Leaf = number(default=0.0, low=0.0, high=1.0)
+
+    causal: ClassVar[bool] = True
+
+    def check_model(self, model: Model) -> None:
+        if np.any(np.asarray(self.masked) > 0.0) and not model.config.has_mask:
+            raise InputError(
+                f"noise meap masked: found {self.masked} with a {type(model).__name__} without a [MASK] in its "
+                "vocabulary, expected 0; leave masked out, or name the mask in config.json (mask_token_id)"
+            )
+
+    def views(self, key: Key[Array, ""], batch: Batch, config: Any, done: Float[Array, ""]) -> tuple[View, ...]:
+        del done
+        text, _ = _text(batch)
+        later = jnp.cumsum(text[:, ::-1], axis=1)[:, ::-1] - text  # how many learned tokens stand behind
+        read = later > 0
+        count = jnp.round(jnp.asarray(self.masked) * jnp.sum(read, axis=1, keepdims=True))
+        masks = read & (_ranks(jax.random.uniform(key, text.shape), read) < count)
+        return (View(_masked(batch, masks, config), text),)
+
+
+@pytree
 class Joined:
     """The views of several noises, each with draws of its own."""
 
@@ -277,6 +327,14 @@ class Joined:
     @property
     def follows(self) -> bool:
         return all(part.follows for part in self.parts)
+
+    @property
+    def causal(self) -> bool:
+        return any(part.causal for part in self.parts)
+
+    def check_model(self, model: Model) -> None:
+        for part in self.parts:
+            part.check_model(model)
 
     def views(self, key: Key[Array, ""], batch: Batch, config: Any, done: Float[Array, ""]) -> tuple[View, ...]:
         keys = (jax.random.fold_in(key, i) for i in range(len(self.parts)))
@@ -294,6 +352,7 @@ NOISES = Registry(
         "states": States,
         "mixture": Mixture,
         "replace": Replace,
+        "meap": Meap,
     },
 )
 

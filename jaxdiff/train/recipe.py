@@ -121,7 +121,7 @@ class Recipe(Schedule):
     """A model's shape and data besides. Lengths are in tokens."""
 
     task: str  # the tokenizer's corpus
-    model: dict[str, Any]  # LladaConfig fields, less the special ids
+    model: dict[str, Any]  # the family (default llada) and its config's fields, less the special ids
     problems: dict[str, int]  # training problems of each task
     tokenizer_problems: int = 20000
     init: str | None = None  # a run or model folder whose parameters and tokenizer this run starts from

@@ -14,7 +14,7 @@ from jaxdiff import checkpoint
 from jaxdiff.files import added, without_patterns
 from jaxdiff.models import build
 from jaxdiff.train.data import Corpus, training_rows
-from jaxdiff.train.loop import CHECKPOINTS, MODEL, SAVED_RECIPE, Run, check_attention, take_steps, until_sigterm
+from jaxdiff.train.loop import CHECKPOINTS, MODEL, SAVED_RECIPE, Run, check_model, take_steps, until_sigterm
 from jaxdiff.train.recipe import Recipe
 from jaxdiff.train.tokenizer import train_tokenizer
 from jaxdiff.types import InputError, Params
@@ -48,7 +48,7 @@ def _run(recipe: Recipe, folder: Path, asked: threading.Event) -> Path | None:
     tokenizer = checkpoint.load_tokenizer(folder)
     assert tokenizer is not None
     model = build({"family": "llada", "mask_token_id": 0, "eos_token_id": tokenizer.eos_id, **recipe.model})
-    check_attention(model)
+    check_model(recipe, model)
     if (tokens := tokenizer.backend.get_vocab_size(with_added_tokens=True)) > model.config.vocab_size:
         raise InputError(
             f"model.vocab_size: found {model.config.vocab_size}, expected at least the tokenizer's {tokens}"

@@ -40,6 +40,7 @@ _HF = {
     "eos_token_id": 1,
     "tie_word_embeddings": False,
 }
+_CAUSAL = {k: v for k, v in _HF.items() if k != "mask_token_id"}
 _EXPERTS = {"num_experts": EXPERTS, "num_experts_per_tok": 2}
 _NO_DENSE = {k: v for k, v in _HF.items() if k != "intermediate_size"}  # no layer is
 CONFIGS = {
@@ -50,6 +51,9 @@ CONFIGS = {
     "sdar": _HF | {"architectures": ["SDARForCausalLM"], "tie_word_embeddings": True, "block_size": 8},
     "fast_dllm_v2": _HF | {"architectures": ["Fast_dLLM_QwenForCausalLM"], "tie_word_embeddings": True, "bd_size": 8},
     "qwen_diffusion": _HF | {"architectures": ["A2DQwen3LMHeadModel"], "tie_word_embeddings": True},
+    "llama": _CAUSAL | {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True},
+    "qwen2": _CAUSAL | {"architectures": ["Qwen2ForCausalLM"]},
+    "qwen3": _CAUSAL | {"architectures": ["Qwen3ForCausalLM"]},
     "sdar_moe": _NO_DENSE
     | _EXPERTS
     | {"architectures": ["SDARMoeForCausalLM"], "moe_intermediate_size": HIDDEN, "norm_topk_prob": True},
@@ -142,11 +146,11 @@ def shapes(family):
         out |= _fused(0) | _mlp("model.layers.0.mlp")
     for n in range(LAYERS):
         match family:
-            case "illada" | "stable_diffcoder":
+            case "illada" | "stable_diffcoder" | "llama":
                 out |= _layer(n) | _mlp(f"model.layers.{n}.mlp")
-            case "dream" | "fast_dllm_v2":
+            case "dream" | "fast_dllm_v2" | "qwen2":
                 out |= _layer(n, biases=True) | _mlp(f"model.layers.{n}.mlp")
-            case "sdar" | "qwen_diffusion":
+            case "sdar" | "qwen_diffusion" | "qwen3":
                 out |= _layer(n, norms=True) | _mlp(f"model.layers.{n}.mlp")
             case "llada_moe" | "sdar_moe":
                 mixture = _mixture(f"model.layers.{n}.mlp", bias=family == "llada_moe")

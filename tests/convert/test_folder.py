@@ -98,7 +98,7 @@ def test_a_model_that_was_trained_here_can_be_published(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, left.params, right.params)
 
 
-@pytest.mark.parametrize("family", ["sdar", "llada2"])
+@pytest.mark.parametrize("family", ["sdar", "llada2", "qwen2"])
 def test_a_family_with_names_of_its_own_goes_there_and_back(family, tmp_path):
     tensors = hf.tensors(hf.shapes(family))
     source = hf.write_folder(tmp_path / "hf", hf.CONFIGS[family], tensors)
@@ -110,6 +110,16 @@ def test_a_family_with_names_of_its_own_goes_there_and_back(family, tmp_path):
     assert config["architectures"] == hf.CONFIGS[family]["architectures"]
     assert config["hidden_size"] == hf.WIDTH
     assert jaxdiff.load(tmp_path / "back").model == jaxdiff.load(source).model == jaxdiff.load(tmp_path / "ours").model
+
+
+def test_an_autoregressive_model_with_a_mask_is_published_where_it_is_read_as_one():
+    """With a mask in its file Qwen's class means a diffusion model; Llama's does not."""
+    llama, qwen = (
+        jaxdiff.build(hf.CONFIGS[family] | {"mask_token_id": 3, "family": family}) for family in ("llama", "qwen2")
+    )
+    assert jaxdiff.build(folder.published_config(llama)).config == llama.config
+    with pytest.raises(InputError, match=r"export: found an autoregressive model \(qwen2\) with \[MASK\].*\(id 3\)"):
+        folder.published_config(qwen)
 
 
 def test_leaves_keep_their_own_dtypes(tensors, tmp_path):
@@ -224,8 +234,8 @@ def test_qwen_is_a_diffusion_model_where_its_tokenizer_names_a_mask(tmp_path):
     """Open-dCoder keeps Qwen2's class and config.json; Qwen2 itself has no mask."""
     config = hf.CONFIGS["dream"] | {"architectures": ["Qwen2ForCausalLM"], "mask_token_id": None}
     path = hf.write_folder(tmp_path / "hf", config, hf.tensors(hf.shapes("dream")))
-    with pytest.raises(InputError, match=r"hf/config.json: mask_token_id: found none.*Qwen2ForCausalLM without one is"):
-        jaxdiff.inspect(path)
+    plain = jaxdiff.inspect(path)
+    assert (plain.facts()["family"], plain.facts()["ids"]["mask"]) == ("qwen2", None)
     (path / "added_tokens.json").write_text(json.dumps({"<M>": 20}))
     (path / "vocab.json").write_text(json.dumps({"a": 0}))
     (path / "tokenizer_config.json").write_text(json.dumps({"mask_token": "<M>"}))

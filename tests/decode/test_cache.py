@@ -125,7 +125,7 @@ def test_the_cache_of_a_block_causal_model_is_exact(temperature):
         blocks = -(-(len(prompt) + small.GEN) // 4) - kept
         assert int(cached.nfe[row]) == int(plain.nfe[row]) + (kept > 0) + blocks - 1
         whole = 4 * (kept + blocks)
-        fed = whole * (kept > 0) + 4 * (int(plain.nfe[row]) + blocks - 1)
+        fed = 4 * kept + 4 * (int(plain.nfe[row]) + blocks - 1)
         np.testing.assert_allclose(cached.work[row], fed / whole, rtol=1e-5)
         assert float(plain.work[row]) == int(plain.nfe[row])
 

@@ -92,7 +92,7 @@ def test_rotary_positions_are_obeyed_or_refused(layout, expected, family):
         ({"eos_token_id": [1, 2, 3]}, "found 3, which is mask_token_id too"),
         ({"eos_token_id": [1, 2, 61]}, "found 61, expected an id under vocab_size 61"),
         ({"eot_token_id": 61}, "eot_token_id: found 61, expected an id under vocab_size 61"),
-        ({"mask_token_id": 61}, "mask_token_id: found 61, expected an id under vocab_size 61"),
+        ({"mask_token_id": 62}, "mask_token_id: found 62, expected an id under vocab_size 61"),
         ({"mask_token_id": [3, 4]}, "mask_token_id: found [3, 4], expected one id"),
         ({"eos_token_id": True}, "eos_token_id: found True, expected a whole number"),
         ({"eos_token_id": -1}, "eos_token_id: found -1, expected a whole number"),
@@ -100,7 +100,7 @@ def test_rotary_positions_are_obeyed_or_refused(layout, expected, family):
 )
 def test_ids_that_cannot_all_be_true(changes, words, family):
     with pytest.raises(InputError) as caught:
-        build(SHORT[family] | changes)
+        build(SHORT[family] | {"mask_token_id": 3} | changes)
     assert words in str(caught.value)
 
 

@@ -225,4 +225,7 @@ DEFAULTS = {
     "stable_diffcoder": _LLAMA,
     "fast_dllm_v2": _FAST_DLLM_V2,
     "qwen_diffusion": _QWEN3,
+    "llama": _LLAMA,
+    "qwen2": {k: v for k, v in _DREAM.items() if k not in ("mask_token_id", "pad_token_id")},
+    "qwen3": _QWEN3,
 }

@@ -421,6 +421,69 @@ _FAST_DLLM_V2_1B = _FAST_DLLM_V2_7B | {
     "vocab_size": 151936,
 }
 
+# HuggingFaceTB/SmolLM2-135M as transformers prints it (file id 32412506020), with the keys of SmolLM2's Instruct file
+# (experiments/published_weights/smollm2.py reads the same sizes and ids from its GGUF).
+_SMOLLM2 = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers.js_config": {"kv_cache_dtype": {"fp16": "float16", "q4f16": "float16"}},
+    "transformers_version": "4.42.3",
+    "use_cache": True,
+    "vocab_size": 49152,
+}
+# Qwen2-7B-Instruct (file id 62532383149); Qwen3-0.6B, which the A2D conversion above starts from.
+_QWEN2 = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "initializer_range": 0.02,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "model_type": "qwen2",
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 131072,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.41.2",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+}
+_QWEN3 = {k: v for k, v in _A2D_QWEN3.items() if k not in ("auto_map", "mask_token_id")} | {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+}
+
 # repository -> the family, its config.json
 PUBLISHED = {
     "Efficient-Large-Model/Fast_dLLM_v2_1.5B": ("fast_dllm_v2", _FAST_DLLM_V2_1B),
@@ -449,6 +512,9 @@ PUBLISHED = {
     "dllm-hub/Qwen2.5-Coder-0.5B-Instruct-diffusion-mdlm-v0.1": ("qwen_diffusion", _A2D_QWEN2),
     "fredzzp/open-dcoder-0.5B": ("qwen_diffusion", _OPEN_DCODER),
     "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1": ("qwen_diffusion", _A2D_QWEN3),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": ("llama", _SMOLLM2),
+    "Qwen/Qwen2-7B-Instruct": ("qwen2", _QWEN2),
+    "Qwen/Qwen3-0.6B": ("qwen3", _QWEN3),
 }
 
 # inclusionAI/LLaDA2.2-flash, which no family here serves: FluxServe's guide (file id 66842023711) against LLaDA2.0.

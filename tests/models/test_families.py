@@ -36,6 +36,10 @@ READ = {
     "dllm-hub/Qwen2.5-Coder-0.5B-Instruct-diffusion-mdlm-v0.1": (494_032_768, 151665, (151645,), None),
     "fredzzp/open-dcoder-0.5B": (494_032_768, 151665, (151643,), None),
     "JetAstra/SDAR-1.7B-Chat, in blocks of 8": (2_031_739_904, 151669, (151643, 151645), 8),
+    # autoregressive ones have no mask: the first id past the vocabulary stands for it
+    "HuggingFaceTB/SmolLM2-135M-Instruct": (134_515_008, 49152, (2,), 1),
+    "Qwen/Qwen2-7B-Instruct": (7_615_616_512, 152064, (151645,), 1),
+    "Qwen/Qwen3-0.6B": (596_049_920, 151936, (151645,), 1),
 }
 # Small enough to make: each published file with other sizes.
 SIZES = {
@@ -49,6 +53,7 @@ SIZES = {
     "eos_token_id": 1,
 }
 DENSE = SIZES | {"intermediate_size": 48}
+CAUSAL = {name: size for name, size in DENSE.items() if name != "mask_token_id"}
 SMALL = {
     "illada": PUBLISHED["GSAI-ML/iLLaDA-8B-Base"][1] | DENSE,
     "stable_diffcoder": PUBLISHED["ByteDance-Seed/Stable-DiffCoder-8B-Instruct"][1] | DENSE,
@@ -65,10 +70,13 @@ SMALL = {
     "sdar_moe": PUBLISHED["JetLM/SDAR-30B-A3B-Chat"][1]
     | SIZES
     | {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16},
+    "llama": PUBLISHED["HuggingFaceTB/SmolLM2-135M-Instruct"][1] | CAUSAL,
+    "qwen2": PUBLISHED["Qwen/Qwen2-7B-Instruct"][1] | CAUSAL,
+    "qwen3": PUBLISHED["Qwen/Qwen3-0.6B"][1] | CAUSAL,
 }
 
 # The others: sdar's attention over llada_moe's experts; the stacks of sdar, dream and illada, with blocks or without.
-SAME = ("sdar_moe", "qwen_diffusion", "stable_diffcoder", "fast_dllm_v2")
+SAME = ("sdar_moe", "qwen_diffusion", "stable_diffcoder", "fast_dllm_v2", "llama", "qwen2", "qwen3")
 DIFFERENT = [family for family in SMALL if family not in SAME]
 
 # What differs in how a stack feeds, reads and keeps tokens: one group of layers; logits shifted by one; two groups,
@@ -239,6 +247,12 @@ def test_the_program_does_not_grow_with_depth(family):
         ("sdar", {"attention_bias": True}, "attention_bias: found True"),
         ("illada", {"layer_norm_eps": 1e-5}, "layer_norm_eps: found 1e-05, expected None"),
         ("sdar", {"architectures": ["MambaForCausalLM"]}, "expected family llada"),
+        ("llama", {"rope_interleaved": True}, "rope_interleaved: found True, expected False"),
+        ("llama", {"attention_bias": True}, "attention_bias: found True"),
+        ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_type: found 'llama3', expected"),
+        ("llama", {"mask_token_id": 62}, "mask_token_id: found 62, expected an id under vocab_size 61"),
+        ("qwen2", {"use_sliding_window": True}, "use_sliding_window: found True"),
+        ("qwen3", {"attention_bias": True}, "attention_bias: found True"),
     ],
 )
 def test_a_config_that_does_not_fit_is_one_clear_line(family, change, words):

@@ -207,6 +207,23 @@ def open_dcoder():
     return Network(config, _hf("Qwen2", **change), [], shifted=True)
 
 
+def llama():
+    change = {"tie_word_embeddings": True}
+    config = SHAPE | change | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    return Network(config, _hf("Llama", **change), [], block=1, shifted=True)
+
+
+def qwen2():
+    config = SHAPE | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+    return Network(config, _hf("Qwen2"), [], block=1, shifted=True)
+
+
+def qwen3():
+    change = {"head_dim": 16, "tie_word_embeddings": True}
+    config = SHAPE | change | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    return Network(config, _hf("Qwen3", **change), [], block=1, shifted=True)
+
+
 def stable_diffcoder():
     config = SHAPE | IDS | {"architectures": ["StableDiffcoderForCausalLM"], "model_type": "llama"}
     return Network(config, _hf("Llama"), [], block=4)
@@ -392,6 +409,9 @@ ALIKE = {
     "open_dcoder": open_dcoder,
     "stable_diffcoder": stable_diffcoder,
     "fast_dllm_v2": fast_dllm_v2,
+    "llama": llama,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
 }
 
 

@@ -1,5 +1,6 @@
 """What each noise masks, and what of it is to be learned."""
 
+import dataclasses
 import hashlib
 
 import jax
@@ -78,6 +79,20 @@ def test_every_set_of_masks_has_the_weight_that_independent_draws_give_it():
         found = np.where((masks == drawn).all(1)[:, None], weight, 0.0).mean(0)
         np.testing.assert_allclose(found[drawn], expected, rtol=0.05)
         assert (found[~drawn] == 0).all()
+
+
+@pytest.mark.parametrize("masked", [0.0, 0.25, 1.0])
+def test_meap_masks_what_is_read_and_learns_every_token_of_the_text(masked):
+    """Prompts too, but nothing that no learned token comes after; the padding behind the text is not learned."""
+    (view,) = views(parse(f"meap:masked={masked}"))
+    end = np.asarray(PROMPTS + ANSWERS)[:, None]
+    np.testing.assert_array_equal(view.learn, IN_ANSWER & (end > COLUMN))
+    masks = np.asarray(view.tokens) != np.asarray(TOKENS)
+    assert (np.asarray(view.tokens)[masks] == MASK).all()
+    assert not masks[end - 1 <= COLUMN].any()
+    np.testing.assert_array_equal(masks.sum(1), np.round(masked * (end[:, 0] - 1)))
+    packed = dataclasses.replace(BATCH, answer_lengths=jnp.zeros_like(ANSWERS), answers=IN_ANSWER & (COLUMN % 5 < 3))
+    np.testing.assert_array_equal(views(parse(f"meap:masked={masked}"), packed)[0].learn, packed.answers)
 
 
 def test_levels_are_spread_evenly_over_a_batch():

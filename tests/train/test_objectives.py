@@ -92,6 +92,7 @@ CASES = {
     "certainty": {"beta": 1.5, "temperature": 0.7},
     "trajectory": {"beta": 0.8, "temperature": 0.5},
     "near_far": {"near": 3, "far": 0.6, "temperature": 1.3},
+    "next_token": {},  # of a model that sees it all; of one that does not: tests/parity/test_causal.py
 }
 
 
@@ -154,6 +155,12 @@ def test_no_logits_of_all_positions_exist():
         ("certainty:gamma=1", None, "objective certainty: found argument 'gamma=1', expected beta=, temperature="),
         ("certainty:beta=-1", None, "objective certainty beta: found -1.0, expected a number from 0"),
         ("near_far", "uniform", "objective near_far: found a noise that follows no trajectory, expected states"),
+        (
+            "next_token",
+            "uniform",
+            "objective next_token: found a noise that hides what is to be learned, expected meap",
+        ),
+        ("denoise", "uniform + meap", "noise meap: found it with an objective that learns what is masked"),
     ],
 )
 def test_an_objective_that_is_not_known(objective, noise, words):

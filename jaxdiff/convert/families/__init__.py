@@ -7,6 +7,9 @@ from jaxdiff.convert.families import (
     llada,
     llada2,
     llada_moe,
+    llama,
+    qwen2,
+    qwen3,
     qwen_diffusion,
     sdar,
     sdar_moe,
@@ -24,4 +27,7 @@ TABLES = {
     "sdar_moe": sdar_moe.TABLE,
     "qwen_diffusion": qwen_diffusion.TABLE,
     "fast_dllm_v2": fast_dllm_v2.TABLE,
+    "llama": llama.TABLE,
+    "qwen2": qwen2.TABLE,
+    "qwen3": qwen3.TABLE,
 }

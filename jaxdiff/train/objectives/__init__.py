@@ -8,11 +8,18 @@ from jaxdiff.train.objectives.base import Objective as Objective
 from jaxdiff.train.objectives.certainty import Certainty
 from jaxdiff.train.objectives.denoise import Denoise
 from jaxdiff.train.objectives.near_far import NearFar
+from jaxdiff.train.objectives.next_token import NextToken
 from jaxdiff.train.objectives.trajectory import Trajectory
 
 OBJECTIVES = Registry(
     "objective",
-    {"denoise": Denoise, "certainty": Certainty, "trajectory": Trajectory, "near_far": NearFar},
+    {
+        "denoise": Denoise,
+        "certainty": Certainty,
+        "trajectory": Trajectory,
+        "near_far": NearFar,
+        "next_token": NextToken,
+    },
 )
 
 

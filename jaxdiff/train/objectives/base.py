@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.protocols import Model
-from jaxdiff.pytree import pytree, static
+from jaxdiff.protocols import Model, is_causal
+from jaxdiff.pytree import InputError, pytree, static
 from jaxdiff.train.data import Batch
 from jaxdiff.train.noise import Noise, View
 from jaxdiff.types import Inputs, Params
@@ -56,6 +56,10 @@ class Objective(Protocol):
         """Raises InputError for a noise whose views it cannot be computed from."""
         ...
 
+    def check_model(self, model: Model) -> None:
+        """Raises InputError for a model that it does not train."""
+        ...
+
     def loss(self, network: Network, batch: Batch, views: Sequence[View], teacher: Network | None) -> Float[Array, ""]:
         """In nats: the sum over a row's views, the mean over rows. Each view's own mean is over the positions that it
         learns, row by row, so that long rows do not outweigh short ones; a view that learns nothing adds nothing.
@@ -64,13 +68,31 @@ class Objective(Protocol):
 
 
 class ObjectiveBase:
-    """An objective that needs neither a trajectory nor a teacher, and takes any noise."""
+    """An objective that needs neither a trajectory nor a teacher, takes any noise that hides what is to be learned, and
+    trains models that see their whole canvas.
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     asks_teacher: ClassVar[bool] = False
 
     def check(self, noise: Noise) -> None:
-        del noise
+        if noise.causal:
+            raise InputError(
+                "noise meap: found it with an objective that learns what is masked, expected one that masks it; take "
+                "objective next_token, or another noise"
+            )
+
+    def check_model(self, model: Model) -> None:
+        if is_causal(model):
+            raise InputError(
+                f"model: found an autoregressive one ({type(model).__name__}) with an objective of diffusion models, "
+                "expected next_token; give objective next_token, or name another family"
+            )
+        if model.attention_block is not None:
+            raise InputError(
+                f"model: found one that attends in blocks of {model.attention_block}, expected one that sees its whole "
+                "canvas, which the noises are made for; train another"
+            )
 
 
 @pytree
