@@ -74,6 +74,10 @@ POLICIES = {
         {"size": st.integers(1, small.BLOCK - 1), "add": _floats(0, 1), "ready": _floats(0, 1), "tau": _floats(0, 3)},
     ),
     "wino": (p.Wino, {"tau": _floats(0, 1), "revoke": _floats(0, 1)}),
+    "revise": (
+        lambda passes, tau, sure: p.Revise(p.Threshold(0.2), passes, tau, sure),
+        {"passes": st.integers(0, 5), **_TAU, "sure": _floats(0, 2)},
+    ),
     "edit": (p.Edit, {"tau": _floats(0, 1), "edit": _floats(0, 1), "post": st.integers(0, 5)}),
 }
 FILLS = {
