@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.policies.base import PER_NAT, PolicyBase, as_committed
 from jaxdiff.protocols import Model, Policy
@@ -62,6 +62,10 @@ class Revise(PolicyBase):
         zero = jnp.zeros((rows,), jnp.int32)
         return zero, zero > 0, self.policy.init(rows, window)
 
+    def rewrite(self, score: Score) -> tuple[Int[Array, "B W"], Float[Array, "B W"]]:
+        """What a token is overwritten with, and how far that lies above `tau`: above 0 it is, where it is another."""
+        return score.token, score.prob - per_row(self.tau)
+
     def select(
         self, state: tuple[Int[Array, " B"], Bool[Array, " B"], PartState], score: Score, key: Key[Array, " B"]
     ) -> tuple[Proposal, tuple[Int[Array, " B"], Bool[Array, " B"], PartState]]:
@@ -75,8 +79,8 @@ class Revise(PolicyBase):
         doubt = score.prob - per_row(self.sure)
         doubted = jnp.where(new, False, state[1]) | jnp.any(commit & (doubt < 0.0), axis=1)
 
-        differs = score.editable & full[:, None] & (score.token != score.tokens)
-        slack = score.prob - per_row(self.tau)
+        token, slack = self.rewrite(score)
+        differs = score.editable & full[:, None] & (token != score.tokens)
         edit = differs & (slack > 0.0)
         again = jnp.where(full, jnp.any(edit, axis=1), doubted)
         close = (commit & (jnp.abs(PER_NAT * doubt) < NEAR_TIE)) | (differs & (jnp.abs(PER_NAT * slack) < NEAR_TIE))
@@ -85,7 +89,7 @@ class Revise(PolicyBase):
             proposal,
             commit=commit,
             close=proposal.close | tie | close,
-            token=jnp.where(score.eligible, proposal.token, score.token),
+            token=jnp.where(score.eligible, proposal.token, token),
             edit=edit,
             hold=again & ~left & (done < passes),
         )

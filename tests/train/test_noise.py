@@ -303,7 +303,7 @@ def test_a_mixture_has_all_six_and_joined_noises_have_views_of_each():
 
 def test_mistakes_are_the_models_own_and_never_right():
     """In half of the rows a block is shown, in the others the text; what is replaced is likely, wrong, and no mask."""
-    (view,) = views(parse("mistakes:low=0.1,high=0.5,share=0.5,block=8"))
+    (view,) = views(parse("mistakes:low=0.1,high=0.5,masks=0.0,share=0.5,block=8"))
     tokens, learn, right = np.asarray(view.tokens), np.asarray(view.learn), np.asarray(TOKENS)
     shares, blocks = [], 0
     for row in range(ROWS):
