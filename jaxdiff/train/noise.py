@@ -270,17 +270,16 @@ class Replace(_Noise):
 
 @pytree
 class Mistakes(_Noise):
-    """A share of a text's tokens gives way to what the model itself might write there and is wrong; every token that is
-    shown is to be learned, and so are the masks beside them. So a model learns to doubt what it sees.
+    """No masks in what is shown: a share of a text's tokens gives way to what the model itself might write there and is
+    wrong, and every token that is shown is to be learned. So a model learns to doubt what it sees.
 
     A token is drawn from what the model, as it is trained, says of the text with the token masked, and with others, an
     even share between these alone and the whole text; the right token is left out. ELECTRA's generator (arXiv
     2003.10555), but that it is the model itself, and its mistakes are mended where ELECTRA finds them; with random
-    tokens in their place, and no masks, it is `replace`. What follows what is shown is masked and not learned.
+    tokens in their place it is `replace`. What follows what is shown is masked and not learned.
 
     Attributes:
         low, high: the share of tokens that are replaced is drawn evenly between the two for each row.
-        masks: of the rows; in these the others of those masked stay so, as while a block is decoded.
         share: of the rows; in these the text is shown through a block alone, drawn evenly from those that hold it, as
             semi-autoregressive decoding leaves that block, and the end-of-text padding in it is learned too. In the
             other rows, and in packed ones, the text is shown through its first end-of-text.
@@ -288,14 +287,13 @@ class Mistakes(_Noise):
     """
 
     low: Leaf = number(default=0.0, low=0.0, high=1.0)
-    high: Leaf = number(default=0.3, low=0.0, high=1.0)
-    masks: Leaf = number(default=0.5, low=0.0, high=1.0)
+    high: Leaf = number(default=0.2, low=0.0, high=1.0)
     share: Leaf = number(default=0.5, low=0.0, high=1.0)
     block: Count = number(default=32, low=1, high=MOST, whole=True)
 
     def views(self, key: Key[Array, ""], batch: Batch, network: Network, done: Float[Array, ""]) -> tuple[View, ...]:
         del done
-        share_key, order_key, token_key, block_key, kind_key, mask_key, stay_key = jax.random.split(key, 7)
+        share_key, order_key, token_key, block_key, kind_key, mask_key = jax.random.split(key, 6)
         text, _ = _text(batch)
         block = jnp.asarray(self.block)
         last = _block_start(block_key, batch, block) + block - 1
@@ -306,12 +304,10 @@ class Mistakes(_Noise):
         count = jnp.ceil(_between(share_key, self.low, self.high, len(n)) * n)
         asked = jnp.maximum(jnp.ceil(jax.random.uniform(mask_key, n.shape) * n), count)
         rank = _ranks(jax.random.uniform(order_key, text.shape), among)
-        gone, masked = among & (rank < count), among & (rank < asked)
-        canvas = _masked(batch, masked | later, network)
+        canvas = _masked(batch, (among & (rank < asked)) | later, network)
+        gone = among & (rank < count)
         wrong = network.mistaken(token_key, canvas, batch.prompt_lengths, gone, batch.tokens)
-        stay = jax.random.uniform(stay_key, last.shape) < jnp.asarray(self.masks)
-        rest = _masked(batch, (masked & stay) | later, network)
-        return (View(jnp.where(gone, wrong, rest), shown),)
+        return (View(jnp.where(gone, wrong, _masked(batch, later, network)), shown),)
 
 
 @pytree

@@ -303,7 +303,7 @@ def test_a_mixture_has_all_six_and_joined_noises_have_views_of_each():
 
 def test_mistakes_are_the_models_own_and_never_right():
     """In half of the rows a block is shown, in the others the text; what is replaced is likely, wrong, and no mask."""
-    (view,) = views(parse("mistakes:low=0.1,high=0.5,masks=0.0,share=0.5,block=8"))
+    (view,) = views(parse("mistakes:low=0.1,high=0.5,share=0.5,block=8"))
     tokens, learn, right = np.asarray(view.tokens), np.asarray(view.learn), np.asarray(TOKENS)
     shares, blocks = [], 0
     for row in range(ROWS):
@@ -322,20 +322,6 @@ def test_mistakes_are_the_models_own_and_never_right():
         shares.append(replaced.sum() / here)
     assert 0.3 < blocks / ROWS < 0.6  # a block may end with the text
     assert abs(np.mean(np.asarray(shares)[np.asarray(ANSWERS) > 12]) - 0.3) < 0.05
-
-
-def test_mistakes_stand_beside_masks():
-    """In about half of the rows; what is masked there is learned as what is replaced, and what is neither."""
-    (view,) = views(parse("mistakes:low=0.2,high=0.2,masks=0.5,share=0"))
-    tokens, learn, right = np.asarray(view.tokens), np.asarray(view.learn), np.asarray(TOKENS)
-    text = np.asarray(IN_ANSWER) & (np.asarray(PROMPTS + ANSWERS)[:, None] > COLUMN)
-    np.testing.assert_array_equal(learn, text)
-    masks, n = ((tokens == MASK) & text).sum(1), text.sum(1)
-    replaced = ((tokens != right) & (tokens != MASK) & text).sum(1)
-    np.testing.assert_array_equal(replaced, np.ceil(0.2 * n - 1e-4))
-    long = n > 12
-    assert abs((masks[long] > 0).mean() - 0.4) < 0.1  # where the even share is above what is replaced
-    assert masks[long].max() > 0.7 * n[long].min()
 
 
 def test_a_mistake_is_drawn_from_what_the_model_says():
