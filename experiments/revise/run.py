@@ -2,6 +2,7 @@ r"""Does a model that was trained to doubt what it sees mend it?
 
     jaxdiff distill --recipe experiments/revise/recipe.json --out runs/revise
     python -m experiments.revise.run mend runs/revise/adapter
+    python -m experiments.revise.run after runs/revise/adapter
     python -m experiments.revise.run choose runs/revise/adapter
     python -m experiments.revise.run test runs/revise/adapter
     python -m experiments.revise.run report
@@ -10,6 +11,7 @@ mend    A tenth of the tokens of worked answers is replaced, by random tokens (`
         there and is wrong (`own`): what share of these does one pass without masks make right, and what share of the
         right ones does it spoil? The base and the adapted model; the pass's threshold is chosen on validation problems
         (the most mended at no more than half a percent spoilt), and measured on test problems.
+after   The base's own rash decodes, finished, and two such passes over them: how many answers become right, and wrong?
 choose  Whole decodes, `threshold` at rash numbers: alone, with a pass at the end of each block, and what that is
         compared with at the same policy: editing while there are masks too (`edit`), random remasking, remasking by the
         commit's own confidence, and a pass that is told the standard decode's answer. Both models, validation problems.
@@ -43,6 +45,7 @@ from jaxdiff import pad_prompts, policies
 from jaxdiff.metrics import paired_difference
 from jaxdiff.policies.edit import Edit
 from jaxdiff.policies.judge import Correct
+from jaxdiff.stoppers import Eos
 from jaxdiff.tasks import gsm_symbolic
 from jaxdiff.tasks.evaluate import prompt_ids
 from jaxdiff.train.network import Network
@@ -163,6 +166,57 @@ def mend(adapter: Adapter, n: N = None) -> None:
             print(name, kind, split, *(f"{p['tau']}: {p['mended']:.1f}/{p['spoilt']:.2f}" for p in swept), flush=True)
 
 
+# --- passes over rash decodes -----------------------------------------------------------------------------------------
+
+
+def after(models: dict[str, jaxdiff.Checkpoint], name: str, tau: float, split: Any, n: int) -> dict[str, Any]:
+    """The base's answers under `threshold` at a rash number, and what passes of a model over these texts make of them:
+    percent right, and of each pass how many answers it makes right and how many wrong.
+    """
+    base, network = models[BASE], Network(models[name].params, models[name].model)
+    tokenizer, mask = base.tokenizer_for("problems"), base.model.config.mask_token_id
+    problems = list(itertools.islice(gsm_symbolic.problems(split, SEED), n))
+    prompts, origin = pad_prompts([prompt_ids(tokenizer, each) for each in problems], 0, 32)
+    decoder = jaxdiff.Decoder(policy=policies.Threshold(tau), stop=Eos(), block_length=BLOCK)
+    canvas, lengths = np.zeros((n, prompts.shape[1] + LENGTH), np.int32), np.zeros(n, int)
+    for at in range(0, n, ROWS):
+        rows = slice(at, at + ROWS)
+        given = (base.model, base.params, prompts[rows], decoder)
+        result = jaxdiff.decode(*given, gen_length=LENGTH, origin=origin[rows])
+        canvas[rows], lengths[rows] = np.asarray(result.tokens), np.asarray(result.lengths)
+    place = np.arange(canvas.shape[1])[None] - prompts.shape[1]
+    text = (place >= 0) & (place < lengths[:, None])
+    canvas[place >= -(-lengths[:, None] // BLOCK) * BLOCK] = mask
+
+    def right() -> np.ndarray:
+        answers = [row[own] for row, own in zip(canvas, text, strict=True)]
+        return np.asarray([gsm_symbolic.verify(tokenizer.decode(a), p) for a, p in zip(answers, problems, strict=True)])
+
+    start, found = canvas.copy(), []
+    for write in PASS_TAUS[4:]:
+        canvas = start
+        told: dict[str, Any] = {"tau": write, "right": [100 * float(right().mean())], "mended": [], "spoilt": []}
+        for _ in range(2):
+            before = right()
+            token, prob = passed(network, canvas, origin)
+            canvas = np.where(text & (prob > write), token, canvas)
+            now = right()
+            told["right"].append(100 * float(now.mean()))
+            told["mended"].append(int((now & ~before).sum()))
+            told["spoilt"].append(int((before & ~now).sum()))
+        found.append(told)
+    return {"threshold": tau, "passes": found}
+
+
+@app.command("after")
+def measure_after(adapter: Adapter, n: N = None) -> None:
+    kept, models = opened(adapter, n)
+    for name, tau in itertools.product(models, RASH):
+        make = functools.partial(after, models, name, tau, "validation", n or N_CHOOSE)
+        for point in kept.once(f"after | {name} | {tau}", make)["passes"]:
+            print(name, tau, point, flush=True)
+
+
 # --- whole decodes ----------------------------------------------------------------------------------------------------
 
 
@@ -270,7 +324,9 @@ def report(n: N = None) -> None:
         lines += ["", f"Whole decodes, {careful['n']} test problems.", ""]
         lines += ["| model | kind | chosen as | numbers | accuracy % | minus standard | NFE | TPF | work |"]
         lines += ["|---|---|---|---|---:|---:|---:|---:|---:|", "| base | standard | " + line_of(careful, "")]
-    decodes = [name.split(" | ") for name in entries if not name.startswith("mend") and " | standard | " not in name]
+    decodes = [
+        name.split(" | ") for name in entries if not name.startswith(("mend", "after")) and "| standard |" not in name
+    ]
     for name, kind, split in decodes:
         if split != "test":
             continue
