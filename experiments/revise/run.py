@@ -60,7 +60,7 @@ ROWS = 25  # of worked answers in a pass
 
 RASH = (0.3, 0.5, 0.7, 0.9)  # of `threshold`
 CAREFUL = (*RASH, 0.97, 0.99)
-WRITES = (0.5, 0.7, 0.9)  # what a token must exceed to overwrite another
+WRITES = (0.5, 0.9)  # what a token must exceed to overwrite another
 SURE = (0.9, 2.0)
 DOUBTS, DRAWN = (0.1, 0.3), (0.9, 0.97)  # of confidence; 1 minus the chance to be taken back
 

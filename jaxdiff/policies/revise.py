@@ -30,13 +30,13 @@ class Revise(PolicyBase):
     Attributes:
         passes: the most forwards that a block has once it has no mask; 0: none, as the policy alone.
         tau: probability that a token must exceed to overwrite another.
-        sure: a block is looked at again only if one of its commits was less probable; above 1 every block is.
+        sure: a block is looked at again only if one of its commits was less probable than this; above 1 every block is.
     """
 
     policy: Policy
     passes: Count = number(default=1, low=0, high=MOST, whole=True)
     tau: Leaf = number(default=0.9, low=0.0, high=1.0)
-    sure: Leaf = number(default=2.0, low=0.0, high=2.0)
+    sure: Leaf = number(default=0.9, low=0.0, high=2.0)
 
     revises = True
 
