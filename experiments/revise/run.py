@@ -91,15 +91,11 @@ def worked(checkpoint: jaxdiff.Checkpoint, split: Any, n: int) -> tuple[np.ndarr
     return canvas, origin, text
 
 
-def asking(network: Network) -> Callable[..., jax.Array]:
+@jax.jit
+def ask(network: Network, tokens: jax.Array, origin: jax.Array) -> jax.Array:
     """Of canvases and the column of each row's first token the logits [B L V], where [MASK] has none."""
-
-    @jax.jit
-    def ask(tokens: jax.Array, origin: jax.Array) -> jax.Array:
-        logits = network.logits(network.model.apply(network.params, Inputs.whole(tokens, origin))[0])
-        return logits.at[..., network.model.config.mask_token_id].set(-jnp.inf)
-
-    return ask
+    logits = network.logits(network.model.apply(network.params, Inputs.whole(tokens, origin))[0])
+    return logits.at[..., network.model.config.mask_token_id].set(-jnp.inf)
 
 
 def replaced(base: Network, kind: str, canvas: np.ndarray, origin: np.ndarray, text: np.ndarray) -> np.ndarray:
@@ -114,12 +110,11 @@ def replaced(base: Network, kind: str, canvas: np.ndarray, origin: np.ndarray, t
         for taken in np.sort(np.stack([canvas, np.full_like(canvas, config.mask_token_id)]), axis=0):
             other += other >= taken  # neither [MASK] nor the right token
         return np.where(gone, other, canvas).astype(np.int32)
-    ask = asking(base)
     wrong = canvas.copy()
     for at in range(0, len(canvas), ROWS):
         rows = slice(at, at + ROWS)
         hidden = np.where(gone[rows], config.mask_token_id, canvas[rows])
-        logits = np.array(ask(hidden, origin[rows]))
+        logits = np.array(ask(base, hidden, origin[rows]))
         np.put_along_axis(logits, canvas[rows][..., None], -np.inf, axis=-1)
         drawn = np.argmax(logits + rng.gumbel(size=logits.shape), axis=-1)
         wrong[rows] = np.where(gone[rows], drawn, canvas[rows])
@@ -128,9 +123,9 @@ def replaced(base: Network, kind: str, canvas: np.ndarray, origin: np.ndarray, t
 
 def passed(network: Network, canvas: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of each position what the model takes for likeliest, and its probability."""
-    ask, token, prob = asking(network), [], []
+    token, prob = [], []
     for at in range(0, len(canvas), ROWS):
-        logits = np.asarray(ask(canvas[at : at + ROWS], origin[at : at + ROWS]))
+        logits = np.asarray(ask(network, canvas[at : at + ROWS], origin[at : at + ROWS]))
         token.append(logits.argmax(-1))
         prob.append(1.0 / np.exp(logits - logits.max(-1, keepdims=True)).sum(-1))
     return np.concatenate(token), np.concatenate(prob)
@@ -143,12 +138,12 @@ def mended(network: Network, base: Network, kind: str, checkpoint: jaxdiff.Check
     token, prob = passed(network, seen, origin)
     wrong, found = text & (seen != canvas), []
     for tau in PASS_TAUS:
-        after = np.where(text & (prob > tau), token, seen)
+        now = np.where(text & (prob > tau), token, seen)
         found.append(
             {
                 "tau": tau,
-                "mended": 100 * float((after == canvas)[wrong].mean()),
-                "spoilt": 100 * float((after != canvas)[text & ~wrong].mean()),
+                "mended": 100 * float((now == canvas)[wrong].mean()),
+                "spoilt": 100 * float((now != canvas)[text & ~wrong].mean()),
             }
         )
     return found
@@ -171,7 +166,7 @@ def mend(adapter: Adapter, n: N = None) -> None:
 
 def after(models: dict[str, jaxdiff.Checkpoint], name: str, tau: float, split: Any, n: int) -> dict[str, Any]:
     """The base's answers under `threshold` at a rash number, and what passes of a model over these texts make of them:
-    percent right, and of each pass how many answers it makes right and how many wrong.
+    how many are right, and of each pass how many it makes right and how many wrong.
     """
     base, network = models[BASE], Network(models[name].params, models[name].model)
     tokenizer, mask = base.tokenizer_for("problems"), base.model.config.mask_token_id
@@ -195,17 +190,17 @@ def after(models: dict[str, jaxdiff.Checkpoint], name: str, tau: float, split: A
     start, found = canvas.copy(), []
     for write in PASS_TAUS[4:]:
         canvas = start
-        told: dict[str, Any] = {"tau": write, "right": [100 * float(right().mean())], "mended": [], "spoilt": []}
+        told: dict[str, Any] = {"tau": write, "right": [int(right().sum())], "mended": [], "spoilt": []}
         for _ in range(2):
             before = right()
             token, prob = passed(network, canvas, origin)
             canvas = np.where(text & (prob > write), token, canvas)
             now = right()
-            told["right"].append(100 * float(now.mean()))
+            told["right"].append(int(now.sum()))
             told["mended"].append(int((now & ~before).sum()))
             told["spoilt"].append(int((before & ~now).sum()))
         found.append(told)
-    return {"threshold": tau, "passes": found}
+    return {"threshold": tau, "n": n, "passes": found}
 
 
 @app.command("after")
