@@ -17,7 +17,7 @@ from jaxdiff.drafters import DRAFTERS
 from jaxdiff.fills import DRAFTED, FILLS
 from jaxdiff.filters import BEST_FILTER, FILTERS
 from jaxdiff.judges import DEFAULT, JUDGES
-from jaxdiff.policies import POLICIES, AllOf, AnyOf, Cap, Correct, Explore, Replay, Witness
+from jaxdiff.policies import POLICIES, AllOf, AnyOf, Cap, Correct, Explore, Replay, Revise, Witness
 from jaxdiff.pytree import is_number
 from jaxdiff.registry import Registry
 from jaxdiff.stoppers import STOPPERS, StopStrings
@@ -37,6 +37,7 @@ COMBINED = {
     "all_of(A + B)": AllOf,
     "cap(K + A)": Cap,
     "correct(A + judge)": Correct,
+    "revise(A)": Revise,
     "(Python alone)": Replay,
     "(Python alone, of fit --reward)": Explore,
     "(Python alone, of collect --rash)": Witness,

@@ -27,12 +27,14 @@ from jaxdiff.policies.oracle import Oracle
 from jaxdiff.policies.remdm import RemdmCap, RemdmLoop, RemdmRescale
 from jaxdiff.policies.remedi import Remedi
 from jaxdiff.policies.replay import Replay as Replay
+from jaxdiff.policies.revise import Revise as Revise
+from jaxdiff.policies.revise import revise
 from jaxdiff.policies.threshold import Threshold
 from jaxdiff.policies.wino import Wino
 from jaxdiff.policies.witness import Witness as Witness
 from jaxdiff.protocols import Policy
 from jaxdiff.pytree import InputError
-from jaxdiff.registry import Keyed, Modes, Registry, parse_arguments, parse_number
+from jaxdiff.registry import Keyed, Modes, Registry, arguments_of, parse_arguments, parse_number
 
 POLICIES = Registry(
     "policy",
@@ -52,9 +54,10 @@ POLICIES = Registry(
         "oracle": Oracle,
         "learned": Learned,
     },
-    more=("any_of()", "all_of()", "cap()", "correct()"),
+    more=("any_of()", "all_of()", "cap()", "correct()", "revise()"),
 )
 _COMBINED = re.compile(r"(any_of|all_of|cap|correct)\((.*)\)", re.DOTALL)
+_REVISED = re.compile(r"revise(?:\((.*)\))?(?::([^()]*))?", re.DOTALL)
 
 
 def parse(
@@ -68,7 +71,7 @@ def parse(
 
         fixed:order=margin            threshold:tau=0.85            above_mean
         any_of(threshold:tau=0.9 + entropy:tau=0.05)      cap(4 + threshold:tau=0.6)      learned:name=official
-        correct(threshold:tau=0.5 + judge:name=judge,tau=0.7,sure=0.9)
+        correct(threshold:tau=0.5 + judge:name=judge,tau=0.7,sure=0.9)      revise(threshold:tau=0.5):passes=1
 
     `learned` finds a learned policy by its name and threshold, either of which may be left to its default: it belongs
     to a model. So does a judge, which `judge` finds by its name, with the threshold of its card.
@@ -90,6 +93,11 @@ def parse(
             return _corrected(parse(parts[0], **defaults), parts[1], judge)
         policies = [parse(part, **defaults) for part in parts]
         return any_of(*policies) if kind == "any_of" else all_of(*policies)
+    if revised := _REVISED.fullmatch(text):
+        around = "fixed" if revised[1] is None else revised[1]
+        items = [item for item in (revised[2] or "").split(",") if item]
+        values = parse_arguments("policy revise", arguments_of(Revise), items)
+        return revise(parse(around, learned=learned, judge=judge, **defaults), **values)
     name, _, rest = text.partition(":")
     if name != "learned":
         return POLICIES.parse(text, **defaults)

@@ -70,3 +70,14 @@ def with_best(
     # What is put off (NEVER) ties with its like by intent.
     close = (jnp.max(there, axis=1, keepdims=True) - there < NEAR_TIE) & (there > NEVER)
     return new, among & ~new & close
+
+
+def as_committed(proposal: Proposal, score: Score) -> tuple[Bool[Array, "B W"], Bool[Array, "B W"]]:
+    """What the loop will commit for a policy that does not wait: its commits, or where it has none the best that is
+    eligible; and those left out that rounding might have put in the place of that.
+    """
+    commit = proposal.commit & score.eligible
+    priority = jnp.where(jnp.isfinite(proposal.priority), proposal.priority, NEVER)  # what is no number goes last
+    best, tie = with_best(jnp.zeros_like(commit), priority, score.eligible)
+    forced = ~jnp.any(commit, axis=1, keepdims=True)
+    return jnp.where(forced, best, commit), tie & forced

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.leaves import fingerprint
-from jaxdiff.policies.base import PER_NAT, PolicyBase, with_best
+from jaxdiff.policies.base import PER_NAT, PolicyBase, as_committed
 from jaxdiff.policies.filters import CERTAIN, Layers, mlp, neighbourhood
 from jaxdiff.protocols import Model, Policy
 from jaxdiff.pytree import InputError, number, pytree, static
-from jaxdiff.types import NEAR_TIE, NEVER, Leaf, Params, PartState, Proposal, Score, per_row
+from jaxdiff.types import NEAR_TIE, Leaf, Params, PartState, Proposal, Score, per_row
 
 PER_NEIGHBOUR, OWN = 7, 3  # inputs that a judge has of each position in reach, and of the position beside these
 
@@ -189,18 +189,14 @@ class Correct(PolicyBase):
         memory, (proposal, own) = state[0].at(score), self.policy.select(state[1], score, key)
         slack = self.slack(score, memory, key)
         open_ = score.editable & ~memory.taken
-        commit = proposal.commit & score.eligible
-        priority = jnp.where(jnp.isfinite(proposal.priority), proposal.priority, NEVER)  # what is no number goes last
-        best, tie = with_best(jnp.zeros_like(commit), priority, score.eligible)
-        forced = ~jnp.any(commit, axis=1, keepdims=True)
-        commit = jnp.where(forced, best, commit)
+        commit, tie = as_committed(proposal, score)
         doubt = score.prob - per_row(self.sure)
         last = commit & ~jnp.any(score.eligible & ~commit, axis=1, keepdims=True)
         close = (open_ & (jnp.abs(slack) < NEAR_TIE)) | (last & (jnp.abs(PER_NAT * doubt) < NEAR_TIE))
         decided = dataclasses.replace(
             proposal,
             commit=commit,
-            close=proposal.close | close | (tie & forced),
+            close=proposal.close | close | tie,
             remask=open_ & (slack > 0.0),
             hold=jnp.any(last & (doubt < 0.0), axis=1),
         )

@@ -191,7 +191,7 @@ def make_step(
         state: dict[str, Any], step: Int[Array, ""], batch: Batch, frozen: Frozen
     ) -> tuple[dict[str, Any], Float[Array, ""]]:
         key = jax.random.fold_in(jax.random.key(recipe.seed), step)
-        views = noise.views(key, batch, model.config, step / recipe.steps)
+        views = noise.views(key, batch, Network(given(state["params"], frozen.base), model), step / recipe.steps)
 
         def loss(trained: Params) -> Float[Array, ""]:
             network = Network(given(trained, frozen.base), model)

@@ -12,7 +12,7 @@ autoregressive models, says otherwise of both).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jaxdiff.protocols import Model
 from jaxdiff.pytree import InputError, choice, number, pytree
 from jaxdiff.registry import Registry
 from jaxdiff.train.data import NEVER_WRITTEN, Batch
+from jaxdiff.train.network import Network
 from jaxdiff.types import Count, Leaf
 
 AHEAD = 8  # how far a left-to-right decode looks: the tokens beyond wait for those before them
@@ -64,8 +65,10 @@ class Noise(Protocol):
         """Raises InputError for a model whose canvases it cannot make."""
         ...
 
-    def views(self, key: Key[Array, ""], batch: Batch, config: Any, done: Float[Array, ""]) -> tuple[View, ...]:
-        """`config`: the model's, for its ids; `done`: the share of the run's steps that lie behind, 0 to 1."""
+    def views(self, key: Key[Array, ""], batch: Batch, network: Network, done: Float[Array, ""]) -> tuple[View, ...]:
+        """`network`: the model as it is trained so far, of which no gradient is taken here; `done`: the share of the
+        run's steps that lie behind, 0 to 1.
+        """
         ...
 
 
@@ -101,7 +104,7 @@ class SemiAr(_Noise):
     in_order: Leaf = number(default=0.0, low=0.0, high=1.0)
     block: Count = number(default=32, low=1, high=MOST, whole=True)
 
-    def views(self, key: Key[Array, ""], batch: Batch, config: Any, done: Float[Array, ""]) -> tuple[View, ...]:
+    def views(self, key: Key[Array, ""], batch: Batch, network: Network, done: Float[Array, ""]) -> tuple[View, ...]:
         del done
         rows, length = batch.tokens.shape
         level_key, mask_key, block_key, kind_key, order_key = jax.random.split(key, 5)
@@ -123,15 +126,15 @@ class SemiAr(_Noise):
         rank = _ranks(jnp.where(ordered, 1.0 - column / length, priority), active)
         drawn = active & (rank < count)
         looked_at = jnp.where(ordered, jnp.minimum(count, AHEAD), count)
-        return (View(_masked(batch, drawn | later, config), drawn & (rank >= count - looked_at)),)
+        return (View(_masked(batch, drawn | later, network), drawn & (rank >= count - looked_at)),)
 
 
 @pytree
 class Uniform(_Noise):
     """A share t ~ U(0, 1) of the answer's tokens is masked (LLaDA's fine-tuning, arXiv 2502.09992)."""
 
-    def views(self, key: Key[Array, ""], batch: Batch, config: Any, done: Float[Array, ""]) -> tuple[View, ...]:
-        return SemiAr(share=0.0).views(key, batch, config, done)
+    def views(self, key: Key[Array, ""], batch: Batch, network: Network, done: Float[Array, ""]) -> tuple[View, ...]:
+        return SemiAr(share=0.0).views(key, batch, network, done)
 
 
 @pytree
@@ -152,12 +155,12 @@ class Complement(_Noise):
     low: Leaf = number(default=0.5, low=0.0, high=1.0)
     high: Leaf = number(default=0.5, low=0.0, high=1.0)
 
-    def views(self, key: Key[Array, ""], batch: Batch, config: Any, done: Float[Array, ""]) -> tuple[View, ...]:
+    def views(self, key: Key[Array, ""], batch: Batch, network: Network, done: Float[Array, ""]) -> tuple[View, ...]:
         del done
         share_key, mask_key, block_key = jax.random.split(key, 3)
         active, later = _one_block(block_key, batch, jnp.asarray(self.block))
         share = _between(share_key, self.low, self.high, active.shape[0])
-        return _halves(batch, active, later, jax.random.uniform(mask_key, active.shape), share, config)
+        return _halves(batch, active, later, jax.random.uniform(mask_key, active.shape), share, network)
 
 
 @pytree
@@ -181,7 +184,7 @@ class Trajectory(_Noise):
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAJECTORY})
 
-    def views(self, key: Key[Array, ""], batch: Batch, config: Any, done: Float[Array, ""]) -> tuple[View, ...]:
+    def views(self, key: Key[Array, ""], batch: Batch, network: Network, done: Float[Array, ""]) -> tuple[View, ...]:
         assert batch.order is not None
         share_key, block_key = jax.random.split(key)
         window, grown = jnp.asarray(self.window), jnp.asarray(self.grown)
@@ -191,7 +194,7 @@ class Trajectory(_Noise):
         share = _between(share_key, low + (high - low) * done, high, active.shape[0])
         column = jnp.broadcast_to(jnp.arange(active.shape[1])[None], active.shape)
         written_last = -_rank_of(jnp.lexsort((column, batch.order), axis=1)).astype(jnp.float32)
-        return _halves(batch, active, later, written_last, share, config)
+        return _halves(batch, active, later, written_last, share, network)
 
 
 @pytree
@@ -205,14 +208,14 @@ class States(_Noise):
     needs: ClassVar[frozenset[str]] = frozenset({TRAJECTORY})
     follows: ClassVar[bool] = True
 
-    def views(self, key: Key[Array, ""], batch: Batch, config: Any, done: Float[Array, ""]) -> tuple[View, ...]:
+    def views(self, key: Key[Array, ""], batch: Batch, network: Network, done: Float[Array, ""]) -> tuple[View, ...]:
         del done
         assert batch.order is not None
         written = batch.answers & (batch.order < NEVER_WRITTEN)
         forwards = 1 + jnp.max(jnp.where(written, batch.order, 0), axis=1)
         at = jnp.floor(jax.random.uniform(key, forwards.shape) * forwards).astype(jnp.int32)
         masks = batch.answers & (batch.order >= at[:, None])
-        return (View(_masked(batch, masks, config), masks, at),)
+        return (View(_masked(batch, masks, network), masks, at),)
 
 
 KINDS = ("full", "left_to_right", "right_to_left", "blocks", "cloze", "random")
@@ -233,7 +236,7 @@ class Mixture(_Noise):
 
     of: str = choice(("all", *KINDS), default="all")
 
-    def views(self, key: Key[Array, ""], batch: Batch, config: Any, done: Float[Array, ""]) -> tuple[View, ...]:
+    def views(self, key: Key[Array, ""], batch: Batch, network: Network, done: Float[Array, ""]) -> tuple[View, ...]:
         del done
         kind_key, cut_key, size_key, order_key = jax.random.split(key, 4)
         text, behind = _text(batch)
@@ -257,7 +260,7 @@ class Mixture(_Noise):
         else:
             kind = jnp.full((rows,), KINDS.index(self.of))
         learn = text & (masks[kind, jnp.arange(rows)] | alone)
-        return (View(_masked(batch, learn | behind, config), learn),)
+        return (View(_masked(batch, learn | behind, network), learn),)
 
 
 @pytree
@@ -268,16 +271,59 @@ class Replace(_Noise):
     `mdiff_label_encode.py`, where [MASK] may be the random token; not here.
     """
 
-    def views(self, key: Key[Array, ""], batch: Batch, config: Any, done: Float[Array, ""]) -> tuple[View, ...]:
+    def views(self, key: Key[Array, ""], batch: Batch, network: Network, done: Float[Array, ""]) -> tuple[View, ...]:
         del done
         share_key, order_key, token_key = jax.random.split(key, 3)
         text, behind = _text(batch)
         n = jnp.sum(text, axis=1, keepdims=True)
         count = jnp.ceil(jax.random.uniform(share_key, n.shape) * n)
         gone = text & (_ranks(jax.random.uniform(order_key, text.shape), text) < count)
+        config = network.model.config
         other = jax.random.randint(token_key, text.shape, 0, config.vocab_size - 1)
         other = other + (other >= config.mask_token_id)
-        return (View(jnp.where(gone, other, _masked(batch, behind, config)).astype(jnp.int32), text),)
+        return (View(jnp.where(gone, other, _masked(batch, behind, network)).astype(jnp.int32), text),)
+
+
+@pytree
+class Mistakes(_Noise):
+    """No masks in what is shown: a share of a text's tokens gives way to what the model itself might write there and is
+    wrong, and every token that is shown is to be learned. So a model learns to doubt what it sees.
+
+    A token is drawn from what the model, as it is trained, says of the text with the token masked, and with others, an
+    even share between these alone and the whole text; the right token is left out. ELECTRA's generator (arXiv
+    2003.10555), but that it is the model itself, and its mistakes are mended where ELECTRA finds them; with random
+    tokens in their place it is `replace`. What follows what is shown is masked and not learned.
+
+    Attributes:
+        low, high: the share of tokens that are replaced is drawn evenly between the two for each row.
+        share: of the rows; in these the text is shown through a block alone, drawn evenly from those that hold it, as
+            semi-autoregressive decoding leaves that block, and the end-of-text padding in it is learned too. In the
+            other rows, and in packed ones, the text is shown through its first end-of-text.
+        block: in tokens.
+    """
+
+    low: Leaf = number(default=0.0, low=0.0, high=1.0)
+    high: Leaf = number(default=0.2, low=0.0, high=1.0)
+    share: Leaf = number(default=0.5, low=0.0, high=1.0)
+    block: Count = number(default=32, low=1, high=MOST, whole=True)
+
+    def views(self, key: Key[Array, ""], batch: Batch, network: Network, done: Float[Array, ""]) -> tuple[View, ...]:
+        del done
+        share_key, order_key, token_key, block_key, kind_key, mask_key = jax.random.split(key, 6)
+        text, _ = _text(batch)
+        block = jnp.asarray(self.block)
+        last = _block_start(block_key, batch, block) + block - 1
+        cut = ~_is_packed(batch) & (jax.random.uniform(kind_key, last.shape) < jnp.asarray(self.share))
+        shown = jnp.where(cut, batch.answers & (jnp.arange(text.shape[1])[None] <= last), text)
+        among, later = text & shown, batch.answers & ~shown
+        n = jnp.sum(among, axis=1, keepdims=True)
+        count = jnp.ceil(_between(share_key, self.low, self.high, len(n)) * n)
+        asked = jnp.maximum(jnp.ceil(jax.random.uniform(mask_key, n.shape) * n), count)
+        rank = _ranks(jax.random.uniform(order_key, text.shape), among)
+        canvas = _masked(batch, (among & (rank < asked)) | later, network)
+        gone = among & (rank < count)
+        wrong = network.mistaken(token_key, canvas, batch.prompt_lengths, gone, batch.tokens)
+        return (View(jnp.where(gone, wrong, _masked(batch, later, network)), shown),)
 
 
 @pytree
@@ -304,14 +350,14 @@ class Meap(_Noise):
                 "vocabulary, expected 0; leave masked out, or name the mask in config.json (mask_token_id)"
             )
 
-    def views(self, key: Key[Array, ""], batch: Batch, config: Any, done: Float[Array, ""]) -> tuple[View, ...]:
+    def views(self, key: Key[Array, ""], batch: Batch, network: Network, done: Float[Array, ""]) -> tuple[View, ...]:
         del done
         text, _ = _text(batch)
         later = jnp.cumsum(text[:, ::-1], axis=1)[:, ::-1] - text  # how many learned tokens stand behind
         read = later > 0
         count = jnp.round(jnp.asarray(self.masked) * jnp.sum(read, axis=1, keepdims=True))
         masks = read & (_ranks(jax.random.uniform(key, text.shape), read) < count)
-        return (View(_masked(batch, masks, config), text),)
+        return (View(_masked(batch, masks, network), text),)
 
 
 @pytree
@@ -336,9 +382,9 @@ class Joined:
         for part in self.parts:
             part.check_model(model)
 
-    def views(self, key: Key[Array, ""], batch: Batch, config: Any, done: Float[Array, ""]) -> tuple[View, ...]:
+    def views(self, key: Key[Array, ""], batch: Batch, network: Network, done: Float[Array, ""]) -> tuple[View, ...]:
         keys = (jax.random.fold_in(key, i) for i in range(len(self.parts)))
-        each = (part.views(own, batch, config, done) for part, own in zip(self.parts, keys, strict=True))
+        each = (part.views(own, batch, network, done) for part, own in zip(self.parts, keys, strict=True))
         return tuple(view for views in each for view in views)
 
 
@@ -353,6 +399,7 @@ NOISES = Registry(
         "mixture": Mixture,
         "replace": Replace,
         "meap": Meap,
+        "mistakes": Mistakes,
     },
 )
 
@@ -394,12 +441,12 @@ def _halves(
     later: Bool[Array, "B T"],
     priority: Float[Array, "B T"],
     share: Float[Array, "B 1"],
-    config: Any,
+    network: Network,
 ) -> tuple[View, View]:
     """A share of the active tokens masked, lowest priority first and at least one, and all others of them."""
     count = jnp.clip(jnp.ceil(share * jnp.sum(active, axis=1, keepdims=True)), 1)
     first = active & (_ranks(priority, active) < count)
-    one, other = (View(_masked(batch, half | later, config), half) for half in (first, active & ~first))
+    one, other = (View(_masked(batch, half | later, network), half) for half in (first, active & ~first))
     return one, other
 
 
@@ -425,5 +472,5 @@ def _between(key: Key[Array, ""], low: Leaf, high: Leaf, rows: int) -> Float[Arr
     return low + (high - low) * jax.random.uniform(key, (rows, 1))
 
 
-def _masked(batch: Batch, masks: Bool[Array, "B T"], config: Any) -> Int[Array, "B T"]:
-    return jnp.where(masks, config.mask_token_id, batch.tokens)
+def _masked(batch: Batch, masks: Bool[Array, "B T"], network: Network) -> Int[Array, "B T"]:
+    return jnp.where(masks, network.model.config.mask_token_id, batch.tokens)

@@ -30,6 +30,8 @@ OPTIONS = [
     (("--policy", "remdm:cap=2"), "policy remdm cap: found 2"),
     (("--policy", "remdm:steps=0"), "policy remdm steps: found 0"),
     (("--policy", "wino:revoke=1.5"), "policy wino revoke: found 1.5"),
+    (("--policy", "revise(edit):passes=2"), "policy revise: found a policy that takes commits back or waits itself"),
+    (("--policy", "revise:pass=2"), "policy revise: found argument 'pass=2', expected passes=, tau=, sure="),
     (("--policy", "fixed:schedule=dream"), "schedule=dream: the schedule needs its number of steps; set --steps or"),
     (("--fill", "recup"), "fill: found 'recup', expected one of parallel, recap"),
     (("--fill", "recap:k=3"), "fill recap: found argument 'k=3', expected slices=, order="),

@@ -26,6 +26,7 @@ NUMBERS = {
     "ready": 0.7,
     "edit": 0.2,
     "post": 3,
+    "passes": 2,
     "sure": 0.9,
     "revoke": 0.4,
 }

@@ -75,6 +75,10 @@ POLICIES = {
     ),
     "wino": (p.Wino, {"tau": _floats(0, 1), "revoke": _floats(0, 1)}),
     "edit": (p.Edit, {"tau": _floats(0, 1), "edit": _floats(0, 1), "post": st.integers(0, 5)}),
+    "revise": (
+        lambda passes, tau, sure: p.Revise(p.Threshold(0.2), passes, tau, sure),
+        {"passes": st.integers(0, 5), **_TAU, "sure": _floats(0, 2)},
+    ),
 }
 FILLS = {
     "parallel": (Parallel, {}),
@@ -117,8 +121,9 @@ _MEETINGS = [
     ("eos", "frozen-prompt"),
     ("none", "block"),
     ("eos", "block"),
+    ("none", "seeded-dual"),
 ]
-# Strings stand beside `eos`, so that the two of them meet `dual` at once; 19 are as many as `cover` has room for.
+# Strings stand beside `eos`, so that the two of them meet `dual` at once; 20 are as many as `cover` has room for.
 MEETINGS = [
     (stop, cache)
     for stop, cache in _MEETINGS

@@ -248,8 +248,9 @@ def answers_in(folder, whole):
 
 
 def test_an_adapter_is_trained_beside_frozen_weights_and_goes_on_to_the_bit(whole, recipe, tiny, tmp_path, monkeypatch):
-    """From answers that are there; stopped after the first of two steps."""
-    asks = recipe(**TWO_STEPS, adapter={"rank": 2, "targets": ["q_proj", "up_proj"]})
+    """From answers that are there, stopped after the first of two steps; by a noise that asks the model."""
+    noisy = TWO_STEPS | dict(objective="denoise", noise="uniform + mistakes:block=8")
+    asks = recipe(**noisy, adapter={"rank": 2, "targets": ["q_proj", "up_proj"]})
     tensors = []
     for name, looks in (("one", None), ("two", 0)):
         folder = answers_in(tmp_path / name, whole)

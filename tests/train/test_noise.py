@@ -10,6 +10,7 @@ import pytest
 
 from jaxdiff import InputError
 from jaxdiff.train.data import NEVER_WRITTEN, Batch
+from jaxdiff.train.network import Network
 from jaxdiff.train.noise import AHEAD, KINDS, Complement, Mixture, SemiAr, States, Trajectory, Uniform, parse
 from tests import small
 
@@ -22,9 +23,10 @@ IN_ANSWER = jnp.asarray(np.asarray(PROMPTS)[:, None] <= COLUMN)
 
 
 BATCH = Batch(TOKENS, IN_ANSWER, PROMPTS, ANSWERS)
+NETWORK = Network(small.params(), small.MODEL)
 
 # Numbers are traced: one program for each noise.
-_views = jax.jit(lambda noise, key, batch, done: noise.views(key, batch, small.CONFIG, done))
+_views = jax.jit(lambda noise, key, batch, done: noise.views(key, batch, NETWORK, done))
 
 
 def views(noise, batch=BATCH, seed=0, done=0.0):
@@ -265,7 +267,7 @@ def test_states_are_the_teachers_canvases():
 @pytest.fixture(scope="module")
 def six():
     """A view of each masking, out of one program."""
-    ask = jax.jit(lambda key, done: [Mixture(of=kind).views(key, BATCH, small.CONFIG, done)[0] for kind in KINDS])
+    ask = jax.jit(lambda key, done: [Mixture(of=kind).views(key, BATCH, NETWORK, done)[0] for kind in KINDS])
     return dict(zip(KINDS, ask(jax.random.key(0), jnp.float32(0)), strict=True))
 
 
@@ -312,6 +314,46 @@ def test_a_mixture_has_all_six_and_joined_noises_have_views_of_each():
     assert abs(share[long].mean() - 0.5) < 0.05
     assert np.histogram(share[long], 4, (0, 1))[0].min() > long.sum() / 4 * 0.6
     assert set(range(small.VOCAB)) - set(tokens[text].tolist()) == {MASK}
+
+
+def test_mistakes_are_the_models_own_and_never_right():
+    """In half of the rows a block is shown, in the others the text; what is replaced is likely, wrong, and no mask."""
+    (view,) = views(parse("mistakes:low=0.1,high=0.5,share=0.5,block=8"))
+    tokens, learn, right = np.asarray(view.tokens), np.asarray(view.learn), np.asarray(TOKENS)
+    shares, blocks = [], 0
+    for row in range(ROWS):
+        start, n = int(PROMPTS[row]), int(ANSWERS[row])
+        shown = int(learn[row].sum())
+        assert learn[row, start : start + shown].all()  # from the answer's first token on, without a gap
+        assert (tokens[row, start + shown :] == MASK).all()
+        assert (tokens[row, :start] == right[row, :start]).all()
+        blocks += shown != n
+        assert shown == n or (shown % 8 == 0 and shown - 8 < n) or start + shown == LENGTH
+        replaced = (tokens[row] != right[row]) & learn[row]
+        assert not replaced[start + n :].any()  # the padding of a block is shown as it is
+        here = min(n, shown)
+        assert np.ceil(0.1 * here) <= replaced.sum() <= np.ceil(0.5 * here)
+        assert (tokens[row, learn[row]] != MASK).all()
+        shares.append(replaced.sum() / here)
+    assert 0.3 < blocks / ROWS < 0.6  # a block may end with the text
+    assert abs(np.mean(np.asarray(shares)[np.asarray(ANSWERS) > 12]) - 0.3) < 0.05
+
+
+def test_a_mistake_is_drawn_from_what_the_model_says():
+    """On one canvas with one mask: the frequencies are softmax(logits) without the right token and [MASK]."""
+    draws, at = 4000, 6
+    canvas = jnp.asarray([*range(10, 16), MASK, *range(17, 20)])[None]
+    logits = np.asarray(small.logits(small.params(), canvas[0]))[at].astype(np.float64)
+    right = int(logits.argmax())
+    answer = canvas.at[0, at].set(right)
+    draw = jax.jit(jax.vmap(lambda key: NETWORK.mistaken(key, canvas, PROMPTS[:1], canvas == MASK, answer)[0, at]))
+    drawn = np.asarray(draw(jax.random.split(jax.random.key(0), draws)))
+    weight = np.exp(logits - logits.max())
+    weight[[right, MASK]] = 0.0
+    expected = weight / weight.sum()
+    found = np.bincount(drawn, minlength=small.VOCAB) / draws
+    assert np.abs(found - expected).max() < 4 * np.sqrt(expected.max() * (1 - expected.max()) / draws)
+    assert found[right] == found[MASK] == 0.0
 
 
 @pytest.mark.parametrize(

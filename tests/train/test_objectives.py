@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from jaxdiff import InputError
+from jaxdiff.train import network as networks
 from jaxdiff.train.data import Batch
 from jaxdiff.train.noise import View
-from jaxdiff.train.objectives import OBJECTIVES, Network, base, parse
+from jaxdiff.train.objectives import OBJECTIVES, Network, parse
 from tests import small
 
 ROWS, LENGTH = 3, 14
@@ -28,7 +29,7 @@ AT = np.asarray([[2, 5, 3], [4, 0, 8]], np.int32)
 
 def small_chunks():
     """Several chunks, the last of them without a position that carries loss."""
-    return mock.patch.object(base, "CHUNK", 9)
+    return mock.patch.object(networks, "CHUNK", 9)
 
 
 def features_of(params, tokens):

@@ -1,8 +1,8 @@
-"""What the objectives share: the network as they ask it, views as rows of one pass, logits in chunks."""
+"""What the objectives share: views as rows of one pass, losses of positions and their means."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
@@ -10,28 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.protocols import Model, is_causal
-from jaxdiff.pytree import InputError, pytree, static
+from jaxdiff.pytree import InputError, pytree
 from jaxdiff.train.data import Batch
+from jaxdiff.train.network import Network as Network
+from jaxdiff.train.network import by_chunks as by_chunks
 from jaxdiff.train.noise import Noise, View
-from jaxdiff.types import Inputs, Params
-from jaxdiff.weights import full
-
-CHUNK = 1024  # positions whose logits exist at a time
-
-
-@pytree
-class Network:
-    """A model with its parameters."""
-
-    params: Params
-    model: Model = static()
-
-    def features(self, tokens: Int[Array, "R T"], prompt_lengths: Int[Array, " R"]) -> Float[Array, "R T D"]:
-        return self.model.apply(self.params, Inputs.whole(tokens, prompt_length=prompt_lengths))[0]
-
-    def logits(self, features: Float[Array, "C D"]) -> Float[Array, "C V"]:
-        """In float32, [MASK] among them as in the published losses."""
-        return (features @ full(self.model.head(self.params), features.dtype)).astype(jnp.float32)
 
 
 @runtime_checkable
@@ -115,40 +98,6 @@ class Rows:
             targets=below([batch.tokens] * len(views)),
             prompt_lengths=below([batch.prompt_lengths] * len(views)),
         )
-
-
-def by_chunks(
-    function: Callable[..., tuple[Float[Array, " C"], ...]], learn: Bool[Array, "R T"], *arrays: Array
-) -> tuple[Float[Array, "R T"], ...]:
-    """`function` of the marked positions, CHUNK of them at a time; 0 elsewhere.
-
-    What `function` builds, such as logits [C, V], exists for one chunk alone: the gradient computes it again. A chunk
-    without a marked position costs nothing.
-
-    Args:
-        function: of arrays [C ...] in the given order, to arrays [C].
-        arrays: [R T ...] each.
-    """
-    marked = learn.reshape(-1)
-    count, size = marked.size, min(CHUNK, marked.size)
-    flat = [array.reshape(count, *array.shape[2:]) for array in arrays]
-    marked_first = jnp.argsort(~marked, stable=True)
-    places = jnp.pad(marked_first, (0, -count % size)).reshape(-1, size)  # what is padded lies behind all, unread
-    chunks = [array[places] for array in flat]
-    shapes = jax.eval_shape(function, *(jax.ShapeDtypeStruct(chunk.shape[1:], chunk.dtype) for chunk in chunks))
-    nothing = tuple(jnp.zeros(shape.shape, shape.dtype) for shape in shapes)
-
-    @jax.checkpoint
-    def one(number: Int[Array, ""], chunk: list[Array]) -> tuple[Array, ...]:
-        return jax.lax.cond(number * size < jnp.sum(marked), lambda: function(*chunk), lambda: nothing)
-
-    _, found = jax.lax.scan(lambda carry, chunk: (carry, one(*chunk)), None, (jnp.arange(len(places)), chunks))
-
-    def back(values: Array) -> Array:
-        spread = jnp.zeros((count,), values.dtype).at[marked_first].set(values.reshape(-1)[:count])
-        return jnp.where(marked, spread, 0.0).reshape(learn.shape)
-
-    return tuple(back(values) for values in found)
 
 
 def cross_entropy(logits: Float[Array, "C V"], targets: Int[Array, " C"]) -> Float[Array, " C"]:
