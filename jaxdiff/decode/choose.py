@@ -140,7 +140,7 @@ def prepare_choose(
     if any(isinstance(leaf, jax.core.Tracer) for leaf in (prompts, origin)):
         raise InputError("choose: found traced arrays, expected known ones; call it outside jax.jit")
     check_samples(samples)
-    checks.check_canvas(decoder)
+    checks.check_canvas(decoder, model)
     checks.check_no_strings(decoder)
     asked = forcing(decoder)
     count, _ = arrays.shape_of("prompts", prompts)
