@@ -13,7 +13,6 @@ ROWS = [
     {"id": "a", "prompt": "26 + 48", "choices": ["74", "75", "I do not know"]},
     {"id": "b", "prompt": "3 * 4", "choices": ["12", "7", [30, 31]]},
     {"id": "hole", "canvas_ids": [5, 0, 0, 6, 7, 0, 8], "choices": [[9], [10, 11]]},
-    {"prompt": "3 * 4"},
 ]
 BAD_ROWS = {
     "choices: found none, expected a list of texts": {"prompt": "x", "choices": []},
@@ -40,8 +39,7 @@ def test_rows_with_choices_hold_what_the_library_says(run, folder, checkpoint, t
     source, out = write(tmp_path / "in.jsonl", map(json.dumps, ROWS)), tmp_path / "out.jsonl"
     options = ("--model", folder, "--gen-length", 32, "--policy", "fixed:order=random", "--seed", 3)
     assert run("generate", "--in", source, "--out", out, *options).code == 0
-    a, b, hole, plain = read(out)
-    assert "choices" not in plain
+    a, b, hole = read(out)
     part = checkpoint.tokenizer.part
     prompts = [checkpoint.tokenizer.prompt(row["prompt"]) for row in ROWS[:2]]
     ids, origin = jaxdiff.pad_prompts(prompts, fill=1)
