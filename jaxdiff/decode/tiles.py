@@ -128,21 +128,30 @@ class Asked:
 def over_tiles(
     asked: Asked,
     head: Float[Any, "D V"],
-    summarise: Callable[[Tile], Summary],
+    summarise: Callable[..., Summary],
     merge: Callable[[Summary, Summary], Summary],
     mesh: Mesh | None,
+    *given: Any,
 ) -> Summary:
-    """The summaries of all tiles, merged from left to right; `mesh`: what the head's second axis is spread over."""
+    """The summaries of all tiles, `summarise(tile, *given)`, merged from left to right.
 
-    def on_shard(head: Float[Any, "D v"], begin: Int[Array, ""], asked: Asked) -> Summary:
+    `mesh`: what the head's second axis is spread over; `given`: arrays that the summary needs beside, which over a mesh
+    it cannot take from around it.
+    """
+
+    def on_shard(head: Float[Any, "D v"], begin: Int[Array, ""], asked: Asked, *given: Any) -> Summary:
         part = Part.of(asked, head, begin, mesh)
-        running = summarise(part.at(jnp.int32(0)))
+
+        def of(index: Int[Array, ""]) -> Summary:
+            return summarise(part.at(index), *given)
+
+        running = of(jnp.int32(0))
         if part.tiles > 1:
             more = jnp.arange(1, part.tiles, dtype=jnp.int32)
-            running, _ = jax.lax.scan(lambda carry, i: (merge(carry, summarise(part.at(i))), None), running, more)
+            running, _ = jax.lax.scan(lambda carry, i: (merge(carry, of(i)), None), running, more)
         return running
 
-    return functools.reduce(merge, over_vocabulary(mesh, on_shard, head, asked))
+    return functools.reduce(merge, over_vocabulary(mesh, on_shard, head, asked, *given))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,14 +53,14 @@ class Tiled:
     def ranked(self, walk: int, after: Mark, without: Mark | None) -> Ranked:
         """As `Source.ranked`."""
 
-        def best(tile: Tile) -> Ranked:
+        def best(tile: Tile, after: Mark, without: Mark | None) -> Ranked:
             keys = _keys(tile, walk)
             gone = after.behind(keys, tile.ids[None, None])
             gone = gone if without is None else gone | without.behind(_keys(tile, 0), tile.ids[None, None])
             keys, at = jax.lax.top_k(jnp.where(gone, NEVER, keys), min(self.width, keys.shape[-1]))
             return Ranked(tile.ids[at], keys, jnp.take_along_axis(_scaled(tile), at, axis=-1))
 
-        found = over_tiles(self.asked, self.head, best, self._merged, self.mesh)
+        found = over_tiles(self.asked, self.head, best, self._merged, self.mesh, after, without)
         return dataclasses.replace(found, log_prob=found.log_prob - self.total[..., None])
 
     def uniform(self, number: Int[Array, "B C"]) -> Float[Array, "B C"]:

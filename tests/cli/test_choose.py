@@ -13,9 +13,7 @@ ROWS = [
     {"id": "a", "prompt": "26 + 48", "choices": ["74", "75", "I do not know"]},
     {"id": "b", "prompt": "3 * 4", "choices": ["12", "7", [30, 31]]},
     {"id": "hole", "canvas_ids": [5, 0, 0, 6, 7, 0, 8], "choices": [[9], [10, 11]]},
-    {"prompt": "3 * 4"},
 ]
-SHORT = ("--gen-length", 16, "--block-length", 8)
 BAD_ROWS = {
     "choices: found none, expected a list of texts": {"prompt": "x", "choices": []},
     "choices: found str, expected a list of texts": {"prompt": "x", "choices": "yes"},
@@ -32,17 +30,16 @@ BAD_ROWS = {
     },
     "canvas_ids: found no mask (id 0), expected a slot": {"canvas_ids": [5, 6], "choices": ["a"]},
     "prompt: holds [MASK] (id 0) in column 1": {"prompt_ids": [5, 0], "choices": ["a"]},
-    "prompt: found 90 tokens + gen_length 8 = 98": {"prompt_ids": [5] * 90, "choices": ["a"]},
+    "prompt: found 95 tokens + gen_length 2 = 97": {"prompt_ids": [5] * 95, "choices": ["a"]},
     "stop_strings: found some with choices": {"prompt": "x", "choices": ["a"], "stop_strings": ["b"]},
 }
 
 
 def test_rows_with_choices_hold_what_the_library_says(run, folder, checkpoint, tmp_path):
     source, out = write(tmp_path / "in.jsonl", map(json.dumps, ROWS)), tmp_path / "out.jsonl"
-    options = ("--model", folder, "--gen-length", 16, "--policy", "fixed:order=random", "--seed", 3)
+    options = ("--model", folder, "--gen-length", 32, "--policy", "fixed:order=random", "--seed", 3)
     assert run("generate", "--in", source, "--out", out, *options).code == 0
-    a, b, hole, plain = read(out)
-    assert "choices" not in plain
+    a, b, hole = read(out)
     part = checkpoint.tokenizer.part
     prompts = [checkpoint.tokenizer.prompt(row["prompt"]) for row in ROWS[:2]]
     ids, origin = jaxdiff.pad_prompts(prompts, fill=1)
@@ -86,10 +83,7 @@ def test_a_prompt_alone_is_told_the_best_first(run, folder):
 def test_bad_choices_are_refused_alone(run, folder, tmp_path):
     rows = [*BAD_ROWS.values(), {"prompt": "x", "choices": ["a", "b"]}]
     source, out = write(tmp_path / "in.jsonl", map(json.dumps, rows)), tmp_path / "out.jsonl"
-    assert (
-        run("generate", "--in", source, "--out", out, "--model", folder, "--gen-length", 16, "--block-length", 8).code
-        == 1
-    )
+    assert run("generate", "--in", source, "--out", out, "--model", folder, "--gen-length", 32).code == 1
     *bad, good = read(out)
     assert "error" not in good
     for row, line in zip(bad, BAD_ROWS, strict=True):

@@ -11,7 +11,7 @@ import pytest
 import jaxdiff
 from jaxdiff import Decoder, InputError, choose, log_likelihood, make_mesh
 from jaxdiff.caches import BlockCausal, Dual
-from jaxdiff.models import Llada, Sdar
+from jaxdiff.models import Sdar
 from jaxdiff.policies import Fixed, Oracle, RemdmCap, Threshold
 from tests import small
 
@@ -122,19 +122,20 @@ def test_a_slot_is_named_and_a_row_does_not_hang_on_its_batch():
     assert alone.tokens[0].tolist() == both.tokens[1].tolist()
 
 
-TINY = dataclasses.replace(small.CONFIG, vocab_size=7)
 BLOCKS = dataclasses.replace(small.SDAR.config, vocab_size=7)
-SHARES = {"random": (Llada(TINY), Fixed(order="random")), "surest, in blocks": (Sdar(BLOCKS), Threshold(0.4))}
 
 
-@pytest.mark.parametrize("way", SHARES)
-def test_all_texts_of_a_slot_share_one(way):
-    """Whatever the order, which does not look at what is to be written."""
+def test_all_texts_of_a_slot_share_one():
+    """Of a model that attends in blocks too, at thresholds that write one token at a time, both, or what is sure: the
+    order does not look at what is to be written. One program.
+    """
     texts = [[one, two] for one in range(7) for two in range(7) if M not in (one, two)]
-    model, policy = SHARES[way]
-    prompt = np.array([[5, 6, 5]])
-    found = choose(model, small.params(model=model), prompt, texts, Decoder(policy=policy), gen_length=2)
-    assert abs(np.log(np.exp(found.log_prob).sum())) < 1e-5
+    model, prompts = Sdar(BLOCKS), np.array([[5, 6, 5]] * 3)
+    decoder = Decoder(policy=Threshold([1.0, 0.0, 0.4]))
+    found = choose(model, small.params(model=model), prompts, texts, decoder, gen_length=2)
+    np.testing.assert_allclose(np.exp(found.log_prob).sum(axis=1), 1.0, atol=1e-5)
+    assert found.nfe[1].tolist() == [1] * len(texts)
+    assert found.nfe[0].max() == 2
 
 
 # Prompts of whole blocks of FAST: else a decode also writes what fills up its last block.
