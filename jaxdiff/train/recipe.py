@@ -15,7 +15,7 @@ import numpy as np
 from jaxdiff.files import parse_json, refusing, replaced_file, write_object
 from jaxdiff.tasks import TASKS
 from jaxdiff.train.data import Bucket, check_covered
-from jaxdiff.train.noise import Noise
+from jaxdiff.train.noises import Noise
 from jaxdiff.train.objectives import Objective
 from jaxdiff.train.objectives import parse as parse_objective
 from jaxdiff.types import InputError
@@ -54,7 +54,7 @@ class Schedule:
     steps: int
     buckets: tuple[Bucket, ...]
     objective: str = "denoise"  # `name:k=v,...` of `jaxdiff.train.objectives`
-    noise: str | None = None  # of `jaxdiff.train.noise`; None: the one that is published with the objective
+    noise: str | None = None  # of `jaxdiff.train.noises`; None: the one that is published with the objective
     warmup: int = 200
     decay: int = 1000  # the last steps, over which the rate falls to 0
     learning_rate: float = 2e-3

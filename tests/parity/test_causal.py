@@ -17,7 +17,7 @@ from jaxdiff.fills import Recap
 from jaxdiff.serve import Refusal, Request, decode_stream
 from jaxdiff.stoppers import BlockEotp, Eos, NoStop, SafeEotp
 from jaxdiff.train.data import Batch
-from jaxdiff.train.noise import View
+from jaxdiff.train.noises import View
 from jaxdiff.train.objectives import Network, parse
 from tests import small
 from tests.parity.networks import EOS, network

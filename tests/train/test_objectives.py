@@ -12,7 +12,7 @@ import torch
 from jaxdiff import InputError
 from jaxdiff.train import network as networks
 from jaxdiff.train.data import Batch
-from jaxdiff.train.noise import View
+from jaxdiff.train.noises import View
 from jaxdiff.train.objectives import OBJECTIVES, Network, parse
 from tests import small
 

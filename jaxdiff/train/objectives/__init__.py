@@ -1,8 +1,8 @@
-"""What is lost: one file per objective. What is masked before is the noise's (`jaxdiff.train.noise`)."""
+"""What is lost: one file per objective. What is masked before is the noise's (`jaxdiff.train.noises`)."""
 
 from jaxdiff.registry import Registry
-from jaxdiff.train import noise as noises
-from jaxdiff.train.noise import Noise
+from jaxdiff.train import noises
+from jaxdiff.train.noises import Noise
 from jaxdiff.train.objectives.base import Network as Network
 from jaxdiff.train.objectives.base import Objective as Objective
 from jaxdiff.train.objectives.certainty import Certainty

@@ -14,7 +14,7 @@ from jaxdiff.pytree import InputError, pytree
 from jaxdiff.train.data import Batch
 from jaxdiff.train.network import Network as Network
 from jaxdiff.train.network import by_chunks as by_chunks
-from jaxdiff.train.noise import Noise, View
+from jaxdiff.train.noises import Noise, View
 
 
 @runtime_checkable

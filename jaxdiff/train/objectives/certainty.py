@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.pytree import number, pytree
 from jaxdiff.train.data import Batch
-from jaxdiff.train.noise import View
+from jaxdiff.train.noises import View
 from jaxdiff.train.objectives.base import Network, ObjectiveBase, Rows, by_chunks, cross_entropy, row_mean
 from jaxdiff.types import Leaf
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxdiff.pytree import pytree
 from jaxdiff.train.data import Batch
-from jaxdiff.train.noise import View
+from jaxdiff.train.noises import View
 from jaxdiff.train.objectives.base import Network, ObjectiveBase, Rows, by_chunks, cross_entropy, row_mean
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from jaxdiff.pytree import InputError, number, pytree
 from jaxdiff.train.data import Batch
-from jaxdiff.train.noise import TRAJECTORY, Noise, View
+from jaxdiff.train.noises import TRAJECTORY, Noise, View
 from jaxdiff.train.objectives.base import Network, ObjectiveBase, Rows, by_chunks, cross_entropy, row_mean
 from jaxdiff.types import Count, Leaf
 

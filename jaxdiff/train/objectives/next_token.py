@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from jaxdiff.protocols import Model, is_causal
 from jaxdiff.pytree import InputError, pytree
-from jaxdiff.train.noise import Noise
+from jaxdiff.train.noises import Noise
 from jaxdiff.train.objectives.denoise import Denoise
 
 

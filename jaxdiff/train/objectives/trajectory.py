@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from jaxdiff.pytree import number, pytree
 from jaxdiff.train.data import Batch
-from jaxdiff.train.noise import TRAJECTORY, View
+from jaxdiff.train.noises import TRAJECTORY, View
 from jaxdiff.train.objectives.base import Network, ObjectiveBase, Rows
 from jaxdiff.train.objectives.certainty import certainty_terms
 from jaxdiff.types import Leaf

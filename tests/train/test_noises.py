@@ -11,7 +11,9 @@ import pytest
 from jaxdiff import InputError
 from jaxdiff.train.data import NEVER_WRITTEN, Batch
 from jaxdiff.train.network import Network
-from jaxdiff.train.noise import AHEAD, KINDS, Complement, Mixture, SemiAr, States, Trajectory, Uniform, parse
+from jaxdiff.train.noises import Complement, Mixture, SemiAr, States, Trajectory, Uniform, parse
+from jaxdiff.train.noises.mixture import KINDS
+from jaxdiff.train.noises.semi_ar import AHEAD
 from tests import small
 
 ROWS, LENGTH, MASK = 512, 40, small.MASK
