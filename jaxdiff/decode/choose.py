@@ -110,7 +110,7 @@ def choose(
 
     Raises InputError before compilation for no choices, an empty one, two of the same tokens, one that the slot or the
     context does not hold, that has [MASK] or ids outside the vocabulary; for a slot that is not all [MASK]; for a
-    policy that takes commits back or needs a reference; and as `decode` and `infill`.
+    policy that takes commits back or needs a reference, and a constraint; and as `decode` and `infill`.
     """
     return prepare_choose(
         *(model, params, prompts, choices, decoder),
@@ -142,6 +142,8 @@ def prepare_choose(
     check_samples(samples)
     checks.check_canvas(decoder, model)
     checks.check_no_strings(decoder)
+    if decoder.constraint is not None:
+        raise InputError("constraint: found one with choices, which say what the text may be; leave one of the two out")
     asked = forcing(decoder)
     count, _ = arrays.shape_of("prompts", prompts)
     checks.check_decoder(decoder, model, count, None)

@@ -14,6 +14,7 @@ from jaxdiff.caches import BlockCausal, Dual
 from jaxdiff.models import Sdar
 from jaxdiff.policies import Fixed, Oracle, RemdmCap, Threshold
 from tests import small
+from tests.constraints.languages import regex
 
 M, EOS = small.MASK, small.EOS
 CHOICES = [[5], [6, 7], [8, 9, 10]]
@@ -212,6 +213,7 @@ REFUSED = {
     "samples: found 1, expected a whole number": dict(samples=1),
     "policy: found one that takes commits back": dict(decoder=Decoder(policy=RemdmCap())),
     "policy: found one that decodes towards an answer": dict(decoder=Decoder(policy=Oracle())),
+    "constraint: found one with choices": dict(decoder=Decoder(constraint=regex("a"))),
     "gen_length: found 6 with block_length 4": dict(decoder=Decoder(block_length=4), gen_length=6),
     "tau: found 3 values, expected one, or 2": dict(decoder=Decoder(policy=Threshold([0.1, 0.2, 0.3]))),
 }
