@@ -297,7 +297,7 @@ def test_a_request_brings_its_own_stop_strings():
     queue.append(Request(PROMPTS[1], decoder=decoder(temperature=0.7, stop_strings=small.stop_strings(["b"]))))
     answers, (long, other) = stream(queue, slots=2, temperature=0.7, stop_strings=room)
     assert "found 1, the longest of 40 bytes, expected at most 4 of 32" in long.error
-    assert "decoder: found other weights or stop strings than those of the slots" in other.error
+    assert "decoder: found other weights, stop strings or constraint than those of the slots" in other.error
     ended = 0
     for number, strings in own.items():
         lines = dataclasses.replace(room, strings=room.lines(strings or ()))
