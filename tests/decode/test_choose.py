@@ -131,7 +131,7 @@ def test_all_texts_of_a_slot_share_one():
     order does not look at what is to be written. One program.
     """
     texts = [[one, two] for one in range(7) for two in range(7) if M not in (one, two)]
-    model, prompts = Sdar(BLOCKS), np.array([[5, 6, 5]] * 3)
+    model, prompts = Sdar(BLOCKS), np.array([[5, 6, 5, 6]] * 3)
     decoder = Decoder(policy=Threshold([1.0, 0.0, 0.4]))
     found = choose(model, small.params(model=model), prompts, texts, decoder, gen_length=2)
     np.testing.assert_allclose(np.exp(found.log_prob).sum(axis=1), 1.0, atol=1e-5)
