@@ -1,7 +1,7 @@
 r"""Does a model that was trained to doubt what it sees mend it?
 
     jaxdiff distill --recipe experiments/revise/recipe.json --out runs/revise
-    python -m experiments.revise.run mend runs/revise/adapter
+    python -m experiments.revise.run mend runs/revise/adapter --n 200
     python -m experiments.revise.run after runs/revise/adapter
     python -m experiments.revise.run choose runs/revise/adapter
     python -m experiments.revise.run test runs/revise/adapter
@@ -94,7 +94,7 @@ def worked(checkpoint: jaxdiff.Checkpoint, split: Any, n: int) -> tuple[np.ndarr
 @jax.jit
 def ask(network: Network, tokens: jax.Array, origin: jax.Array) -> jax.Array:
     """Of canvases and the column of each row's first token the logits [B L V], where [MASK] has none."""
-    logits = network.logits(network.model.apply(network.params, Inputs.whole(tokens, origin))[0])
+    logits = jax.vmap(network.logits)(network.model.apply(network.params, Inputs.whole(tokens, origin))[0])
     return logits.at[..., network.model.config.mask_token_id].set(-jnp.inf)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from jaxdiff.checkpoint import Checkpoint
 from jaxdiff.cli.options import Decoding
 from jaxdiff.convert.prompts import Tokenizer
-from jaxdiff.decode import Choices, arrays, pad_prompts
-from jaxdiff.decode.batches import request_keys
+from jaxdiff.decode import Choices, arrays
+from jaxdiff.decode.batches import pad_to_bucket, request_keys
 from jaxdiff.decode.choose import METHODS, Asking, prepare_choose
 from jaxdiff.decode.likelihood import SAMPLES
 from jaxdiff.decode.result import Reason
@@ -109,7 +109,9 @@ def prepare(checkpoint: Checkpoint, rows: Sequence[Asked], decoding: Decoding, h
     else:
         decoder = decoding.decoder(model, decoding.gen_length, tokenizer=tokenizer)
         decoder = dataclasses.replace(decoder, block_length=decoding.block_length)
-        prompts, origin = pad_prompts([row.ids for row in rows], model.config.eos_token_id)
+        slot = max(len(choice) for row in rows for choice in row.choices) + 1
+        room = max(model.config.max_sequence_length - slot, *(len(row.ids) for row in rows))
+        prompts, origin = pad_to_bucket([row.ids for row in rows], model.config.eos_token_id, room)
     return prepare_choose(
         *(model, checkpoint.params, prompts, [row.choices for row in rows], decoder),
         method=how.method,

@@ -106,7 +106,9 @@ def serve(
             most_waiting=queue,
             # Each change from one width to another is a program of its own.
             warm_up=[
-                Request([eos] * columns, max_tokens=1)
+                Request(
+                    [eos] * columns, max_tokens=1 if decoder.constraint is None else None
+                )  # no text may be so short
                 for pair in itertools.product(widths or (1,), repeat=2)
                 for columns in pair
             ],

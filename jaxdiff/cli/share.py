@@ -186,6 +186,7 @@ def fingerprints(data: bytes, checkpoint: Checkpoint, decoding: Decoding, job: r
     config = dataclasses.asdict(checkpoint.model.config)
     settings["config"] = parts.digest(json_line(dict(sorted(config.items()))).encode())
     settings["constraint"] = decoding.pattern  # a schema's file may be another
+    settings["cache"] = decoding.cache_of(checkpoint.model)
     del settings["model"], settings["slots"]
     if checkpoint.adapter is not None:
         settings["adapter"] = _print_of(checkpoint.adapter)

@@ -16,6 +16,13 @@ from jaxdiff.pytree import InputError, pytree, static
 
 KINDS = ("regex", "json")
 BYTES = 256
+# Of JSON Schema: where parts stand that are schemas themselves, and all that is heeded or says nothing of a text.
+BRANCHES = ("items", "prefixItems", "anyOf", "oneOf", "allOf", "additionalProperties")
+NAMED = ("properties", "$defs", "definitions")
+HEEDED = frozenset(
+    {"type", "required", "enum", "const", "$ref", "minLength", "maxLength", "pattern", "format", "minItems", "maxItems"}
+    | {"title", "description", "default", "examples", "$schema", "$id", "$comment", *BRANCHES, *NAMED}
+)
 # Stands behind every text while outlines-core makes the automaton: it leaves out steps from a state that accepts to one
 # that does not, as in (ab)*, so no state but the last may accept. A code point that is no character.
 LAST = "\U0010ffff"
@@ -52,10 +59,12 @@ def pattern_of(text: str) -> str:
 def schema_pattern(schema: dict[str, Any] | str) -> str:
     """The regular expression of the JSON texts that a schema (an object, or its text) describes.
 
-    outlines-core (`json_schema.build_regex_from_schema`) says which keywords it knows and how much white space there
-    may be (one blank); bounds of numbers are not among them.
+    outlines-core (`json_schema.build_regex_from_schema`) says what they may be and how much white space there may be
+    (one blank). A `pattern` is taken as it stands: one that matches a quotation mark or a backslash gives texts that are
+    no JSON.
 
-    Raises InputError for what is no JSON, a schema that it does not know, and one that refers to itself.
+    Raises InputError for what is no JSON, a schema that it does not know, a keyword that it would leave unheeded (bounds
+    of numbers, `uniqueItems`, several parts of `allOf` ...), and one that refers to itself.
     """
     check_installed()
     from outlines_core.json_schema import build_regex_from_schema
@@ -67,6 +76,11 @@ def schema_pattern(schema: dict[str, Any] | str) -> str:
             raise InputError(f"constraint: the schema is not JSON ({first_line(error)})") from error
     if not isinstance(schema, dict):
         raise InputError(f"constraint: found a schema that is {type(schema).__name__}, expected a JSON object")
+    if (unheeded := _unheeded(schema)) is not None:
+        raise InputError(
+            f"constraint: found {unheeded} in the schema, which outlines-core does not heed; leave it out, and check the "
+            "answers for it"
+        )
     if _recurses(schema):
         raise InputError(
             "constraint: found a schema that refers to itself, expected one of bounded depth; write it out"
@@ -78,6 +92,24 @@ def schema_pattern(schema: dict[str, Any] | str) -> str:
             f"constraint: found a schema that outlines-core makes no regular expression of ({first_line(error)}); "
             "change it, or give regex:"
         ) from error
+
+
+def _unheeded(schema: Any) -> str | None:
+    """The first keyword of a schema that no regular expression is made of."""
+    if not isinstance(schema, dict):
+        return None
+    for name in schema:
+        if name not in HEEDED:
+            return name
+    if len(schema.get("allOf", ())) > 1:
+        return "allOf of several parts"
+    parts = [part for name in BRANCHES for part in _listed(schema.get(name))]
+    parts += [part for name in NAMED if isinstance(schema.get(name), dict) for part in schema[name].values()]
+    return next(filter(None, map(_unheeded, parts)), None)
+
+
+def _listed(parts: Any) -> list[Any]:
+    return parts if isinstance(parts, list) else [parts]
 
 
 def _recurses(schema: dict[str, Any]) -> bool:

@@ -181,12 +181,12 @@ def check_end_think(sampling: Sampling, model: Model) -> None:
         raise InputError(f"end_think: found token {wrong[0]}, expected ids under {size} without [MASK] ({mask})")
 
 
-def check_no_strings(decoder: Decoder) -> None:
-    """A canvas is filled to its end; else InputError."""
+def check_no_strings(decoder: Decoder, what: str = "a canvas") -> None:
+    """A canvas is filled to its end, as what holds a choice is; else InputError."""
     if decoder.stop_strings is None:
         return
     if found := int(np.sum(np.asarray(decoder.stop_strings.strings)[..., -1] != NONE)):
-        raise InputError(f"stop_strings: found {found} for a canvas, expected none: its holes are all to be filled")
+        raise InputError(f"stop_strings: found {found} for {what}, expected none: all masks are to be filled")
 
 
 def check_strings(found: StopStrings | None, rows: int | None) -> None:

@@ -32,7 +32,7 @@ from jaxdiff.decode.result import Result
 from jaxdiff.decode.state import Rows
 from jaxdiff.parallel.mesh import check_axes, everywhere
 from jaxdiff.parallel.rules import place
-from jaxdiff.protocols import Model
+from jaxdiff.protocols import Model, is_causal
 from jaxdiff.pytree import numbers_of, with_numbers
 from jaxdiff.types import NEAR_TIE, InputError, Params
 
@@ -140,8 +140,15 @@ def prepare_choose(
     if any(isinstance(leaf, jax.core.Tracer) for leaf in (prompts, origin)):
         raise InputError("choose: found traced arrays, expected known ones; call it outside jax.jit")
     check_samples(samples)
-    checks.check_canvas(decoder, model)
-    checks.check_no_strings(decoder)
+    if is_causal(model):
+        raise InputError(
+            f"choices: found an autoregressive model ({type(model).__name__}), expected a masked diffusion model; "
+            "compare the log_likelihood of each, which is exact there"
+        )
+    if decoder.length != "fixed":
+        raise InputError(f"length: found {decoder.length} with choices, whose lengths are given; leave it out")
+    checks.check_no_strings(decoder, "choices")
+    decoder = dataclasses.replace(decoder, stop_strings=None)
     if decoder.constraint is not None:
         raise InputError("constraint: found one with choices, which say what the text may be; leave one of the two out")
     asked = forcing(decoder)
@@ -149,6 +156,8 @@ def prepare_choose(
     checks.check_decoder(decoder, model, count, None)
     decoder.policy.check(model, params)
     decoder.fill.check(model, params)
+    if checks.block_of(model, decoder.block_length) < 1:
+        raise InputError(f"block_length: found {decoder.block_length}, expected at least 1")
     pairs = pairs_of(model, decoder, np.asarray(prompts), choices, slot, gen_length, origin)
     generated = pairs.length - pairs.first
     block = checks.block_of(model, decoder.block_length, default=generated)

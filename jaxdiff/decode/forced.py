@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from jaxdiff.caches import BlockCausal
 from jaxdiff.decode.decoder import Decoder, Sampling
 from jaxdiff.decode.layout import Setup
 from jaxdiff.decode.loop import begin, step
@@ -78,7 +79,8 @@ class Forcing:
 
 def forcing(decoder: Decoder) -> Decoder:
     """The decoder that forces: the policy, cache and guidance of this one; greedy, each token as the full pass has it,
-    without a stopper or a push.
+    without a stopper or a push. A cache that seeds, which writes the model's candidate, gives way to the one that keeps
+    the same keys and values without.
 
     Raises InputError for a policy that takes commits back, or decodes towards an answer of its own.
     """
@@ -90,7 +92,8 @@ def forcing(decoder: Decoder) -> Decoder:
             "it leaves; take fixed, threshold or another that commits for good"
         )
     sampling = Sampling(cfg_scale=decoder.sampling.cfg_scale, defer_eos=decoder.sampling.defer_eos)
-    parts = {"fill": Parallel(), "stop": NoStop(), "stop_strings": None, "sampling": sampling}
+    cache = BlockCausal() if decoder.cache.seeds else decoder.cache
+    parts = {"cache": cache, "fill": Parallel(), "stop": NoStop(), "stop_strings": None, "sampling": sampling}
     return dataclasses.replace(decoder, policy=Forced(policy), **parts)
 
 

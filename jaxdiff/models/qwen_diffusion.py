@@ -9,12 +9,12 @@ token i at its own position, Open-dCoder, as Dream, at i - 1. No config.json nam
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from jaxtyping import Array, Float, Int
 
-from jaxdiff.models.config import MOST, SLIDING_WINDOW, HfConfig, architecture_of
+from jaxdiff.models.config import MOST, SLIDING_WINDOW, HfConfig
 from jaxdiff.models.shifted import Shifted
 from jaxdiff.models.stack import Transformer
 from jaxdiff.types import InputError, Inputs, KVCache, Params, Span
@@ -55,16 +55,6 @@ class QwenDiffusionConfig(HfConfig):
                 f"block_size: found {self.attention_block} with right_shift_logits, expected one of the two; no model "
                 "is known that was trained so"
             )
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], *, ignore: Iterable[str] = ()) -> QwenDiffusionConfig:
-        """As every family's. Raises InputError for a model without a mask, which is Qwen itself."""
-        if raw.get("mask_token_id") is None:
-            raise InputError(
-                f"config.json mask_token_id: found none, nor a mask_token in the tokenizer's files, expected the id of "
-                f"[MASK]; {architecture_of(raw)} without one is autoregressive: name a diffusion model's folder"
-            )
-        return super().from_dict(raw, ignore=ignore)  # type: ignore[return-value]
 
 
 @dataclasses.dataclass(frozen=True)

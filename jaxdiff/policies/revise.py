@@ -28,7 +28,9 @@ class Revise(PolicyBase):
     the block's last.
 
     Attributes:
-        passes: the most forwards that a block has once it has no mask; 0: none, as the policy alone.
+        passes: the most forwards that a block has once it has no mask; 0: none. Even then nothing of a block is settled
+            before it is full: under a stopper a row ends with its block, not with its end-of-text, the same tokens in
+            more forwards.
         tau: probability that a token must exceed to overwrite another.
         sure: a block is looked at again only if one of its commits was less probable than this; above 1 every block is.
     """

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
-from jaxdiff.decode import api, arrays, checks
+from jaxdiff.decode import api, arrays, checks, completion
 from jaxdiff.decode.batches import bucket
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.layout import Setup, layout_of
@@ -90,6 +90,7 @@ def decode_stream(
     checks.check_lengths(model, 0, gen_length, block)
     known = decoder.block_length is not None or model.attention_block is not None
     checks.check_decoder(decoder, model, None, block if known else None)
+    completion.check_answer(decoder, model, gen_length)
     decoder.policy.check(model, params)
     decoder.fill.check(model, params)
     devices = 1

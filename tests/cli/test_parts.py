@@ -84,6 +84,7 @@ def test_fingerprints_tell_what_differs(ids_folder, tmp_path):
     assert differs(decoding=dataclasses.replace(DECODING, stop_string=("x",))) == "settings (stop_string)"
     assert differs(decoding=dataclasses.replace(DECODING, constraint="regex:x")) == "settings (constraint)"
     assert differs(job=Job(seed=0, slots=2)) == ""
+    assert differs(decoding=dataclasses.replace(DECODING, cache="none")) == ""  # what it is without the option
     assert differs(decoding=dataclasses.replace(DECODING, temperature=0.5)) == "settings (temperature)"
     assert differs(decoding=dataclasses.replace(DECODING, model="elsewhere")) == ""
     assert differs(data=b"{}\n{}\n") == "input"

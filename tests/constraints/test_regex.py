@@ -133,6 +133,19 @@ def test_what_tokens_cannot_spell_and_what_is_too_large_is_refused():
         regex("a{1022}")
 
 
+@pytest.mark.parametrize(
+    ("schema", "word"),
+    [
+        ({"type": "integer", "minimum": 3}, "minimum"),
+        ({"properties": {"minimum": {"type": "array", "uniqueItems": True}}}, "uniqueItems"),
+        ({"anyOf": [{"allOf": [{"type": "null"}, {"type": "null"}]}]}, "allOf of several parts"),
+    ],
+)
+def test_a_keyword_that_would_not_be_heeded_is_refused(schema, word):
+    with pytest.raises(InputError, match=f"constraint: found {word} in the schema"):
+        schema_pattern(schema)
+
+
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs outlines-core, which is not installed; pip install 'jaxdiff"):

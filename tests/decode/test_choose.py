@@ -10,7 +10,7 @@ import pytest
 
 import jaxdiff
 from jaxdiff import Decoder, InputError, choose, log_likelihood, make_mesh
-from jaxdiff.caches import BlockCausal, Dual
+from jaxdiff.caches import BlockCausal, Dual, Seeded
 from jaxdiff.models import Sdar
 from jaxdiff.policies import Fixed, Oracle, RemdmCap, Threshold
 from tests import small
@@ -139,6 +139,13 @@ def test_all_texts_of_a_slot_share_one():
     assert found.nfe[0].max() == 2
 
 
+def test_a_cache_that_seeds_writes_no_candidate_of_its_own():
+    texts = [[one] for one in range(small.VOCAB) if one != M]
+    prompts, decoder = np.arange(5, 21)[None], Decoder(cache=Seeded())
+    found = choose(small.FAST, small.params(model=small.FAST), prompts, texts, decoder, gen_length=1)
+    np.testing.assert_allclose(np.exp(found.log_prob).sum(), 1.0, atol=1e-5)
+
+
 # Prompts of whole blocks of FAST: else a decode also writes what fills up its last block.
 WHOLE = [list(range(5, 21)), list(range(30, 46)), list(range(16, 32))]
 WAYS = {
@@ -213,6 +220,8 @@ REFUSED = {
     "samples: found 1, expected a whole number": dict(samples=1),
     "policy: found one that takes commits back": dict(decoder=Decoder(policy=RemdmCap())),
     "policy: found one that decodes towards an answer": dict(decoder=Decoder(policy=Oracle())),
+    "block_length: found 0, expected at least 1": dict(decoder=Decoder(block_length=0)),
+    "length: found var with choices": dict(decoder=Decoder(length="var")),
     "constraint: found one with choices": dict(decoder=Decoder(constraint=regex("a"))),
     "gen_length: found 6 with block_length 4": dict(decoder=Decoder(block_length=4), gen_length=6),
     "tau: found 3 values, expected one, or 2": dict(decoder=Decoder(policy=Threshold([0.1, 0.2, 0.3]))),

@@ -106,6 +106,8 @@ def test_a_drawn_text_hangs_on_the_row_s_key_alone():
         assert likely.value[row] == pytest.approx(expected.sum(), abs=1e-3)
     assert (likely.error == 0).all()
     assert (likely.nfe == GEN + 1).all()
+    lengths = np.asarray([len(prompt) for prompt in PROMPTS])
+    np.testing.assert_allclose(likely.work, 1 + 2 * GEN / (lengths + GEN), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

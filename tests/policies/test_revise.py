@@ -5,6 +5,7 @@ import pytest
 
 from jaxdiff import InputError, policies
 from jaxdiff.policies import Fixed, Revise, Threshold
+from jaxdiff.stoppers import Eos
 from tests import reference, small
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -70,6 +71,9 @@ def test_without_passes_it_is_its_policy():
         alone, around = (small.decode(policy=each) for each in (policy, policies.revise(policy, passes=0)))
         for field in ("tokens", "commit_step", "nfe"):
             np.testing.assert_array_equal(getattr(around, field), getattr(alone, field))
+        alone, around = (small.decode(policy=each, stop=Eos()) for each in (policy, policies.revise(policy, passes=0)))
+        np.testing.assert_array_equal(around.tokens, alone.tokens)
+        assert (around.nfe >= alone.nfe).all()  # a row ends when its block is full
 
 
 def test_it_goes_around_a_policy_that_commits_alone():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import jaxdiff
+from experiments.revise.run import mended
 from jaxdiff.checkpoint import shipped_folder
 from jaxdiff.filters import BEST_FILTER, FILTERS, learned_policy
 from jaxdiff.judges import DEFAULT, JUDGES, named_judge
@@ -15,6 +16,7 @@ from jaxdiff.policies import Fixed, Learned
 from jaxdiff.policies.filters import BlockFilter, LocalFilter
 from jaxdiff.stoppers import Eos
 from jaxdiff.tasks import gsm_symbolic
+from jaxdiff.train.network import Network
 
 MODEL = "gsm-1m"
 
@@ -63,3 +65,12 @@ def test_the_judge_is_of_the_model_that_ships(checkpoint):
     judge.check(checkpoint.model, checkpoint.params)
     assert (tau, judge.fitted_to) == (0.5, fingerprint(checkpoint.params))
     assert (checkpoint.path / JUDGES / DEFAULT / "README.md").is_file()
+
+
+def test_with_its_adapter_a_pass_mends_worked_answers(checkpoint):
+    """Of 25 held-out ones with a tenth of the tokens replaced at random, at the threshold that `revise` has."""
+    adapted = jaxdiff.load(MODEL, adapter="revise")
+    base, doubting = (Network(each.params, each.model) for each in (checkpoint, adapted))
+    (point,) = (p for p in mended(doubting, base, "chance", checkpoint, "test", 25) if p["tau"] == 0.9)
+    assert point["mended"] >= 30.0
+    assert point["spoilt"] < 1.0

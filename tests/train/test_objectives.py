@@ -161,7 +161,8 @@ def test_no_logits_of_all_positions_exist():
             "uniform",
             "objective next_token: found a noise that hides what is to be learned, expected meap",
         ),
-        ("denoise", "uniform + meap", "noise meap: found it with an objective that learns what is masked"),
+        ("denoise", "meap", "noise meap: found it with an objective that learns what is masked"),
+        ("next_token", "meap + uniform", "noise: found 'meap . uniform', expected noises that all hide"),
     ],
 )
 def test_an_objective_that_is_not_known(objective, noise, words):

@@ -16,7 +16,7 @@ import jax
 from jaxtyping import Array, Float, Key
 
 from jaxdiff.protocols import Model
-from jaxdiff.pytree import pytree
+from jaxdiff.pytree import InputError, pytree
 from jaxdiff.registry import Registry
 from jaxdiff.train.data import Batch
 from jaxdiff.train.network import Network
@@ -77,7 +77,13 @@ NOISES = Registry(
 def parse(text: str) -> Noise:
     """The noise that `name:k=v,...` describes, or those between ` + `.
 
-    Raises InputError for a name, an argument or a value that is not known, with those that are.
+    Raises InputError for a name, an argument or a value that is not known, with those that are; and for one of
+    autoregressive models beside others.
     """
     parts = tuple(NOISES.parse(part) for part in text.split("+"))
+    if len({part.causal for part in parts}) > 1:
+        raise InputError(
+            f"noise: found {text!r:.80}, expected noises that all hide what is to be learned, or meap alone; leave "
+            "one out"
+        )
     return parts[0] if len(parts) == 1 else Joined(parts)
