@@ -60,11 +60,11 @@ def schema_pattern(schema: dict[str, Any] | str) -> str:
     """The regular expression of the JSON texts that a schema (an object, or its text) describes.
 
     outlines-core (`json_schema.build_regex_from_schema`) says what they may be and how much white space there may be
-    (one blank). A `pattern` is taken as it stands: one that matches a quotation mark or a backslash gives texts that are
-    no JSON.
+    (one blank). A `pattern` is taken as it stands: one that matches a quotation mark or a backslash gives texts that
+    are no JSON.
 
-    Raises InputError for what is no JSON, a schema that it does not know, a keyword that it would leave unheeded (bounds
-    of numbers, `uniqueItems`, several parts of `allOf` ...), and one that refers to itself.
+    Raises InputError for what is no JSON, a schema that it does not know, a keyword that it would leave unheeded
+    (bounds of numbers, `uniqueItems`, several parts of `allOf` ...), and one that refers to itself.
     """
     check_installed()
     from outlines_core.json_schema import build_regex_from_schema
@@ -78,8 +78,8 @@ def schema_pattern(schema: dict[str, Any] | str) -> str:
         raise InputError(f"constraint: found a schema that is {type(schema).__name__}, expected a JSON object")
     if (unheeded := _unheeded(schema)) is not None:
         raise InputError(
-            f"constraint: found {unheeded} in the schema, which outlines-core does not heed; leave it out, and check the "
-            "answers for it"
+            f"constraint: found {unheeded} in the schema, which outlines-core does not heed; leave it out, and check "
+            "the answers for it"
         )
     if _recurses(schema):
         raise InputError(
