@@ -9,7 +9,18 @@ import numpy as np
 
 import jaxdiff
 from jaxdiff import Decoder, Inputs, Sampling, pad_prompts
-from jaxdiff.models import Dream, DreamConfig, FastDllmV2, FastDllmV2Config, Llada, LladaConfig, Sdar, SdarConfig
+from jaxdiff.models import (
+    Dream,
+    DreamConfig,
+    FastDllmV2,
+    FastDllmV2Config,
+    Llada,
+    LladaConfig,
+    Llama,
+    LlamaConfig,
+    Sdar,
+    SdarConfig,
+)
 from jaxdiff.models.config import Config
 from jaxdiff.stoppers import StopStrings
 from jaxdiff.stoppers.strings import Spelling
@@ -41,6 +52,7 @@ _SAMPLING = tuple(f.name for f in dataclasses.fields(Sampling))
 _SHAPE = {f.name: getattr(CONFIG, f.name) for f in dataclasses.fields(Config)}
 DREAM = Dream(DreamConfig(**_SHAPE))
 SDAR = Sdar(SdarConfig(**_SHAPE, attention_block=4))
+LLAMA = Llama(LlamaConfig(**_SHAPE | {"mask_token_id": None}))  # autoregressive
 FAST = FastDllmV2(FastDllmV2Config(**_SHAPE, attention_block=2 * BLOCK))  # its blocks are two of a decode's
 
 

@@ -104,11 +104,9 @@ def serve(
             stream,
             slots=slots,
             most_waiting=queue,
-            # Each change from one width to another is a program of its own.
+            # Each change from one width to another is a program of its own. No text of a constraint may be so short.
             warm_up=[
-                Request(
-                    [eos] * columns, max_tokens=1 if decoder.constraint is None else None
-                )  # no text may be so short
+                Request([eos] * columns, max_tokens=1 if decoder.constraint is None else None)
                 for pair in itertools.product(widths or (1,), repeat=2)
                 for columns in pair
             ],

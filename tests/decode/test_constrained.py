@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import jaxdiff
 from jaxdiff import InputError, Request, make_mesh
 from jaxdiff import policies as p
-from jaxdiff.caches import Dual, SeededDual
+from jaxdiff.caches import Dual, Seeded, SeededDual
 from jaxdiff.constraints import Regex
 from jaxdiff.decode.completion import check_answer
 from jaxdiff.fills import Recap
@@ -92,8 +92,9 @@ def test_every_policy_writes_a_text_that_matches():
         ),
         (small.DREAM, dict(policy=p.Edit(0.3, 0.2), cfg_scale=1.0, top_p=0.9, forbid_eos=True)),
         (small.FAST, dict(policy=p.Threshold(0.3), cache=SeededDual(), stop=Eos())),
+        (small.LLAMA, dict(cache=Seeded(), stop=Eos())),
     ],
-    ids=["llada-dual-adjust", "dream-guided", "fast-seeded"],
+    ids=["llada-dual-adjust", "dream-guided", "fast-seeded", "llama-seeded"],
 )
 def test_families_caches_and_fills_writes_a_text_that_matches(model, parts):
     @settings(max_examples=4)
