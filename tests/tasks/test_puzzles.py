@@ -2,10 +2,14 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
-from jaxdiff.tasks import PUZZLES, brackets, latin, lengths, permutation, star
+import jaxdiff
+from jaxdiff.policies import Fixed
+from jaxdiff.tasks import PUZZLES, brackets, latin, lengths, permutation, sort, star
 from jaxdiff.tasks.base import Problem, split_of
+from jaxdiff.tasks.evaluate import prompt_ids
 
 N = 200
 EACH = pytest.mark.parametrize("module", PUZZLES, ids=lambda module: module.NAME)
@@ -76,3 +80,30 @@ def test_lengths_are_a_tasks_own_where_none_is_asked_for():
     assert lengths("permutation", None, 2, None) == (8, 2)
     assert lengths("permutation", None, None, 4) == (8, None)
     assert lengths("permutation", 32, None, None) == (32, None)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return jaxdiff.load("puzzles-1m")
+
+
+def right(checkpoint, module, steps, temperature=0.0):
+    """How many of 50 held-out problems, whose answers are one block each."""
+    tokenizer = checkpoint.tokenizer_for(module.NAME)
+    problems = list(itertools.islice(module.problems("test", 0), 50))
+    prompts, _ = jaxdiff.pad_prompts([prompt_ids(tokenizer, p) for p in problems], fill=tokenizer.eos_id)
+    sampling = jaxdiff.Sampling(temperature=temperature)
+    decoder = jaxdiff.Decoder(policy=Fixed(steps=steps), sampling=sampling, block_length=module.LENGTH)
+    result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, decoder, gen_length=module.LENGTH)
+    texts = [tokenizer.decode(ids) for ids in np.asarray(result.tokens)[:, prompts.shape[1] :]]
+    return sum(module.verify(text, problem) for text, problem in zip(texts, problems, strict=True))
+
+
+def test_the_model_that_ships_solves_them(shipped):
+    assert right(shipped, sort, steps=sort.LENGTH) >= 47
+
+
+def test_letters_drawn_in_one_forward_do_not_know_of_each_other(shipped):
+    """One after the other they do."""
+    assert right(shipped, permutation, steps=permutation.LENGTH, temperature=1.0) >= 45
+    assert right(shipped, permutation, steps=1, temperature=1.0) <= 10
