@@ -106,7 +106,10 @@ def test_wrong_shape_and_dtype_name_file_and_key(tensors, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "architectures 'LlamaForCausalLM'; expected"),
+        (
+            {"architectures": ["MistralForCausalLM"], "model_type": "mistral"},
+            "architectures 'MistralForCausalLM'; expected",
+        ),
         ({"architectures": ["GPT9"]}, "architectures 'GPT9'; expected"),
         ({"architectures": []}, "config.json: found family None"),
         ({"architectures": 3}, "config.json: found family None"),
@@ -124,9 +127,9 @@ def test_config_that_does_not_fit(source, changes, words):
 
 
 def test_the_family_is_asked_before_the_weights(source):
-    edit_config(source, architectures=["LlamaForCausalLM"])
+    edit_config(source, architectures=["MistralForCausalLM"])
     (source / SHARD).write_bytes(b"")
-    assert f"{source / 'config.json'}: found family None, architectures 'LlamaForCausalLM'" in refusal(source)
+    assert f"{source / 'config.json'}: found family None, architectures 'MistralForCausalLM'" in refusal(source)
 
 
 def test_no_weights(source):

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from jaxdiff.cli.main import main
 from tests.convert import published as hf
 
-FAMILIES = tuple(hf.CONFIGS)
+FAMILIES = tuple(name for name in hf.CONFIGS if name not in ("llama", "qwen2", "qwen3"))  # which take a policy
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
 SPECIAL = {"<bos>": 0, "<eos>": 1, "<turn>": 2, "<mask>": 3}
 LONGEST = 60  # seconds that one command may take

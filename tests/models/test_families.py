@@ -232,7 +232,7 @@ def test_the_program_does_not_grow_with_depth(family):
         ("llada_moe", {"norm_topk_prob": True}, "norm_topk_prob: found True"),
         ("llada_moe", {"moe_layer_freq": [0, 1]}, "moe_layer_freq: found"),
         ("llada_moe", {"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size: found 64"),
-        ("qwen_diffusion", {"mask_token_id": None}, "A2DQwen3LMHeadModel without one is autoregressive"),
+        ("qwen_diffusion", {"mask_token_id": None}, "missing mask_token_id; add the key"),
         (
             "qwen_diffusion",
             {"block_size": 4, "right_shift_logits": True},

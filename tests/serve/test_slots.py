@@ -37,7 +37,7 @@ def begun(policy, rows):
 def test_every_leaf_of_a_state_leads_with_its_rows(policy):
     """So that a slot is refilled whole, whatever the policy remembers."""
     build, numbers = POLICIES[policy]
-    values = {name: 5 if name in ("steps", "k", "size", "post") else 0.5 for name in numbers}
+    values = {name: 5 if name in ("steps", "k", "size", "post", "passes") else 0.5 for name in numbers}
     assert all(leaf.shape[0] == 5 for leaf in jax.tree.leaves(begun(build(**values), 5)[1]))
 
 
