@@ -14,9 +14,7 @@ from jaxdiff.train.data import Batch
 from jaxdiff.train.network import Network
 from jaxdiff.types import Leaf
 
-MOST = 2**20
-
-
+MOST = 2**20  # of a whole number
 TRAJECTORY = "trajectory"  # what a noise or an objective may need: `Batch.order`, of a teacher's decode
 
 
