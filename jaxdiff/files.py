@@ -31,6 +31,7 @@ except ImportError:  # not on Windows: there nothing keeps two programs from one
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)  # what no file of a place can be written with
 FRESH = 2.0  # seconds in which a scratch that has no lock may be about to get it
+QUIET = 0.4  # seconds after which threads that wrote to a folder when one of them failed are taken to have ended
 FREE = "free space there, or name another place"
 
 _scratch: set[Path] = set()  # what an interrupted program has to clear away
@@ -370,6 +371,10 @@ def _held(scratch: Path, path: Path, make: Callable[[], None] = lambda: None) ->
         make()
         lock = _locked(scratch)
         yield
+    except BaseException:
+        if scratch.is_dir():
+            _remove_for_good(scratch)
+        raise
     finally:
         _remove(scratch)
         if lock is not None:
@@ -394,6 +399,18 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
     if path.is_file():
         path.unlink(missing_ok=True)
+
+
+def _remove_for_good(path: Path) -> None:
+    """Remove a folder that threads may still write to: those of orbax go on after the error of one of them, and make
+    the folder again. They are taken to have ended once it has stayed away for QUIET seconds.
+    """
+    gone, end = time.monotonic(), time.monotonic() + 20 * QUIET
+    while time.monotonic() < min(gone + QUIET, end):
+        if path.exists():
+            _remove(path)
+            gone = time.monotonic()
+        time.sleep(QUIET / 20)
 
 
 def clear_scratch() -> None:
