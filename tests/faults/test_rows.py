@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -225,6 +226,24 @@ def test_traces_and_models_on_a_full_disk(full, tmp_path):
     full()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "traces"]
     assert sorted(path.name for path in (tmp_path / "traces").iterdir()) == ["part-00000.npz", "setting.json"]
+
+
+def test_writers_that_outlive_an_error_leave_nothing(tmp_path):
+    """Threads of orbax write on, and make their folder anew, after the error of one of them has been raised."""
+    writers = []
+
+    def write_on(folder):
+        for _ in range(5):
+            time.sleep(0.05)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "data").write_text("late")
+
+    with pytest.raises(KeyboardInterrupt), files.replaced(tmp_path / "model") as new:
+        writers.append(threading.Thread(target=write_on, args=(new,)))
+        writers[0].start()
+        raise KeyboardInterrupt
+    writers[0].join()
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_log_holds_each_step_once(tmp_path):
