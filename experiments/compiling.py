@@ -31,11 +31,11 @@ SETTINGS = [  # cache, stopper, length
     ("prefix", "none", 256),
     ("dual", "eos", 256),
     ("none", "eotp", 256),
-    ("dual", "eotp", 256),
+    ("dual", "eotp:way=block", 256),
     ("prefix", "eotp", 256),
     ("frozen", "eotp", 256),
     ("none", "eotp", 1024),
-    ("dual", "eotp", 1024),
+    ("dual", "eotp:way=block", 1024),
     ("prefix", "eotp", 1024),
     ("frozen", "eotp", 1024),
 ]
