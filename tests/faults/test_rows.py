@@ -238,10 +238,14 @@ def test_writers_that_outlive_an_error_leave_nothing(tmp_path):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "data").write_text("late")
 
-    with pytest.raises(KeyboardInterrupt), files.replaced(tmp_path / "model") as new:
-        writers.append(threading.Thread(target=write_on, args=(new,)))
-        writers[0].start()
-        raise KeyboardInterrupt
+    def fail():
+        with files.replaced(tmp_path / "model") as new:
+            writers.append(threading.Thread(target=write_on, args=(new,)))
+            writers[0].start()
+            raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        fail()
     writers[0].join()
     assert not any(tmp_path.iterdir())
 
