@@ -124,10 +124,13 @@ class Recipe(Schedule):
     model: dict[str, Any]  # the family (default llada) and its config's fields, less the special ids
     problems: dict[str, int]  # training problems of each task
     tokenizer_problems: int = 20000
+    tokenizer: str | None = None  # a model or run folder, or a model's name, whose tokenizer is taken; None: a new one
     init: str | None = None  # a run or model folder whose parameters and tokenizer this run starts from
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.init is not None and self.tokenizer is not None:
+            raise InputError("tokenizer: found it beside init, whose tokenizer is taken; leave one of the two out")
         objective, noise = self.parts()
         if objective.needs | noise.needs or objective.asks_teacher:
             raise InputError(
@@ -181,7 +184,7 @@ def _check(raw: dict[str, Any]) -> None:
         check_task(f"problems.{name}", name, list(TASKS))
         check_number(f"problems.{name}", count, (1, MOST))
     check_task("task", raw.get("task"), list(TASKS))
-    check_texts(raw, {"init": True})
+    check_texts(raw, {"tokenizer": True, "init": True})
     check_buckets(buckets, list(problems))
 
 

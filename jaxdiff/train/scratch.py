@@ -42,7 +42,9 @@ def _run(recipe: Recipe, folder: Path, asked: threading.Event) -> Path | None:
         recipe.check_same(saved)
     with added(folder) as new:
         if recipe.init is not None:
-            _copy_tokenizer(Path(recipe.init), new)
+            _copy_tokenizer("init", Path(recipe.init), new)
+        elif recipe.tokenizer is not None:
+            _copy_tokenizer("tokenizer", _home(recipe.tokenizer), new)
         elif fresh:
             train_tokenizer(recipe.task, recipe.tokenizer_problems, recipe.model["vocab_size"], recipe.seed, new)
     tokenizer = checkpoint.load_tokenizer(folder)
@@ -65,9 +67,14 @@ def _run(recipe: Recipe, folder: Path, asked: threading.Event) -> Path | None:
     return folder / MODEL
 
 
-def _copy_tokenizer(source: Path, folder: Path) -> None:
+def _home(name: str) -> Path:
+    """The folder of a run, or that of a model by whatever name `load` knows it."""
+    return Path(name) if (Path(name) / "tokenizer.json").is_file() else checkpoint.model_folder(name, weights=False)
+
+
+def _copy_tokenizer(what: str, source: Path, folder: Path) -> None:
     if not (source / "tokenizer.json").is_file():
-        raise InputError(f"init: no tokenizer.json in {source}; name the folder of a run or of a model")
+        raise InputError(f"{what}: no tokenizer.json in {source}; name the folder of a run or of a model")
     for path in (*source.glob("tokenizer*.json"), *source.glob("chat_template.jinja")):
         shutil.copy(path, folder / path.name)
 
