@@ -2,6 +2,7 @@
 
     python -m experiments.fills.run frontier permutation --model puzzles-1m
     python -m experiments.fills.run frontier gsm_symbolic --model gsm-1m
+    python -m experiments.fills.run fed --model puzzles-1m
     python -m experiments.fills.run joint --model puzzles-1m
     python -m experiments.fills.run cost
     python -m experiments.fills.run report
@@ -11,6 +12,8 @@ frontier  Held-out problems of a task, each policy's number swept for each fill,
           a fill. Each point stands beside two of `parallel` on the same problems: the one of the same policy number
           (for `fixed`: equal full passes), and the control that matches work: the cheapest with no less work than the
           point itself, cheap passes counted. Differences are paired.
+fed       What keeps `recap` from the careful decode? `permutation` again, with passes of the chosen positions, of the
+          whole block, and of the whole canvas: what is not fed again says what it said before the slices were written.
 joint     How far is what a fill draws from the true joint? The model that ships answers a prompt of `permutation` whose
           first cells are given: four holes, eight letters left. Under the true joint any four different of them in any
           order are alike, so that each of the 24 orders (the letters' places in the prompt, ranked) has 1/24 whatever
@@ -55,8 +58,10 @@ from jaxdiff.drafters import DRAFTERS, KINDS, drafted_fill, unfitted
 from jaxdiff.filters import learned_policy
 from jaxdiff.metrics import paired_difference
 from jaxdiff.protocols import Fill
+from jaxdiff.pytree import pytree, static
 from jaxdiff.stoppers import Eos, NoStop
 from jaxdiff.tasks import evaluate, permutation, task
+from jaxdiff.windows import put
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
@@ -135,7 +140,7 @@ class Ground:
     stop: jaxdiff.Stopper = dataclasses.field(default_factory=NoStop)
 
 
-OF_8, OF_16 = (8, 7, 6, 5, 4, 3, 2, 1), (16, 12, 8, 6, 5, 4, 3, 2, 1)
+OF_8, OF_16 = (8, 4, 3, 2, 1), (16, 8, 6, 4, 3, 2, 1)
 GROUNDS = {
     "permutation": Ground((fixed(*OF_8), fixed(*OF_8, order="random")), temperature=1.0),
     "latin": Ground((fixed(*OF_16), *FREE)),
@@ -186,6 +191,38 @@ def beside(point: dict[str, Any], parallel: Sequence[dict[str, Any]]) -> dict[st
     control = min(no_less, key=lambda one: one["work"]) if no_less else max(parallel, key=lambda one: one["work"])
     (same,) = [one for one in parallel if one["value"] == point["value"]]
     return {"same number": same, "no less work": control}
+
+
+@dataclasses.dataclass(frozen=True)
+class Refed:
+    """The passes of a step, whose `group` feeds the whole block, or all (`canvas`)."""
+
+    passes: Any
+    canvas: bool
+
+    def group(self, tokens: Any, among: Any, draw: Any) -> Any:
+        del among
+        if not self.canvas:
+            return self.passes.window(tokens, draw)
+        return self.passes.canvas(put(self.passes.state.rows.canvas, tokens, self.passes.place.start), draw)
+
+
+@pytree
+class Wider(fills.Recap):
+    """`recap` whose passes feed more than the chosen positions."""
+
+    canvas: bool = static(default=False)
+
+    def write(self, state: Any, score: Any, proposal: Any, commit: Any, passes: Any, key: Any) -> Any:
+        return fills.Recap.write(self, state, score, proposal, commit, Refed(passes, self.canvas), key)
+
+
+FED = (
+    Way("parallel", (1,), lambda _, v: fills.Parallel()),
+    Way("the chosen positions", (8,), lambda _, v: fills.Recap(slices=v)),
+    Way("the block", (8,), lambda _, v: Wider(slices=v)),
+    Way("the canvas", (8,), lambda _, v: Wider(slices=v, canvas=True)),
+)
 
 
 def order_of(letters: str, question: str, given: str) -> int:
@@ -351,6 +388,20 @@ def frontier_(
             head = f"{rule.name} {point['value']:g}, {way.name} {point['fill']:g}, seed {seed}"
             print(f"{head}: {accuracy(point)} %, full {point['nfe']:.2f}, cheap {point['cheap']:.2f}, ", end="")
             print(f"work {point['work']:.2f}")
+
+
+@app.command()
+def fed(
+    model: Model = "puzzles-1m", n: Annotated[int, typer.Option(min=1, help="Test problems.")] = N, out: Out = RESULTS
+) -> None:
+    checkpoint, name = jaxdiff.load(model), permutation.NAME
+    setting = describe(checkpoint, model, n, "none", 0) | {"task": name, "gen_length": permutation.LENGTH}
+    setting |= {"temperature": GROUNDS[name].temperature, "block_length": None}
+    kept = Kept(out / "fed.json", setting)
+    for rule, way in itertools.product(GROUNDS[name].rules, FED):
+        make = functools.partial(points, checkpoint, model, name, rule, way, n=n, seed=0)
+        for point in kept.once(f"{rule.name} | {way.name} | 0", make):
+            print(f"{rule.name} {point['value']:g}, {way.name}: {accuracy(point)} %, work {point['work']:.2f}")
 
 
 @app.command()
