@@ -300,6 +300,7 @@ RECIPES = {
     "semi_ar": [2, -1, "x"],
     "block_length": [0, "x"],
     "save_every": [0, "x"],
+    "tokenizer": [3, {}],
     "init": [3, {}],
     "seed": [-1, 1.5, 2**32],
     "nope": [1],
@@ -330,3 +331,14 @@ def test_a_vocabulary_that_does_not_hold_the_tokenizer(tmp_path):
     line = refused(train, Recipe.read(tmp_path / "recipe.json"), tmp_path / "run")
     assert "model.vocab_size: found 100, expected at least the tokenizer's 260" in line
     assert "recipe.json" not in os.listdir(tmp_path / "run")
+
+
+def test_the_tokenizer_of_another_model(tmp_path):
+    recipe = json.loads((shipped_folder() / "gsm-1m" / "recipe.json").read_text()) | {"tokenizer": "gsm-1m"}
+    write(tmp_path / "recipe.json", recipe | {"init": "runs/other"})
+    assert "tokenizer: found it beside init" in refused(Recipe.read, tmp_path / "recipe.json")
+    write(tmp_path / "recipe.json", recipe | {"model": recipe["model"] | {"vocab_size": 1000}})
+    line = refused(train, Recipe.read(tmp_path / "recipe.json"), tmp_path / "run")
+    assert "model.vocab_size: found 1000, expected at least the tokenizer's 1024" in line
+    write(tmp_path / "recipe.json", recipe | {"tokenizer": str(tmp_path)})
+    assert str(tmp_path) in refused(train, Recipe.read(tmp_path / "recipe.json"), tmp_path / "run")
