@@ -68,6 +68,7 @@ SEEDS = (0, 1, 2)
 N, SLOTS = 500, 16
 DRAWS, TOGETHER = 20_000, 500  # answers of one prompt, and rows of a call
 HOLES = 4
+GRIDS = ("latin", "sums")  # of 16 cells each: the drafters `adjust-grids` and `head-grids` are fitted to both
 ORDERS = list(itertools.permutations(range(HOLES)))
 SHAPE, PROMPT, GENERATED, BLOCK = "llada-8b", 64, 1216, 32  # 1,280 positions
 
@@ -81,9 +82,9 @@ class Way:
     fill: Callable[[Any, Any], Fill]
 
 
-def drafted(kind: str) -> Way:
+def drafted(kind: str, name: str) -> Way:
     def fill(checkpoint: Any, value: Any) -> Fill:
-        return dataclasses.replace(drafted_fill(checkpoint.path, kind), k=value)
+        return dataclasses.replace(drafted_fill(checkpoint.path, kind, name), k=value)
 
     return Way(kind, (2, 4, 8), fill)
 
@@ -94,12 +95,13 @@ WAYS = (
     Way("recap, left to right", (8,), lambda _, v: fills.Recap(slices=v, order="left")),
     Way("recap, at random", (8,), lambda _, v: fills.Recap(slices=v, order="random")),
 )
-DRAFTED = tuple(map(drafted, KINDS))
 
 
-def ways_of(checkpoint: Any) -> tuple[Way, ...]:
-    """`parallel` first; those with a drafter where the model has one."""
-    return (*WAYS, *(way for way in DRAFTED if (checkpoint.path / DRAFTERS / way.name).is_dir()))
+def ways_of(checkpoint: Any, task_name: str) -> tuple[Way, ...]:
+    """`parallel` first; those with a drafter where the model has one that was fitted to such decodes."""
+    names = {kind: f"{kind}-grids" if task_name in GRIDS else kind for kind in KINDS}
+    fitted = (drafted(kind, name) for kind, name in names.items() if (checkpoint.path / DRAFTERS / name).is_dir())
+    return (*WAYS, *fitted)
 
 
 # Of a model without weights, for `cost`.
@@ -382,7 +384,7 @@ def frontier_(
     setting["seed"] = list(SEEDS[:seeds])
     kept = Kept(out / f"frontier-{name}.json", setting)
     print(f"seeds {setting['seed']}")
-    for seed, rule, way in itertools.product(SEEDS[:seeds], GROUNDS[name].rules, ways_of(checkpoint)):
+    for seed, rule, way in itertools.product(SEEDS[:seeds], GROUNDS[name].rules, ways_of(checkpoint, name)):
         make = functools.partial(points, checkpoint, model, name, rule, way, n=n, seed=seed)
         for point in kept.once(f"{rule.name} | {way.name} | {seed}", make):
             head = f"{rule.name} {point['value']:g}, {way.name} {point['fill']:g}, seed {seed}"
@@ -417,7 +419,7 @@ def joint(
     setting |= {"gen_length": HOLES, "block_length": None}
     kept = Kept(out / "joint.json", setting)
     print(f"seeds {setting['seed']}")
-    for seed, steps, way in itertools.product(SEEDS[:seeds], (HOLES, 2, 1), ways_of(checkpoint)):
+    for seed, steps, way in itertools.product(SEEDS[:seeds], (HOLES, 2, 1), ways_of(checkpoint, permutation.NAME)):
         if steps == HOLES and way is not WAYS[0]:  # one token a full pass is the same with every fill
             continue
         for value in way.values:
