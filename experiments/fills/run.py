@@ -216,7 +216,8 @@ class Wider(fills.Recap):
     canvas: bool = static(default=False)
 
     def write(self, state: Any, score: Any, proposal: Any, commit: Any, passes: Any, key: Any) -> Any:
-        return fills.Recap.write(self, state, score, proposal, commit, Refed(passes, self.canvas), key)
+        refed: Any = Refed(passes, self.canvas)
+        return fills.Recap.write(self, state, score, proposal, commit, refed, key)
 
 
 FED = (

@@ -22,7 +22,7 @@ from jaxdiff.bench.shapes import random_params, shaped
 from jaxdiff.caches import Dual, NoCache
 from jaxdiff.decode import Decoder
 from jaxdiff.decode.api import prepare
-from jaxdiff.models.layers import attend
+from jaxdiff.models.attention import _products, attend
 from jaxdiff.policies import Fixed
 from jaxdiff.protocols import Model
 from jaxdiff.types import Inputs, Params
@@ -219,13 +219,15 @@ def _ways() -> dict[str, Callable[..., Any]]:
     def theirs(implementation: str, masked: bool) -> Callable[..., Any]:
         def way(q: Any, k: Any, v: Any, mask: Any) -> Any:
             k, v = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
-            given = {"mask": mask[:, None]} if masked else {}
+            seen = jnp.broadcast_to(mask[:, None], (len(q), 1, q.shape[1], mask.shape[-1]))  # as cuDNN wants it
+            given = {"mask": seen} if masked else {}
             return jax.nn.dot_product_attention(q, k, v, implementation=implementation, **given)  # type: ignore[arg-type]
 
         return way
 
     return {
-        "plain": attend,
+        "the library's": attend,
+        "plain products": _products,
         "xla": theirs("xla", True),
         "cudnn": theirs("cudnn", True),
         "cudnn without a mask": theirs("cudnn", False),

@@ -1,6 +1,7 @@
 """Attention, behind one function: each device gets what is fastest there.
 
-attend: on a TPU, for many queries that see alike, a Pallas kernel (`jaxdiff.models.splash`); else plain products
+attend: on a TPU, for many queries that see alike, a Pallas kernel (`jaxdiff.models.splash`); on an NVIDIA GPU, in half
+    precision, cuDNN's (`jaxdiff.models.cudnn`); else plain products
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxdiff.models import splash
+from jaxdiff.models import cudnn, splash
 from jaxdiff.parallel.mesh import platform, weights_are_spread
 
 # Attention logits that are held at once, in elements. Rows whose logits leave a CPU's cache take two to four times as
@@ -30,6 +31,8 @@ def attend(
     """
     if platform() == "tpu" and splash.fits(q, k, mask):
         return splash.attend(q, k, v, mask[:, 0])
+    if platform() == "gpu" and cudnn.fits(q, k):
+        return cudnn.attend(q, k, v, mask)
     return _products(q, k, v, mask)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxdiff.models import attention, splash
+from jaxdiff.models import attention, cudnn, splash
 from jaxdiff.parallel.mesh import compiling_for, make_mesh, over_data
 
 
@@ -95,3 +95,24 @@ def test_the_kernel_is_taken_on_a_tpu_for_many_queries_that_see_alike(length, si
     with compiling_for("tpu"):
         assert ("pallas_call" in str(traced(q, k, k, seen).jaxpr)) == taken
     assert "pallas_call" not in str(traced(q, k, k, seen).jaxpr)
+
+
+def test_what_cudnn_is_given_on_a_gpu(monkeypatch):
+    """Heads, layout and mask as its callers have them, with JAX's plain implementation in its place."""
+    monkeypatch.setattr(attention, "platform", lambda: "gpu")
+    keys = jax.random.split(jax.random.key(3), 4)
+    q = jax.random.normal(keys[0], (2, 6, 4, 16), jnp.bfloat16)
+    k, v = (jax.random.normal(key, (2, 2, 10, 16), jnp.bfloat16) for key in keys[1:3])
+    for queries in (1, 6):
+        seen = jax.random.bernoulli(keys[3], 0.7, (2, queries, 10)).at[:, :, 0].set(True)
+        plain = attention.attend(q, k, v, seen)  # there is no GPU: its kernel fails, and plain products serve
+        assert not cudnn.fits(q, k)
+        with monkeypatch.context() as patch:
+            patch.setattr(cudnn, "runs", lambda size, dtype: True)
+            patch.setattr(cudnn, "attend", functools.partial(cudnn.attend, implementation="xla"))
+            assert cudnn.fits(q, k)
+            assert not cudnn.fits(q.astype(jnp.float32), k.astype(jnp.float32))
+            assert not cudnn.fits(q[:, :5], k)
+            fused = attention.attend(q, k, v, seen)
+        assert fused.dtype == q.dtype
+        np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (fused, plain)), atol=0.02)
