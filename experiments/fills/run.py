@@ -68,7 +68,7 @@ SEEDS = (0, 1, 2)
 N, SLOTS = 500, 16
 DRAWS, TOGETHER = 20_000, 500  # answers of one prompt, and rows of a call
 HOLES = 4
-GRIDS = ("latin", "sums")  # of 16 cells each: the drafters `adjust-grids` and `head-grids` are fitted to both
+GRIDS = ("latin", "sums")  # of 16 cells each: the drafters `adjust_grids` and `head_grids` are fitted to both
 ORDERS = list(itertools.permutations(range(HOLES)))
 SHAPE, PROMPT, GENERATED, BLOCK = "llada-8b", 64, 1216, 32  # 1,280 positions
 
@@ -99,7 +99,7 @@ WAYS = (
 
 def ways_of(checkpoint: Any, task_name: str) -> tuple[Way, ...]:
     """`parallel` first; those with a drafter where the model has one that was fitted to such decodes."""
-    names = {kind: f"{kind}-grids" if task_name in GRIDS else kind for kind in KINDS}
+    names = {kind: f"{kind}_grids" if task_name in GRIDS else kind for kind in KINDS}
     fitted = (drafted(kind, name) for kind, name in names.items() if (checkpoint.path / DRAFTERS / name).is_dir())
     return (*WAYS, *fitted)
 
