@@ -377,6 +377,8 @@ def frontier_(
     model: Model = "puzzles-1m",
     n: Annotated[int, typer.Option(min=1, help="Test problems of each seed.")] = N,
     seeds: Annotated[int, typer.Option(min=1, max=len(SEEDS))] = len(SEEDS),
+    rule: Annotated[list[str], typer.Option(help="Of these policies alone, by the table's names.")] = [],  # noqa: B006
+    way: Annotated[list[str], typer.Option(help="Of these fills alone.")] = [],  # noqa: B006
     out: Out = RESULTS,
 ) -> None:
     checkpoint = jaxdiff.load(model)
@@ -385,10 +387,12 @@ def frontier_(
     setting["seed"] = list(SEEDS[:seeds])
     kept = Kept(out / f"frontier-{name}.json", setting)
     print(f"seeds {setting['seed']}")
-    for seed, rule, way in itertools.product(SEEDS[:seeds], GROUNDS[name].rules, ways_of(checkpoint, name)):
-        make = functools.partial(points, checkpoint, model, name, rule, way, n=n, seed=seed)
-        for point in kept.once(f"{rule.name} | {way.name} | {seed}", make):
-            head = f"{rule.name} {point['value']:g}, {way.name} {point['fill']:g}, seed {seed}"
+    rules = [one for one in GROUNDS[name].rules if not rule or one.name in rule]
+    ways = [one for one in ways_of(checkpoint, name) if not way or one.name in way]
+    for seed, of, by in itertools.product(SEEDS[:seeds], rules, ways):
+        make = functools.partial(points, checkpoint, model, name, of, by, n=n, seed=seed)
+        for point in kept.once(f"{of.name} | {by.name} | {seed}", make):
+            head = f"{of.name} {point['value']:g}, {by.name} {point['fill']:g}, seed {seed}"
             print(f"{head}: {accuracy(point)} %, full {point['nfe']:.2f}, cheap {point['cheap']:.2f}, ", end="")
             print(f"work {point['work']:.2f}")
 
