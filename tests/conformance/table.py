@@ -53,6 +53,7 @@ POLICIES = {
     "entropy": (p.Entropy, {"tau": _floats(0, 3)}),
     "entropy_bounded": (p.EntropyBounded, {"gamma": _floats(0, 6)}),
     "above_mean": (p.AboveMean, {}),
+    "contiguous": (lambda tau: p.Contiguous(tau, "both"), _TAU),
     "remdm-cap": (p.RemdmCap, {"cap": _floats(0, 1), **_STEPS}),
     "remdm-rescale": (p.RemdmRescale, {"rescale": _floats(0, 1), **_STEPS}),
     "remdm-loop": (p.RemdmLoop, {"loop": _floats(0, 1), "alpha": _floats(0, 1), **_STEPS}),
