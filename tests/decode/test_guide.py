@@ -80,9 +80,9 @@ def test_argmax_with_the_guide_s_own_token_is_the_guide_s_greedy_text(model, cac
 
 RULES = {
     "argmax": lambda: p.Agree(),
-    "topk": lambda: p.AgreeTopK(np.asarray([1, 9, 25, 61]), on_reject="guide"),
-    "ratio": lambda: p.AgreeRatio(np.asarray([60, 12, 30, 30]), np.asarray([0.0, 0.1, 0.02, 1.0]), on_reject="drafter"),
-    "threshold": lambda: p.AgreeThreshold(np.asarray([0.0, 0.001, 0.02, 0.3]), on_reject="guide"),
+    "topk": lambda: p.AgreeTopK("guide", np.asarray([1, 9, 25, 61])),
+    "ratio": lambda: p.AgreeRatio("drafter", np.asarray([60, 12, 30, 30]), np.asarray([0.0, 0.1, 0.02, 1.0])),
+    "threshold": lambda: p.AgreeThreshold("guide", np.asarray([0.0, 0.001, 0.02, 0.3])),
     # What the threshold commits may lie right of what the guide writes: the guide must read that again.
     "any_of": lambda: p.any_of(p.Agree(on_reject="guide"), p.Threshold(np.asarray([0.1, 0.2, 0.3, 0.4]))),
 }
