@@ -18,6 +18,7 @@ made again goes on after what is there:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -88,6 +89,12 @@ class Pair:
 
 def decoder(policy: jaxdiff.Policy) -> jaxdiff.Decoder:
     return jaxdiff.Decoder(policy=policy, stop=Eos(), block_length=BLOCK_LENGTH)
+
+
+def guided(policy: jaxdiff.Policy, value: Any) -> jaxdiff.Decoder:
+    """Of a sweep of one point."""
+    del value
+    return decoder(policy)
 
 
 def prompts_of(pair: Pair, count: int) -> list[list[int]]:
@@ -193,9 +200,9 @@ def shape() -> dict[str, Any]:
     model, beside = shaped("llada-8b", vocab_size=GUIDE_SHAPE["vocab_size"]), build(GUIDE_SHAPE)
     prompts, guide = np.full((1, 64), 5, np.int32), jaxdiff.Guide(beside, abstract_params(beside))
     found: dict[str, Any] = {}
-    for name, policy, more in (("alone", policies.Threshold(), {}), ("guided", policies.Agree(), {"guide": guide})):
+    for name, policy, asked in (("alone", policies.Threshold(), None), ("guided", policies.Agree(), guide)):
         made = jaxdiff.Decoder(policy=policy, cache=NoCache(), stop=Eos(), block_length=BLOCK_LENGTH)
-        program = jaxdiff.lower(model, abstract_params(model), prompts, made, gen_length=1216, **more)
+        program = jaxdiff.lower(model, abstract_params(model), prompts, made, gen_length=1216, guide=asked)
         found[name] = {
             "argument_bytes": program.argument_bytes,
             "temp_bytes": program.temp_bytes,
@@ -241,14 +248,12 @@ def main(
         results.once("alone", lambda: points(pair.denoiser, lambda _: decoder(policies.Fixed()), (0.0,), n))
         results.once("guide", lambda: points(pair.guide, lambda _: ALONE, (0.0,), n))
         for name, policy in (*RULES.items(), ("speculate", SPECULATE)):
-            make = lambda policy=policy: points(  # noqa: E731
-                pair.denoiser, lambda _: decoder(policy), (0.0,), n, guide=beside
-            )
-            results.once(name, make)
+            made = functools.partial(guided, policy)
+            results.once(name, functools.partial(points, pair.denoiser, made, (0.0,), n, guide=beside))
         results.once("fixed", lambda: points(pair.denoiser, lambda v: decoder(policies.Fixed(steps=v)), STEPS, n))
     if wanted("sweeps"):
-        for name, policy in (("threshold", policies.Threshold), ("contiguous", policies.Contiguous)):
-            results.once(name, lambda policy=policy: points(pair.denoiser, lambda v: decoder(policy(v)), TAUS, n))
+        results.once("threshold", lambda: points(pair.denoiser, lambda v: decoder(policies.Threshold(v)), TAUS, n))
+        results.once("contiguous", lambda: points(pair.denoiser, lambda v: decoder(policies.Contiguous(v)), TAUS, n))
     if wanted("seconds"):
         results.once("seconds", lambda: seconds(pair, rounds))
     if wanted("shape"):

@@ -73,7 +73,7 @@ def evaluate(
             "--from",
             metavar="FILE",
             help="Repeat what an eval --json wrote and say whether it agrees; exit code 1 if not. Beside it go --json, "
-            "--out, --mesh, --batch-size, and --model and --adapter where these lie elsewhere.",
+            "--out, --mesh, --batch-size, and --model, --adapter and --guide where these lie elsewhere.",
         ),
     ] = None,
     as_json: options.Json = False,

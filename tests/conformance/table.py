@@ -53,7 +53,6 @@ POLICIES = {
     "entropy": (p.Entropy, {"tau": _floats(0, 3)}),
     "entropy_bounded": (p.EntropyBounded, {"gamma": _floats(0, 6)}),
     "above_mean": (p.AboveMean, {}),
-    "contiguous": (lambda tau: p.Contiguous(tau, "both"), _TAU),
     "remdm-cap": (p.RemdmCap, {"cap": _floats(0, 1), **_STEPS}),
     "remdm-rescale": (p.RemdmRescale, {"rescale": _floats(0, 1), **_STEPS}),
     "remdm-loop": (p.RemdmLoop, {"loop": _floats(0, 1), "alpha": _floats(0, 1), **_STEPS}),
@@ -80,6 +79,7 @@ POLICIES = {
         lambda passes, tau, sure: p.Revise(p.Threshold(0.2), passes, tau, sure),
         {"passes": st.integers(0, 5), **_TAU, "sure": _floats(0, 2)},
     ),
+    "contiguous": (lambda tau: p.Contiguous(tau, "both"), _TAU),
 }
 FILLS = {
     "parallel": (Parallel, {}),

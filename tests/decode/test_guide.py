@@ -39,43 +39,40 @@ def run(policy, *, model=small.MODEL, seed=0, prompts=small.PROMPTS, order=None,
 
 
 @functools.cache
-def greedy(stop):
-    """The guide's own text after each of PROMPTS, by the library's decode of an autoregressive model."""
+def greedy():
+    """The guide's own text after each of PROMPTS, by the library's decode of an autoregressive model, and on after its
+    end.
+    """
     ids, origin = small.batch(PROMPTS)
-    decoder = Decoder(cache=caches.Seeded(), stop=stop())
-    guide = guides.guide()
-    return jax.device_get(jaxdiff.decode(guide.model, guide.params, ids, decoder, gen_length=small.GEN, origin=origin))
+    guide, options = guides.guide(), dict(gen_length=small.GEN, origin=origin)
+    result = jax.device_get(jaxdiff.decode(guide.model, guide.params, ids, Decoder(cache=caches.Seeded()), **options))
+    assert not result.near_ties.sum()
+    return result
 
 
-# Denoisers that read tokens where they stand and before it, whose positions see all and that attend in blocks.
+# Denoisers that read tokens where they stand and one before, whose positions see all and that attend in blocks.
 @strict
 @pytest.mark.parametrize(
     ("model", "cache", "stop", "rows"),
     [
-        (small.MODEL, caches.NoCache(), NoStop, range(8)),
-        (small.MODEL, caches.Dual(), Eos, [5]),
-        (small.DREAM, caches.Frozen(), Eos, [1, 4, 3]),
-        (small.SDAR, caches.BlockCausal(), NoStop, [7, 0, 2, 5, 6]),
+        (small.MODEL, caches.Dual(), Eos, range(8)),
+        (small.DREAM, caches.NoCache(), NoStop, [1, 4, 3, 7, 6]),
+        (small.SDAR, caches.BlockCausal(), Eos, [7]),
     ],
-    ids=["llada", "llada-dual", "dream-frozen", "sdar-block"],
+    ids=["llada-dual", "dream-none", "sdar-block"],
 )
 def test_argmax_with_the_guide_s_own_token_is_the_guide_s_greedy_text(model, cache, stop, rows):
     """Every token of it, for denoisers that agree now and then, and whatever the batch."""
-    prompts, own = [PROMPTS[row] for row in rows], greedy(stop)
-    result = run(SPECULATE, model=model, prompts=prompts, cache=cache, stop=stop(), forbid_eos=False)
-    assert not own.near_ties.sum()
-    steps = 0
+    prompts, own = [PROMPTS[row] for row in rows], greedy()
+    result = run(SPECULATE, model=model, prompts=prompts, cache=cache, stop=stop())
     for place, row in enumerate(rows):
         length = int(own.lengths[row]) if stop is Eos else small.GEN
         found, expected = result.tokens[place, -small.GEN :], own.tokens[row, -small.GEN :]
         np.testing.assert_array_equal(found[:length], expected[:length])
         assert result.lengths[place] == own.lengths[row]
-        steps += result.guide_nfe[place]
-    stored = 0 if cache.window != "block" or not cache.keeps else 5
-    assert (result.guide_nfe <= result.nfe).all()
-    assert (result.nfe <= result.guide_nfe + stored).all()
-    if len(rows) > 4:
-        assert steps < 0.95 * result.commit_step.size  # some drafts held
+        stored = (len(PROMPTS[row]) + small.GEN) // 4 if cache.block_causal else 0
+        assert result.guide_nfe[place] <= result.nfe[place] <= result.guide_nfe[place] + stored
+    assert model is small.SDAR or result.guide_nfe.sum() < (result.commit_step >= 0).sum()  # some drafts held
 
 
 RULES = {
@@ -164,8 +161,8 @@ def test_each_rule_equals_numpy(rule):
         again += read - (steps * (small.BLOCK + 1) + len(prompt) - 1)
     assert len(sizes) > 1
     assert (again > 0) == (rule == "any_of")
-    away = run(policy if rule == "argmax" else RULES[rule](), model=model, seed=1, order=[3, 2, 1, 0])
     if rule == "argmax":
+        away = run(policy, model=model, seed=1, order=[3, 2, 1, 0])
         for field in ("tokens", "commit_step", "nfe", "guide_nfe", "work"):
             np.testing.assert_array_equal(getattr(away, field)[::-1], getattr(result, field))
 
@@ -173,16 +170,17 @@ def test_each_rule_equals_numpy(rule):
 @strict
 def test_slots_that_are_refilled_and_devices_give_the_same():
     """Prompts of many lengths through two slots, the canvas growing under them; and rows and weights over a mesh."""
-    home = run(SPECULATE, prompts=PROMPTS, stop=Eos())
+    parts = dict(cache=caches.Dual(), stop=Eos())
+    home = run(SPECULATE, prompts=PROMPTS, **parts)
     requests = [Request(prompt, number=number) for number, prompt in enumerate(PROMPTS)]
     requests.insert(2, Request([*PROMPTS[0], small.MASK], number=90, is_canvas=True))
     requests.insert(4, Request(PROMPTS[2] * 47, number=91))
     found = list(
         decode_stream(
-            *(small.MODEL, guides.params(0, small.MODEL), requests, small.decoder(policy=SPECULATE, stop=Eos())),
+            *(small.MODEL, guides.params(0, small.MODEL), requests, small.decoder(policy=SPECULATE, **parts)),
             slots=2,
             gen_length=small.GEN,
-            widths=(4, 8, 48),
+            widths=(8, 48),
             guide=guides.guide(),
         )
     )
@@ -196,14 +194,15 @@ def test_slots_that_are_refilled_and_devices_give_the_same():
         assert answers[row].work == pytest.approx(home.work[row], rel=1e-5)
     with pytest.raises(InputError, match="2 attention heads"):
         run(SPECULATE, mesh=make_mesh(1, 4))
-    spread = run(SPECULATE, prompts=PROMPTS, stop=Eos(), mesh=make_mesh(2, 2))
+    spread = run(SPECULATE, prompts=PROMPTS, **parts, mesh=make_mesh(2, 2))
     for field in ("tokens", "commit_step", "nfe", "guide_nfe", "work", "lengths"):
         np.testing.assert_array_equal(getattr(spread, field), getattr(home, field))
 
 
+@strict
 def test_a_guide_whose_scores_are_no_numbers_is_told_of():
     broken = Guide(guides.MODEL, jax.tree.map(lambda x: x * jnp.nan, guides.guide().params))
-    result = run(p.Agree(), guide=broken)
+    result = run(p.Agree(), seed=1, guide=broken)
     assert (result.not_finite > 0).all()
     assert (result.nfe == small.GEN).all()  # nothing holds, and the decode ends all the same
     assert (result.tokens != small.MASK).all()
