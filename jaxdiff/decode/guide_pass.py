@@ -2,11 +2,10 @@
 
     the block, the candidates in its masks -> the guide -> features [B W D] -> its head -> Guiding -> Score.guide
 
-What a row's pass feeds is the block and the column before it, where the block's first token is read. What lies left is
-in the guide's KV cache already: the last pass of a block fed what the block then held. So in a row's first pass, which
-also feeds the prompt, each column is stored once, and after it with each step of its block. A token that was written
-otherwise than the pass had it (the guide's own, at the first disagreement) lies in front of all that is stored as it
-stands (`State.guide_known`): that is fed again.
+A row's pass feeds its block and the column before that, at which the block's first token is read. All that lies left
+is in the guide's KV cache: the first pass feeds the prompt as well, and the last one of a block has fed what the block
+then holds. Where a token was written that the pass had otherwise (the guide's own, at the first disagreement), its
+column is `State.guide_known`: what a later pass must feed begins there at the latest.
 """
 
 from __future__ import annotations

@@ -44,25 +44,25 @@ def test_generate_writes_the_guide_s_text(run, folder, guide, tmp_path):
     assert "policy: found agree, which asks a guide, and no guide" in second["error"]
 
 
-def test_eval_and_bench_count_it(run, parity, folder, guide, tmp_path):
+def test_eval_and_bench_count_it(run, parity, folder, ids_folder, guide, tmp_path):
     asked = ("eval", "--task", "parity", "--n", 3, "--model", folder, *SHORT, "--policy", "agree:rule=topk,k=20")
     ran = run(*asked, "--guide", guide, "--out", tmp_path / "rows.jsonl", "--json")
     assert (ran.code, ran.json["guide"]) == (0, str(guide))
     assert 0 < ran.json["guide_nfe"] == ran.json["nfe"] < 16
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert sum(row["guide_nfe"] for row in rows) == 3 * ran.json["guide_nfe"]
+    assert sum(row["guide_nfe"] for row in rows) == pytest.approx(3 * ran.json["guide_nfe"])
     moved = shutil.copytree(guide, tmp_path / "moved")
     (tmp_path / "eval.json").write_text(ran.out)
     again = run("eval", "--from", tmp_path / "eval.json", "--guide", moved, "--json")
     assert again.json["agrees"]
     sizes = [
-        run("bench", "--model", folder, *SHORT, *more, "--compile-only", "--json").json["argument_bytes"]
+        run("bench", "--model", ids_folder, *SHORT, *more, "--compile-only", "--json").json["argument_bytes"]
         for more in ((), (*SPECULATE, "--guide", guide))
     ]
     assert sizes[0] < sizes[1] < 2 * sizes[0]
 
 
-def test_what_is_refused(refused, folder, guide, ids_folder, tmp_path):
+def test_what_is_refused(refused, folder, guide, tmp_path):
     def line(*arguments):
         return refused("generate", "26 + 48", "--model", folder, *SHORT, *arguments)
 
@@ -75,9 +75,11 @@ def test_what_is_refused(refused, folder, guide, ids_folder, tmp_path):
     assert "policy agree: found argument 'k=3'" in line("--policy", "agree:k=3", "--guide", guide)
     assert "expected one of argmax, topk, ratio, threshold" in line("--policy", "agree:rule=best", "--guide", guide)
     other = shutil.copytree(guide, tmp_path / "other")
-    text = (other / "tokenizer.json").read_text()
-    assert '"+"' in text
-    (other / "tokenizer.json").write_text(text.replace('"+"', '"\\u00a4\\u00a4"'))
+    file = other / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["1"], vocabulary["2"] = vocabulary["2"], vocabulary["1"]
+    file.write_text(json.dumps(tokenizer))
     assert "take a guide of the same tokenizer" in line(*SPECULATE, "--guide", other)
     for asked, words in ((("--shape", "llada-8b"), "--shape, whose ids no guide reads"), ((), "PyTorch's loops")):
         assert f"guide: found it beside {words}" in refused("bench", *SPECULATE, "--guide", guide, *asked)
