@@ -2,7 +2,7 @@
 
 The denoiser's candidates fill the masks of the block; a guide reads this draft in one causal pass (`--guide`). From the
 block's first mask on, in order, a draft token holds where the guide finds it likely enough, by one of four rules. The
-longest prefix that holds is committed, and behind it one token more, so that a step never commits nothing:
+longest prefix that holds is committed, and where that ends:
 
 - `on_reject=drafter`, as the paper has it: no more than the prefix, or, where that is empty, the first draft token. The
   guide writes nothing.
