@@ -159,7 +159,8 @@ class GuidePass(StepPasses):
         return Guiding(
             token=belief.token,
             top=belief.prob,
-            draft=jnp.exp(belief.named[..., 0]),
+            # Of the argmax the same number, to the bit: it is no less likely than itself.
+            draft=jnp.where(belief.token == draft, belief.prob, jnp.exp(belief.named[..., 0])),
             rank=rank,
             gap=belief.gap,
             near=near,

@@ -81,7 +81,7 @@ RULES = {
     "ratio": lambda: p.AgreeRatio("drafter", np.asarray([60, 12, 30, 30]), np.asarray([0.0, 0.1, 0.02, 1.0])),
     "threshold": lambda: p.AgreeThreshold("guide", np.asarray([0.0, 0.001, 0.02, 0.3])),
     # What the threshold commits may lie right of what the guide writes: the guide must read that again.
-    "any_of": lambda: p.any_of(p.Agree(on_reject="guide"), p.Threshold(np.asarray([0.1, 0.2, 0.3, 0.4]))),
+    "any_of": lambda: p.any_of(p.Agree(on_reject="guide"), p.Threshold(np.asarray([0.0, 0.1, 0.2, 0.3]))),
 }
 
 
