@@ -112,7 +112,7 @@ def texts(model: jaxdiff.Model, params: Any, prompts: Sequence[Any], made: jaxdi
             if isinstance(answer, jaxdiff.Refusal):
                 raise jaxdiff.InputError(answer.error)
             found[answer.request.number] = answer
-            update(len(found), 0, 0.0)
+            update(len(found))
     return [found[number] for number in range(len(prompts))]
 
 
@@ -188,7 +188,7 @@ def seconds(pair: Pair, rounds: int) -> dict[str, Any]:
     for name, policy in (*RULES.items(), ("speculate", SPECULATE)):
         ways[name] = jaxdiff.lower(model, pair.denoiser.params, prompts, decoder(policy), guide=guide, **options)
     with progress("rounds", rounds) as update:
-        took = in_turn(ways, rounds, lambda done: update(done, 0, 0.0))
+        took = in_turn(ways, rounds, update)
     over = {f"denoiser / {name}": ratio(took["denoiser"], took[name]) for name in RULES}
     over["guide / speculate"] = ratio(took["guide"], took["speculate"])
     told = {name: Median.of(each) for name, each in took.items()} | over
