@@ -155,13 +155,14 @@ class GuidePass(StepPasses):
         head, mesh = self._guide.model.head(self._guide.params), self.setup.layout.mesh
         merged = over_tiles(asked, head, summary, merge, mesh)
         belief = finish(merged, (), ids.stand_in)
-        rank, near = over_tiles(asked, head, _before, _both, mesh, merged.named[..., 0])
+        own = merged.named[..., 0]
+        rank, near = over_tiles(asked, head, _before, _both, mesh, own)
         return Guiding(
             token=belief.token,
             top=belief.prob,
             # Of the argmax the same number, to the bit: it is no less likely than itself.
             draft=jnp.where(belief.token == draft, belief.prob, jnp.exp(belief.named[..., 0])),
-            rank=rank,
+            rank=jnp.where(jnp.isfinite(belief.named[..., 0]), rank, config.vocab_size),
             gap=belief.gap,
             near=near,
         )

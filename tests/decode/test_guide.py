@@ -16,6 +16,7 @@ from jaxdiff.leaves import weights_met
 from jaxdiff.serve import Refusal, Request, decode_stream
 from jaxdiff.stoppers import BlockEotp, Eos, NoStop
 from tests import guides, reference, small
+from tests.conformance.each_row import EachRow
 
 strict = pytest.mark.usefixtures("strict")
 SPECULATE = p.Agree(on_reject="guide")
@@ -53,18 +54,19 @@ def greedy():
 # Denoisers that read tokens where they stand and one before, whose positions see all and that attend in blocks.
 @strict
 @pytest.mark.parametrize(
-    ("model", "cache", "stop", "rows"),
+    ("model", "cache", "stop", "rows", "devices"),
     [
-        (small.MODEL, caches.Dual(), Eos, range(8)),
-        (small.DREAM, caches.NoCache(), NoStop, [1, 4, 3, 7, 6]),
-        (small.SDAR, caches.BlockCausal(), Eos, [7]),
+        (small.MODEL, caches.Dual(), Eos, range(8), None),
+        (small.DREAM, caches.NoCache(), NoStop, [1], None),
+        (small.SDAR, caches.BlockCausal(), Eos, [7, 0, 5, 2], (2, 2)),
     ],
-    ids=["llada-dual", "dream-none", "sdar-block"],
+    ids=["llada-dual", "dream-none", "sdar-block-mesh"],
 )
-def test_argmax_with_the_guide_s_own_token_is_the_guide_s_greedy_text(model, cache, stop, rows):
-    """Every token of it, for denoisers that agree now and then, and whatever the batch."""
+def test_argmax_with_the_guide_s_own_token_is_the_guide_s_greedy_text(model, cache, stop, rows, devices):
+    """Every token of it, for denoisers that agree now and then, whatever the batch and the mesh."""
     prompts, own = [PROMPTS[row] for row in rows], greedy()
-    result = run(SPECULATE, model=model, prompts=prompts, cache=cache, stop=stop())
+    mesh = None if devices is None else make_mesh(*devices)
+    result = run(SPECULATE, model=model, prompts=prompts, cache=cache, stop=stop(), mesh=mesh)
     for place, row in enumerate(rows):
         length = int(own.lengths[row]) if stop is Eos else small.GEN
         found, expected = result.tokens[place, -small.GEN :], own.tokens[row, -small.GEN :]
@@ -72,25 +74,35 @@ def test_argmax_with_the_guide_s_own_token_is_the_guide_s_greedy_text(model, cac
         assert result.lengths[place] == own.lengths[row]
         stored = (len(PROMPTS[row]) + small.GEN) // 4 if cache.block_causal else 0
         assert result.guide_nfe[place] <= result.nfe[place] <= result.guide_nfe[place] + stored
-    assert model is small.SDAR or result.guide_nfe.sum() < (result.commit_step >= 0).sum()  # some drafts held
+    assert len(rows) < 8 or result.guide_nfe.sum() < (result.commit_step >= 0).sum()  # some drafts held
 
 
 RULES = {
-    "argmax": lambda: p.Agree(),
-    "topk": lambda: p.AgreeTopK("guide", np.asarray([1, 9, 25, 61])),
-    "ratio": lambda: p.AgreeRatio("drafter", np.asarray([60, 12, 30, 30]), np.asarray([0.0, 0.1, 0.02, 1.0])),
-    "threshold": lambda: p.AgreeThreshold("guide", np.asarray([0.0, 0.001, 0.02, 0.3])),
+    "argmax": p.Agree(),
+    "topk": p.AgreeTopK("guide", 9),
+    "ratio": p.AgreeRatio("drafter", 12, 0.05),
+    "ratio-one": p.AgreeRatio("guide", 30, 1.0),
+    "threshold": p.AgreeThreshold("guide", 0.02),
     # What the threshold commits may lie right of what the guide writes: the guide must read that again.
-    "any_of": lambda: p.any_of(p.Agree(on_reject="guide"), p.Threshold(np.asarray([0.0, 0.1, 0.2, 0.3]))),
+    "any_of": p.any_of(p.Agree(on_reject="guide"), p.Threshold(0.05)),
 }
+ROWS = [(name, prompt) for name in RULES for prompt in small.PROMPTS[:2]]
 
 
-def agreed(policy, row, token, logits):
+def all_rules(order=None, **options):
+    """`run` of all rules in one program, each row with its own."""
+    order = np.arange(len(ROWS)) if order is None else np.asarray(order)
+    which = np.asarray([list(RULES).index(name) for name, _ in ROWS])[order]
+    prompts = [prompt for _, prompt in ROWS]
+    return run(EachRow(tuple(RULES.values()), which), seed=1, prompts=prompts, order=order, **options)
+
+
+def agreed(policy, token, logits):
     """Whether a draft token holds, by the policy's rule."""
     policy = getattr(policy, "parts", (policy,))[0]
     prob = reference.softmax(logits)
     rank = int((logits > logits[token]).sum() + (logits[:token] == logits[token]).sum())
-    numbers = {name: np.broadcast_to(getattr(policy, name, 0), 4)[row] for name in ("k", "ratio", "tau")}
+    numbers = {name: float(getattr(policy, name, 0)) for name in ("k", "ratio", "tau")}
     return {
         "Agree": rank == 0,
         "AgreeTopK": rank < numbers["k"],
@@ -99,9 +111,8 @@ def agreed(policy, row, token, logits):
     }[type(policy).__name__]
 
 
-def plain(policy, row, model, seed, guide):
+def plain(policy, prompt, model, seed, guide):
     """(tokens, commit steps, log_prob, passes, tokens that the guide read) of a prompt, everything read anew."""
-    prompt = small.PROMPTS[row]
     x = np.asarray([*prompt, *[small.MASK] * small.GEN])
     writes = getattr(policy, "parts", (policy,))[0].on_reject == "guide"
     trace, said, step, read, exact = np.full(len(x), -1), np.zeros(len(x)), 0, 0, 0
@@ -118,7 +129,7 @@ def plain(policy, row, model, seed, guide):
             read += start + small.BLOCK - min(exact, start - 1)
             commit = {}
             for at in holes:
-                if agreed(policy, row, draft[at], theirs[at]):
+                if agreed(policy, draft[at], theirs[at]):
                     commit[at] = draft[at], reference.log_softmax(table[at])[draft[at]]
                     continue
                 if writes:
@@ -128,7 +139,7 @@ def plain(policy, row, model, seed, guide):
                 break
             commit = commit or {holes[0]: (draft[holes[0]], reference.log_softmax(table[holes[0]])[draft[holes[0]]])}
             for other in getattr(policy, "parts", ())[1:]:
-                sure = reference.softmax(table[holes]).max(-1) >= other.tau[row]
+                sure = reference.softmax(table[holes]).max(-1) >= float(other.tau)
                 for at in holes[sure]:
                     commit.setdefault(at, (draft[at], reference.log_softmax(table[at])[draft[at]]))
             for at, (token, log_prob) in commit.items():
@@ -141,70 +152,54 @@ def plain(policy, row, model, seed, guide):
 
 
 @strict
-@pytest.mark.parametrize("rule", RULES)
-def test_each_rule_equals_numpy(rule):
-    """Tokens, commits, log-probabilities, passes and work; a row's numbers are its own; some drafts hold, some not."""
-    policy, guide = RULES[rule](), guides.guide()
-    model = small.DREAM if rule == "topk" else small.MODEL
-    sizes, again = set(), 0
-    weights = weights_met(guide.params, guide.model.config) / weights_met(small.params(0, model), model.config)
-    result = run(policy, model=model, seed=1)
-    for row, prompt in enumerate(small.PROMPTS):
-        tokens, trace, log_prob, steps, read = plain(policy, row, model, 1, guide)
+def test_each_rule_equals_numpy():
+    """Tokens, commits, log-probabilities, passes and work, for each row whatever its place; some drafts hold."""
+    result, guide, model = all_rules(), guides.guide(), small.MODEL
+    weights = weights_met(guide.params, guide.model.config) / weights_met(small.params(), model.config)
+    sizes, again = {name: set() for name in RULES}, dict.fromkeys(RULES, 0)
+    for row, (name, prompt) in enumerate(ROWS):
+        tokens, trace, log_prob, steps, read = plain(RULES[name], prompt, model, 1, guide)
         np.testing.assert_array_equal(result.tokens[row, -small.GEN :], tokens)
         np.testing.assert_array_equal(result.commit_step[row], trace)
         np.testing.assert_allclose(result.log_prob[row], log_prob, atol=2e-4)
         assert result.nfe[row] == result.guide_nfe[row] == steps
-        canvas = len(prompt) + small.GEN
-        assert result.work[row] == pytest.approx(steps + weights * read / canvas, rel=1e-5)
-        sizes |= set(np.unique(trace, return_counts=True)[1])
-        again += read - (steps * (small.BLOCK + 1) + len(prompt) - 1)
-    assert len(sizes) > 1
-    assert (again > 0) == (rule == "any_of")
-    if rule == "argmax":
-        away = run(policy, model=model, seed=1, order=[3, 2, 1, 0])
-        for field in ("tokens", "commit_step", "nfe", "guide_nfe", "work"):
-            np.testing.assert_array_equal(getattr(away, field)[::-1], getattr(result, field))
+        assert result.work[row] == pytest.approx(steps + weights * read / (len(prompt) + small.GEN), rel=1e-5)
+        sizes[name] |= set(np.unique(trace, return_counts=True)[1])
+        again[name] += read - (steps * (small.BLOCK + 1) + len(prompt) - 1)
+    assert all(len(each) > 1 for name, each in sizes.items() if name != "any_of")
+    assert [name for name, more in again.items() if more] == ["any_of"]
+    away = all_rules(np.arange(len(ROWS))[::-1])
+    for field in ("tokens", "commit_step", "nfe", "guide_nfe", "work"):
+        np.testing.assert_array_equal(getattr(away, field)[::-1], getattr(result, field))
 
 
 @strict
-def test_slots_that_are_refilled_and_devices_give_the_same():
-    """Prompts of many lengths through two slots, the canvas growing under them; and rows and weights over a mesh."""
-    parts = dict(cache=caches.Dual(), stop=Eos())
-    home = run(SPECULATE, prompts=PROMPTS, **parts)
+def test_slots_that_are_refilled_give_the_same():
+    """Prompts of many lengths through two slots, the canvas growing under them; a canvas to fill is refused."""
     requests = [Request(prompt, number=number) for number, prompt in enumerate(PROMPTS)]
     requests.insert(2, Request([*PROMPTS[0], small.MASK], number=90, is_canvas=True))
     requests.insert(4, Request(PROMPTS[2] * 47, number=91))
-    found = list(
-        decode_stream(
-            *(small.MODEL, guides.params(0, small.MODEL), requests, small.decoder(policy=SPECULATE, **parts)),
-            slots=2,
-            gen_length=small.GEN,
-            widths=(8, 48),
-            guide=guides.guide(),
-        )
-    )
-    refused = {item.number: item.error for item in found if isinstance(item, Refusal)}
-    assert refused == {90: refused[90]}
-    assert "policy: found agree, which asks a guide" in refused[90]
-    answers = {item.request.number: item for item in found if not isinstance(item, Refusal)}
+    decoder = small.decoder(policy=SPECULATE, cache=caches.Dual(), stop=Eos())
+    options = dict(slots=2, gen_length=small.GEN, widths=(8, 48), guide=guides.guide())
+    found = list(decode_stream(small.MODEL, guides.params(0, small.MODEL), requests, decoder, **options))
+    (refused,) = [item for item in found if isinstance(item, Refusal)]
+    assert refused.number == 90
+    assert "policy: found agree, which asks a guide" in refused.error
+    answers, own = {item.request.number: item for item in found if item is not refused}, greedy()
     for row in range(len(PROMPTS)):
-        assert answers[row].tokens.tolist() == home.tokens[row, -small.GEN :].tolist()
-        assert (answers[row].nfe, answers[row].guide_nfe) == (home.nfe[row], home.guide_nfe[row])
-        assert answers[row].work == pytest.approx(home.work[row], rel=1e-5)
-    with pytest.raises(InputError, match="2 attention heads"):
-        run(SPECULATE, mesh=make_mesh(1, 4))
-    spread = run(SPECULATE, prompts=PROMPTS, **parts, mesh=make_mesh(2, 2))
-    for field in ("tokens", "commit_step", "nfe", "guide_nfe", "work", "lengths"):
-        np.testing.assert_array_equal(getattr(spread, field), getattr(home, field))
+        assert answers[row].length == own.lengths[row]
+        np.testing.assert_array_equal(
+            answers[row].tokens[: answers[row].length], own.tokens[row, -small.GEN :][: answers[row].length]
+        )
+        assert 0 < answers[row].guide_nfe == answers[row].nfe <= small.GEN
 
 
 @strict
 def test_a_guide_whose_scores_are_no_numbers_is_told_of():
+    """The decode ends all the same."""
     broken = Guide(guides.MODEL, jax.tree.map(lambda x: x * jnp.nan, guides.guide().params))
-    result = run(p.Agree(), seed=1, guide=broken)
+    result = all_rules(guide=broken)
     assert (result.not_finite > 0).all()
-    assert (result.nfe == small.GEN).all()  # nothing holds, and the decode ends all the same
     assert (result.tokens != small.MASK).all()
 
 
@@ -258,6 +253,8 @@ def test_what_does_not_go_with_a_guide_is_refused(parts, guide, words):
 def test_other_places_that_have_no_guide_refuse_the_policy():
     with pytest.raises(InputError, match="guide: found a Llada, expected an autoregressive model"):
         Guide(small.MODEL, small.params())
+    with pytest.raises(InputError, match="2 attention heads"):
+        run(SPECULATE, mesh=make_mesh(1, 4))
     with pytest.raises(InputError, match="policy: found agree, which asks a guide"):
         jaxdiff.infill(small.MODEL, small.params(), np.asarray([[5, 3, 6, 3]]), Decoder(policy=p.Agree()))
     with pytest.raises(InputError, match="cache: found seeded with policy agree"):
