@@ -45,7 +45,7 @@ def test_generate_writes_the_guide_s_text(run, folder, guide, tmp_path):
 
 
 def test_eval_and_bench_count_it(run, parity, folder, ids_folder, guide, tmp_path):
-    asked = ("eval", "--task", "parity", "--n", 2, "--model", folder, *SHORT, "--policy", "agree:rule=topk,k=20")
+    asked = ("eval", "--task", "parity", "--n", 2, "--model", folder, *SHORT, "--policy", "agree:rule=topk,k=200")
     ran = run(*asked, "--guide", guide, "--out", tmp_path / "rows.jsonl", "--json")
     assert (ran.code, ran.json["guide"]) == (0, str(guide))
     assert 0 < ran.json["guide_nfe"] == ran.json["nfe"] < 16

@@ -166,7 +166,7 @@ def test_each_rule_equals_numpy():
         assert result.work[row] == pytest.approx(steps + weights * read / (len(prompt) + small.GEN), rel=1e-5)
         sizes[name] |= set(np.unique(trace, return_counts=True)[1])
         again[name] += read - (steps * (small.BLOCK + 1) + len(prompt) - 1)
-    assert all(len(each) > 1 for name, each in sizes.items() if name != "any_of")
+    assert len(set().union(*sizes.values())) > 2
     assert [name for name, more in again.items() if more] == ["any_of"]
     away = all_rules(np.arange(len(ROWS))[::-1])
     for field in ("tokens", "commit_step", "nfe", "guide_nfe", "work"):
@@ -228,7 +228,6 @@ def other(**changes):
             lambda: other(max_sequence_length=20),
             "guide: found a context of 20, expected 22 or more",
         ),
-        ({"policy": p.Agree()}, lambda: guides.MODEL, "guide: found Llama.* expected a jaxdiff Guide"),
         ({"policy": p.Agree(), "fill": Recap()}, guides.guide, "fill: found recap with policy agree"),
         ({"policy": p.Agree(), "stop": BlockEotp()}, guides.guide, "stop: found eotp with policy agree"),
         ({"policy": p.Agree(), "defer_eos": True}, guides.guide, "defer_eos: found it with policy agree"),
