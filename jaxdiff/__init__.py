@@ -13,6 +13,7 @@ from jaxdiff.decode import (
     Choices,
     Decoder,
     EndThink,
+    Guide,
     Likelihood,
     Reason,
     Result,
@@ -27,6 +28,7 @@ from jaxdiff.decode import (
 )
 from jaxdiff.drafters import drafted_fill
 from jaxdiff.filters import learned_policy
+from jaxdiff.guides import guide_of
 from jaxdiff.models import build
 from jaxdiff.parallel.mesh import make_mesh
 from jaxdiff.protocols import Cache, Constraint, Fill, Model, Policy, Stopper
@@ -44,6 +46,7 @@ __all__ = [
     "Decoder",
     "EndThink",
     "Fill",
+    "Guide",
     "InputError",
     "Inputs",
     "Likelihood",
@@ -72,6 +75,7 @@ __all__ = [
     "decode_stream",
     "drafted_fill",
     "fills",
+    "guide_of",
     "infill",
     "inspect",
     "learned_policy",

@@ -34,7 +34,7 @@ from jaxdiff.files import (
 )
 from jaxdiff.types import InputError
 
-FIELDS = 2  # of a decoded row: raised when they change, so that rows of an earlier version are not gone on with
+FIELDS = 3  # of a decoded row: raised when they change, so that rows of an earlier version are not gone on with
 LARGE = 64 << 20  # bytes of a file or an array above which samples stand for the whole
 SAMPLES, SAMPLE = 256, 64 << 10  # of a large file: how many, of how many bytes each
 READ = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin")  # what a model is read from, and these folders

@@ -101,7 +101,8 @@ class Policy(Protocol):
         revises: may edit, remask or hold; then nothing of a block is settled before the row leaves it.
         needs: what `Score` must hold beyond the model's belief: REFERENCE, the answer of a finished decode; SHADOW,
             what the model says of each committed token without it (`alone`), for which the full pass is fed as many
-            tokens more as the block has.
+            tokens more as the block has; GUIDE, what a guide says of the draft (`guide`), for which it reads the block
+            in each step; GREEDY, that the candidates are not drawn, since tokens that the policy writes are not.
     """
 
     @property

@@ -35,7 +35,7 @@ NEVER = -1e30  # log-odds of what goes last: no mass, and finite, so that nothin
 LOST, ENDED, BEGUN = 0, 1, 2
 NOWHERE, ENDS = 0, 1
 # What a policy or a fill may need, see `Policy.needs` and `Fill.needs`.
-REFERENCE, SHADOW, KV = "reference", "shadow", "kv"
+REFERENCE, SHADOW, KV, GUIDE, GREEDY = "reference", "shadow", "kv", "guide", "greedy"
 
 Params = Any  # a pytree of arrays, or of arrays and `qwix.QArray`s (`weights.py`)
 KVCache = Any  # keys and values of all columns: for each group of layers a pair of [N B K M E]
@@ -146,6 +146,22 @@ class Belief:
 
 
 @pytree
+class Guiding:
+    """What a guide says of the block's draft, [B, W] each: its candidate where a mask stands, what stands elsewhere.
+
+    Each position is read from what lies left of it, the draft included. The guide's distribution is softmax(logits)
+    without the ids that the decode forbids. A NaN in `draft` says that the guide's scores were no numbers.
+    """
+
+    token: Int[Array, "B W"]  # the guide's argmax
+    top: Float[Array, "B W"]  # its probability
+    draft: Float[Array, "B W"]  # the draft token's probability
+    rank: Int[Array, "B W"]  # tokens that the guide puts before the draft token; 0: it is the argmax
+    gap: Float[Array, "B W"]  # logits between the argmax and the next best
+    near: Float[Array, "B W"]  # logits between the draft token and the nearest other
+
+
+@pytree
 class Score(Belief):
     """What every policy sees: the model's belief at each position of the block, [B, W], and how the block stands.
 
@@ -163,11 +179,14 @@ class Score(Belief):
     row_step: Int[Array, " B"]  # forwards this row has had before this one
     reference: Int[Array, "B W"] | None = None  # the answer that a policy `needs`
     alone: Float[Array, "B W"] | None = None  # `standing`, but with that token hidden: where a policy needs a SHADOW
+    guide: Guiding | None = None  # where a policy needs a GUIDE
 
     @property
     def not_finite(self) -> Int[Array, " B"]:
-        """Eligible positions of each row at which the belief is no number."""
-        return jnp.sum(self.eligible & ~jnp.isfinite(self.log_prob), axis=1, dtype=jnp.int32)
+        """Eligible positions of each row at which the belief, or what the guide says, is no number."""
+        sound = jnp.isfinite(self.log_prob)
+        sound = sound if self.guide is None else sound & jnp.isfinite(self.guide.draft)
+        return jnp.sum(self.eligible & ~sound, axis=1, dtype=jnp.int32)
 
     @property
     def standing(self) -> Float[Array, "B W"]:
@@ -196,12 +215,13 @@ class Score(Belief):
         return jnp.take_along_axis(self.canvas, self.positions + self.origin[:, None], axis=1)
 
     def log_prob_of(self, token: Int[Array, "B W"]) -> Float[Array, "B W"]:
-        """Log-softmax of a token that is the candidate or the reference's, before temperature and cuts."""
-        return (
-            self.log_prob
-            if self.reference is None
-            else jnp.where(token == self.token, self.log_prob, self.named[..., 1])
-        )
+        """Log-softmax of a token that is the candidate or the reference's, before temperature and cuts; of one that is
+        the guide's own, in what the guide says.
+        """
+        if self.reference is None and self.guide is None:
+            return self.log_prob
+        others = jnp.log(self.guide.top) if self.reference is None else self.named[..., 1]  # type: ignore[union-attr]
+        return jnp.where(token == self.token, self.log_prob, others)
 
 
 @pytree
@@ -217,7 +237,7 @@ class Proposal:
     accepted: Bool[Array, "B W"]  # what the policy itself vouches for, before any quota
     close: Bool[Array, "B W"]  # a comparison with a number of the policy's own hung on less than NEAR_TIE
     priority: Float[Array, "B W"]
-    token: Int[Array, "B W"]  # what is committed or edited in: `Score.token`, or `Score.reference`
+    token: Int[Array, "B W"]  # what is committed or edited in: `Score.token`, `Score.reference`, or the guide's
     remask: Bool[Array, "B W"]  # commits that are taken back
     edit: Bool[Array, "B W"]  # commits that are overwritten with `token`
     hold: Bool[Array, " B"]  # the row is not done with its block, though no mask may be left there

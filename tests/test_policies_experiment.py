@@ -28,6 +28,7 @@ def test_measure_and_compare_report_what_was_decoded():
             near_ties=0 * four,
             seconds=1.0,
             compile_seconds=1.0,
+            guide_nfe=0 * four,
         )
         for right, forwards in zip(verdicts, nfe, strict=True)
     ]

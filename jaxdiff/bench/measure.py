@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdiff.bench import ceilings
 from jaxdiff.bench.clock import Median, in_turn, ratio
-from jaxdiff.decode import Decoder, Program, lower
+from jaxdiff.decode import Decoder, Guide, Program, lower
 from jaxdiff.protocols import Model
 from jaxdiff.types import Inputs, Params, Span
 from jaxdiff.weights import full
@@ -34,11 +34,12 @@ class Work:
     block_length: int
     rounds: int
     target: Mesh | None = None  # devices that need not be here; then nothing can be run
+    guide: Guide | None = None
 
     def program(self, **changes: Any) -> Timing:
         """The decode with these parts of its decoder changed, compiled; run once where there are weights for it."""
         decoder = dataclasses.replace(self.decoder, **changes)
-        options = {"gen_length": self.gen_length, "origin": self.origin, "target": self.target}
+        options = {"gen_length": self.gen_length, "origin": self.origin, "target": self.target, "guide": self.guide}
         return Timing(lower(self.model, self.params, self.prompts, decoder, **options))
 
 

@@ -80,6 +80,7 @@ def bench(
     weights: options.Weights = None,
     ignore_config: options.IgnoreConfig = None,
     adapter: options.Adapter = None,
+    guide: options.Guide = None,
     plain: Annotated[
         bool, typer.Option(help="With --weights: against the plain ones, which must then fit beside them.")
     ] = True,
@@ -104,6 +105,11 @@ def bench(
         "model": model != SHIPPED and shape is not None and "--shape, which makes a model of its own",
         "ignore-config": bool(ignore_config) and shape is not None and "--shape, which reads no config.json",
         "adapter": adapter is not None and shape is not None and "--shape, which makes a model of its own",
+        "guide": guide is not None
+        and (
+            (shape is not None and "--shape, whose ids no guide reads")
+            or (not without and "PyTorch's loops, which have none (--no-pytorch)")
+        ),
     }
     for name, beside in idle.items():
         if beside:
@@ -131,6 +137,9 @@ def bench(
         make = abstract_params if compile_only else random_params
         own = fills.parse(fill, drafted=lambda kind, _: unfitted(kind, made, make))
         decoder = dataclasses.replace(decoder, fill=own)
+    beside = None if checkpoint is None else decoding.beside(checkpoint)
+    if beside is not None and compile_only:
+        beside = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), beside)
     prompts, origin = _prompts(checkpoint, made, batch_size, gen_length)
     work = measure.Work(
         model=made,
@@ -142,6 +151,7 @@ def bench(
         block_length=block_of(made, block_length),
         rounds=rounds,
         target=chips,
+        guide=beside,
     )
     device = chips.devices.flat[0] if chips else jax.devices()[0]
     note("compiling")
@@ -157,6 +167,7 @@ def bench(
         "model": shape or model,
         "revision": None if checkpoint is None else checkpoint.revision,
         "adapter": decoding.pinned_adapter,
+        "guide": decoding.pinned_guide,
         "device": device.device_kind,
         "target": target,
         "mesh": spread if compile_only else None,
@@ -254,7 +265,8 @@ def _table(found: dict[str, Any], setting: dict[str, Any]) -> Table:
         "interval",
         title=f"{setting['model']} on {setting['device']}, {setting['dtype']}, batch {setting['batch_size']}, canvas "
         f"{setting['canvas']}, {setting['policy']}, fill {setting['fill']}"
-        + (f", {setting['weights']} weights" if setting["weights"] else ""),
+        + (f", {setting['weights']} weights" if setting["weights"] else "")
+        + (f", guide {setting['guide']}" if setting["guide"] else ""),
         box=None,
         title_justify="left",
     )

@@ -163,6 +163,7 @@ def _answer(row: Asked, asking: Asking, found: Choices, place: int, seconds: flo
         request = dataclasses.replace(request, ids=opened.tolist())
     numbers: dict[str, Any] = {
         "cheap": 0,
+        "guide_nfe": 0,
         "reason": Reason.FULL,
         "nfe": 0,
         "work": 0.0,

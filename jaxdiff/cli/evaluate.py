@@ -57,13 +57,14 @@ def evaluate(
     weights: options.Weights = None,
     ignore_config: options.IgnoreConfig = None,
     adapter: options.Adapter = None,
+    guide: options.Guide = None,
     out_file: Annotated[
         Path | None,
         typer.Option(
             "--out",
             metavar="JSONL",
-            help="A row for each problem: number, question, text, correct, nfe, cheap, work, length, near_ties, "
-            "not_finite. Stopped, the same command goes on from what lies in JSONL.parts.",
+            help="A row for each problem: number, question, text, correct, nfe, cheap, guide_nfe, work, length, "
+            "near_ties, not_finite. Stopped, the same command goes on from what lies in JSONL.parts.",
         ),
     ] = None,
     from_file: Annotated[
@@ -72,7 +73,7 @@ def evaluate(
             "--from",
             metavar="FILE",
             help="Repeat what an eval --json wrote and say whether it agrees; exit code 1 if not. Beside it go --json, "
-            "--out, --mesh, --batch-size, and --model and --adapter where these lie elsewhere.",
+            "--out, --mesh, --batch-size, and --model, --adapter and --guide where these lie elsewhere.",
         ),
     ] = None,
     as_json: options.Json = False,
@@ -104,13 +105,14 @@ def _evaluated(
     _, block = lengths(task_name, decoding.gen_length, decoding.block_length, checkpoint.model.attention_block)
     decoding = dataclasses.replace(decoding, block_length=block, cache=decoding.cache_of(checkpoint.model))
     decoder = decoding.decoder(checkpoint.model, decoding.gen_length, tokenizer=checkpoint.tokenizer)
+    guide = decoding.beside(checkpoint)
     if decoding.stop_string:
         strings = checkpoint.tokenizer_for(task_name).stop_strings(decoding.stop_string)
         decoder = dataclasses.replace(decoder, stop_strings=strings)
     problems = held_out(task_name, n, split=split, seed=seed)
-    here = {"model": pinned, "adapter": adapter, "dtype": checkpoint.model.config.dtype}
+    here = {"model": pinned, "adapter": adapter, "guide": decoding.pinned_guide, "dtype": checkpoint.model.config.dtype}
     here |= {name: getattr(decoding, name) for name in ("gen_length", "cache")} | {"block_length": decoder.block_length}
-    run = run_of(asked | here, fingerprints(checkpoint, decoder, problems))
+    run = run_of(asked | here, fingerprints(checkpoint, decoder, problems, guide))
     if record is not None:
         record.check(run)
     with progress("problems", n) as update:
@@ -126,6 +128,7 @@ def _evaluated(
             mesh=parse_mesh(decoding.mesh),
             progress=update,
             out=out_file,
+            guide=guide,
         )
     numbers = report.summary()
     push = decoder.sampling.end_think
@@ -137,6 +140,7 @@ def _evaluated(
         "model": decoding.model,
         "revision": checkpoint.revision,
         "adapter": adapter,
+        "guide": decoding.pinned_guide,
         "weights": decoding.weights,
         "policy": decoding.policy,
         "stop": decoding.stop,
@@ -154,6 +158,7 @@ def _evaluated(
     }
     table = Table(title=f"{task_name}/{split}, n {n}, seed {seed}", box=None, show_header=False, title_justify="left")
     further = [f"adapter {adapter}"] * (adapter is not None)
+    further += [f"guide {decoding.pinned_guide}"] * (guide is not None)
     further += [f"{decoding.weights} weights"] * (decoding.weights is not None)
     table.add_row("model", ", ".join([decoding.model, *further]))
     shape = f"{decoding.length} length {decoding.gen_length}, block {decoder.block_length}"
@@ -181,4 +186,5 @@ def _show_again(record: Record, now: dict[str, Any], table: Table, sound: bool, 
 def _beside(numbers: dict[str, float | int]) -> str:
     """The passes besides the forwards, where there are any, and what all cost."""
     cheap = f", {numbers['cheap']:.1f} cheap passes" if numbers["cheap"] else ""
+    cheap += f", {numbers['guide_nfe']:.1f} passes of the guide" if numbers["guide_nfe"] else ""
     return f"{cheap}; work {numbers['work']:.1f}"

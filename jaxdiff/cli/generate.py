@@ -39,8 +39,9 @@ def generate(
         typer.Option(
             "--out",
             metavar="JSONL",
-            help="Rows of id, text, token_ids, nfe, cheap, work, reason, commit_step, seconds (in its slot); or id, "
-            "error. Stopped, the same command goes on from what lies in JSONL.parts. Default stdout, row by row.",
+            help="Rows of id, text, token_ids, nfe, cheap, guide_nfe, work, reason, commit_step, seconds (in its "
+            "slot); or id, error. Stopped, the same command goes on from what lies in JSONL.parts. Default stdout, row "
+            "by row.",
         ),
     ] = None,
     model: options.Model = SHIPPED,
@@ -72,6 +73,7 @@ def generate(
     weights: options.Weights = None,
     ignore_config: options.IgnoreConfig = None,
     adapter: options.Adapter = None,
+    guide: options.Guide = None,
     distributed: options.Distributed = False,
     coordinator: options.Coordinator = None,
     processes: options.Processes = None,

@@ -21,6 +21,7 @@ from jaxdiff.convert.prompts import Tokenizer
 from jaxdiff.decode import checks
 from jaxdiff.decode.checks import block_of, check_blocks, check_cache, check_length, check_reference, whole_block
 from jaxdiff.decode.decoder import BLOCK_LENGTH, LENGTHS
+from jaxdiff.decode.guide import check_asked
 from jaxdiff.drafters import drafted_fill, unfitted
 from jaxdiff.filters import learned_policy
 from jaxdiff.hub import origin_of
@@ -40,6 +41,7 @@ TOLD = (  # what a row's tokens hang on beside the decoder's parts, and a reader
     *(
         "model",
         "adapter",
+        "guide",
         "weights",
         "steps",
         "stop_string",
@@ -179,6 +181,14 @@ Adapter = Annotated[
         help="A LoRA adapter: of the model's folder by its name, or as peft saves it, a folder or of the hub.",
     ),
 ]
+Guide = Annotated[
+    str | None,
+    typer.Option(
+        "--guide",
+        metavar="NAME|DIR",
+        help="An autoregressive model of the same tokenizer, which reads each step's draft, for --policy agree.",
+    ),
+]
 IgnoreConfig = Annotated[
     list[str] | None,
     typer.Option(
@@ -260,6 +270,7 @@ class Decoding:
     weights: str | None = None
     ignore_config: tuple[str, ...] = ()
     adapter: str | None = None
+    guide: str | None = None
     shape: str | None = None  # of `bench`: a model of random weights, and so is a fill's drafter
 
     @classmethod
@@ -286,6 +297,7 @@ class Decoding:
         check_length(self.length, cache)
         if self.end_think is None and (self.end_think_boost, self.end_think_power) != (None, None):
             raise InputError("--end-think-boost and --end-think-power say how hard to push; give --end-think TEXT too")
+        check_asked(self.parse(self.steps), self.guide is not None)
         check_reference(self.parse(self.steps), self.filled)
         if self.steps is not None and numbers_of(self.parse(1)) == numbers_of(self.parse(2)):
             raise InputError(
@@ -308,6 +320,18 @@ class Decoding:
     def pinned_adapter(self) -> str | None:
         """The adapter as `pinned_adapter` names it. Raises as that."""
         return pinned_adapter(self.adapter, self.pinned)
+
+    @functools.cached_property
+    def pinned_guide(self) -> str | None:
+        """The guide as `pinned` names it. Raises as that."""
+        return None if self.guide is None else pinned(self.guide)
+
+    def beside(self, checkpoint: jaxdiff.Checkpoint) -> jaxdiff.Guide | None:
+        """The guide, for this denoiser; None where none is asked for. Raises as `jaxdiff.load` and `guide_of`."""
+        if self.pinned_guide is None:
+            return None
+        loaded = jaxdiff.load(self.pinned_guide, dtype=self.dtype, weights=self.weights, ignore=self.ignore_config)
+        return jaxdiff.guide_of(loaded, checkpoint)
 
     def parse(self, steps: int | None) -> jaxdiff.Policy:
         """The policy, for `steps` in a block; a learned one is looked for with the adapter, then with the model."""

@@ -27,6 +27,7 @@ from jaxdiff.types import InputError
 KEYS = (
     *("accuracy", "accuracy_low", "accuracy_high", "nfe", "cheap", "work", "tpf", "seconds", "compile_seconds", "n"),
     *("not_finite", "task", "split", "seed", "model", "revision", "adapter", "weights", "policy", "stop"),
+    *("guide", "guide_nfe"),
     *(
         "stop_strings",
         "constraint",
@@ -41,7 +42,7 @@ KEYS = (
     *("end_think_power", "near_ties", "verdicts", "nfe_each", "run"),
 )
 RUN = ("options", "versions", "git", "device", "weights", "decoder", "problems")
-WHERE = ("model", "adapter", "mesh", "batch_size")  # where and how fast it is repeated; no answer hangs on it
+WHERE = ("model", "adapter", "guide", "mesh", "batch_size")  # where and how fast it is repeated; no answer hangs on it
 OTHERS = ("from_file", "out_file", "as_json")  # the command's own: no options of what is repeated
 MEND = "give a file that this version of jaxdiff eval --json wrote"
 PACKAGES = ("jax", "jaxlib", "flax", "tokenizers", "transformers")
@@ -142,7 +143,7 @@ class Record:
         """Raises InputError where what is here is not what was evaluated."""
         mends = {
             "weights": f"model {run['options']['model']} has other weights; name the one that was evaluated (--model), "
-            "with its adapter if it had one (--adapter)",
+            "with its adapter (--adapter) and its guide (--guide) if it had one",
             "decoder": "a learned filter's, a drafter's or a default's numbers are others; take those of the file",
             "problems": "the task gives other problems, or the tokenizer other ids; take the versions of the file",
         }

@@ -19,6 +19,7 @@ from jaxdiff.convert.prompts import Tokenizer
 from jaxdiff.decode import Decoder, Sampling
 from jaxdiff.decode.batches import widths_of
 from jaxdiff.decode.checks import block_of, check_block
+from jaxdiff.decode.guide import check_asked
 from jaxdiff.decode.result import Reason
 from jaxdiff.files import parse_json
 from jaxdiff.parallel.mesh import parse_mesh
@@ -130,6 +131,7 @@ def check(checkpoint: Checkpoint, request: Request, decoding: Decoding) -> None:
     if request.is_canvas:
         decoder = decoding.decoder(checkpoint.model, len(request.ids), canvas=True, tokenizer=checkpoint.tokenizer)
         check_block(decoder, block_of(checkpoint.model, decoder.block_length))
+        check_asked(decoder.policy, given=False)
         mask = checkpoint.model.config.mask_token_id
         if mask not in request.ids:
             raise InputError(f"canvas_ids: found no mask (id {mask}), expected a hole to fill")
@@ -190,7 +192,7 @@ def answers(
     Prompts of a file are padded to one width or to two, the wider ones first, which show at once whether memory holds
     them. A prompt alone is padded to a bucket of an endless queue, so that the next one finds its program compiled.
     """
-    strings = stop_strings(checkpoint, requests, decoding)
+    strings, guide = stop_strings(checkpoint, requests, decoding), decoding.beside(checkpoint)
     for canvas, rows in groupby(sorted(requests, key=_canvas_length), key=_canvas_length):
         alike = [row for row in rows if isinstance(row, Request)]
         length = canvas or decoding.gen_length
@@ -209,6 +211,7 @@ def answers(
             mesh=parse_mesh(decoding.mesh),
             widths=widths,
             meter=meter,
+            guide=guide,
         )
 
 
@@ -224,6 +227,7 @@ def line_of(checkpoint: Checkpoint, done: Answer, decoding: Decoding, job: Job) 
         "token_ids": done.tokens.tolist(),
         "nfe": done.nfe,
         "cheap": done.cheap,
+        "guide_nfe": done.guide_nfe,
         "work": done.work,
         "not_finite": done.not_finite,
         "reason": Reason(done.reason).name.lower(),

@@ -23,7 +23,7 @@ import jax
 
 import jaxdiff
 from jaxdiff import parts
-from jaxdiff.checkpoint import Checkpoint, load
+from jaxdiff.checkpoint import Checkpoint, load, model_folder
 from jaxdiff.cli import requests
 from jaxdiff.cli.hosts import Hosts, agree, together
 from jaxdiff.cli.options import Decoding
@@ -190,6 +190,8 @@ def fingerprints(data: bytes, checkpoint: Checkpoint, decoding: Decoding, job: r
     del settings["model"], settings["slots"]
     if checkpoint.adapter is not None:
         settings["adapter"] = _print_of(checkpoint.adapter)
+    if decoding.pinned_guide is not None:
+        settings["guide"] = _print_of(model_folder(decoding.pinned_guide))
     names = ("jax", "jaxlib", "flax") if decoding.weights is None else ("jax", "jaxlib", "flax", "qwix")
     versions = {name: version(name) for name in names} | {
         "jaxdiff": jaxdiff.__version__,

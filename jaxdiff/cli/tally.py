@@ -18,13 +18,14 @@ MOST_NAMED = 20  # rows that a line names
 
 @dataclasses.dataclass
 class Tally:
-    """What decoding took so far; NFE, cheap passes, work and tokens are totals over the rows."""
+    """What decoding took so far; NFE, cheap passes, those of a guide, work and tokens are totals over the rows."""
 
     meter: Meter = dataclasses.field(default_factory=Meter)
     rows: int = 0
     refused: int = 0
     nfe: int = 0
     cheap: int = 0
+    guide_nfe: int = 0
     work: float = 0.0
     tokens: int = 0
     near_ties: int = 0
@@ -38,7 +39,7 @@ class Tally:
             self.refused += 1
             return
         self.rows, self.nfe, self.cheap = self.rows + 1, self.nfe + row["nfe"], self.cheap + row["cheap"]
-        self.work += row["work"]
+        self.work, self.guide_nfe = self.work + row["work"], self.guide_nfe + row["guide_nfe"]
         self.tokens, self.near_ties = self.tokens + line["length"], self.near_ties + line["near_ties"]
         self.not_finite += row["not_finite"]
         self.by_string += row["reason"] == "string"
@@ -47,6 +48,7 @@ class Tally:
         return {
             "nfe": self.nfe,
             "cheap": self.cheap,
+            "guide_nfe": self.guide_nfe,
             "work": self.work,
             "generated_tokens": self.tokens,
             "tpf": self.tokens / max(self.nfe, 1),
@@ -58,6 +60,7 @@ class Tally:
 
     def line(self) -> str:
         cheap = f"{self.cheap} cheap passes · " if self.cheap else ""
+        cheap += f"{self.guide_nfe} passes of the guide · " if self.guide_nfe else ""
         ended = f"{self.by_string} ended at a stop string · " if self.by_string else ""
         return (
             f"NFE {self.nfe} · {cheap}{self.tokens} tokens · TPF {self.tokens / max(self.nfe, 1):.2f} · {ended}"

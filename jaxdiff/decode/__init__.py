@@ -3,6 +3,7 @@
 from jaxdiff.decode.api import decode, infill, lower, pad_prompts
 from jaxdiff.decode.choose import Choices, choose
 from jaxdiff.decode.decoder import Decoder, EndThink, Sampling
+from jaxdiff.decode.guide import Guide
 from jaxdiff.decode.likelihood import Likelihood, log_likelihood
 from jaxdiff.decode.program import Program, Timed
 from jaxdiff.decode.result import Reason, Result
@@ -12,6 +13,7 @@ __all__ = [
     "Choices",
     "Decoder",
     "EndThink",
+    "Guide",
     "Likelihood",
     "Program",
     "Reason",

@@ -14,6 +14,7 @@ from jaxtyping import Array, Int, Key
 from jaxdiff.caches import NoCache
 from jaxdiff.decode import arrays, checks, completion, loop
 from jaxdiff.decode.decoder import Decoder
+from jaxdiff.decode.guide import Guide
 from jaxdiff.decode.layout import Layout, Setup, layout_of
 from jaxdiff.decode.program import Call, Program
 from jaxdiff.decode.result import Result
@@ -37,6 +38,7 @@ def decode(
     key: Key[Array, ""] | Key[Array, " B"] | None = None,
     mesh: Mesh | None = None,
     reference: Int[Array, "B L"] | np.ndarray | None = None,
+    guide: Guide | None = None,
 ) -> Result:
     """Generate `gen_length` tokens after each prompt, block by block, in one compiled program.
 
@@ -55,16 +57,17 @@ def decode(
             each call.
         reference: finished canvases (`Result.tokens`) for a policy that decodes towards them; where it needs one and
             none is given, the standard decode of the same rows is run first. Its forwards are not counted.
+        guide: an autoregressive model of the same tokenizer, for a policy that asks one (`agree`): it reads each step's
+            draft in one pass, counted in `guide_nfe` and, by its weights, in `work`.
 
     Returns a `Result`; source of the loop: LLaDA `generate.py` (arXiv 2502.09992).
 
     Raises InputError before compilation for lengths that do not fit, [MASK] or an empty row in the prompts, ids
     outside the vocabulary, a cache that the stopper or the model cannot go with, a constraint of which no text fits,
-    a mesh that the model's heads or widths do not spread over.
+    a mesh that the model's heads or widths do not spread over, a guide of another vocabulary.
     """
-    return prepare(
-        model, params, prompts, decoder, gen_length=gen_length, origin=origin, key=key, mesh=mesh, reference=reference
-    ).run()
+    options: dict[str, Any] = dict(gen_length=gen_length, origin=origin, key=key, mesh=mesh)
+    return prepare(model, params, prompts, decoder, **options, reference=reference, guide=guide).run()
 
 
 def infill(
@@ -127,6 +130,7 @@ def prepare(
     key: Key[Array, ""] | Key[Array, " B"] | None = None,
     mesh: Mesh | None = None,
     reference: Int[Array, "B L"] | np.ndarray | None = None,
+    guide: Guide | None = None,
 ) -> Call:
     """What `decode` of the same arguments runs. Raises as `decode`."""
     decoder = Decoder() if decoder is None else decoder
@@ -141,7 +145,7 @@ def prepare(
     masks = jnp.full((count, gen_length + checks.overhang_of(model)), model.config.mask_token_id, jnp.int32)
     canvas = jnp.concatenate([jnp.asarray(prompts, jnp.int32), masks], axis=1)
     layout = layout_of(model, decoder, first=width, generated=gen_length, block=block, mesh=mesh)
-    return _call(model, layout, params, decoder, canvas, origin, key, reference)
+    return _call(model, layout, params, decoder, canvas, origin, key, reference, guide)
 
 
 def prepare_infill(
@@ -188,9 +192,10 @@ def _call(
     origin: Int[Array, " B"],
     key: Any,
     reference: Any,
+    guide: Guide | None = None,
 ) -> Call:
     count, length = canvas.shape[0], canvas.shape[1] - layout.overhang
-    checks.check_decoder(decoder, model, count, layout.block_length)
+    checks.check_decoder(decoder, model, count, layout.block_length, guide=guide, longest=length)
     decoder.policy.check(model, params)
     decoder.fill.check(model, params)
     if reference is not None and REFERENCE not in decoder.policy.needs:
@@ -203,7 +208,7 @@ def _call(
     model = guided(model, decoder)
     if layout.mesh is not None:
         check_axes(layout.mesh)
-        params = place(model.config, params, layout.mesh)
+        params, guide = place(model.config, params, layout.mesh), None if guide is None else guide.over(layout.mesh)
         rows, decoder = everywhere((rows, decoder), layout.mesh)
     if REFERENCE in decoder.policy.needs:
         if reference is None:
@@ -212,4 +217,4 @@ def _call(
         reference = arrays.checked_reference(model, reference, count, length, layout.overhang)
         rows = dataclasses.replace(rows, reference=reference)
         rows = rows if layout.mesh is None else everywhere(rows, layout.mesh)
-    return Call(Setup(model, params, decoder, layout), rows)
+    return Call(Setup(model, params, decoder, layout, guide), rows)

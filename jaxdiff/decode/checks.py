@@ -10,6 +10,7 @@ import numpy as np
 from jaxdiff.caches import CACHES
 from jaxdiff.decode.causal import check_causal, check_filled
 from jaxdiff.decode.decoder import BLOCK_LENGTH, Decoder, Sampling
+from jaxdiff.decode.guide import Guide, check_asked, check_guide
 from jaxdiff.fills import FILLS
 from jaxdiff.protocols import Cache, Fill, Model, Policy, Stopper
 from jaxdiff.pytree import named_numbers
@@ -76,12 +77,21 @@ def check_lengths(model: Model, prompt: int, generated: int, block: int) -> None
         )
 
 
-def check_decoder(decoder: Decoder, model: Model, rows: int | None, block: int | None) -> None:
+def check_decoder(
+    decoder: Decoder,
+    model: Model,
+    rows: int | None,
+    block: int | None,
+    *,
+    guide: Guide | None = None,
+    longest: int | None = None,
+) -> None:
     """Raises InputError for numbers that do not fit the rows, and for parts that do not go with each other, with the
-    model or with blocks of that length (None: not known yet).
+    model, the guide or blocks of that length (None: not known yet); `longest` as in `check_guide`.
     """
     check_numbers(decoder, rows)
     check_causal(decoder, model)
+    check_guide(decoder, model, guide, longest)
     if block is not None:
         check_block(decoder, block)
     check_reference(decoder.policy, decoder.fill)
@@ -167,8 +177,11 @@ def check_length(length: str, cache: Cache, model: Model | None = None) -> None:
 
 
 def check_canvas(decoder: Decoder, model: Model) -> None:
-    """Raises InputError for a variable length, and for an autoregressive model, where a canvas is to be filled."""
+    """Raises InputError where a canvas is to be filled, for a variable length, a policy that asks a guide, and for an
+    autoregressive model.
+    """
     check_filled(model)
+    check_asked(decoder.policy, given=False)
     if decoder.length != "fixed":
         raise InputError(f"length: found {decoder.length} for a canvas, whose length is given; leave it out")
 

@@ -91,7 +91,7 @@ class FullPass(StepPasses):
 
     def _of(self, at: Int[Array, " C"]) -> FullPass:
         """The same pass for these rows of the batch alone."""
-        state = dataclasses.replace(self.state, kv=None)
+        state = dataclasses.replace(self.state, kv=None, guide_kv=None)
         numbers = pick(state.numbers, at)
         return FullPass(
             setup=dataclasses.replace(self.setup, decoder=with_numbers(self.setup.decoder, numbers)),

@@ -8,6 +8,7 @@ from jaxtyping import Array, Int
 
 from jaxdiff.decode import checks
 from jaxdiff.decode.decoder import Decoder
+from jaxdiff.decode.guide import Guide
 from jaxdiff.protocols import Cache, Model
 from jaxdiff.pytree import pytree, static
 from jaxdiff.types import Params
@@ -70,6 +71,7 @@ class Setup:
     params: Params
     decoder: Decoder
     layout: Layout
+    guide: Guide | None = None
 
 
 def layout_of(

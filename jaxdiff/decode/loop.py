@@ -4,6 +4,7 @@
 
     place    which block each row stands in
     score    the one full pass -> Score [B W]
+    guide    where there is one: what it says of the draft
     select   the policy: where
     resolve  what the loop makes of its proposal
     write    the fill: what
@@ -25,6 +26,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxdiff.decode.constrained import Writing, begin_text, go_on
 from jaxdiff.decode.full import FullPass
+from jaxdiff.decode.guide_pass import GuidePass
 from jaxdiff.decode.layout import Layout, Setup
 from jaxdiff.decode.passes import StepPasses
 from jaxdiff.decode.resolve import Choice, in_vocabulary, planted, resolve, seed_position, with_written
@@ -67,6 +69,9 @@ def begin(setup: Setup, rows: Rows) -> State:
         text=() if decoder.stop_strings is None else decoder.stop_strings.init(count),
         reached=() if decoder.constraint is None else begin_text(setup, decoder.constraint, rows, given),
         kv=model.empty_kv(count, length) if decoder.keeps_kv else None,
+        guide_nfe=zero,
+        guide_known=rows.origin,
+        guide_kv=None if setup.guide is None else setup.guide.model.empty_kv(count, length),
     )
 
 
@@ -74,7 +79,7 @@ def step(setup: Setup, state: State) -> State:
     """One step of the whole batch: one full pass; rows that are done are left as they are."""
     decoder, model, layout = with_numbers(setup.decoder, state.numbers), setup.model, setup.layout
     setup = dataclasses.replace(setup, decoder=decoder)
-    policy, window = decoder.policy, layout.block_length
+    policy, window, before = decoder.policy, layout.block_length, state
     takes_part, open_ = live(model, state), holes(model, state)
     place = next_place(layout, state, open_)
     decides = takes_part & ~decoder.cache.stores(place)
@@ -85,7 +90,10 @@ def step(setup: Setup, state: State) -> State:
 
     score, tail, reading = FullPass(setup, state, place, state.kv, open_=open_).run(takes_part)
     editable = score.editable & decides[:, None] & ~take(named, place.start, window)
-    score = dataclasses.replace(score, editable=editable)
+    score, heard = dataclasses.replace(score, editable=editable), None
+    if setup.guide is not None:
+        heard = GuidePass(setup, state, place, state.guide_kv).run(score, decides & jnp.any(score.eligible, axis=1))
+        score = dataclasses.replace(score, guide=heard.said)
 
     step_keys = fold(state.rows.keys, state.row_step)
     proposal, policy_state = policy.select(state.policy, score, fold(step_keys, 1))
@@ -124,7 +132,7 @@ def step(setup: Setup, state: State) -> State:
         end = jnp.minimum(end, text_end)
     end = jnp.where(acts, end, state.end)
     count = acts.astype(jnp.int32)
-    return dataclasses.replace(
+    after = dataclasses.replace(
         state,
         end=end,
         start=place.start,
@@ -142,6 +150,7 @@ def step(setup: Setup, state: State) -> State:
         reached=reached,
         kv=reading.kv,
     )
+    return after if heard is None else heard.kept_in(after, before)
 
 
 def next_place(layout: Layout, state: State, open_: Bool[Array, "B L"]) -> Place:

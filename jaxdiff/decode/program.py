@@ -51,7 +51,11 @@ class Call:
         )
         if mesh.size > 1:  # one device needs no mesh
             params = shardings(setup.model.config, setup.params, mesh)
-            setup = dataclasses.replace(setup, params=params, layout=dataclasses.replace(setup.layout, mesh=mesh))
+            layout, guide = dataclasses.replace(setup.layout, mesh=mesh), setup.guide
+            if guide is not None:
+                laid = shardings(guide.model.config, guide.params, mesh)
+                guide = dataclasses.replace(guide, params=laid)
+            setup = dataclasses.replace(setup, params=params, layout=layout, guide=guide)
         return Call(setup, rows)
 
 

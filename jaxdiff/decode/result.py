@@ -17,7 +17,7 @@ from jaxdiff.fills import FILLS
 from jaxdiff.protocols import Model
 from jaxdiff.pytree import pytree, static
 from jaxdiff.stoppers import STOPPERS
-from jaxdiff.types import first_end
+from jaxdiff.types import GREEDY, first_end
 
 
 class Reason(enum.IntEnum):
@@ -59,13 +59,16 @@ class Result:
         nfe: forwards of the model's stack that the row took part in while live, whatever their window; a guided one
             counts 2, one that only stores keys and values (caches `block`, `seeded`) counts too.
         cheap: cheap passes of the fill, which `nfe` does not count.
-        work: tokens fed times layers over all passes, in units of one forward over the row's canvas (prompt to the end
-            of the canvas); it counts what the row itself needs, never padding or neighbours. The head is left out.
+        guide_nfe: passes of the guide, which `nfe` does not count either; 0 where there is none.
+        work: tokens fed times layers over all passes (of another network by its weights), in units of one forward over
+            the row's canvas (prompt to the end of the canvas); it counts what the row itself needs, never padding or
+            neighbours. The head is left out.
         commit_step: the row's forward (from 0, without those that only store) at which each generated position was last
             written; -1 for what was given, and past the end. One that stores and commits a seed is not left out.
-        log_prob: log-softmax of each generated token at the pass that wrote it last, with [MASK] and forbidden ids left
-            out, before temperature, top-p, top-k and the push of `end_think`. It is that and nothing more: not the
-            likelihood of the text. 0 for what was given, and past the end; NaN where the scores were no numbers.
+        log_prob: log-softmax of each generated token at the pass that wrote it last (of a guide's own token, at the
+            guide's), with [MASK] and forbidden ids left out, before temperature, top-p, top-k and the push of
+            `end_think`. It is that and nothing more: not the likelihood of the text. 0 for what was given, and past the
+            end; NaN where the scores were no numbers.
         reason: a `Reason`.
         near_ties: decisions that hung on less than 1e-5: between the logits of a committed token and the next best
             one, between the priorities of the last position let in and the first left out (log-odds for a policy
@@ -83,6 +86,7 @@ class Result:
     lengths: Int[Array, " B"]
     nfe: Int[Array, " B"]
     cheap: Int[Array, " B"]
+    guide_nfe: Int[Array, " B"]
     work: Float[Array, " B"]
     commit_step: Int[Array, "B G"]
     log_prob: Float[Array, "B G"]
@@ -113,6 +117,7 @@ def finish(setup: Setup, state: State) -> Result:
         lengths=jnp.sum(asked & (column <= stop[:, None]), axis=1, dtype=jnp.int32),
         nfe=state.nfe,
         cheap=state.cheap,
+        guide_nfe=state.guide_nfe,
         work=state.work,
         commit_step=jnp.where(past, -1, state.commit_step[:, :length])[:, layout.first :],
         log_prob=jnp.where(past, 0.0, state.log_prob[:, :length])[:, layout.first :],
@@ -143,5 +148,6 @@ def unfit_of(decoder: Decoder, model: Model) -> str:
         "stop strings": decoder.stop_strings is not None,
         f"length {decoder.length}": decoder.length != "fixed",
         "guidance": decoder.sampling.cfg_scale is not None,
+        "a guide that writes": GREEDY in decoder.policy.needs,
     }
     return next((name for name, unfit in found.items() if unfit), "")

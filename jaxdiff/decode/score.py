@@ -63,11 +63,12 @@ def believe(
         total, _ = _drawn(asked, head, none, mesh)
         marginal_total, _ = _drawn(dataclasses.replace(asked, features=marginal), head, none, mesh)
         asked = dataclasses.replace(asked, within=Bounds(marginal, log_mass, total, marginal_total))
-    running = over_tiles(asked, head, _summary, merge, mesh)
+    running = over_tiles(asked, head, summary, merge, mesh)
     return finish(running, vocabulary.deferred, vocabulary.stand_in)
 
 
-def _summary(tile: Tile) -> Running:
+def summary(tile: Tile) -> Running:
+    """What is kept of a tile."""
     asked, plain, logits, ids = tile.asked, tile.plain, tile.logits, tile.ids
     # Where no row draws, keys are logits, and the compiler finds half of the passes to be the other half.
     running = jax.lax.cond(

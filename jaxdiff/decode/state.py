@@ -38,7 +38,7 @@ class Rows:
 class State:
     """Everything that a step changes, and what a row was given. A slot can be refilled between steps.
 
-    Leaves lead with B, but for the KV cache; `numbers` may have no axis where one number serves all rows.
+    Leaves lead with B, but for the KV caches; `numbers` may have no axis where one number serves all rows.
     """
 
     rows: Rows  # as given, but for the canvas
@@ -63,6 +63,9 @@ class State:
     text: PartState  # how far it was read for stop strings
     reached: PartState  # what of a constraint it has come to
     kv: KVCache | None  # keys and values of all columns, rows x copies; None where nobody reads them
+    guide_nfe: Int[Array, " B"]
+    guide_known: Int[Array, " B"]  # the guide's keys and values left of here are of what stands there
+    guide_kv: KVCache | None  # of the guide's, of all columns; None where there is no guide
 
 
 def holes(model: Model, state: State) -> Bool[Array, "B L"]:

@@ -163,7 +163,8 @@ def specs_of(setup: Any) -> Any:
     leaves, structure = jax.tree.flatten(setup.decoder)
     pairs = zip(number_names(setup.decoder), leaves, strict=True)
     decoder = jax.tree.unflatten(structure, [ROWS if name and leaf.ndim else WHOLE for name, leaf in pairs])
-    return dataclasses.replace(setup, params=WHOLE, decoder=decoder)
+    guide = None if setup.guide is None else WHOLE
+    return dataclasses.replace(setup, params=WHOLE, decoder=decoder, guide=guide)
 
 
 def over_vocabulary(mesh: Mesh | None, program: Callable[..., Any], head: Any, *whole: Any) -> list[Any]:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxdiff.policies.above_mean import AboveMean
+from jaxdiff.policies.agree import Agree, AgreeRatio, AgreeThreshold, AgreeTopK
 from jaxdiff.policies.combine import AllOf as AllOf
 from jaxdiff.policies.combine import AnyOf as AnyOf
 from jaxdiff.policies.combine import Cap as Cap
 from jaxdiff.policies.combine import all_of, any_of, cap
+from jaxdiff.policies.contiguous import Contiguous
 from jaxdiff.policies.edit import Edit
 from jaxdiff.policies.entropy import Entropy
 from jaxdiff.policies.entropy_bounded import EntropyBounded
@@ -46,11 +48,15 @@ POLICIES = Registry(
         "entropy": Entropy,
         "entropy_bounded": EntropyBounded,
         "above_mean": AboveMean,
+        "contiguous": Contiguous,
         "multi_block": MultiBlock,
         "edit": Edit,
         "remdm": Keyed("cap", {"cap": RemdmCap, "rescale": RemdmRescale, "loop": RemdmLoop}),
         "remedi": Remedi,
         "wino": Wino,
+        "agree": Modes(
+            "rule", "argmax", {"argmax": Agree, "topk": AgreeTopK, "ratio": AgreeRatio, "threshold": AgreeThreshold}
+        ),
         "oracle": Oracle,
         "learned": Learned,
     },

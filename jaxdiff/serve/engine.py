@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Int, Key, UInt32
 from jaxdiff.decode import api, arrays, checks, completion
 from jaxdiff.decode.batches import bucket
 from jaxdiff.decode.decoder import Decoder
+from jaxdiff.decode.guide import Guide, check_context
 from jaxdiff.decode.layout import Setup, layout_of
 from jaxdiff.decode.loop import begin
 from jaxdiff.decode.state import Rows, State, row_keys
@@ -53,6 +54,7 @@ def decode_stream(
     most: int = UNBOUNDED,
     widths: Sequence[int] = (),
     meter: Meter | None = None,
+    guide: Guide | None = None,
 ) -> Iterator[Answer | Refusal]:
     """Decode a queue of requests, `slots` at a time; yields each answer when it is there.
 
@@ -75,6 +77,7 @@ def decode_stream(
             (`decode.batches.widths_of`); a prompt that fits none has 32 doubled until it does, as all have without.
         meter: told of time and of the slots' work, and keeps the compiled programs: give the same one again, and
             nothing is compiled twice.
+        guide: as in `decode`; prompts alone go with one.
 
     Yields, in no order, an `Answer` or a `Refusal` for each request: a bad one is refused when its turn comes, with
     its id, and the others go on; one that is no longer `wanted` is refused too.
@@ -89,7 +92,7 @@ def decode_stream(
     block = checks.block_of(model, decoder.block_length)
     checks.check_lengths(model, 0, gen_length, block)
     known = decoder.block_length is not None or model.attention_block is not None
-    checks.check_decoder(decoder, model, None, block if known else None)
+    checks.check_decoder(decoder, model, None, block if known else None, guide=guide, longest=gen_length + 1)
     completion.check_answer(decoder, model, gen_length)
     decoder.policy.check(model, params)
     decoder.fill.check(model, params)
@@ -97,6 +100,7 @@ def decode_stream(
     if mesh is not None:
         check_axes(mesh)
         params, devices = place(model.config, params, mesh), mesh.shape["data"]
+        guide = None if guide is None else guide.over(mesh)
     key = jax.random.key(0) if key is None else key
     arrays.check_typed(key)
     if key.size > 1:
@@ -117,7 +121,7 @@ def decode_stream(
         requests = map(_with_reference, answers)  # type: ignore[assignment]
     layout = layout_of(model, decoder, first=0, generated=gen_length, block=block, mesh=mesh)
     laid = decoder if mesh is None else everywhere(decoder, mesh)
-    setup = Setup(api.guided(model, decoder), params, laid, layout)
+    setup = Setup(api.guided(model, decoder), params, laid, layout, guide)
     engine = _Engine(setup, gen_length, key, (free, most), tuple(widths), meter)
     return engine.serve(numbered(requests), slots, devices)
 
@@ -222,6 +226,7 @@ class _Engine:
             return _unwanted(item)
         try:
             check_request(self.setup.model, item, self.gen_length, self.setup.decoder, self.key)
+            check_context(self.setup.guide, len(item.ids) + self.gen_length)
         except InputError as error:
             return Refusal(item.number, item.id, str(error))
         return item
@@ -266,6 +271,7 @@ class _Engine:
                     length=int(result.lengths[number]),
                     nfe=int(result.nfe[number]),
                     cheap=int(result.cheap[number]),
+                    guide_nfe=int(result.guide_nfe[number]),
                     work=float(result.work[number]),
                     reason=int(result.reason[number]),
                     near_ties=int(result.near_ties[number]),
@@ -338,8 +344,9 @@ class _Engine:
         self.setup = dataclasses.replace(self.setup, layout=layout)
         if self.state is None:
             # Of host arrays alone: serve_step says where a state lies.
-            decoder = with_numbers(self.host, incoming.numbers)
-            setup = dataclasses.replace(self.setup, params=(), decoder=decoder)
+            decoder, guide = with_numbers(self.host, incoming.numbers), self.setup.guide
+            guide = None if guide is None else dataclasses.replace(guide, params=())
+            setup = dataclasses.replace(self.setup, params=(), decoder=decoder, guide=guide)
             self.state = self.meter.call(begin, setup, incoming.rows)
         elif layout != before:
             self.state = self.meter.call(repad, self.setup, before, self.state)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff.decode import arrays, checks, completion
 from jaxdiff.decode.decoder import Decoder
+from jaxdiff.decode.guide import check_greedy
 from jaxdiff.decode.program import Timed
 from jaxdiff.protocols import Model
 from jaxdiff.pytree import number_names
@@ -85,6 +86,7 @@ class Answer:
     near_ties: int
     not_finite: int
     seconds: float
+    guide_nfe: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +207,7 @@ def _check_own(request: Request, gen_length: int, decoder: Decoder, key: Key[Arr
                     "same one with other numbers; a request's own strings are its stop_strings"
                 )
         checks.check_numbers(request.decoder, None)
+        check_greedy(request.decoder)
 
 
 def _check_strings(request: Request, decoder: Decoder) -> None:

@@ -63,16 +63,18 @@ class ServeStep:
 def refill(setup: Setup, state: State, incoming: Incoming) -> State:
     """`state` with the fresh rows at the beginning of their requests; the others are as they were.
 
-    Every leaf of the state, of a policy's and a stopper's too, leads with B. The KV cache alone does not, and stays: a
+    Every leaf of the state, of a policy's and a stopper's too, leads with B. The KV caches alone do not, and stay: a
     row that begins gives no weight to what it has not rebuilt. No weight times NaN is NaN, though: what a row whose
     scores were no numbers has left is emptied.
     """
     spoilt = incoming.fresh & (state.not_finite > 0)
-    kv = jax.lax.cond(jnp.any(spoilt), lambda kv: kvcache.emptied(kv, spoilt), lambda kv: kv, state.kv)
+    kv, guide_kv = jax.lax.cond(
+        jnp.any(spoilt), lambda kv: kvcache.emptied(kv, spoilt), lambda kv: kv, (state.kv, state.guide_kv)
+    )
     decoder = with_numbers(setup.decoder, incoming.numbers)
     begun = begin(dataclasses.replace(setup, decoder=decoder), incoming.rows)
-    kept = keep(incoming.fresh, *(dataclasses.replace(each, kv=None) for each in (begun, state)))
-    return dataclasses.replace(kept, kv=kv)
+    kept = keep(incoming.fresh, *(dataclasses.replace(each, kv=None, guide_kv=None) for each in (begun, state)))
+    return dataclasses.replace(kept, kv=kv, guide_kv=guide_kv)
 
 
 def advance(setup: Setup, state: State, free: Int[Array, ""], most: Int[Array, ""]) -> tuple[State, Int[Array, ""]]:
@@ -108,7 +110,8 @@ def serve_step(setup: Setup, state: State, incoming: Incoming, free: Int[Array, 
 
     program, mesh = on_shard, setup.layout.mesh
     if mesh is not None:
-        rows = jax.tree.map_with_path(lambda path, _: KV_ROWS if path[0].name == "kv" else ROWS, state)
+        caches = ("kv", "guide_kv")
+        rows = jax.tree.map_with_path(lambda path, _: KV_ROWS if path[0].name in caches else ROWS, state)
         program = over_data(on_shard, mesh, (specs_of(setup), rows, ROWS, WHOLE, WHOLE), (rows, *[ROWS] * 5))
     after, result, left, fixed, steps, busy = program(setup, state, incoming, free, most)
     return ServeStep(after, result, left, fixed, steps=jnp.max(steps), busy=jnp.sum(busy, dtype=jnp.int32))
@@ -136,4 +139,6 @@ def repad(setup: Setup, before: Layout, state: State) -> State:
         end=state.end + by,
         start=state.start + by,
         kv=kvcache.repad(state.kv, by),
+        guide_known=jnp.maximum(state.guide_known + by, 0),
+        guide_kv=kvcache.repad(state.guide_kv, by),
     )

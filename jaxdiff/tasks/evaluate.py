@@ -20,6 +20,7 @@ from jaxdiff.checkpoint import Checkpoint, Tokenizer
 from jaxdiff.decode.batches import widths_of
 from jaxdiff.decode.checks import block_of, check_lengths
 from jaxdiff.decode.decoder import Decoder
+from jaxdiff.decode.guide import Guide
 from jaxdiff.files import check_writable, json_line
 from jaxdiff.metrics import tpf, wilson
 from jaxdiff.serve import Answer, Meter, Refusal, Request, decode_stream
@@ -45,18 +46,24 @@ def held_out(task_name: str, n: int, *, split: str, seed: int) -> tuple[Problem,
     return problems
 
 
-def fingerprints(checkpoint: Checkpoint, decoder: Decoder, problems: Sequence[Problem]) -> dict[str, str]:
-    """What an evaluation's answers hang on beside its settings, as digests: the weights of the model, all numbers of
-    the decoder (a learned policy's filter, a fill's drafter, a threshold) and the problems, as the model is given them,
-    with what the verifier looks for.
+def fingerprints(
+    checkpoint: Checkpoint, decoder: Decoder, problems: Sequence[Problem], guide: Guide | None = None
+) -> dict[str, str]:
+    """What an evaluation's answers hang on beside its settings, as digests: the weights of the model and of its guide,
+    all numbers of the decoder (a learned policy's filter, a fill's drafter, a threshold) and the problems, as the model
+    is given them, with what the verifier looks for.
     """
     tokenizer = checkpoint.tokenizer_for("problems")
     asked = (json_line([prompt_ids(tokenizer, problem), problem.answer]).encode() for problem in problems)
     return {
-        "weights": parts.digest_of_tree(checkpoint.params),
+        "weights": parts.digest_of_tree(_weights(checkpoint, guide)),
         "decoder": parts.digest_of_tree(jax.tree.leaves(decoder)),
         "problems": parts.digest(*asked),
     }
+
+
+def _weights(checkpoint: Checkpoint, guide: Guide | None) -> Any:
+    return checkpoint.params if guide is None else (checkpoint.params, guide.params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +84,11 @@ class Report:
     not_finite: Int[np.ndarray, " n"]  # positions whose scores were no numbers, as of `Result`
     seconds: float  # decoding alone, warm
     compile_seconds: float  # tracing and compiling, or reading from the persistent cache
+    guide_nfe: Int[np.ndarray, " n"]  # passes of the guide
 
     def summary(self) -> dict[str, float | int]:
-        """The numbers to report: accuracy with its 95 % Wilson interval, mean NFE, cheap passes and work, TPF as total
-        over total, times, and how many problems met scores that are no numbers.
+        """The numbers to report: accuracy with its 95 % Wilson interval, mean NFE, cheap passes, those of a guide and
+        work, TPF as total over total, times, and how many problems met scores that are no numbers.
         """
         low, high = wilson(int(self.correct.sum()), self.correct.size)
         return {
@@ -95,6 +103,7 @@ class Report:
             "compile_seconds": self.compile_seconds,
             "n": self.correct.size,
             "not_finite": int((self.not_finite > 0).sum()),
+            "guide_nfe": float(self.guide_nfe.mean()),
         }
 
 
@@ -118,6 +127,7 @@ def sweep(
     progress: Callable[[int, int, float], None] | None = None,
     out: Path | None = None,
     meter: Meter | None = None,
+    guide: Guide | None = None,
 ) -> tuple[Report, ...]:
     """One report for each value of a decoder's number, from one compiled program: rows are values x problems.
 
@@ -128,10 +138,10 @@ def sweep(
     seconds so far. A row's seconds are those since the row before it was done: they add up to those of the decode.
 
     `out`: a JSONL file of the rows, value after value, in the task's order: number (value x n + problem), question,
-    text, correct, nfe, cheap, work, length, near_ties, not_finite. Rows are written to `parts.folder_of(out)` as they
-    are done; the same call goes on from what lies there, and its reports count all rows.
+    text, correct, nfe, cheap, guide_nfe, work, length, near_ties, not_finite. Rows are written to
+    `parts.folder_of(out)` as they are done; the same call goes on from what lies there, and its reports count all rows.
 
-    `meter`: as of `decode_stream`; with the same one again nothing is compiled twice.
+    `meter`, `guide`: as of `decode_stream`; with the same meter again nothing is compiled twice.
 
     Raises InputError for a task that is not known, the training split, a model without a tokenizer, what `decode`
     refuses, an `out` that cannot be written, and rows of another run beside it.
@@ -164,7 +174,7 @@ def sweep(
         keep: Callable[[Mapping[str, Any]], None] | None = None
         if out is not None:
             check_writable(out)
-            depends = _run_of(checkpoint, task_name, split, questions, made(numbers), gen_length, seed)
+            depends = _run_of(checkpoint, task_name, split, questions, made(numbers), gen_length, seed, guide)
             lines = parts.written(out, depends)
             keep = stack.enter_context(parts.Part(out, 0, depends)).write
         answers = decode_stream(
@@ -182,6 +192,7 @@ def sweep(
             mesh=mesh,
             widths=widths_of(map(len, questions), gen_length, room),
             meter=meter,
+            guide=guide,
         )
         tokens, told = sum(line["row"]["length"] for line in lines.values()), before
         for answer in answers:
@@ -214,6 +225,7 @@ def _row(number: int, problem: Problem, answer: Answer, text: str, module: Any) 
         "correct": bool(module.verify(text, problem)),
         "nfe": answer.nfe,
         "cheap": answer.cheap,
+        "guide_nfe": answer.guide_nfe,
         "work": answer.work,
         "length": answer.length,
         "near_ties": answer.near_ties,
@@ -240,6 +252,7 @@ def _report(
         not_finite=np.asarray([row["not_finite"] for row in rows], np.int32),
         seconds=sum(line["seconds"] for line in lines),
         compile_seconds=compiling,
+        guide_nfe=np.asarray([row["guide_nfe"] for row in rows], np.int32),
     )
 
 
@@ -251,9 +264,11 @@ def _run_of(
     decoder: Decoder,
     gen_length: int,
     seed: int,
+    guide: Guide | None,
 ) -> dict[str, Any]:
     """What the rows of an evaluation depend on; not its batches, nor the mesh."""
-    model = parts.digest(repr(checkpoint.model).encode(), parts.digest_of_tree(checkpoint.params).encode())
+    weights = parts.digest_of_tree(_weights(checkpoint, guide))
+    model = parts.digest(repr((checkpoint.model, guide and guide.model)).encode(), weights.encode())
     return parts.run_of(
         fields=parts.FIELDS,
         task=name,

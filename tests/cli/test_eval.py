@@ -92,7 +92,7 @@ def test_table(run, parity, folder, monkeypatch):
     counts = np.asarray([4, 4, 4, 4], np.int32)
     report = Report(
         *("parity", "validation", 7, problems, ("",) * 4, np.asarray([True, False, True, True])),
-        *(counts, counts * 3, counts / 2, 2 * counts, 0 * counts, 0 * counts, 1.5, 3.25),
+        *(counts, counts * 3, counts / 2, 2 * counts, 0 * counts, 0 * counts, 1.5, 3.25, 0 * counts),
     )
     asked = []
     monkeypatch.setattr("jaxdiff.cli.evaluate.evaluate_task", lambda *a, **k: asked.append((*a[1:], k)) or report)

@@ -89,7 +89,7 @@ def test_json_is_one_object_with_what_the_library_decodes(run, folder, checkpoin
     assert got["compile_seconds"] > 0
     assert set(got) == {
         *("text", "token_ids", "commit_step", "nfe", "cheap", "generated_tokens", "tpf", "near_ties", "work", "reason"),
-        *("seconds", "compile_seconds", "seed", "not_finite", "revision", "adapter", "prompt_text"),
+        *("guide_nfe", "seconds", "compile_seconds", "seed", "not_finite", "revision", "adapter", "prompt_text"),
     }
     assert got["prompt_text"] == "<|user|>26 + 48<|assistant|>"
     asked = run("generate", "26 + 48", "--model", folder, *SHORT, "--json", "--log-prob").json
@@ -270,7 +270,8 @@ def test_file_keeps_its_order_and_reports_bad_rows(run, folder, tmp_path):
     assert (ran.json["rows"], ran.json["refused"]) == (4, 2)
     for row in (rows[0], rows[1], rows[3]):
         assert set(row) == {
-            *("id", "text", "token_ids", "nfe", "cheap", "work", "not_finite", "reason", "commit_step", "seconds")
+            *("id", "text", "token_ids", "nfe", "cheap", "work", "not_finite", "reason", "commit_step", "seconds"),
+            "guide_nfe",
         }
         assert (len(row["token_ids"]), len(row["commit_step"]), row["nfe"]) == (16, 16, 16)
         assert row["work"] == 16.0

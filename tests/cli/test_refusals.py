@@ -8,8 +8,8 @@ import pytest
 
 SHORT = ("--gen-length", 16, "--block-length", 8)
 KNOWN = (
-    "fixed, threshold, factor, margin, entropy, entropy_bounded, above_mean, multi_block, edit, remdm, remedi, wino, "
-    "oracle, learned"
+    "fixed, threshold, factor, margin, entropy, entropy_bounded, above_mean, contiguous, multi_block, edit, remdm, "
+    "remedi, wino, agree, oracle, learned"
 )
 OPTIONS = [
     (("--policy", "unlearned"), f"policy: found 'unlearned', expected one of {KNOWN}"),

@@ -79,6 +79,7 @@ POLICIES = {
         lambda passes, tau, sure: p.Revise(p.Threshold(0.2), passes, tau, sure),
         {"passes": st.integers(0, 5), **_TAU, "sure": _floats(0, 2)},
     ),
+    "contiguous": (lambda tau: p.Contiguous(tau, "both"), _TAU),
 }
 FILLS = {
     "parallel": (Parallel, {}),

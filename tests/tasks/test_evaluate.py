@@ -131,7 +131,7 @@ def test_rows_are_kept_as_they_are_done_and_gone_on_with(checkpoint, calls, tmp_
     assert [row["number"] for row in rows] == list(range(N))
     assert rows[2] == {
         **{"number": 2, "question": "c", "text": "d", "correct": False},
-        **{"nfe": 4, "cheap": 2, "work": 1.0, "length": 3, "near_ties": 2, "not_finite": 0},
+        **{"nfe": 4, "cheap": 2, "guide_nfe": 0, "work": 1.0, "length": 3, "near_ties": 2, "not_finite": 0},
     }
     assert list(tmp_path.iterdir()) == [out]
 
