@@ -6,7 +6,7 @@ decoder = jaxdiff.Decoder(policy=jaxdiff.policies.Threshold(0.9), stop=jaxdiff.s
 result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, decoder, origin=origin)
 """
 
-from jaxdiff import caches, constraints, convert, fills, models, policies, stoppers
+from jaxdiff import caches, constraints, convert, fills, insertion, models, policies, stoppers
 from jaxdiff.checkpoint import Checkpoint, Tokenizer, inspect, load, save
 from jaxdiff.convert.low_rank import save_adapter
 from jaxdiff.decode import (
@@ -27,6 +27,7 @@ from jaxdiff.decode import (
 )
 from jaxdiff.drafters import drafted_fill
 from jaxdiff.filters import learned_policy
+from jaxdiff.insertion import Inserted, insert
 from jaxdiff.models import build
 from jaxdiff.parallel.mesh import make_mesh
 from jaxdiff.protocols import Cache, Constraint, Fill, Model, Policy, Stopper
@@ -46,6 +47,7 @@ __all__ = [
     "Fill",
     "InputError",
     "Inputs",
+    "Inserted",
     "Likelihood",
     "Meter",
     "Model",
@@ -73,6 +75,8 @@ __all__ = [
     "drafted_fill",
     "fills",
     "infill",
+    "insert",
+    "insertion",
     "inspect",
     "learned_policy",
     "load",

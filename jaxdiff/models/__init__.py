@@ -15,6 +15,7 @@ from jaxdiff.models.config import Config, architecture_of
 from jaxdiff.models.dream import Dream, DreamConfig
 from jaxdiff.models.fast_dllm_v2 import FastDllmV2, FastDllmV2Config
 from jaxdiff.models.illada import Illada, IlladaConfig
+from jaxdiff.models.insertion import Insertion, InsertionConfig
 from jaxdiff.models.llada import Llada, LladaConfig
 from jaxdiff.models.llada2 import Llada2, Llada2Config
 from jaxdiff.models.llada_moe import LladaMoe, LladaMoeConfig
@@ -40,6 +41,7 @@ FAMILIES: dict[str, tuple[type[Transformer], type[Config]]] = {
     "sdar_moe": (SdarMoe, SdarMoeConfig),
     "qwen_diffusion": (QwenDiffusion, QwenDiffusionConfig),
     "fast_dllm_v2": (FastDllmV2, FastDllmV2Config),
+    "insertion": (Insertion, InsertionConfig),
     "llama": (Llama, LlamaConfig),
     "qwen2": (Qwen2, Qwen2Config),
     "qwen3": (Qwen3, Qwen3Config),
