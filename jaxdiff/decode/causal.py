@@ -2,8 +2,8 @@
 
 An autoregressive model says at each pass which token comes next, and of no other position anything. So one token a
 forward is decoded, in order, and there is nothing to choose: not where (policies), not which tokens together (fills),
-not where the text will end (stoppers that foresee it). Of the caches, `seeded` is the exact K/V cache, and `none` the same
-without one.
+not where the text will end (stoppers that foresee it). Of the caches, `seeded` is the exact K/V cache, and `none` the
+same without one.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def check_masks(model: Model) -> None:
 
 
 def check_filled(model: Model) -> None:
-    """Raises InputError for a model that fills no masks, or sees nothing right of them, where a canvas is to be filled."""
+    """Raises InputError for a model that fills no masks, or sees nothing right of them, where there is a canvas."""
     check_masks(model)
     if is_causal(model):
         raise InputError(

@@ -41,11 +41,13 @@ FAMILIES: dict[str, tuple[type[Transformer], type[Config]]] = {
     "sdar_moe": (SdarMoe, SdarMoeConfig),
     "qwen_diffusion": (QwenDiffusion, QwenDiffusionConfig),
     "fast_dllm_v2": (FastDllmV2, FastDllmV2Config),
-    "insertion": (Insertion, InsertionConfig),
     "llama": (Llama, LlamaConfig),
     "qwen2": (Qwen2, Qwen2Config),
     "qwen3": (Qwen3, Qwen3Config),
 }
+OWN: dict[str, tuple[type[Transformer], type[Config]]] = {
+    "insertion": (Insertion, InsertionConfig)
+}  # trained here alone
 ARCHITECTURES = {
     "LLaDAModelLM": "llada",
     "ILLaDAForCausalLM": "illada",
@@ -71,19 +73,27 @@ def family_of(config: Mapping[str, Any]) -> str:
     published = architecture_of(config)
     tables = (AUTOREGRESSIVE, ARCHITECTURES) if config.get("mask_token_id") is None else (ARCHITECTURES, AUTOREGRESSIVE)
     family = config.get("family") or collections.ChainMap(*tables).get(published)
-    if not isinstance(family, str) or family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES | OWN:
         raise InputError(
             f"config.json: found family {family!r}, architectures {published!r}; expected family "
-            f"{', '.join(FAMILIES)} or architectures {', '.join(dict.fromkeys((*ARCHITECTURES, *AUTOREGRESSIVE)))}"
+            f"{', '.join(FAMILIES | OWN)} or architectures {', '.join(dict.fromkeys((*ARCHITECTURES, *AUTOREGRESSIVE)))}"
         )
     return family
 
 
 def architecture(model: Model) -> str:
-    """The published architecture of a model: among its family's, the one that means most of what its config says."""
+    """The published architecture of a model: among its family's, the one that means most of what its config says.
+
+    Raises InputError for a family that is not published.
+    """
     config, family = model.config, family_name(model)
     tables = (ARCHITECTURES, AUTOREGRESSIVE)
     names = [name for table in tables for name, of in table.items() if of == family]
+
+    if not names:
+        raise InputError(
+            f"export: found family {family}, which has no published form, expected another; keep the folder"
+        )
 
     def agrees(name: str) -> int:
         return sum(getattr(config, key) == value for key, value in config.by_architecture.get(name, {}).items())
@@ -93,7 +103,7 @@ def architecture(model: Model) -> str:
 
 def family_name(model: Model) -> str:
     """The family that a model is of, as its folder's config.json says it."""
-    return next(name for name, (kind, _) in FAMILIES.items() if kind is type(model))
+    return next(name for name, (kind, _) in (FAMILIES | OWN).items() if kind is type(model))
 
 
 def build(config: Mapping[str, Any], *, ignore: Iterable[str] = ()) -> Model:
@@ -104,7 +114,7 @@ def build(config: Mapping[str, Any], *, ignore: Iterable[str] = ()) -> Model:
 
     Raises InputError for an unknown family, or what the family refuses.
     """
-    model, parse = FAMILIES[family_of(config)]
+    model, parse = (FAMILIES | OWN)[family_of(config)]
     return model(parse.from_dict(config, ignore=ignore))
 
 

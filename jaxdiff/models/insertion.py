@@ -1,4 +1,4 @@
-"""The insertion family (ILM, arXiv 2505.05755): LLaDA's stack read as what is missing, and a head that says when to stop.
+"""The insertion family (ILM, arXiv 2505.05755): LLaDA's stack read as what is missing, and a head that says stop.
 
 Every token owns the gap to its right: the logits of a token's row are of what is to be inserted behind it, and one
 softmax goes over all gaps and tokens together. Facts: dhruvdcoder/ILM `diffusion/ilm_v2.py`. What differs: the norms
