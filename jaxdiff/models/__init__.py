@@ -45,9 +45,8 @@ FAMILIES: dict[str, tuple[type[Transformer], type[Config]]] = {
     "qwen2": (Qwen2, Qwen2Config),
     "qwen3": (Qwen3, Qwen3Config),
 }
-OWN: dict[str, tuple[type[Transformer], type[Config]]] = {
-    "insertion": (Insertion, InsertionConfig)
-}  # trained here alone
+# Families that nobody publishes: they are trained here.
+OWN: dict[str, tuple[type[Transformer], type[Config]]] = {"insertion": (Insertion, InsertionConfig)}
 ARCHITECTURES = {
     "LLaDAModelLM": "llada",
     "ILLaDAForCausalLM": "illada",
@@ -74,9 +73,10 @@ def family_of(config: Mapping[str, Any]) -> str:
     tables = (AUTOREGRESSIVE, ARCHITECTURES) if config.get("mask_token_id") is None else (ARCHITECTURES, AUTOREGRESSIVE)
     family = config.get("family") or collections.ChainMap(*tables).get(published)
     if not isinstance(family, str) or family not in FAMILIES | OWN:
+        known = ", ".join(dict.fromkeys((*ARCHITECTURES, *AUTOREGRESSIVE)))
         raise InputError(
             f"config.json: found family {family!r}, architectures {published!r}; expected family "
-            f"{', '.join(FAMILIES | OWN)} or architectures {', '.join(dict.fromkeys((*ARCHITECTURES, *AUTOREGRESSIVE)))}"
+            f"{', '.join(FAMILIES | OWN)} or architectures {known}"
         )
     return family
 
@@ -91,9 +91,7 @@ def architecture(model: Model) -> str:
     names = [name for table in tables for name, of in table.items() if of == family]
 
     if not names:
-        raise InputError(
-            f"export: found family {family}, which has no published form, expected another; keep the folder"
-        )
+        raise InputError(f"export: found family {family}, which has no published form; keep the folder as it is")
 
     def agrees(name: str) -> int:
         return sum(getattr(config, key) == value for key, value in config.by_architecture.get(name, {}).items())

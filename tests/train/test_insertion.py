@@ -1,4 +1,4 @@
-"""What an insertion model learns from, and its loss: a plain PyTorch computation on the texts without what is missing."""
+"""What an insertion model learns from, and its loss: a plain PyTorch computation on texts without what is missing."""
 
 import json
 
@@ -13,7 +13,7 @@ from jaxdiff import InputError
 from jaxdiff.train import Recipe, train
 from jaxdiff.train.data import Batch
 from jaxdiff.train.network import Network
-from jaxdiff.train.noises import Drop
+from jaxdiff.train.noises import Drop, View
 from jaxdiff.train.objectives import Insertion, parse
 from jaxdiff.types import Inputs
 from tests import small
@@ -74,11 +74,7 @@ def plain(logits, whole, weight):
 
 
 def test_value_and_gradient_equal_pytorch():
-    objective, (view,) = (
-        Insertion(stop=0.7),
-        Drop().views(jax.random.key(0), BATCH, Network(params(), MODEL), jnp.float32(0)),
-    )
-    view = type(view)(jnp.asarray(TOKENS), jnp.asarray(MISSING))
+    objective, view = Insertion(stop=0.7), View(jnp.asarray(TOKENS), jnp.asarray(MISSING))
     with small_chunks():
         ask = jax.jit(jax.value_and_grad(lambda tree: objective.loss(Network(tree, MODEL), BATCH, [view], None)))
         value, gradient = ask(params())
