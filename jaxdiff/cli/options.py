@@ -24,6 +24,7 @@ from jaxdiff.decode.decoder import BLOCK_LENGTH, LENGTHS
 from jaxdiff.drafters import drafted_fill, unfitted
 from jaxdiff.filters import learned_policy
 from jaxdiff.hub import origin_of
+from jaxdiff.insertion import WAYS
 from jaxdiff.judges import named_judge
 from jaxdiff.models import family_name
 from jaxdiff.parallel.mesh import parse_mesh
@@ -189,6 +190,15 @@ IgnoreConfig = Annotated[
 ]
 ForbidEos = Annotated[bool, typer.Option("--forbid-eos", help="Never predict end-of-text.")]
 DeferEos = Annotated[bool, typer.Option("--defer-eos", help="Commit end-of-text last in its block.")]
+Insert = Annotated[
+    str | None,
+    typer.Option(
+        "--insert",
+        metavar="NAME[:K=V,...]",
+        help="Of an insertion model: into how many gaps a forward inserts, and when it stops: one:stop=0.5, "
+        "parallel:tau=0.5,stop=0.5. Default one.",
+    ),
+]
 Html = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", help="Also write a page on which the decode is played.")
 ]
@@ -260,6 +270,7 @@ class Decoding:
     weights: str | None = None
     ignore_config: tuple[str, ...] = ()
     adapter: str | None = None
+    insert: str | None = None  # of an insertion model; None: one token a forward
     shape: str | None = None  # of `bench`: a model of random weights, and so is a fill's drafter
 
     @classmethod
@@ -275,6 +286,8 @@ class Decoding:
         if self.dtype not in (None, *DTYPES):
             raise InputError(f"dtype: found {self.dtype!r}, expected {' or '.join(DTYPES)}")
         check_weights(self.weights)
+        if self.insert is not None:
+            WAYS.parse(self.insert)
         encoded(self.stop_string)
         cache = CACHES.parse(self.cache or "none")
         check_cache(cache, self.stopper())
