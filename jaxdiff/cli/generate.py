@@ -32,9 +32,7 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="The text to answer.", show_default=False)] = None,
     in_file: Annotated[
         Path | None,
-        typer.Option(
-            "--in", metavar="JSONL", help="Rows of id and prompt, messages, prompt_ids, canvas_ids or insert."
-        ),
+        typer.Option("--in", metavar="JSONL", help="Rows of id and prompt, messages, prompt_ids, canvas_ids, insert."),
     ] = None,
     out_file: Annotated[
         Path | None,

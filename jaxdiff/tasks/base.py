@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxdiff.types import InputError
 
@@ -23,6 +23,7 @@ class Problem:
     continues: bool = False  # the question is a text to go on with, not a turn of a chat
 
 
+@runtime_checkable
 class Task(Protocol):
     """A data set with its verifier; a module of this folder is one. `LENGTH`: as `jaxdiff.tasks` says."""
 
