@@ -5,8 +5,8 @@ nodes. `star_medium` and `star_hard`: paths of different lengths cross in one no
 two edges behind the crossing; the path asked for goes from the start of one of them to its end. So the centre is
 somewhere on it, and its length is not known: 3 to 6 nodes with three paths and 20 nodes, 6 to 12 with five and 56.
 
-`mabcadb.../ad>` lists the edges in any order, each along its path, then start and goal; the answer is the path between,
-both ends included. The published code writes edges in the same way, with separators between them.
+`mab,ca,.../cb>` lists the edges in any order, each along its path, then start and goal; the answer is the path between
+as its edges, `caab`. So it is in the published code, but for the commas: its tokens do not say where an edge ends.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Stars:
     """
 
     NAME: str
-    LENGTH: int  # of the longest path, and an end-of-text
+    LENGTH: int  # two tokens for each edge of the longest path, and two for end-of-text
     mark: str
     nodes: int
     paths: int
@@ -64,9 +64,9 @@ class Stars:
         edges = [first + second for path in paths for first, second in itertools.pairwise(path)]
         rng.shuffle(edges)
         path = paths[0]
-        return f"{self.mark}{''.join(edges)}/{path[0]}{path[-1]}>", "".join(path)
+        return f"{self.mark}{','.join(edges)}/{path[0]}{path[-1]}>", "".join(map("".join, itertools.pairwise(path)))
 
 
-EASY = Stars("star_easy", 8, "e", nodes=20, paths=3, shortest=5, longest=5, crossing=False)
-MEDIUM = Stars("star_medium", 8, "m", nodes=20, paths=3, shortest=3, longest=6, crossing=True)
-HARD = Stars("star_hard", 16, "h", nodes=56, paths=5, shortest=6, longest=12, crossing=True)
+EASY = Stars("star_easy", 10, "e", nodes=20, paths=3, shortest=5, longest=5, crossing=False)
+MEDIUM = Stars("star_medium", 12, "m", nodes=20, paths=3, shortest=3, longest=6, crossing=True)
+HARD = Stars("star_hard", 24, "h", nodes=56, paths=5, shortest=6, longest=12, crossing=True)
