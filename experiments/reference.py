@@ -62,13 +62,8 @@ def reference() -> str:
             parts += entry(registry, "--stop-string", StopStrings)
         if registry is POLICIES:
             parts += [line for name, cls in COMBINED.items() for line in entry(registry, name, cls)]
-    parts += [
-        "",
-        "## Insertion",
-        "",
-        "Into how many gaps a forward of an insertion model inserts, and when a row ends.",
-    ]
-    parts += ["Command line: `--insert NAME[:K=V,...]`."]
+    what = "Into how many gaps a forward of an insertion model inserts, and when a row ends."
+    parts += ["", "## Insertion", "", f"{what} Command line: `--insert NAME[:K=V,...]`."]
     for name, cls in WAYS.classes().items():
         parts += ["", f"### `{name}`", "", f"`jaxdiff.insertion.{cls.__name__}`", "", *described(cls), "", *fields(cls)]
     parts += ["", "## Constraints", "", "Which texts an answer may be. Command line: `--constraint KIND:...`."]

@@ -29,7 +29,7 @@ LENGTHS = np.asarray([9, 10, 7, 6, 0], np.int32)  # with end-of-text; the last r
 COLUMN = np.arange(LENGTH)[None]
 ANSWERS = PROMPTS[:, None] <= COLUMN
 ANSWERS[4] = [0, 0, 1, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0]
-BATCH = Batch(TOKENS, ANSWERS, PROMPTS, LENGTHS)
+BATCH = Batch(*map(jnp.asarray, (TOKENS, ANSWERS, PROMPTS, LENGTHS)))
 AMONG = ANSWERS & ((PROMPTS + LENGTHS - 1)[:, None] > COLUMN)
 AMONG[4] = ANSWERS[4]
 MISSING = AMONG & (RNG.random(AMONG.shape) < 0.5)
@@ -90,7 +90,7 @@ def test_value_and_gradient_equal_pytorch():
 
 def test_any_number_of_the_answers_tokens_is_missing():
     rows = 2000
-    batch = Batch(*(np.repeat(np.asarray(x)[:1], rows, 0) for x in (TOKENS, ANSWERS, PROMPTS, LENGTHS)))
+    batch = jax.tree.map(lambda x: jnp.repeat(x[:1], rows, 0), BATCH)
     for span in (0.0, 1.0):
         (view,) = jax.jit(lambda noise, key: noise.views(key, batch, Network(params(), MODEL), jnp.float32(0)))(
             Drop(span=span), jax.random.key(1)
