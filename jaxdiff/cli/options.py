@@ -19,6 +19,7 @@ from jaxdiff.cli.show import note
 from jaxdiff.constraints import letters_of, pattern_of
 from jaxdiff.convert.prompts import Tokenizer
 from jaxdiff.decode import checks
+from jaxdiff.decode.causal import check_masks
 from jaxdiff.decode.checks import block_of, check_blocks, check_cache, check_length, check_reference, whole_block
 from jaxdiff.decode.decoder import BLOCK_LENGTH, LENGTHS
 from jaxdiff.drafters import drafted_fill, unfitted
@@ -411,9 +412,10 @@ class Decoding:
         """The decoder, for `length` positions after a prompt or of a canvas; `tokenizer`: the model's, for
         `--end-think` and `--constraint`.
 
-        Raises InputError where the blocks do not fit the model or divide the length, or the steps do not spread evenly
-        over them; and as `push` and `constrained`.
+        Raises InputError for a model that fills no masks, where the blocks do not fit it or divide the length, or the
+        steps do not spread evenly over them; and as `push` and `constrained`.
         """
+        check_masks(model)
         block = block_of(model, self.block_length, default=length if canvas else BLOCK_LENGTH)
         if canvas or model.attention_block is None:
             check_blocks(length, whole_block(model, block))

@@ -106,6 +106,18 @@ def test_a_model_of_masks_does_not_insert(folder, refused, run, tmp_path):
     assert "insert: found a text with holes for a model that fills masks (Llada)" in json.loads(ran.out)["error"]
 
 
+def test_other_commands_say_what_they_take(inserter, refused, run, tmp_path):
+    assert run("inspect", inserter).code == 0
+    assert "export: found family insertion, which has no published form" in refused(
+        "export", inserter, tmp_path / "new"
+    )
+    words = "model: found an insertion model (Insertion), which fills no masks"
+    assert words in refused("bench", "--model", inserter, "--gen-length", 8)
+    assert words in refused(
+        "generate", "26 + 48", "--model", inserter, "--gen-length", 8, "--choice", "a", "--choice", "b"
+    )
+
+
 def test_an_evaluation_is_repeated(inserter, run, refused, tmp_path):
     asked = ("eval", "--task", "star_easy", "--model", inserter, "--n", 3, "--insert", "parallel:tau=0.4,stop=0.9")
     ran = run(*asked, "--json", "--out", tmp_path / "rows.jsonl", "--batch-size", 2)
