@@ -11,6 +11,7 @@ from jaxdiff.tasks import (
     latin,
     lists,
     permutation,
+    permutation_upper,
     recall,
     sort,
     star,
@@ -23,7 +24,7 @@ from jaxdiff.tasks.base import Task as Task
 from jaxdiff.types import InputError
 
 STARS = (stars.EASY, stars.MEDIUM, stars.HARD)
-PUZZLES: tuple[Task, ...] = (permutation, latin, sums, star, brackets, recall, sort, copy, *STARS)
+PUZZLES: tuple[Task, ...] = (permutation, latin, sums, star, brackets, recall, sort, copy, *STARS, permutation_upper)
 TASKS: dict[str, Task] = {module.NAME: module for module in (gsm_symbolic, drills, steps, lists, *PUZZLES)}
 
 

@@ -112,7 +112,7 @@ def test_other_commands_say_what_they_take(inserter, refused, run, tmp_path):
         "export", inserter, tmp_path / "new"
     )
     words = "model: found an insertion model (Insertion), which fills no masks"
-    assert words in refused("bench", "--model", inserter, "--gen-length", 8)
+    assert words in refused("bench", "--model", inserter, "--gen-length", 8, "--no-pytorch")
     assert words in refused(
         "generate", "26 + 48", "--model", inserter, "--gen-length", 8, "--choice", "a", "--choice", "b"
     )

@@ -172,7 +172,7 @@ def test_masks_are_not_filled_with_it():
         lambda: jaxdiff.decode(MODEL, params(), PROMPT, gen_length=32),
         lambda: jaxdiff.infill(MODEL, params(), canvas),
         lambda: list(jaxdiff.decode_stream(MODEL, params(), [[5]], gen_length=32)),
-        lambda: jaxdiff.log_likelihood(MODEL, params(), PROMPT, [[5]]),
+        lambda: jaxdiff.log_likelihood(MODEL, params(), PROMPT, PROMPT),
         lambda: jaxdiff.choose(MODEL, params(), PROMPT, [[[5], [6]]]),
     ):
         with pytest.raises(InputError, match="model: found an insertion model"):
