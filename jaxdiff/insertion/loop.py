@@ -188,14 +188,16 @@ def choose(
     is_best = jnp.arange(is_open.shape[1])[None] == best
     top = jnp.take_along_axis(rank_by, best, axis=1)
     second = jnp.max(jnp.where(is_best, -jnp.inf, rank_by), axis=1, keepdims=True)
-    best_logit = jnp.take_along_axis(found.logit, best, axis=1)
-    more, close = setup.way.beside(found.logit, best_logit)
-    more &= is_open & (found.key > NEVER)
+    fits = is_open & (found.key > NEVER)
+    likeliest = jnp.max(jnp.where(fits, found.logit, NEVER), axis=1, keepdims=True)
+    more, close = setup.way.beside(found.logit, likeliest)
+    more &= fits
     order = jnp.argsort(jnp.where(is_best, jnp.inf, jnp.where(more, found.logit, -jnp.inf)), axis=1, descending=True)
     rank = jnp.argsort(order, axis=1)
     chosen = (is_best | more) & (rank < left[:, None])
-    close &= is_open & ~is_best & (found.key > NEVER)
-    return chosen, close | (is_best & (top - second < NEAR_TIE)), jnp.isfinite(best_logit[:, 0]) & (top[:, 0] > NEVER)
+    close = (close & fits & ~is_best) | (is_best & (top - second < NEAR_TIE))
+    sound = jnp.isfinite(jnp.take_along_axis(found.logit, best, axis=1)) & (top > NEVER)
+    return chosen, close, sound[:, 0]
 
 
 def _write(

@@ -28,8 +28,7 @@ class Way(Protocol):
     ) -> tuple[Bool[Array, "B S"], Bool[Array, "B S"]]:
         """Into which further gaps something is inserted, and where that hung on less than NEAR_TIE.
 
-        `logit`: of each gap's candidate, in the one softmax over all gaps and tokens; `best`: that of the pair that is
-        inserted in any case.
+        `logit`: of each gap's candidate, in the one softmax over all gaps and tokens; `best`: the likeliest one's.
         """
         ...
 
@@ -54,14 +53,14 @@ class One:
 
 @pytree
 class Parallel:
-    """The same, and in the same forward the candidate of every other gap that is at least `tau` times as likely.
+    """The same, and in that forward the candidate of every gap that is at least `tau` times as likely as the likeliest.
 
     Not of the paper. What is learned gives each of n missing tokens 1/n, wherever it is missing: a pair that is as
-    likely as the best one is as sure as that, whatever n is. No gap gets two tokens of one forward, since nothing says
-    which comes first. The gaps double with each forward, so that n tokens take about log2 n of them.
+    likely as the likeliest is as sure as that, whatever n is. No gap gets two tokens of one forward, since nothing says
+    which comes first. The gaps may double with each forward, so that n tokens take log2 n of them at best.
 
     Attributes:
-        tau: 1 inserts what is exactly as likely as the best, 0 into every gap.
+        tau: 1 inserts what is exactly as likely as the likeliest, 0 into every gap.
         stop: a row ends once its text is whole with this probability.
     """
 

@@ -40,7 +40,7 @@ def plain(tree, parts, *, tau, stop, room):
         top = logits.max(axis=1)
         chosen = [best]
         if tau is not None:
-            further = [i for i in among if i != best and np.exp(top[i] - top[best]) >= tau]
+            further = [i for i in among if i != best and np.exp(top[i] - top[among].max()) >= tau]
             chosen += sorted(further, key=lambda i: -top[i])
         for i in sorted(chosen[: room - inserted], reverse=True):
             text.insert(i + 1, (int(logits[i].argmax()), True))
