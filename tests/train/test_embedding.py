@@ -38,7 +38,8 @@ def test_a_head_that_knows_ids_is_refused():
 
 
 def recipe(recipe_file, embedding):
-    return recipe_file(model=RECIPE["model"] | {"weight_tying": True}, embedding=embedding)
+    model = RECIPE["model"] | {"weight_tying": True}
+    return recipe_file(model=model, embedding=embedding, buckets=RECIPE["buckets"][:1])
 
 
 def test_a_run_learns_nothing_of_any_letter(recipe_file, tmp_path):

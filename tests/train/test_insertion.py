@@ -127,6 +127,7 @@ def insertion_recipe(recipe_file, family, objective):
     file = recipe_file(model=RECIPE["model"] | {"family": family}, objective=objective)
     recipe = json.loads(file.read_text())
     del recipe["block_length"]  # an older spelling of a noise
+    recipe |= {"buckets": recipe["buckets"][:1], "steps": 4, "warmup": 1, "decay": 1}
     file.write_text(json.dumps(recipe))
     return file
 
