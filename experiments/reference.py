@@ -16,6 +16,7 @@ from jaxdiff.decode import EndThink, Sampling
 from jaxdiff.drafters import DRAFTERS
 from jaxdiff.fills import DRAFTED, FILLS
 from jaxdiff.filters import BEST_FILTER, FILTERS
+from jaxdiff.insertion import WAYS
 from jaxdiff.judges import DEFAULT, JUDGES
 from jaxdiff.policies import POLICIES, AllOf, AnyOf, Cap, Correct, Explore, Replay, Revise, Witness
 from jaxdiff.pytree import is_number
@@ -61,6 +62,10 @@ def reference() -> str:
             parts += entry(registry, "--stop-string", StopStrings)
         if registry is POLICIES:
             parts += [line for name, cls in COMBINED.items() for line in entry(registry, name, cls)]
+    what = "Into how many gaps a forward of an insertion model inserts, and when a row ends."
+    parts += ["", "## Insertion", "", f"{what} Command line: `--insert NAME[:K=V,...]`."]
+    for name, cls in WAYS.classes().items():
+        parts += ["", f"### `{name}`", "", f"`jaxdiff.insertion.{cls.__name__}`", "", *described(cls), "", *fields(cls)]
     parts += ["", "## Constraints", "", "Which texts an answer may be. Command line: `--constraint KIND:...`."]
     for name, made in {"regex:PATTERN": letters_of, "json:SCHEMA": schema_pattern}.items():
         parts += ["", f"### `{name}`", "", "`jaxdiff.constraints.Regex`", "", *described(made)]

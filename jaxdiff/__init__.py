@@ -6,7 +6,7 @@ decoder = jaxdiff.Decoder(policy=jaxdiff.policies.Threshold(0.9), stop=jaxdiff.s
 result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, decoder, origin=origin)
 """
 
-from jaxdiff import caches, constraints, convert, fills, models, policies, stoppers
+from jaxdiff import caches, constraints, convert, fills, insertion, models, policies, stoppers
 from jaxdiff.checkpoint import Checkpoint, Tokenizer, inspect, load, save
 from jaxdiff.convert.low_rank import save_adapter
 from jaxdiff.decode import (
@@ -29,6 +29,7 @@ from jaxdiff.decode import (
 from jaxdiff.drafters import drafted_fill
 from jaxdiff.filters import learned_policy
 from jaxdiff.guides import guide_of
+from jaxdiff.insertion import Inserted, insert
 from jaxdiff.models import build
 from jaxdiff.parallel.mesh import make_mesh
 from jaxdiff.protocols import Cache, Constraint, Fill, Model, Policy, Stopper
@@ -49,6 +50,7 @@ __all__ = [
     "Guide",
     "InputError",
     "Inputs",
+    "Inserted",
     "Likelihood",
     "Meter",
     "Model",
@@ -77,6 +79,8 @@ __all__ = [
     "fills",
     "guide_of",
     "infill",
+    "insert",
+    "insertion",
     "inspect",
     "learned_policy",
     "load",

@@ -93,6 +93,24 @@ def is_causal(model: Model) -> bool:
 
 
 @runtime_checkable
+class Completes(Protocol):
+    """What an insertion model has besides (`jaxdiff.models.insertion`): it predicts what is missing behind each token,
+    and says when nothing is.
+    """
+
+    def whole(self, params: Params, features: Float[Array, "B D"]) -> Float[Array, " B"]:
+        """From the features of each row's first token, the log-odds that the text is whole: nothing is to be inserted
+        any more.
+        """
+        ...
+
+
+def is_insertion(model: Any) -> bool:
+    """Whether a model inserts tokens into a text, and so fills no masks."""
+    return isinstance(model, Completes)
+
+
+@runtime_checkable
 class Policy(Protocol):
     """Where: which positions commit, are edited or remasked. A frozen pytree: numbers are traced, the rest is static.
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,7 +26,7 @@ APART = gsm_symbolic.TEMPLATES[:3]
 SEEN, UNSEEN = f"{gsm_symbolic.NAME}_seven", f"{gsm_symbolic.NAME}_three"
 
 
-def part(name: str, templates: tuple[int, ...]) -> ModuleType:
+def part(name: str, templates: tuple[int, ...]) -> Any:
     """The task with the problems of some of its templates alone."""
 
     def problems(split: Split, seed: int) -> Iterator[Problem]:

@@ -9,17 +9,24 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from jaxdiff.checkpoint import SHIPPED
-from jaxdiff.cli import options
+from jaxdiff.checkpoint import SHIPPED, Checkpoint
+from jaxdiff.cli import inserting, options
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.record import Record, run_of
 from jaxdiff.cli.show import note, progress, tell
 from jaxdiff.cli.tally import trusted
+from jaxdiff.insertion import WAYS
 from jaxdiff.parallel.mesh import parse_mesh
+from jaxdiff.protocols import is_insertion
 from jaxdiff.pytree import numbers_of
 from jaxdiff.tasks import TASKS, lengths, task
+from jaxdiff.tasks.evaluate import Report, evaluate_insertion, fingerprints, held_out
 from jaxdiff.tasks.evaluate import evaluate as evaluate_task
-from jaxdiff.tasks.evaluate import fingerprints, held_out
+
+OF_MASKS = (  # what `--json` says of how masks were filled
+    *("policy", "stop", "stop_strings", "constraint", "fill", "cache", "block_length", "length"),
+    *("end_think", "end_think_boost", "end_think_power"),
+)
 
 
 def evaluate(
@@ -50,6 +57,7 @@ def evaluate(
     end_think: options.EndThink = None,
     end_think_boost: options.EndThinkBoost = None,
     end_think_power: options.EndThinkPower = None,
+    insert: options.Insert = None,
     seed: options.Seed = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Problems decoded together.")] = 16,
     mesh: options.Mesh = "1x1",
@@ -102,6 +110,9 @@ def _evaluated(
         asked["gen_length"] = task(task_name).LENGTH  # named before the model is read
     decoding = Decoding.of(asked)
     checkpoint, pinned, adapter = decoding.load(), decoding.pinned, decoding.pinned_adapter
+    inserting.check(decoding, checkpoint.model)
+    if is_insertion(checkpoint.model):
+        return _inserted(decoding, checkpoint, asked, out_file, record)
     _, block = lengths(task_name, decoding.gen_length, decoding.block_length, checkpoint.model.attention_block)
     decoding = dataclasses.replace(decoding, block_length=block, cache=decoding.cache_of(checkpoint.model))
     decoder = decoding.decoder(checkpoint.model, decoding.gen_length, tokenizer=checkpoint.tokenizer)
@@ -130,19 +141,11 @@ def _evaluated(
             out=out_file,
             guide=guide,
         )
-    numbers = report.summary()
     push = decoder.sampling.end_think
     boost, power = (None, None) if push is None else map(float, numbers_of(push))
     setting = {
-        "task": task_name,
-        "split": split,
-        "seed": seed,
-        "model": decoding.model,
-        "revision": checkpoint.revision,
-        "adapter": adapter,
-        "guide": decoding.pinned_guide,
-        "weights": decoding.weights,
         "policy": decoding.policy,
+        "insert": None,
         "stop": decoding.stop,
         "stop_strings": decoding.stop_string,
         "constraint": decoding.constraint,
@@ -154,17 +157,68 @@ def _evaluated(
         "end_think": decoding.end_think,
         "end_think_boost": boost,
         "end_think_power": power,
+    }
+    shape = f"{decoding.length} length {decoding.gen_length}, block {decoder.block_length}"
+    how = f"{decoding.policy}, fill {decoding.fill}, stop {decoding.stop}, cache {decoding.cache}, {shape}"
+    return _told(report, decoding, checkpoint, setting, ("policy", how), run)
+
+
+def _inserted(
+    decoding: Decoding, checkpoint: Checkpoint, asked: dict[str, Any], out_file: Path | None, record: Record | None
+) -> tuple[dict[str, Any], Table, bool]:
+    """As `_evaluated`, of an insertion model."""
+    name, n, split, seed = (asked[key] for key in ("task_name", "n", "split", "seed"))
+    way, sampling = inserting.way(decoding), inserting.sampling(decoding)
+    insert = decoding.insert or WAYS.name_of(way)
+    here = {"model": decoding.pinned, "adapter": decoding.pinned_adapter, "dtype": checkpoint.model.config.dtype}
+    here |= {"gen_length": decoding.gen_length, "insert": insert}
+    problems = held_out(name, n, split=split, seed=seed)
+    run = run_of(asked | here, fingerprints(checkpoint, (way, sampling), problems))
+    if record is not None:
+        record.check(run)
+    with progress("problems", n) as update:
+        report = evaluate_insertion(
+            *(checkpoint, name, way, sampling),
+            n=n,
+            seed=seed,
+            split=split,
+            batch_size=asked["batch_size"],
+            gen_length=decoding.gen_length,
+            progress=update,
+            out=out_file,
+        )
+    setting = dict.fromkeys(OF_MASKS) | {"insert": insert, "gen_length": decoding.gen_length}
+    return _told(report, decoding, checkpoint, setting, ("insert", f"{insert}, {decoding.gen_length} at most"), run)
+
+
+def _told(
+    report: Report,
+    decoding: Decoding,
+    checkpoint: Checkpoint,
+    setting: dict[str, Any],
+    how: tuple[str, str],
+    run: dict[str, Any],
+) -> tuple[dict[str, Any], Table, bool]:
+    """What `_evaluated` returns. `setting`: how it was decoded, in numbers; `how`: in words."""
+    numbers, adapter = report.summary(), decoding.pinned_adapter
+    setting |= {
+        "task": report.task,
+        "split": report.split,
+        "seed": report.seed,
+        "model": decoding.model,
+        "revision": checkpoint.revision,
+        "adapter": adapter,
+        "guide": decoding.pinned_guide,
+        "weights": decoding.weights,
         "near_ties": int(report.near_ties.sum()),
     }
-    table = Table(title=f"{task_name}/{split}, n {n}, seed {seed}", box=None, show_header=False, title_justify="left")
+    title = f"{report.task}/{report.split}, n {report.correct.size}, seed {report.seed}"
+    table = Table(title=title, box=None, show_header=False, title_justify="left")
     further = [f"adapter {adapter}"] * (adapter is not None)
-    further += [f"guide {decoding.pinned_guide}"] * (guide is not None)
+    further += [f"guide {decoding.pinned_guide}"] * (decoding.guide is not None)
     further += [f"{decoding.weights} weights"] * (decoding.weights is not None)
     table.add_row("model", ", ".join([decoding.model, *further]))
-    shape = f"{decoding.length} length {decoding.gen_length}, block {decoder.block_length}"
-    table.add_row(
-        "policy", f"{decoding.policy}, fill {decoding.fill}, stop {decoding.stop}, cache {decoding.cache}, {shape}"
-    )
+    table.add_row(*how)
     interval = f"{numbers['accuracy_low']:.1%} to {numbers['accuracy_high']:.1%}"
     table.add_row("accuracy", f"{numbers['accuracy']:.1%}  (95 %: {interval})")
     table.add_row("NFE", f"{numbers['nfe']:.1f} on average" + _beside(numbers))

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxdiff.checkpoint import SHIPPED, Checkpoint
-from jaxdiff.cli import options, requests
+from jaxdiff.cli import inserting, options, requests
 from jaxdiff.cli.choosing import How, check
 from jaxdiff.cli.hosts import Hosts
 from jaxdiff.cli.options import Decoding
@@ -32,7 +32,7 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="The text to answer.", show_default=False)] = None,
     in_file: Annotated[
         Path | None,
-        typer.Option("--in", metavar="JSONL", help="Rows of id and prompt, messages, prompt_ids or canvas_ids."),
+        typer.Option("--in", metavar="JSONL", help="Rows of id and prompt, messages, prompt_ids, canvas_ids, insert."),
     ] = None,
     out_file: Annotated[
         Path | None,
@@ -64,6 +64,7 @@ def generate(
     end_think: options.EndThink = None,
     end_think_boost: options.EndThinkBoost = None,
     end_think_power: options.EndThinkPower = None,
+    insert: options.Insert = None,
     seed: options.Seed = 0,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Slots: rows of a file in work at a time.")
@@ -193,7 +194,7 @@ def generate(
 
 def _one(prompt: str, decoding: Decoding, job: Job, watch: bool, html: Path | None, as_json: bool) -> int:
     checkpoint = decoding.load()
-    decoding.decoder(checkpoint.model, decoding.gen_length, tokenizer=checkpoint.tokenizer)
+    requests.check_decoding(checkpoint, decoding, dataclasses.replace(job, for_show=html is not None or job.for_show))
     request = Request(requests.prompt_ids(checkpoint, prompt, job), number=0)
     requests.check(checkpoint, request, decoding)
     tally = Tally()
@@ -211,6 +212,7 @@ def _one(prompt: str, decoding: Decoding, job: Job, watch: bool, html: Path | No
 
 def _chosen(prompt: str, choices: list[str], decoding: Decoding, job: Job, as_json: bool) -> int:
     checkpoint = decoding.load()
+    inserting.check(decoding, checkpoint.model)
     request = Request(requests.prompt_ids(checkpoint, prompt, job), number=0)
     row, tally = requests.asked(checkpoint, request, choices, job, is_chat=job.chat), Tally()
     check(checkpoint, row, decoding, job.choosing)

@@ -19,12 +19,14 @@ from jaxdiff.cli.show import note
 from jaxdiff.constraints import letters_of, pattern_of
 from jaxdiff.convert.prompts import Tokenizer
 from jaxdiff.decode import checks
+from jaxdiff.decode.causal import check_masks
 from jaxdiff.decode.checks import block_of, check_blocks, check_cache, check_length, check_reference, whole_block
 from jaxdiff.decode.decoder import BLOCK_LENGTH, LENGTHS
 from jaxdiff.decode.guide import check_asked
 from jaxdiff.drafters import drafted_fill, unfitted
 from jaxdiff.filters import learned_policy
 from jaxdiff.hub import origin_of
+from jaxdiff.insertion import WAYS
 from jaxdiff.judges import named_judge
 from jaxdiff.models import family_name
 from jaxdiff.parallel.mesh import parse_mesh
@@ -199,6 +201,15 @@ IgnoreConfig = Annotated[
 ]
 ForbidEos = Annotated[bool, typer.Option("--forbid-eos", help="Never predict end-of-text.")]
 DeferEos = Annotated[bool, typer.Option("--defer-eos", help="Commit end-of-text last in its block.")]
+Insert = Annotated[
+    str | None,
+    typer.Option(
+        "--insert",
+        metavar="NAME[:K=V,...]",
+        help="Of an insertion model: into how many gaps a forward inserts, and when it stops: one:stop=0.5, "
+        "parallel:tau=0.5,stop=0.5. Default one.",
+    ),
+]
 Html = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", help="Also write a page on which the decode is played.")
 ]
@@ -271,6 +282,7 @@ class Decoding:
     ignore_config: tuple[str, ...] = ()
     adapter: str | None = None
     guide: str | None = None
+    insert: str | None = None  # of an insertion model; None: one token a forward
     shape: str | None = None  # of `bench`: a model of random weights, and so is a fill's drafter
 
     @classmethod
@@ -286,6 +298,8 @@ class Decoding:
         if self.dtype not in (None, *DTYPES):
             raise InputError(f"dtype: found {self.dtype!r}, expected {' or '.join(DTYPES)}")
         check_weights(self.weights)
+        if self.insert is not None:
+            WAYS.parse(self.insert)
         encoded(self.stop_string)
         cache = CACHES.parse(self.cache or "none")
         check_cache(cache, self.stopper())
@@ -422,9 +436,10 @@ class Decoding:
         """The decoder, for `length` positions after a prompt or of a canvas; `tokenizer`: the model's, for
         `--end-think` and `--constraint`.
 
-        Raises InputError where the blocks do not fit the model or divide the length, or the steps do not spread evenly
-        over them; and as `push` and `constrained`.
+        Raises InputError for a model that fills no masks, where the blocks do not fit it or divide the length, or the
+        steps do not spread evenly over them; and as `push` and `constrained`.
         """
+        check_masks(model)
         block = block_of(model, self.block_length, default=length if canvas else BLOCK_LENGTH)
         if canvas or model.attention_block is None:
             check_blocks(length, whole_block(model, block))

@@ -26,7 +26,7 @@ from jaxdiff.types import InputError
 
 KEYS = (
     *("accuracy", "accuracy_low", "accuracy_high", "nfe", "cheap", "work", "tpf", "seconds", "compile_seconds", "n"),
-    *("not_finite", "task", "split", "seed", "model", "revision", "adapter", "weights", "policy", "stop"),
+    *("not_finite", "task", "split", "seed", "model", "revision", "adapter", "weights", "policy", "insert", "stop"),
     *("guide", "guide_nfe"),
     *(
         "stop_strings",

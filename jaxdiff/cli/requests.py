@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from jaxdiff.checkpoint import Checkpoint
-from jaxdiff.cli import choosing
+from jaxdiff.cli import choosing, inserting
 from jaxdiff.cli.choosing import Asked, How
 from jaxdiff.cli.options import Decoding
 from jaxdiff.convert.chats import check_messages, with_system
@@ -23,13 +23,23 @@ from jaxdiff.decode.guide import check_asked
 from jaxdiff.decode.result import Reason
 from jaxdiff.files import parse_json
 from jaxdiff.parallel.mesh import parse_mesh
-from jaxdiff.serve import Answer, Meter, Refusal, Request, check_request, decode_stream
+from jaxdiff.protocols import is_insertion
+from jaxdiff.serve import (
+    Answer,
+    Meter,
+    Refusal,
+    Request,
+    check_insertion,
+    check_request,
+    decode_stream,
+    insert_stream,
+)
 from jaxdiff.show import pieces_of
 from jaxdiff.stoppers.strings import ROOM, StopStrings, encoded
 from jaxdiff.types import InputError
 
 Row = Request | Asked | Refusal
-KINDS = ("prompt", "messages", "prompt_ids", "canvas_ids")
+KINDS = ("prompt", "messages", "prompt_ids", "canvas_ids", "insert")
 KEYS = ("id", *KINDS, "stop_strings", "choices")
 OTHERS = {  # how files of other kinds begin; all of them hold a zero byte soon
     b"\xff\xfe": "UTF-16",
@@ -120,6 +130,9 @@ def stop_strings(checkpoint: Checkpoint, requests: Iterable[Request], decoding: 
 
 def check(checkpoint: Checkpoint, request: Request, decoding: Decoding) -> None:
     """Raises the InputError that this request is refused with."""
+    if is_insertion(checkpoint.model):
+        check_insertion(checkpoint.model, request, decoding.gen_length)
+        return
     asked = Decoder(  # the policy's steps hang on the length, which is checked here
         block_length=decoding.block_length,
         length=decoding.length,
@@ -146,12 +159,13 @@ def read(data: bytes, checkpoint: Checkpoint, decoding: Decoding, job: Job) -> l
     if job.system is not None:
         prompt_ids(checkpoint, "one", job)
     stop_strings(checkpoint, (), decoding)
+    inserting.check(decoding, checkpoint.model)
     if kind := next((kind for start, kind in OTHERS.items() if data.startswith(start) and b"\0" in data[:64]), None):
         raise InputError(f"in: found {kind}, expected lines of JSON in UTF-8; save it as that")
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     rows = [_parse(number, line, checkpoint, job) for number, line in enumerate(lines) if line.strip()]
     if any(isinstance(row, Request) and not row.is_canvas for row in rows):
-        decoding.decoder(checkpoint.model, decoding.gen_length, tokenizer=checkpoint.tokenizer)
+        check_decoding(checkpoint, decoding, job)
     for place, row in enumerate(rows):
         try:
             if isinstance(row, Request):
@@ -161,6 +175,17 @@ def read(data: bytes, checkpoint: Checkpoint, decoding: Decoding, job: Job) -> l
         except InputError as error:
             rows[place] = Refusal(row.number, row.id, str(error))
     return rows
+
+
+def check_decoding(checkpoint: Checkpoint, decoding: Decoding, job: Job) -> None:
+    """Raises InputError for a decoding that fits no prompt of this model."""
+    inserting.check(decoding, checkpoint.model)
+    if not is_insertion(checkpoint.model):
+        decoding.decoder(checkpoint.model, decoding.gen_length, tokenizer=checkpoint.tokenizer)
+    elif job.for_show:
+        raise InputError(
+            "for-show, html: found it with an insertion model, but a page shows masks that turn into text; leave it out"
+        )
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:
@@ -192,6 +217,15 @@ def answers(
     Prompts of a file are padded to one width or to two, the wider ones first, which show at once whether memory holds
     them. A prompt alone is padded to a bucket of an endless queue, so that the next one finds its program compiled.
     """
+    if is_insertion(checkpoint.model):
+        yield from insert_stream(
+            *(checkpoint.model, checkpoint.params, requests, inserting.way(decoding), inserting.sampling(decoding)),
+            slots=job.slots,
+            gen_length=decoding.gen_length,
+            key=jax.random.key(job.seed),
+            meter=meter,
+        )
+        return
     strings, guide = stop_strings(checkpoint, requests, decoding), decoding.beside(checkpoint)
     for canvas, rows in groupby(sorted(requests, key=_canvas_length), key=_canvas_length):
         alike = [row for row in rows if isinstance(row, Request)]
@@ -238,6 +272,11 @@ def line_of(checkpoint: Checkpoint, done: Answer, decoding: Decoding, job: Job) 
     if done.request.is_canvas:
         holes = [token == checkpoint.model.config.mask_token_id for token in done.request.ids]
         row["filled"] = [_span(checkpoint, row["token_ids"], start, end) for start, end in runs(holes)]
+    if is_insertion(checkpoint.model):
+        row["full"] = done.reason == Reason.FULL
+    if done.request.gaps is not None:
+        holes = [step >= 0 for step in row["commit_step"]]
+        row["inserted"] = inserting.inserted(checkpoint, row["token_ids"], holes, done.request.gaps)
     if checkpoint.tokenizer is not None:
         own = done.request.stop_strings
         strings = () if holes else decoding.stop_string if own is None else own
@@ -287,8 +326,12 @@ def _parse(number: int, line: bytes, checkpoint: Checkpoint, job: Job) -> Row:
         strings: Any = row.get("stop_strings")
         if "stop_strings" in row and encoded(strings):
             _tokenizer(checkpoint, "stop_strings").stop_strings(strings)
-        ids = _ids_of(checkpoint, kind, value, job)
-        request = Request(ids, name, number, is_canvas=kind == "canvas_ids", stop_strings=strings)
+        gaps = None
+        if kind == "insert":
+            ids, gaps = inserting.parts_of(checkpoint.tokenizer, value, special=job.special)
+        else:
+            ids = _ids_of(checkpoint, kind, value, job)
+        request = Request(ids, name, number, is_canvas=kind == "canvas_ids", gaps=gaps, stop_strings=strings)
         if "choices" not in row:
             return request
         if "stop_strings" in row:

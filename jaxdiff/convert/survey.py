@@ -12,7 +12,7 @@ from jaxdiff.convert.description import describe
 from jaxdiff.convert.facts import keys_of, model_facts, stored
 from jaxdiff.convert.kinds import QUANTISED
 from jaxdiff.files import read_object
-from jaxdiff.models import FAMILIES, family_of, model_of
+from jaxdiff.models import FAMILIES, OWN, family_of, model_of
 from jaxdiff.parallel.mesh import abstract_mesh
 from jaxdiff.types import InputError
 
@@ -51,7 +51,7 @@ def _as_far_as_read(folder: Path, mesh: str, beyond: Mapping[str, published.Open
     facts: dict[str, Any] = {"path": str(folder), "layout": layout, "warnings": []}
     with contextlib.suppress(InputError):
         facts["family"] = family_of(config)
-        facts["keys"] = keys_of(FAMILIES[facts["family"]][1], config)
+        facts["keys"] = keys_of((FAMILIES | OWN)[facts["family"]][1], config)
     with contextlib.suppress(InputError):
         plain = published.with_ids(config, folder)[0] if layout == "published" else config
         stored_in = {} if plain.get("dtype") in ("float32", "bfloat16") else {"dtype": "bfloat16"}

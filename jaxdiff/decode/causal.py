@@ -1,9 +1,9 @@
-"""What a decode of an autoregressive model does not have, refused before compilation.
+"""What a decode of an autoregressive model does not have, refused before compilation; and a model that has no masks.
 
-Such a model says at each pass which token comes next, and of no other position anything. So one token a forward is
-decoded, in order, and there is nothing to choose: not where (policies), not which tokens together (fills), not where
-the text will end (stoppers that foresee it). Of the caches, `seeded` is the exact K/V cache, and `none` the same
-without one.
+An autoregressive model says at each pass which token comes next, and of no other position anything. So one token a
+forward is decoded, in order, and there is nothing to choose: not where (policies), not which tokens together (fills),
+not where the text will end (stoppers that foresee it). Of the caches, `seeded` is the exact K/V cache, and `none` the
+same without one.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from jaxdiff.caches import CACHES
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.fills import FILLS
 from jaxdiff.policies import POLICIES, Fixed
-from jaxdiff.protocols import Model, is_causal
+from jaxdiff.protocols import Model, is_causal, is_insertion
 from jaxdiff.stoppers import STOPPERS
 from jaxdiff.types import InputError
 
 
 def check_causal(decoder: Decoder, model: Model) -> None:
-    """Raises InputError for what a decoder asks of an autoregressive model in vain; every other model passes."""
+    """Raises InputError for what a decoder asks of an autoregressive model in vain, and for an insertion model; every
+    other model passes.
+    """
+    check_masks(model)
     if not is_causal(model):
         return
     kind = f"with an autoregressive model ({type(model).__name__})"
@@ -48,8 +51,18 @@ def check_causal(decoder: Decoder, model: Model) -> None:
         )
 
 
+def check_masks(model: Model) -> None:
+    """Raises InputError for a model that fills no masks."""
+    if is_insertion(model):
+        raise InputError(
+            f"model: found an insertion model ({type(model).__name__}), which fills no masks, expected one that does; "
+            "insert with it: jaxdiff.insert, jaxdiff generate, jaxdiff eval"
+        )
+
+
 def check_filled(model: Model) -> None:
-    """Raises InputError for an autoregressive model where a canvas is to be filled."""
+    """Raises InputError for a model that fills no masks, or sees nothing right of them, where there is a canvas."""
+    check_masks(model)
     if is_causal(model):
         raise InputError(
             f"canvas: found one for an autoregressive model ({type(model).__name__}), which sees nothing right of a "

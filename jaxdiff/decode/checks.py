@@ -216,7 +216,7 @@ def check_strings(found: StopStrings | None, rows: int | None) -> None:
         raise InputError(f"stop_strings: found {each[0]} sets, expected one, or {rows}: one for each row")
 
 
-def check_numbers(decoder: Decoder, rows: int | None) -> None:
+def check_numbers(decoder: Any, rows: int | None) -> None:
     """Raises InputError for numbers of another count than the rows; None: one for all is expected."""
     for name, value in named_numbers(decoder):
         shape: tuple[int, ...] = getattr(value, "shape", ())

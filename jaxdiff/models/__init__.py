@@ -15,6 +15,7 @@ from jaxdiff.models.config import Config, architecture_of
 from jaxdiff.models.dream import Dream, DreamConfig
 from jaxdiff.models.fast_dllm_v2 import FastDllmV2, FastDllmV2Config
 from jaxdiff.models.illada import Illada, IlladaConfig
+from jaxdiff.models.insertion import Insertion, InsertionConfig
 from jaxdiff.models.llada import Llada, LladaConfig
 from jaxdiff.models.llada2 import Llada2, Llada2Config
 from jaxdiff.models.llada_moe import LladaMoe, LladaMoeConfig
@@ -44,6 +45,8 @@ FAMILIES: dict[str, tuple[type[Transformer], type[Config]]] = {
     "qwen2": (Qwen2, Qwen2Config),
     "qwen3": (Qwen3, Qwen3Config),
 }
+# Families that nobody publishes: they are trained here.
+OWN: dict[str, tuple[type[Transformer], type[Config]]] = {"insertion": (Insertion, InsertionConfig)}
 ARCHITECTURES = {
     "LLaDAModelLM": "llada",
     "ILLaDAForCausalLM": "illada",
@@ -69,19 +72,26 @@ def family_of(config: Mapping[str, Any]) -> str:
     published = architecture_of(config)
     tables = (AUTOREGRESSIVE, ARCHITECTURES) if config.get("mask_token_id") is None else (ARCHITECTURES, AUTOREGRESSIVE)
     family = config.get("family") or collections.ChainMap(*tables).get(published)
-    if not isinstance(family, str) or family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES | OWN:
+        known = ", ".join(dict.fromkeys((*ARCHITECTURES, *AUTOREGRESSIVE)))
         raise InputError(
             f"config.json: found family {family!r}, architectures {published!r}; expected family "
-            f"{', '.join(FAMILIES)} or architectures {', '.join(dict.fromkeys((*ARCHITECTURES, *AUTOREGRESSIVE)))}"
+            f"{', '.join(FAMILIES | OWN)} or architectures {known}"
         )
     return family
 
 
 def architecture(model: Model) -> str:
-    """The published architecture of a model: among its family's, the one that means most of what its config says."""
+    """The published architecture of a model: among its family's, the one that means most of what its config says.
+
+    Raises InputError for a family that is not published.
+    """
     config, family = model.config, family_name(model)
     tables = (ARCHITECTURES, AUTOREGRESSIVE)
     names = [name for table in tables for name, of in table.items() if of == family]
+
+    if not names:
+        raise InputError(f"export: found family {family}, which has no published form; keep the folder as it is")
 
     def agrees(name: str) -> int:
         return sum(getattr(config, key) == value for key, value in config.by_architecture.get(name, {}).items())
@@ -91,7 +101,7 @@ def architecture(model: Model) -> str:
 
 def family_name(model: Model) -> str:
     """The family that a model is of, as its folder's config.json says it."""
-    return next(name for name, (kind, _) in FAMILIES.items() if kind is type(model))
+    return next(name for name, (kind, _) in (FAMILIES | OWN).items() if kind is type(model))
 
 
 def build(config: Mapping[str, Any], *, ignore: Iterable[str] = ()) -> Model:
@@ -102,7 +112,7 @@ def build(config: Mapping[str, Any], *, ignore: Iterable[str] = ()) -> Model:
 
     Raises InputError for an unknown family, or what the family refuses.
     """
-    model, parse = FAMILIES[family_of(config)]
+    model, parse = (FAMILIES | OWN)[family_of(config)]
     return model(parse.from_dict(config, ignore=ignore))
 
 

@@ -1,6 +1,17 @@
 """Requests through slots that are refilled: continuous batching, without a server."""
 
 from jaxdiff.serve.engine import decode_stream
+from jaxdiff.serve.insertions import check_insertion, insert_stream
 from jaxdiff.serve.queue import Answer, Meter, Partial, Refusal, Request, check_request
 
-__all__ = ["Answer", "Meter", "Partial", "Refusal", "Request", "check_request", "decode_stream"]
+__all__ = [
+    "Answer",
+    "Meter",
+    "Partial",
+    "Refusal",
+    "Request",
+    "check_insertion",
+    "check_request",
+    "decode_stream",
+    "insert_stream",
+]

@@ -28,6 +28,8 @@ class Request:
         ids: a prompt, or, where `is_canvas`, a canvas whose [MASK] positions are to be filled.
         id: the caller's name for it; None: its number.
         number: its key is the run's, folded with this; -1: its place in the queue, from 0.
+        gaps: for an insertion model, the ids (counted from 0) behind which something may be missing: `ids` are then a
+            text with holes of unknown length; None: a prompt, and behind its last.
         key: its own, in place of that.
         max_tokens: tokens to generate, at most what the slots generate, which is the default; not for a canvas.
         decoder: its own numbers (thresholds, temperature ...): the slots' decoder with other values, and nothing else.
@@ -43,6 +45,7 @@ class Request:
     id: Any = None
     number: int = -1
     is_canvas: bool = False
+    gaps: tuple[int, ...] | None = None
     key: Any = None  # one, checked when its turn comes too
     max_tokens: int | None = None
     decoder: Decoder | None = None
@@ -154,17 +157,12 @@ def check_request(
     """Raises the InputError that `decode` or `infill` would raise for this request, and that of a request whose own
     key, length or decoder cannot share the slots.
     """
-    try:
-        ids = np.asarray([request.ids])
-    except ValueError:
-        ids = np.zeros(0)
-    if ids.ndim != 2 or (ids.size and ids.dtype.kind not in "iuO"):
-        raise InputError(f"ids: found {request.ids!r:.80}, expected a list of whole numbers")
-    if not ids.size:
-        what = "canvas_ids" if request.is_canvas else "prompt"
-        raise InputError(f"{what}: found no ids, expected at least one")
-    if not 0 <= request.number < 2**31:
-        raise InputError(f"number: found {request.number}, expected 0 to 2**31 - 1")
+    if request.gaps is not None:
+        raise InputError(
+            f"insert: found a text with holes for a model that fills masks ({type(model).__name__}), expected an "
+            "insertion model; give canvas_ids, with as many masks as are to be filled"
+        )
+    ids = checked_ids(request)
     length, block_length = len(request.ids), decoder.block_length
     if request.is_canvas:
         checks.check_canvas(decoder, model)
@@ -183,6 +181,22 @@ def check_request(
         completion.check_answer(decoder, model, request.max_tokens or gen_length)
     if request.is_canvas or request.decoder is not None or block_length is None:
         checks.check_block(decoder if request.decoder is None else request.decoder, block)
+
+
+def checked_ids(request: Request) -> np.ndarray:
+    """Its ids, [1 n]. Raises InputError for what are none, and for a number that makes no key."""
+    try:
+        ids = np.asarray([request.ids])
+    except ValueError:
+        ids = np.zeros(0)
+    if ids.ndim != 2 or (ids.size and ids.dtype.kind not in "iuO"):
+        raise InputError(f"ids: found {request.ids!r:.80}, expected a list of whole numbers")
+    if not ids.size:
+        what = "canvas_ids" if request.is_canvas else "prompt"
+        raise InputError(f"{what}: found no ids, expected at least one")
+    if not 0 <= request.number < 2**31:
+        raise InputError(f"number: found {request.number}, expected 0 to 2**31 - 1")
+    return ids
 
 
 def _check_own(request: Request, gen_length: int, decoder: Decoder, key: Key[Array, ""] | None) -> None:

@@ -1,9 +1,7 @@
-"""Data sets and their verifiers: modules with NAME, LENGTH, `problems(split, seed)` and `verify(answer, problem)`.
+"""Data sets and their verifiers, a `Task` each: most are modules.
 
 LENGTH: tokens that an answer is given unless more are asked for; a puzzle's are one block.
 """
-
-from types import ModuleType
 
 from jaxdiff.tasks import (
     brackets,
@@ -13,20 +11,24 @@ from jaxdiff.tasks import (
     latin,
     lists,
     permutation,
+    permutation_upper,
     recall,
     sort,
     star,
+    stars,
     steps,
     sums,
 )
 from jaxdiff.tasks.base import Problem as Problem
+from jaxdiff.tasks.base import Task as Task
 from jaxdiff.types import InputError
 
-PUZZLES = (permutation, latin, sums, star, brackets, recall, sort, copy)
-TASKS: dict[str, ModuleType] = {module.NAME: module for module in (gsm_symbolic, drills, steps, lists, *PUZZLES)}
+STARS = (stars.EASY, stars.MEDIUM, stars.HARD)
+PUZZLES: tuple[Task, ...] = (permutation, latin, sums, star, brackets, recall, sort, copy, *STARS, permutation_upper)
+TASKS: dict[str, Task] = {module.NAME: module for module in (gsm_symbolic, drills, steps, lists, *PUZZLES)}
 
 
-def task(name: str) -> ModuleType:
+def task(name: str) -> Task:
     """The task called `name`. Raises InputError with the known names."""
     if name not in TASKS:
         raise InputError(f"task: found {name!r}, expected one of {', '.join(TASKS)}")

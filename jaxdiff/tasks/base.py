@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxdiff.types import InputError
 
@@ -21,6 +21,21 @@ class Problem:
     answer: str  # what the verifier looks for
     template: int = 0
     continues: bool = False  # the question is a text to go on with, not a turn of a chat
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A data set with its verifier; a module of this folder is one. `LENGTH`: as `jaxdiff.tasks` says."""
+
+    @property
+    def NAME(self) -> str: ...
+
+    @property
+    def LENGTH(self) -> int: ...
+
+    def problems(self, split: Split, seed: int) -> Iterator[Problem]: ...
+
+    def verify(self, answer: str, problem: Problem) -> bool: ...
 
 
 def check_training(name: str, split: Split) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +20,13 @@ from jaxdiff import parts
 from jaxdiff.checkpoint import Checkpoint, Tokenizer
 from jaxdiff.decode.batches import widths_of
 from jaxdiff.decode.checks import block_of, check_lengths
-from jaxdiff.decode.decoder import Decoder
+from jaxdiff.decode.decoder import Decoder, Sampling
 from jaxdiff.decode.guide import Guide
 from jaxdiff.files import check_writable, json_line
+from jaxdiff.insertion import One, Way
 from jaxdiff.metrics import tpf, wilson
-from jaxdiff.serve import Answer, Meter, Refusal, Request, decode_stream
-from jaxdiff.tasks import lengths, task
+from jaxdiff.serve import Answer, Meter, Refusal, Request, check_insertion, decode_stream, insert_stream
+from jaxdiff.tasks import Task, lengths, task
 from jaxdiff.tasks.base import Problem
 from jaxdiff.types import InputError
 
@@ -47,11 +49,11 @@ def held_out(task_name: str, n: int, *, split: str, seed: int) -> tuple[Problem,
 
 
 def fingerprints(
-    checkpoint: Checkpoint, decoder: Decoder, problems: Sequence[Problem], guide: Guide | None = None
+    checkpoint: Checkpoint, decoder: Any, problems: Sequence[Problem], guide: Guide | None = None
 ) -> dict[str, str]:
     """What an evaluation's answers hang on beside its settings, as digests: the weights of the model and of its guide,
-    all numbers of the decoder (a learned policy's filter, a fill's drafter, a threshold) and the problems, as the model
-    is given them, with what the verifier looks for.
+    all numbers of the decoder (a learned policy's filter, a fill's drafter, a threshold), or of what inserts, and the
+    problems, as the model is given them, with what the verifier looks for.
     """
     tokenizer = checkpoint.tokenizer_for("problems")
     asked = (json_line([prompt_ids(tokenizer, problem), problem.answer]).encode() for problem in problems)
@@ -146,7 +148,6 @@ def sweep(
     Raises InputError for a task that is not known, the training split, a model without a tokenizer, what `decode`
     refuses, an `out` that cannot be written, and rows of another run beside it.
     """
-    module = task(task_name)
     if n < 1 or batch_size < 1:
         raise InputError(f"n, batch_size: found {n}, {batch_size}, expected at least 1 of each")
     tokenizer = checkpoint.tokenizer_for(task_name)
@@ -168,22 +169,16 @@ def sweep(
     ends = () if decoders[0].stop_strings is None else decoders[0].stop_strings.texts
     room = checkpoint.model.config.max_sequence_length - gen_length
     order = sorted(range(len(values) * n), key=lambda number: (number // n, -len(questions[number % n])))
-    meter, lines = Meter() if meter is None else meter, {}
-    before, compiled = meter.seconds, meter.compile_seconds
-    with ExitStack() as stack:
-        keep: Callable[[Mapping[str, Any]], None] | None = None
-        if out is not None:
-            check_writable(out)
-            depends = _run_of(checkpoint, task_name, split, questions, made(numbers), gen_length, seed, guide)
-            lines = parts.written(out, depends)
-            keep = stack.enter_context(parts.Part(out, 0, depends)).write
-        answers = decode_stream(
+    meter = Meter() if meter is None else meter
+
+    def answered(left: set[int]) -> Iterable[Answer | Refusal]:
+        return decode_stream(
             *(checkpoint.model, checkpoint.params),
             # Each row of a problem has the problem's number, and with it its key.
             [
                 Request(questions[number % n], number, number % n, decoder=own[number // n])
                 for number in order
-                if number not in lines
+                if number in left
             ],
             decoders[0],
             slots=batch_size,
@@ -194,30 +189,115 @@ def sweep(
             meter=meter,
             guide=guide,
         )
+
+    asked = _Asked(task_name, split, seed, problems, functools.partial(tokenizer.decode, stop_strings=ends))
+    depends = None
+    if out is not None:
+        depends = _run_of(checkpoint, task_name, split, questions, made(numbers), gen_length, seed, guide)
+    return _reports(asked, len(values), answered, meter, out, depends, progress)
+
+
+def evaluate_insertion(
+    checkpoint: Checkpoint,
+    task_name: str,
+    way: Way | None = None,
+    sampling: Sampling | None = None,
+    *,
+    n: int = 100,
+    seed: int = 0,
+    split: str = "test",
+    batch_size: int = 16,
+    gen_length: int | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+    out: Path | None = None,
+    meter: Meter | None = None,
+) -> Report:
+    """As `evaluate`, of an insertion model: `way` and `sampling` as of `insert`, the other arguments and the errors as
+    of `sweep`. `gen_length`: tokens that an answer has room for.
+    """
+    if n < 1 or batch_size < 1:
+        raise InputError(f"n, batch_size: found {n}, {batch_size}, expected at least 1 of each")
+    way, sampling = One() if way is None else way, Sampling() if sampling is None else sampling
+    tokenizer, model = checkpoint.tokenizer_for(task_name), checkpoint.model
+    problems = held_out(task_name, n, split=split, seed=seed)
+    questions = [prompt_ids(tokenizer, problem) for problem in problems]
+    room = task(task_name).LENGTH if gen_length is None else gen_length
+    check_insertion(model, Request(max(questions, key=len), number=0), room)
+    meter = Meter() if meter is None else meter
+
+    def answered(left: set[int]) -> Iterable[Answer | Refusal]:
+        return insert_stream(
+            *(model, checkpoint.params, [Request(questions[number], number, number) for number in sorted(left)]),
+            *(way, sampling),
+            slots=batch_size,
+            gen_length=room,
+            key=jax.random.key(seed),
+            meter=meter,
+        )
+
+    depends = None
+    if out is not None:
+        depends = _run_of(checkpoint, task_name, split, questions, (way, sampling), room, seed)
+    asked = _Asked(task_name, split, seed, problems, tokenizer.decode)
+    return _reports(asked, 1, answered, meter, out, depends, progress)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What an evaluation asks, and how ids become the text that is judged."""
+
+    task: str
+    split: str
+    seed: int
+    problems: tuple[Problem, ...]
+    decode: Callable[[Any], str]
+
+
+def _reports(
+    asked: _Asked,
+    copies: int,
+    answered: Callable[[set[int]], Iterable[Answer | Refusal]],
+    meter: Meter,
+    out: Path | None,
+    depends: dict[str, Any] | None,
+    progress: Callable[[int, int, float], None] | None,
+) -> tuple[Report, ...]:
+    """One report for each of the `copies` of all problems; row number = copy x n + problem.
+
+    Args:
+        answered: the answers to the rows with these numbers, in any order.
+        out, depends: where rows are kept, and what they depend on.
+    """
+    n, lines = len(asked.problems), {}
+    before, compiled = meter.seconds, meter.compile_seconds
+    with ExitStack() as stack:
+        keep: Callable[[Mapping[str, Any]], None] | None = None
+        if out is not None and depends is not None:
+            check_writable(out)
+            lines = parts.written(out, depends)
+            keep = stack.enter_context(parts.Part(out, 0, depends)).write
         tokens, told = sum(line["row"]["length"] for line in lines.values()), before
-        for answer in answers:
+        for answer in answered(set(range(copies * n)) - lines.keys()):
             if isinstance(answer, Refusal):
                 raise InputError(answer.error)
             number = answer.request.id
-            text = tokenizer.decode(answer.tokens, stop_strings=ends)
-            row = _row(number, problems[number % n], answer, text, module)
+            row = _row(number, asked.problems[number % n], answer, asked.decode(answer.tokens), task(asked.task))
             lines[number] = {"number": number, "row": row, "seconds": meter.seconds - told}
             tokens, told = tokens + answer.length, meter.seconds
             if keep is not None:
                 keep(lines[number])
             if progress is not None:
                 progress(len(lines), tokens, meter.seconds - before)
-    done = [lines[number] for number in range(len(order))]
+    done = [lines[number] for number in range(copies * n)]
     if out is not None:
         parts.finish(out, done)
         parts.remove(out)
     return tuple(
-        _report(task_name, split, seed, problems, done[first : first + n], meter.compile_seconds - compiled)
-        for first in range(0, len(order), n)
+        _report(asked, done[first : first + n], meter.compile_seconds - compiled) for first in range(0, copies * n, n)
     )
 
 
-def _row(number: int, problem: Problem, answer: Answer, text: str, module: Any) -> dict[str, Any]:
+def _row(number: int, problem: Problem, answer: Answer, text: str, module: Task) -> dict[str, Any]:
     return {
         "number": number,
         "question": problem.question,
@@ -233,15 +313,13 @@ def _row(number: int, problem: Problem, answer: Answer, text: str, module: Any) 
     }
 
 
-def _report(
-    name: str, split: str, seed: int, problems: tuple[Problem, ...], lines: Sequence[parts.Line], compiling: float
-) -> Report:
+def _report(asked: _Asked, lines: Sequence[parts.Line], compiling: float) -> Report:
     rows = [line["row"] for line in lines]
     return Report(
-        task=name,
-        split=split,
-        seed=seed,
-        problems=problems,
+        task=asked.task,
+        split=asked.split,
+        seed=asked.seed,
+        problems=asked.problems,
         texts=tuple(row["text"] for row in rows),
         correct=np.asarray([row["correct"] for row in rows]),
         nfe=np.asarray([row["nfe"] for row in rows], np.int32),
@@ -261,10 +339,10 @@ def _run_of(
     name: str,
     split: str,
     questions: Sequence[Sequence[int]],
-    decoder: Decoder,
+    decoder: Any,
     gen_length: int,
     seed: int,
-    guide: Guide | None,
+    guide: Guide | None = None,
 ) -> dict[str, Any]:
     """What the rows of an evaluation depend on; not its batches, nor the mesh."""
     weights = parts.digest_of_tree(_weights(checkpoint, guide))

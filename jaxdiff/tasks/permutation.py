@@ -18,7 +18,7 @@ SYMBOLS, LENGTH = 12, 8
 
 def problems(split: Split, seed: int) -> Iterator[Problem]:
     """As `tasks.base.puzzles`."""
-    return puzzles(NAME, split, seed, _draw)
+    return puzzles(NAME, split, seed, drawn)
 
 
 def verify(answer: str, problem: Problem) -> bool:
@@ -27,6 +27,7 @@ def verify(answer: str, problem: Problem) -> bool:
     return len(answer) == LENGTH == len(set(answer)) and set(answer) <= set(letters)
 
 
-def _draw(rng: Random) -> tuple[str, str]:
-    letters = rng.sample(ascii_lowercase, SYMBOLS)
+def drawn(rng: Random, among: str = ascii_lowercase) -> tuple[str, str]:
+    """A question of some letters, and a right answer."""
+    letters = rng.sample(among, SYMBOLS)
     return f"p{''.join(letters)}>", "".join(rng.sample(letters, LENGTH))

@@ -32,12 +32,14 @@ from jaxdiff.leaves import kind_of, leaf_name
 from jaxdiff.protocols import Model
 from jaxdiff.pytree import pytree
 from jaxdiff.train.data import Batch
+from jaxdiff.train.embedding import Vary, as_they_are
 from jaxdiff.train.objectives import Network
 from jaxdiff.train.recipe import Schedule
 from jaxdiff.types import InputError, Params
 
 SAVED_RECIPE = "recipe.json"
 MODEL, CHECKPOINTS, LOG = "model", "checkpoints", "log.jsonl"
+VARIES = 2**20  # folded into a step's key for `Run.vary`: no noise splits it so
 LOSSES = "loss_by_length"  # in a line of the log that tells of steps, not of what was watched
 
 
@@ -57,6 +59,7 @@ class Run:
         params: the parameters that are trained, before the first step.
         batch: of each step, the same whenever it is asked.
         given: the model's parameters out of those that are trained and `frozen.base`.
+        vary: what stands in their place in a step, by the step's key (`embedding.varied_by`).
         watch: called every `watch_every` steps and after the last one with the model's parameters, which are saved
             before; what it returns is logged.
     """
@@ -67,6 +70,7 @@ class Run:
     batch: Callable[[int], Batch]
     frozen: Frozen = dataclasses.field(default_factory=Frozen)
     given: Callable[[Params, Params | None], Params] = lambda trained, base: trained
+    vary: Vary = as_they_are
     watch: Callable[[Params], dict[str, Any]] | None = None
     watch_every: int = 1
 
@@ -84,7 +88,7 @@ def take_steps(run: Run, folder: Path, asked: threading.Event) -> Params | None:
     where the weights end as no numbers.
     """
     recipe, optimizer = run.recipe, make_optimizer(run.recipe)
-    step_fn = make_step(run.model, optimizer, recipe, run.given)
+    step_fn = make_step(run.model, optimizer, recipe, run.given, run.vary)
     state = {"params": run.params, "optimizer": optimizer.init(run.params)}
     with Lines(folder / LOG) as lines, _manager(folder / CHECKPOINTS, recipe.save_every) as manager:
         done = manager.latest_step()
@@ -179,6 +183,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     recipe: Schedule,
     given: Callable[[Params, Params | None], Params] = lambda trained, base: trained,
+    vary: Vary = as_they_are,
 ) -> Callable[..., Any]:
     """One compiled training step for each shape of a batch; the state is donated.
 
@@ -191,10 +196,14 @@ def make_step(
         state: dict[str, Any], step: Int[Array, ""], batch: Batch, frozen: Frozen
     ) -> tuple[dict[str, Any], Float[Array, ""]]:
         key = jax.random.fold_in(jax.random.key(recipe.seed), step)
-        views = noise.views(key, batch, Network(given(state["params"], frozen.base), model), step / recipe.steps)
+
+        def network_of(trained: Params) -> Network:
+            return Network(vary(jax.random.fold_in(key, VARIES), given(trained, frozen.base)), model)
+
+        views = noise.views(key, batch, network_of(state["params"]), step / recipe.steps)
 
         def loss(trained: Params) -> Float[Array, ""]:
-            network = Network(given(trained, frozen.base), model)
+            network = network_of(trained)
             return objective.loss(network, batch, views, frozen.teacher)
 
         value, gradients = jax.value_and_grad(loss)(state["params"])

@@ -15,6 +15,7 @@ import numpy as np
 from jaxdiff.files import parse_json, refusing, replaced_file, write_object
 from jaxdiff.tasks import TASKS
 from jaxdiff.train.data import Bucket, check_covered
+from jaxdiff.train.embedding import EMBEDDINGS
 from jaxdiff.train.noises import Noise
 from jaxdiff.train.objectives import Objective
 from jaxdiff.train.objectives import parse as parse_objective
@@ -126,11 +127,17 @@ class Recipe(Schedule):
     tokenizer_problems: int = 20000
     tokenizer: str | None = None  # a model or run folder, or a model's name, whose tokenizer is taken; None: a new one
     init: str | None = None  # a run or model folder whose parameters and tokenizer this run starts from
+    embedding: str = EMBEDDINGS[0]  # `jaxdiff.train.embedding`
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.init is not None and self.tokenizer is not None:
             raise InputError("tokenizer: found it beside init, whose tokenizer is taken; leave one of the two out")
+        if self.embedding not in EMBEDDINGS:
+            known = " or ".join(EMBEDDINGS)
+            raise InputError(
+                f"embedding: found {self.embedding!r:.80}, expected {known}; leave it out for {EMBEDDINGS[0]}"
+            )
         objective, noise = self.parts()
         if objective.needs | noise.needs or objective.asks_teacher:
             raise InputError(

@@ -14,6 +14,7 @@ from jaxdiff import checkpoint
 from jaxdiff.files import added, without_patterns
 from jaxdiff.models import build
 from jaxdiff.train.data import Corpus, training_rows
+from jaxdiff.train.embedding import varied_by
 from jaxdiff.train.loop import CHECKPOINTS, MODEL, SAVED_RECIPE, Run, check_model, take_steps, until_sigterm
 from jaxdiff.train.recipe import Recipe
 from jaxdiff.train.tokenizer import train_tokenizer
@@ -51,6 +52,7 @@ def _run(recipe: Recipe, folder: Path, asked: threading.Event) -> Path | None:
     assert tokenizer is not None
     model = build({"family": "llada", "mask_token_id": 0, "eos_token_id": tokenizer.eos_id, **recipe.model})
     check_model(recipe, model)
+    vary = varied_by(recipe.embedding, model)
     if (tokens := tokenizer.backend.get_vocab_size(with_added_tokens=True)) > model.config.vocab_size:
         raise InputError(
             f"model.vocab_size: found {model.config.vocab_size}, expected at least the tokenizer's {tokens}"
@@ -60,10 +62,11 @@ def _run(recipe: Recipe, folder: Path, asked: threading.Event) -> Path | None:
     params = model.init(jax.random.key(recipe.seed))
     if recipe.init is not None:
         params = _newest_params(Path(recipe.init), params)
-    trained = take_steps(Run(recipe, model, params, corpus.batch), folder, asked)
+    trained = take_steps(Run(recipe, model, params, corpus.batch, vary=vary), folder, asked)
     if trained is None:
         return None
-    checkpoint.save(folder / MODEL, model, trained, tokenizer_from=folder)
+    made = vary(jax.random.key(recipe.seed), trained)
+    checkpoint.save(folder / MODEL, model, made, tokenizer_from=folder)
     return folder / MODEL
 
 

@@ -127,6 +127,7 @@ def parity(monkeypatch):
     module = types.ModuleType("parity")
     vars(module).update(
         NAME="parity",
+        LENGTH=256,
         problems=lambda split, seed: (Problem(f"{split} {seed} {i}", "", str(i)) for i in range(1000)),
         verify=lambda answer, problem: int(problem.answer) % 2 == 0,
     )

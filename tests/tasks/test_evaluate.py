@@ -44,6 +44,7 @@ def calls(monkeypatch):
     module = types.ModuleType("letters")
     vars(module).update(
         NAME="letters",
+        LENGTH=256,
         problems=lambda split, seed: (Problem(letter, "", letter, continues=letter == "b") for letter in "abcdefgh"),
         verify=lambda answer, problem: answer == problem.answer,
     )

@@ -7,11 +7,12 @@ import pytest
 
 import jaxdiff
 from jaxdiff.policies import Fixed
-from jaxdiff.tasks import PUZZLES, brackets, latin, lengths, permutation, sort, star
+from jaxdiff.tasks import PUZZLES, STARS, brackets, latin, lengths, permutation, sort, star, stars
 from jaxdiff.tasks.base import Problem, split_of
 from jaxdiff.tasks.evaluate import prompt_ids
 
 N = 200
+PATHS = (star, *STARS)  # of any length, with room for end-of-text
 EACH = pytest.mark.parametrize("module", PUZZLES, ids=lambda module: module.NAME)
 
 
@@ -34,7 +35,7 @@ def test_splits_are_apart_and_hang_on_the_seed_alone(module):
 def test_right_answers_have_the_length_and_pass_and_others_do_not(module):
     problems = first(module)
     for problem in problems:
-        assert len(problem.worked) == module.LENGTH or (module is star and len(problem.worked) <= 6 < module.LENGTH)
+        assert len(problem.worked) == module.LENGTH or (module in PATHS and len(problem.worked) <= module.LENGTH - 2)
         assert (problem.question + problem.worked).isascii()
         assert module.verify(problem.worked, problem)
         for wrong in ("", problem.worked[:-1], problem.worked + problem.worked[-1], "?" + problem.worked[1:]):
@@ -70,6 +71,32 @@ def test_a_star_has_three_arms_of_one_length():
         assert sum(pair[0] == ends[0] for pair in pairs) == 3
         assert all(left + right in pairs for left, right in itertools.pairwise(problem.worked))
         assert problem.worked[0] + problem.worked[-1] == ends
+
+
+@pytest.mark.parametrize("task", STARS, ids=lambda task: task.NAME)
+def test_paths_cross_in_the_centre(task):
+    """Three or five of them, the one asked for among them; no node but the centre is on two."""
+    starts = set()
+    for problem in first(task):
+        edges, ends = problem.question[1:-1].split("/")
+        pairs = edges.split(",")
+        assert problem.question[0] == task.mark
+        path = [problem.worked[at : at + 2] for at in range(0, len(problem.worked), 2)]
+        assert set(path) <= set(pairs)
+        assert len(set(pairs)) == len(pairs)
+        assert all(left[1] == right[0] for left, right in itertools.pairwise(path))
+        assert problem.worked[0] + problem.worked[-1] == ends
+        assert task.shortest <= len(path) + 1 <= task.longest
+        away = {node: sum(pair[0] == node for pair in pairs) for pair in pairs for node in pair}
+        (centre,) = (node for node, count in away.items() if count == task.paths)
+        assert max(count for node, count in away.items() if node != centre) == 1
+        assert set("".join(pairs)) <= set(stars.SYMBOLS[: task.nodes])
+        starts.add(centre == problem.worked[0])
+        assert centre in [pair[0] for pair in path[:-1]]
+        assert not any(
+            task.verify(other, problem) for other in (problem.worked[2:], problem.worked[:-2], "".join(pairs))
+        )
+    assert starts == ({True, False} if task.crossing else {True})
 
 
 def test_lengths_are_a_tasks_own_where_none_is_asked_for():

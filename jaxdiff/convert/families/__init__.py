@@ -4,6 +4,7 @@ from jaxdiff.convert.families import (
     dream,
     fast_dllm_v2,
     illada,
+    insertion,
     llada,
     llada2,
     llada_moe,
@@ -19,6 +20,7 @@ from jaxdiff.convert.families import (
 TABLES = {
     "llada": llada.TABLE,
     "illada": illada.TABLE,
+    "insertion": insertion.TABLE,
     "stable_diffcoder": stable_diffcoder.TABLE,
     "dream": dream.TABLE,
     "llada_moe": llada_moe.TABLE,

@@ -5,7 +5,7 @@ A share is one of tokens, not a probability: k = ceil(t n) of n tokens are maske
 (arXiv 2502.09992, equation 6). Every set of masks has the expected weight that independent draws give it, while no row
 is left without a mask and no weight exceeds n: on answers of a few tokens the gradient varies far less. Prompts are
 never masked, and the end-of-text padding is part of the answer unless a noise says otherwise (`meap`, for
-autoregressive models, says otherwise of both).
+autoregressive models, says otherwise of both; `drop`, for insertion models, leaves end-of-text out).
 
 `parse` reads a recipe's `name:k=v,...`; of several with ` + ` between them a row has the canvases of each.
 """
@@ -23,6 +23,7 @@ from jaxdiff.train.network import Network
 from jaxdiff.train.noises.base import TRAJECTORY as TRAJECTORY
 from jaxdiff.train.noises.base import Noise, View
 from jaxdiff.train.noises.complement import Complement
+from jaxdiff.train.noises.drop import Drop
 from jaxdiff.train.noises.meap import Meap
 from jaxdiff.train.noises.mistakes import Mistakes
 from jaxdiff.train.noises.mixture import Mixture, Replace
@@ -48,6 +49,10 @@ class Joined:
     def causal(self) -> bool:
         return any(part.causal for part in self.parts)
 
+    @property
+    def drops(self) -> bool:
+        return any(part.drops for part in self.parts)
+
     def check_model(self, model: Model) -> None:
         for part in self.parts:
             part.check_model(model)
@@ -70,6 +75,7 @@ NOISES = Registry(
         "replace": Replace,
         "meap": Meap,
         "mistakes": Mistakes,
+        "drop": Drop,
     },
 )
 
@@ -78,12 +84,12 @@ def parse(text: str) -> Noise:
     """The noise that `name:k=v,...` describes, or those between ` + `.
 
     Raises InputError for a name, an argument or a value that is not known, with those that are; and for one of
-    autoregressive models beside others.
+    autoregressive or of insertion models beside others.
     """
     parts = tuple(NOISES.parse(part) for part in text.split("+"))
-    if len({part.causal for part in parts}) > 1:
+    if len({(part.causal, part.drops) for part in parts}) > 1:
         raise InputError(
-            f"noise: found {text!r:.80}, expected noises that all hide what is to be learned, or meap alone; leave "
-            "one out"
+            f"noise: found {text!r:.80}, expected noises that all mask what is to be learned, or meap alone, or drop "
+            "alone; leave one out"
         )
     return parts[0] if len(parts) == 1 else Joined(parts)

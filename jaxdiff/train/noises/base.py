@@ -36,7 +36,8 @@ class View:
 @runtime_checkable
 class Noise(Protocol):
     """A frozen pytree. `needs`: TRAJECTORY, or nothing; `follows`: its views say `at` which forward they stand;
-    `causal`: what is to be learned stands in its views, for models that read a token from those before it alone.
+    `causal`: what is to be learned stands in its views, for models that read a token from those before it alone;
+    `drops`: what is to be learned is no part of its canvases, for models that insert it.
     """
 
     @property
@@ -47,6 +48,9 @@ class Noise(Protocol):
 
     @property
     def causal(self) -> bool: ...
+
+    @property
+    def drops(self) -> bool: ...
 
     def check_model(self, model: Model) -> None:
         """Raises InputError for a model whose canvases it cannot make."""
@@ -63,6 +67,7 @@ class NoiseBase:
     needs: ClassVar[frozenset[str]] = frozenset()
     follows: ClassVar[bool] = False
     causal: ClassVar[bool] = False
+    drops: ClassVar[bool] = False
 
     def check_model(self, model: Model) -> None:
         del model

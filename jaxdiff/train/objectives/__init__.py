@@ -7,6 +7,7 @@ from jaxdiff.train.objectives.base import Network as Network
 from jaxdiff.train.objectives.base import Objective as Objective
 from jaxdiff.train.objectives.certainty import Certainty
 from jaxdiff.train.objectives.denoise import Denoise
+from jaxdiff.train.objectives.insertion import Insertion
 from jaxdiff.train.objectives.near_far import NearFar
 from jaxdiff.train.objectives.next_token import NextToken
 from jaxdiff.train.objectives.trajectory import Trajectory
@@ -19,6 +20,7 @@ OBJECTIVES = Registry(
         "trajectory": Trajectory,
         "near_far": NearFar,
         "next_token": NextToken,
+        "insertion": Insertion,
     },
 )
 

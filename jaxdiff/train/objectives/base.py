@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.protocols import Model, is_causal
+from jaxdiff.protocols import Model, is_causal, is_insertion
 from jaxdiff.pytree import InputError, pytree
 from jaxdiff.train.data import Batch
 from jaxdiff.train.network import Network as Network
@@ -64,12 +64,22 @@ class ObjectiveBase:
                 "noise meap: found it with an objective that learns what is masked, expected one that masks it; take "
                 "objective next_token, or another noise"
             )
+        if noise.drops:
+            raise InputError(
+                "noise drop: found it with an objective that learns what is masked, expected one that masks it; take "
+                "objective insertion, or another noise"
+            )
 
     def check_model(self, model: Model) -> None:
         if is_causal(model):
             raise InputError(
                 f"model: found an autoregressive one ({type(model).__name__}) with an objective of diffusion models, "
                 "expected next_token; give objective next_token, or name another family"
+            )
+        if is_insertion(model):
+            raise InputError(
+                f"model: found one that inserts ({type(model).__name__}) with an objective of masks, expected "
+                "objective insertion; give that, or name another family"
             )
         if model.attention_block is not None:
             raise InputError(
