@@ -163,7 +163,7 @@ def specs_of(setup: Any) -> Any:
     leaves, structure = jax.tree.flatten(setup.decoder)
     pairs = zip(number_names(setup.decoder), leaves, strict=True)
     decoder = jax.tree.unflatten(structure, [ROWS if name and leaf.ndim else WHOLE for name, leaf in pairs])
-    guide = None if setup.guide is None else WHOLE
+    guide = None if setup.guide is None else dataclasses.replace(setup.guide, params=WHOLE)
     return dataclasses.replace(setup, params=WHOLE, decoder=decoder, guide=guide)
 
 
