@@ -55,7 +55,7 @@ from jaxdiff.train.fit_judge import auc, logits_of
 from jaxdiff.train.judgements import collect
 
 PATH = Path(__file__).parent / "results" / "permutation.json"
-TASK, LENGTH, SEED, ROWS = permutation.NAME, 8, 0, 500
+TASK, LENGTH, SEED, ROWS = permutation.NAME, 8, 0, 200
 N_CHOOSE, N_TEST, N_KNOW = 300, 1000, 300
 ORDER = "entropy"  # of `fixed`: the most valid of its orders
 PLAIN = (1, 2, 3, 4, 5, 6, 7, 8)  # forwards of `fixed` alone
@@ -66,9 +66,15 @@ SURE = (0.0, 0.15, 0.18, 0.9)  # a letter of 8 that are left has 0.125, of 5 0.2
 WINO = (0.02, 0.05, 0.1, 0.2)
 
 
-def grid(kind: Callable[..., Correct], judge: Judge, doubts: tuple[float, ...]) -> tuple[tuple[Any, ...], Any]:
+def grid(
+    kind: Callable[..., Correct],
+    judge: Judge,
+    doubts: tuple[float, ...],
+    rash: tuple[int, ...] = RASH,
+    sure: tuple[float, ...] = SURE,
+) -> tuple[tuple[Any, ...], Any]:
     """All combinations (forwards, doubt, sure), and the policy of the numbers of some of them."""
-    combined = tuple(itertools.product(RASH, doubts, SURE))
+    combined = tuple(itertools.product(rash, doubts, sure))
     table = np.asarray(combined, np.float32)
 
     def policy(number: Any) -> jaxdiff.Policy:
@@ -89,9 +95,9 @@ def rows_of(judge: Judge) -> dict[str, tuple[tuple[Any, ...], Any]]:
             )
             for order in (ORDER, "confidence", "random")
         },
-        "judge": grid(Correct, judge, DOUBTS),
-        "confidence": grid(Correct, confidence(), (0.5, 0.85, 0.9)),
-        "random": grid(Random, confidence(), DRAWN),
+        "judge": grid(Correct, judge, DOUBTS, RASH[:1], SURE[1:2]),
+        "confidence": grid(Correct, confidence(), (0.5, 0.85, 0.9), RASH[:1], SURE[1:2]),
+        "random": grid(Random, confidence(), DRAWN, RASH[:1], SURE[1:2]),
         "oracle": grid(Repeats, confidence(), (0.5,)),
         "oracle, all": grid(Again, confidence(), (0.5,)),
         "wino": (wino, lambda number: policies.Wino(0.0, np.asarray(WINO, np.float32)[np.asarray(number, int)])),
