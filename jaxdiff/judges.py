@@ -5,6 +5,7 @@ named_judge("gsm-1m")    what `correct(POLICY + judge)` means: the judge called 
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ def save_judge(folder: Path, judge: Judge, tau: float, *, card: str | None = Non
         "widths": widths_of(judge.layers),
         "reach": judge.reach,
         "features": judge.features,
+        "repeats": judge.repeats,
         "fitted_to": judge.fitted_to,
         "tau": round(float(np.float32(tau)), 6),
     }
@@ -59,15 +61,19 @@ def load_judge(folder: Path) -> tuple[Judge, float]:
     damage = (OSError, ValueError, KeyError, TypeError)
     with refusing(f"{folder / JUDGE}: missing or damaged", "fit it again", damage):
         config = read_object(folder / JUDGE)
-        reach, features, fitted_to, tau = (config[name] for name in ("reach", "features", "fitted_to", "tau"))
-        if not all(type(each) is int and 0 <= each < 2**31 for each in (reach, features)):
-            raise ValueError(f"found reach {reach!r:.80} and features {features!r:.80}, expected whole numbers")
+        names = ("reach", "features", "repeats", "fitted_to", "tau")
+        reach, features, repeats, fitted_to, tau = (config[name] for name in names)
+        if not all(type(each) is int and 0 <= each < 2**31 for each in (reach, features)) or repeats not in (0, 1):
+            raise ValueError(
+                f"found reach {reach!r:.80}, features {features!r:.80} and repeats {repeats!r:.80}, expected whole "
+                "numbers, repeats 0 or 1"
+            )
         if not (fitted_to is None or isinstance(fitted_to, str)) or not 0.0 <= float(tau) <= 1.0:
             raise ValueError(
                 f"found fitted_to {fitted_to!r:.80} and tau {tau!r:.80}, expected a text and a probability"
             )
-        empty = Judge((), reach, features, fitted_to)
+        empty = Judge((), reach, features, repeats, fitted_to)
         widths = config["widths"]
         if not isinstance(widths, list) or (widths[:1], widths[1:][-1:]) != ([empty.width], [1]):
             raise ValueError(f"found widths {widths!r:.80}, expected from {empty.width} to 1")
-    return Judge(layers_in(folder, widths, "judge"), reach, features, fitted_to), float(tau)
+    return dataclasses.replace(empty, layers=layers_in(folder, widths, "judge")), float(tau)

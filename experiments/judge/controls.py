@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.policies.filters import Linear
 from jaxdiff.policies.judge import Correct, Judge, Memory
@@ -38,3 +38,25 @@ class Told(Correct):
     def slack(self, score: Score, memory: Memory, key: Key[Array, " B"]) -> Float[Array, "B W"]:
         assert score.reference is not None
         return jnp.where(score.tokens != score.reference, 1.0, -1.0)
+
+
+@pytree
+class Again(Correct):
+    """Of a puzzle whose letters must differ exactly the commits are taken back that stand there twice."""
+
+    def slack(self, score: Score, memory: Memory, key: Key[Array, " B"]) -> Float[Array, "B W"]:
+        place = jnp.arange(score.masked.shape[1])
+        same = (score.tokens[:, :, None] == score.tokens[:, None, :]) & ~score.masked[:, None, :]
+        return jnp.where(jnp.any(same & self.other(place[:, None], place[None, :]), axis=2), 1.0, -1.0)
+
+    def other(self, own: Int[Array, "W 1"], place: Int[Array, "1 W"]) -> Bool[Array, "W W"]:
+        """Beside which places one may not stand again."""
+        return place != own
+
+
+@pytree
+class Repeats(Again):
+    """The same, but the leftmost stays."""
+
+    def other(self, own: Int[Array, "W 1"], place: Int[Array, "1 W"]) -> Bool[Array, "W W"]:
+        return place < own

@@ -1,10 +1,9 @@
 r"""Does a model that was trained to doubt what it sees mend it?
 
-    jaxdiff distill --recipe experiments/revise/recipe.json --out runs/revise
-    python -m experiments.revise.run mend runs/revise/adapter --n 200
-    python -m experiments.revise.run after runs/revise/adapter
-    python -m experiments.revise.run choose runs/revise/adapter
-    python -m experiments.revise.run test runs/revise/adapter
+    python -m experiments.revise.run mend revise        # the adapter that ships, or a folder
+    python -m experiments.revise.run after revise
+    python -m experiments.revise.run choose revise      # --only KIND for a piece of it
+    python -m experiments.revise.run test revise
     python -m experiments.revise.run report
 
 mend    A tenth of the tokens of worked answers is replaced, by random tokens (`chance`) or by what the base might write
@@ -12,13 +11,15 @@ mend    A tenth of the tokens of worked answers is replaced, by random tokens (`
         right ones does it spoil? The base and the adapted model; the pass's threshold is chosen on validation problems
         (the most mended at no more than half a percent spoilt), and measured on test problems.
 after   The base's own rash decodes, finished, and two such passes over them: how many answers become right, and wrong?
-choose  Whole decodes, `threshold` at rash numbers: alone, with a pass at the end of each block, and what that is
-        compared with at the same policy: editing while there are masks too (`edit`), random remasking, remasking by the
-        commit's own confidence, and a pass that is told the standard decode's answer. Both models, validation problems.
+choose  Whole decodes, `threshold` at rash numbers: alone, with a pass at the end of each block, editing while there are
+        masks too (`edit`), and, of the base, what these are compared with at the same policy: `wino`, random remasking,
+        remasking by the commit's own confidence, and two oracles on fewer problems (a pass that is told the standard
+        decode's answer, and one that takes back exactly what is not that answer's). Validation problems.
 test    Of each kind the fastest that loses at most a point of the base's standard decoding, and the most accurate for
         the work of the base's `threshold:tau=0.99`, once on test problems.
 
-Each entry is kept in `results/revise.json` when it is done; `--n` makes a small one, in a file of its own.
+Standard decoding is that of `experiments/judge/results/judge.json`, of the same problems. Each entry is kept in
+`results/revise.json` when it is done; `--n` makes a small one, in a file of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,13 +37,15 @@ import numpy as np
 import typer
 
 import jaxdiff
+from experiments.judge import run as judged
 from experiments.judge.controls import Random, confidence
+from experiments.judge.controls import Told as TakenBack
 from experiments.kept import Kept
-from experiments.parallel.run import BASE, LENGTH, N_CHOOSE, N_TEST, SEED, Row, points
+from experiments.parallel.run import BASE, LENGTH, SEED, Row, points
 from experiments.policies import accuracy, describe, verdicts_of
 from experiments.revise.controls import Told
 from jaxdiff import pad_prompts, policies
-from jaxdiff.metrics import paired_difference
+from jaxdiff.metrics import paired_difference, wilson
 from jaxdiff.policies.edit import Edit
 from jaxdiff.policies.judge import Correct
 from jaxdiff.stoppers import Eos
@@ -58,15 +61,17 @@ PASS_TAUS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 KINDS = ("chance", "own")
 ROWS = 25  # of worked answers in a pass
 
-RASH = (0.3, 0.5, 0.7, 0.9)  # of `threshold`
+N_CHOOSE, N_TEST, N_TOLD = 200, 300, 100
+RASH = (0.5, 0.7, 0.9)  # of `threshold`
 CAREFUL = (*RASH, 0.97, 0.99)
 WRITES = (0.5, 0.9)  # what a token must exceed to overwrite another
-SURE = (0.9, 2.0)
 DOUBTS, DRAWN = (0.1, 0.3), (0.9, 0.97)  # of confidence; 1 minus the chance to be taken back
+REVOKES = (0.5, 0.9)  # what a token must have without itself, to stay
 
 app = typer.Typer(add_completion=False)
 Adapter = Annotated[str, typer.Argument(help="The adapter's folder, or its name.")]
 N = Annotated[int | None, typer.Option(min=1, help="Problems; default as many as are reported.")]
+Only = Annotated[list[str] | None, typer.Option(help="A model's kinds, as `base wino`; default all.")]
 
 
 # --- one pass over worked answers -------------------------------------------------------------------------------------
@@ -188,7 +193,7 @@ def after(models: dict[str, jaxdiff.Checkpoint], name: str, tau: float, split: A
         return np.asarray([gsm_symbolic.verify(tokenizer.decode(a), p) for a, p in zip(answers, problems, strict=True)])
 
     start, found = canvas.copy(), []
-    for write in PASS_TAUS[4:]:
+    for write in WRITES:
         canvas = start
         told: dict[str, Any] = {"tau": write, "right": [int(right().sum())], "mended": [], "spoilt": []}
         for _ in range(2):
@@ -206,7 +211,7 @@ def after(models: dict[str, jaxdiff.Checkpoint], name: str, tau: float, split: A
 @app.command("after")
 def measure_after(adapter: Adapter, n: N = None) -> None:
     kept, models = opened(adapter, n)
-    for name, tau in itertools.product(models, RASH):
+    for name, tau in itertools.product(models, RASH[::2]):
         make = functools.partial(after, models, name, tau, "validation", n or N_CHOOSE)
         for point in kept.once(f"after | {name} | {tau}", make)["passes"]:
             print(name, tau, point, flush=True)
@@ -222,37 +227,65 @@ def grid(make: Callable[..., jaxdiff.Policy], *numbers: tuple[float, ...]) -> tu
     return combined, lambda number: make(*table[np.asarray(number, int)].T)
 
 
-def rows_of() -> dict[str, tuple[tuple[Any, ...], Any]]:
+def rows_of(name: str) -> dict[str, tuple[tuple[Any, ...], Any]]:
     """Of each kind its combinations, `threshold`'s number first, and the policy of their numbers."""
     rash = policies.Threshold
-    return {
+    own = {
         "alone": grid(rash, CAREFUL),
-        "revise": grid(lambda t, w, s: policies.revise(rash(t), passes=1, tau=w, sure=s), RASH, WRITES, SURE),
-        "revise twice": grid(lambda t, w: policies.revise(rash(t), passes=2, tau=w), RASH[:2], WRITES),
+        "revise": grid(lambda t, w: policies.revise(rash(t), passes=1, tau=w), RASH, WRITES),
         "edit": grid(lambda t, w: Edit(t, w, 1), RASH, WRITES),
+    }
+    if name != BASE:
+        return own
+    return own | {
+        "wino": grid(policies.Wino, RASH, REVOKES),
         "confidence": grid(lambda t, d: Correct(rash(t), confidence(), d, 0.5), RASH, DOUBTS),
         "random": grid(lambda t, d: Random(rash(t), confidence(), d, 0.5), RASH, DRAWN),
-        "told": grid(lambda t: Told(rash(t), passes=1), RASH[:2]),  # each row has a standard decode first
+        "told, a pass": grid(lambda t: Told(rash(t), passes=1), RASH[:1]),
+        "told, taken back": grid(lambda t: TakenBack(rash(t), confidence(), 0.5, 0.5), RASH[:1]),
     }
 
 
-def swept(checkpoint: jaxdiff.Checkpoint, kind: str, row: Any, numbers: list[int], split: str, n: int) -> Any:
+def size_of(kind: str, n: int) -> int:
+    """Problems: fewer of an oracle, each of whose rows has a standard decode first."""
+    return min(n, N_TOLD) if kind.startswith("told") else n
+
+
+def swept(
+    kept: Kept, checkpoint: jaxdiff.Checkpoint, called: str, row: Any, numbers: list[int], split: str, n: int
+) -> list[dict[str, Any]]:
+    """A point for each of the numbers; one that is done is kept, so that a call may be cut off anywhere."""
     combined, policy = row
-    made = points(checkpoint, Row(kind, (), policy), numbers, n=n, split=split, length=LENGTH)
-    return [point | {"numbers": combined[number]} for number, point in zip(numbers, made, strict=True)]
+
+    def one(number: int) -> dict[str, Any]:
+        (point,) = points(checkpoint, Row(called, (), policy), [number], n=n, split=split, length=LENGTH)
+        return point | {"numbers": combined[number]}
+
+    return [kept.once(f"{called} | {split} | {number}", functools.partial(one, number)) for number in numbers]
 
 
-def standard(kept: Kept, checkpoint: jaxdiff.Checkpoint, split: str, n: int) -> dict[str, Any]:
-    row = Row("standard", (0.0,), lambda _: policies.Fixed())
-    make = functools.partial(points, checkpoint, row, row.values, n=n, split=split, length=LENGTH)
-    return kept.once(f"{BASE} | standard | {split}", make)[0]
+def standard(split: str, n: int) -> dict[str, Any]:
+    """Of the first n problems the verdicts; the work is that of all that were measured there."""
+    (point,) = json.loads(judged.PATH.read_text())["entries"][f"standard | {split}"]
+    found = verdicts_of(point)[:n]
+    return point | {
+        "n": len(found),
+        "correct": point["correct"][:n],
+        "accuracy": 100 * float(found.mean()),
+        "interval": [100 * end for end in wilson(int(found.sum()), len(found))],
+    }
+
+
+def points_of(entries: dict[str, Any], name: str, kind: str, split: str) -> list[dict[str, Any]]:
+    begin = f"{name} | {kind} | {split} | "
+    return [entry for called, entry in entries.items() if called.startswith(begin)]
 
 
 def chosen_of(entries: dict[str, Any], name: str, kind: str) -> dict[str, dict[str, Any]]:
     """The fastest point within one of standard decoding, and the most accurate for the work of a careful threshold."""
-    found = entries[f"{name} | {kind} | validation"]
-    least = entries[f"{BASE} | standard | validation"][0]["accuracy"] - 1.0
-    most = entries[f"{BASE} | alone | validation"][-1]["work"]
+    found = points_of(entries, name, kind, "validation")
+    least = standard("validation", found[0]["n"])["accuracy"] - 1.0
+    most = points_of(entries, BASE, "alone", "validation")[-1]["work"]
     near, cheap = [p for p in found if p["accuracy"] >= least], [p for p in found if p["work"] <= most]
     best = {"fastest": min(near, key=lambda p: p["work"], default=None)}
     best["most accurate"] = max(cheap, key=lambda p: (p["accuracy"], -p["work"]), default=None)
@@ -272,29 +305,29 @@ def tell(name: str, kind: str, point: dict[str, Any]) -> None:
     print(name, kind, point["numbers"], told, flush=True)
 
 
+def every_row(only: list[str] | None) -> Iterator[tuple[str, str, Any]]:
+    """A model's name, a kind, and its row."""
+    for name in (BASE, "revise"):
+        yield from ((name, kind, row) for kind, row in rows_of(name).items() if not only or f"{name} {kind}" in only)
+
+
 @app.command()
-def choose(adapter: Adapter, n: N = None, only: Annotated[list[str] | None, typer.Option()] = None) -> None:
+def choose(adapter: Adapter, n: N = None, only: Only = None) -> None:
     kept, models = opened(adapter, n)
-    if only is None:
-        careful = standard(kept, models[BASE], "validation", n or N_CHOOSE)
-        print(f"standard {careful['accuracy']:.1f} %, work {careful['work']:.2f}")
-    for (kind, row), (name, checkpoint) in itertools.product(rows_of().items(), models.items()):
-        if only is None or kind in only:
-            every = list(range(len(row[0])))
-            make = functools.partial(swept, checkpoint, kind, row, every, "validation", n or N_CHOOSE)
-            for point in kept.once(f"{name} | {kind} | validation", make):
-                tell(name, kind, point)
+    for name, kind, row in every_row(only):
+        every, count = list(range(len(row[0]))), size_of(kind, n or N_CHOOSE)
+        for point in swept(kept, models[name], f"{name} | {kind}", row, every, "validation", count):
+            tell(name, kind, point)
 
 
 @app.command("test")
-def measure_chosen(adapter: Adapter, n: N = None) -> None:
+def measure_chosen(adapter: Adapter, n: N = None, only: Only = None) -> None:
     kept, models = opened(adapter, n)
-    standard(kept, models[BASE], "test", n or N_TEST)
-    for (kind, row), (name, checkpoint) in itertools.product(rows_of().items(), models.items()):
-        chosen = chosen_of(kept.entries, name, kind).values()
-        numbers = sorted({int(point["value"]) for point in chosen})
-        make = functools.partial(swept, checkpoint, kind, row, numbers, "test", n or N_TEST)
-        for point in kept.once(f"{name} | {kind} | test", make):
+    for name, kind, row in every_row(only):
+        numbers = sorted({int(point["value"]) for point in chosen_of(kept.entries, name, kind).values()})
+        if kind.startswith("told") or not numbers:
+            continue
+        for point in swept(kept, models[name], f"{name} | {kind}", row, numbers, "test", n or N_TEST):
             tell(name, kind, point)
 
 
@@ -315,18 +348,31 @@ def report(n: N = None) -> None:
         best = max(within, key=lambda i: tried[i]["mended"], default=len(tried) - 1)
         point = found[best]
         lines.append(f"| {name} | {kind} | {point['tau']:g} | {point['mended']:.1f} | {point['spoilt']:.2f} |")
-    if (careful := entries.get(f"{BASE} | standard | test", [None])[0]) is not None:
-        lines += ["", f"Whole decodes, {careful['n']} test problems.", ""]
-        lines += ["| model | kind | chosen as | numbers | accuracy % | minus standard | NFE | TPF | work |"]
-        lines += ["|---|---|---|---|---:|---:|---:|---:|---:|", "| base | standard | " + line_of(careful, "")]
-    decodes = [
-        name.split(" | ") for name in entries if not name.startswith(("mend", "after")) and "| standard |" not in name
+    lines += [
+        "",
+        "Passes of a model over the base's finished rash decodes: how many are right, before and after each.",
+        "",
     ]
-    for name, kind, split in decodes:
-        if split != "test":
-            continue
+    lines += [
+        "| passes of | `threshold` | a pass's tau | right | made right | made wrong |",
+        "|---|---:|---:|---|---|---|",
+    ]
+    for entry, found in entries.items():
+        if entry.startswith("after"):
+            rows = ((p["tau"], p["right"], p["mended"], p["spoilt"]) for p in found["passes"])
+            told = (" | ".join(", ".join(map(str, each)) for each in row[1:]) for row in rows)
+            each = zip(found["passes"], told, strict=True)
+            lines += [f"| {entry.split(' | ')[1]} | {found['threshold']:g} | {p['tau']:g} | {row} |" for p, row in each]
+    called = [entry.split(" | ")[:3] for entry in entries if not entry.startswith(("mend", "after"))]
+    decodes = [decode for at, decode in enumerate(called) if decode not in called[:at]]
+    tested = [decode for decode in decodes if decode[2] == "test"]
+    careful = standard("test", points_of(entries, *tested[0])[0]["n"])
+    lines += ["", f"Whole decodes, {careful['n']} test problems.", ""]
+    lines += ["| model | kind | chosen as | numbers | accuracy % | minus standard | NFE | TPF | work |"]
+    lines += ["|---|---|---|---|---:|---:|---:|---:|---:|", "| base | standard | " + line_of(careful, "")]
+    for name, kind, _ in tested:
         why = chosen_of(entries, name, kind)
-        for point in entries[f"{name} | {kind} | test"]:
+        for point in points_of(entries, name, kind, "test"):
             names = " and ".join(reason for reason, each in why.items() if each["numbers"] == point["numbers"])
             off = [100 * x for x in paired_difference(verdicts_of(point), verdicts_of(careful))]
             lines.append(f"| {name} | {kind} | {names} " + line_of(point, "{:+.1f} [{:+.1f}, {:+.1f}]".format(*off)))
@@ -334,7 +380,7 @@ def report(n: N = None) -> None:
     lines += ["| model | kind | numbers | accuracy % | NFE | TPF | work |", "|---|---|---|---:|---:|---:|---:|"]
     for name, kind, split in decodes:
         if split == "validation":
-            lines += [f"| {name} | {kind} " + line_of(point) for point in entries[f"{name} | {kind} | validation"]]
+            lines += [f"| {name} | {kind} " + line_of(point) for point in points_of(entries, name, kind, split)]
     path.with_suffix(".md").write_text("\n".join(lines) + "\n")
     print(path.with_suffix(".md"))
 

@@ -67,6 +67,16 @@ def collect(
             "otherwise: what fit --kind judge learns from. Given more than once: as many decodes.",
         ),
     ] = [],  # noqa: B006
+    unlikely: Annotated[
+        float | None,
+        typer.Option(
+            "--unlikely",
+            min=0.0,
+            max=1.0,
+            help="With --rash: wrong is what has a probability under this beside what was committed before it, and "
+            "there is no answer. For texts of which one is as good as another.",
+        ),
+    ] = None,
     trajectories: Annotated[
         bool,
         typer.Option(
@@ -75,7 +85,7 @@ def collect(
         ),
     ] = False,
     temperature: Annotated[
-        float, typer.Option("--temperature", min=0.0, help="With --trajectories: 0 is greedy.")
+        float, typer.Option("--temperature", min=0.0, help="With --trajectories or --unlikely: 0 is greedy.")
     ] = 0.0,
     as_json: options.Json = False,
 ) -> None:
@@ -86,9 +96,15 @@ def collect(
         )
     if rash and tau != [0.0]:
         raise InputError("collect: found --tau, which is of replays, beside --rash, which has none; leave one out")
-    if temperature and not trajectories:
+    if unlikely is not None and (not rash or answer != "fixed"):
         raise InputError(
-            "temperature: found it without --trajectories; answers that are replayed are greedy: leave it out"
+            "unlikely: found it without --rash, whose commits it says are wrong, or beside --answer, which it stands "
+            "in for; mend that"
+        )
+    if temperature and not trajectories and unlikely is None:
+        raise InputError(
+            "temperature: found it without --trajectories and --unlikely; answers that are replayed are greedy: leave "
+            "it out"
         )
 
     from jaxdiff.train import judgements, traces
@@ -115,7 +131,8 @@ def collect(
         if trajectories:
             rows = len(trajectory.record(*given, **sizes, seed=seed, progress=update).prompt)
         elif rash:
-            found = judgements.collect(*given, **sizes, rash=judged, features=features, progress=update)
+            told = dict(features=features, unlikely=unlikely, seed=seed)
+            found = judgements.collect(*given, **sizes, rash=judged, **told, progress=update)
             rows = found.prompt.size
         else:
             rows = traces.collect(*given, **sizes, features=features, taus=tau, progress=update).prompt.size

@@ -156,8 +156,10 @@ class Writing:
             log_prob=jnp.where(changed, belief.log_prob, written.log_prob),
             close=jnp.where(changed, belief.gap < NEAR_TIE, written.close) | (each & tie),
         )
-        commit = jnp.where(each, commit, choice.commit)
-        return dataclasses.replace(choice, commit=commit, edit=jnp.where(each, edit, choice.edit)), written
+        commit, edit = jnp.where(each, commit, choice.commit), jnp.where(each, edit, choice.edit)
+        choice = dataclasses.replace(choice, commit=commit, edit=edit)
+        # Where nothing stands, the next forward would say the same.
+        return dataclasses.replace(choice, holds=choice.holds & (choice.changes | ~unfit)), written
 
     def _one_by_one(
         self, choice: Choice, new: Int[Array, "B W"], base: Int[Array, "B W"], rows: Bool[Array, " B"]

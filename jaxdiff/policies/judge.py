@@ -64,12 +64,18 @@ class Standing:
     masked: Bool[Array, "B W"]
     judged: Bool[Array, "B W"]  # committed by this decode in this block
     age: Int[Array, "B W"]  # forwards since the commit
+    repeats: Bool[Array, "B W"]  # the same token stands in the block, committed before, or with it and further left
     block_step: Int[Array, " B"]
     hidden: Float[Array, "B W D"]
 
 
 def standing_of(score: Score, memory: Memory) -> Standing:
     """`memory`: after this forward."""
+    step, place, stands = memory.step, jnp.arange(score.masked.shape[1]), ~score.masked
+    earlier = (step[:, None, :] < step[:, :, None]) | (
+        (step[:, None, :] == step[:, :, None]) & (place[None, :] < place[:, None])[None]
+    )
+    same = (score.tokens[:, :, None] == score.tokens[:, None, :]) & stands[:, None, :]
     return Standing(
         odds=memory.odds,
         standing=score.standing,
@@ -78,6 +84,7 @@ def standing_of(score: Score, memory: Memory) -> Standing:
         masked=score.masked,
         judged=score.editable,
         age=score.block_step[:, None] - memory.step,
+        repeats=stands & jnp.any(same & earlier, axis=2),
         block_step=score.block_step,
         hidden=score.hidden,
     )
@@ -90,22 +97,25 @@ class Judge:
     Inputs of a position, of itself and of `reach` neighbours on each side (zeros, and a mark, beyond the block): the
     log-odds that it was committed with, the log-probability now of the token that stands there and of the candidate,
     whether these are the same, masked or not, committed in this block or not; and its own age, the share of the block
-    that is masked, the block's step, and the model's hidden features.
+    that is masked, the block's step, whether it repeats a token that stands in the block, and the model's hidden
+    features.
 
     Attributes:
         features: how many hidden ones it reads: the model's D, or none.
+        repeats: 1, or 0 for a judge that is not told of repeated tokens.
         fitted_to: the fingerprint of the model whose commits it was fitted to (`leaves.fingerprint`); None: any.
     """
 
     layers: Layers
     reach: int = static(default=3)
     features: int = static(default=0)
+    repeats: int = static(default=0)
     fitted_to: str | None = static(default=None)
 
     @property
     def width(self) -> int:
         """Inputs of a position."""
-        return PER_NEIGHBOUR * (2 * self.reach + 1) + OWN + self.features
+        return PER_NEIGHBOUR * (2 * self.reach + 1) + OWN + self.repeats + self.features
 
     def check(self, model: Model, params: Params) -> None:
         """Raises InputError for a model of another width, or with other weights, than it was fitted to."""
@@ -128,7 +138,7 @@ class Judge:
         share = jnp.broadcast_to(jnp.mean(masked, axis=1, keepdims=True), masked.shape)
         steps = jnp.broadcast_to(seen.block_step[:, None], masked.shape)
         age, step = (jnp.log1p(jnp.maximum(x, 0).astype(jnp.float32)) for x in (seen.age, steps))
-        own = jnp.stack([age, share, step], axis=-1)
+        own = jnp.stack([age, share, step, *[seen.repeats.astype(jnp.float32)][: self.repeats]], axis=-1)
         around = neighbourhood([*numbers, *flags], self.reach)
         return jnp.concatenate([around, own, seen.hidden[..., : self.features].astype(jnp.float32)], axis=-1)
 

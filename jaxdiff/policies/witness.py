@@ -1,25 +1,24 @@
-"""What a judge learns from: another policy's decode, and which of its commits a careful decode writes otherwise."""
+"""What a judge learns from: another policy's decode, forward by forward."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key, Shaped
+from jaxtyping import Array, Int, Key, Shaped
 
 from jaxdiff.policies.base import PolicyBase
 from jaxdiff.policies.judge import Memory, standing_of
 from jaxdiff.protocols import Model, Policy
 from jaxdiff.pytree import pytree, static
-from jaxdiff.types import REFERENCE, Params, PartState, Proposal, Score
+from jaxdiff.types import Params, PartState, Proposal, Score
 
 
 @pytree
 class Testimony:
     """What was seen, block by block (Q of them) and forward by forward (the first S of each)."""
 
-    seen: dict[str, Shaped[Array, "B Q S ..."]]  # the fields of `Standing`
-    wrong: Bool[Array, "B Q S W"]  # committed, and not the reference's token
+    seen: dict[str, Shaped[Array, "B Q S ..."]]  # the fields of `Standing`, `tokens`, and `start`, the block's column
     forwards: Int[Array, "B Q"]  # at most S
     memory: Memory
     policy: PartState
@@ -49,7 +48,7 @@ class Witness(PolicyBase):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
-        return self.policy.needs | {REFERENCE}
+        return self.policy.needs
 
     def check(self, model: Model, params: Params) -> None:
         self.policy.check(model, params)
@@ -68,14 +67,16 @@ class Witness(PolicyBase):
             masked=flags,
             judged=flags,
             age=counts,
+            repeats=flags,
+            tokens=counts,
+            start=jnp.zeros(lead, jnp.int32),
             block_step=jnp.zeros(lead, jnp.int32),
             hidden=jnp.zeros((*lead, window, self.features)),
         )
         forwards = jnp.zeros(lead[:2], jnp.int32)
-        return Testimony(seen, flags, forwards, Memory.fresh(rows, window), self.policy.init(rows, window))
+        return Testimony(seen, forwards, Memory.fresh(rows, window), self.policy.init(rows, window))
 
     def select(self, state: Testimony, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, Testimony]:
-        assert score.reference is not None
         proposal, own = self.policy.select(state.policy, score, key)
         memory = state.memory.at(score)
         row = jnp.arange(score.start.shape[0])
@@ -83,12 +84,11 @@ class Witness(PolicyBase):
         at = (row, block, score.block_step)  # behind the last that is recorded nothing is written
         now = standing_of(score, memory)
         now = dataclasses.replace(now, hidden=now.hidden[..., : self.features].astype(jnp.float32))
-        wrong = score.editable & (score.tokens != score.reference)
+        values = vars(now) | {"tokens": score.tokens, "start": score.start}
         left = score.eligible & ~proposal.commit
         ending = jnp.any(score.eligible, axis=1) & ~jnp.any(left, axis=1)
         recorded = Testimony(
-            seen={name: old.at[at].set(getattr(now, name), mode="drop") for name, old in state.seen.items()},
-            wrong=state.wrong.at[at].set(wrong, mode="drop"),
+            seen={name: old.at[at].set(values[name], mode="drop") for name, old in state.seen.items()},
             forwards=state.forwards.at[row, block].set(jnp.minimum(score.block_step + 1, self.forwards)),
             memory=memory,
             policy=own,

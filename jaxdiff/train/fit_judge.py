@@ -24,6 +24,7 @@ class JudgeRecipe:
     layers: int = 2
     hidden: int = 64
     reach: int = 3
+    repeats: int = 1
     steps: int = 5000
     positions: int = 2**13
     learning_rate: float = 3e-3
@@ -34,8 +35,10 @@ class JudgeRecipe:
         for name in ("layers", "hidden", "steps", "positions"):
             if getattr(self, name) < 1:
                 raise InputError(f"judge {name}: found {getattr(self, name)}, expected at least 1")
-        if self.reach < 0:
-            raise InputError(f"judge reach: found {self.reach}, expected 0 or more")
+        if self.reach < 0 or self.repeats not in (0, 1):
+            raise InputError(
+                f"judge reach, repeats: found {self.reach}, {self.repeats}, expected 0 or more, and 0 or 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +77,8 @@ def fit_judge(
     held = kept_apart(ids)
     if held.all() or not held.any():
         raise InputError(f"judgements: found {ids.size} prompts, too few to keep a tenth apart; collect more")
-    empty = Judge((), recipe.reach, min(part.hidden.shape[-1] for part in parts), fitted_to)
+    features = min(part.hidden.shape[-1] for part in parts)
+    empty = Judge((), recipe.reach, features, recipe.repeats, fitted_to)
     rows, checked = (_labelled(parts, empty, apart=apart) for apart in (False, True))
     widths = (empty.width, *[recipe.hidden] * (recipe.layers - 1), 1)
     layers = init_layers(jax.random.key(recipe.seed), widths)

@@ -1,6 +1,6 @@
 """Decodes that are recorded beside an answer that was decoded before: what filters and judges are fitted from.
 
-    prompts -> a decode -> reference -> recording policies -> rows of one block at one forward -> part-00000.npz ...
+    prompts -> maybe a decode -> reference -> recording policies -> rows of one block at one forward -> a part each
 
 All passes are compiled and batched. A part is one batch, written as a whole, so that a collection that was interrupted
 goes on after the parts that it finished.
@@ -14,23 +14,31 @@ import io
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxdiff import parts as prints
 from jaxdiff.decode.api import prepare
-from jaxdiff.decode.batches import batches, pad_to_bucket
+from jaxdiff.decode.batches import batches, pad_to_bucket, request_keys
 from jaxdiff.decode.checks import block_of, overhang_of
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.program import Timed
 from jaxdiff.files import replaced_file
 from jaxdiff.protocols import Model, Policy
-from jaxdiff.types import InputError, Params
+from jaxdiff.types import REFERENCE, InputError, Params
 
 AGAIN = "free space there and give the same command again: the parts that are written stay"
 Rows = dict[str, np.ndarray]  # columns of equal length
+
+
+class Decoded(NamedTuple):
+    """What a recording policy wrote, beside the answer."""
+
+    tokens: Any  # [B L]
+    origin: Any  # [B], the column of the first token
+    reference: Any  # [B L], or None
 
 
 def record(
@@ -43,23 +51,27 @@ def record(
     *,
     what: str,
     policies: Callable[[int], Sequence[Policy]],
-    rows_of: Callable[[Any, int], Rows],
+    rows_of: Callable[[Any, int, Decoded], Rows],
     gen_length: int,
     batch_size: int,
     setting: Mapping[str, Any],
     progress: Callable[[int, int, float], None] | None,
+    answers: bool = True,
+    seed: int = 0,
 ) -> Rows:
-    """Decode each prompt, and again with each of some policies that record and are told the answer.
+    """Decode each prompt, and again with each of some policies that record.
 
     Args:
         ids: one for each prompt, which its rows carry as `prompt`.
         decoder: of the answer; the others differ from it in their policy alone. Default one token a step.
         what: the folder's content, in a word.
         policies: the recording ones, from the number of blocks that a row may have.
-        rows_of: from a policy's final state, a leaf [B ...] each, and the policy's number, to rows: columns that lead
-            with rows, among them `row`, which row of the batch each is of.
+        rows_of: from a policy's final state, a leaf [B ...] each, the policy's number, and what was decoded, to rows:
+            columns that lead with rows, among them `row`, which row of the batch each is of.
         setting: what the parts depend on beside the rest.
         progress: called after each batch with the prompts, the rows and the seconds so far.
+        answers: whether the prompts are decoded by `decoder` first, for policies that are told that, and for `rows_of`.
+        seed: of the rows' randomness, with their place among the prompts.
 
     Raises InputError where the folder belongs to other prompts, weights or settings, what `decode` raises, and where
     the folder cannot be written.
@@ -77,6 +89,7 @@ def record(
         gen_length=gen_length,
         batch_size=batch_size,
         decoder=prints.digest_of_tree(decoder),
+        seed=seed,
         **setting,
     )
     prints.claim(folder, what, depends)
@@ -89,16 +102,19 @@ def record(
         path = folder / f"part-{index:05d}.npz"
         fresh = len(set(rows.tolist()))
         if not path.is_file():
-            decode = functools.partial(prepare, model, params, padded[rows], origin=origin[rows], gen_length=gen_length)
-            reference = run.run(decode(decoder)).tokens
-            left = np.flatnonzero((np.asarray(reference)[:fresh] == config.mask_token_id).any(1))
-            if left.size:
+            options = dict(origin=origin[rows], gen_length=gen_length, key=request_keys(seed, rows))
+            decode = functools.partial(prepare, model, params, padded[rows], **options)
+            reference = run.run(decode(decoder)).tokens if answers else None
+            left = np.flatnonzero((np.asarray(reference)[:fresh] == config.mask_token_id).any(-1)) if answers else []
+            if len(left):
                 raise InputError(f"collect: the reference of prompt {np.asarray(ids)[rows][left[0]]} has masks left")
             made = []
             for number, policy in enumerate(recorders):
                 towards = dataclasses.replace(decoder, policy=policy)
-                state = jax.device_get(run.run(decode(towards, reference=reference)).policy)
-                columns = rows_of(jax.tree.map(operator.itemgetter(slice(fresh)), state), number)
+                result = run.run(decode(towards, reference=reference if REFERENCE in policy.needs else None))
+                found = (result.policy, Decoded(result.tokens, origin[rows], reference))
+                state, decoded = jax.tree.map(operator.itemgetter(slice(fresh)), jax.device_get(found))
+                columns = rows_of(state, number, decoded)
                 made.append(columns | {"prompt": np.asarray(ids)[rows][columns.pop("row")]})
             packed = io.BytesIO()  # a zip file that runs into a full disk writes its own traceback
             columns: Any = join(made)

@@ -97,7 +97,7 @@ def collect(
         *(model, params, prompts, ids, folder, decoder),
         what="traces",
         policies=lambda blocks: [replay(blocks=blocks, tau=tau) for tau in taus],
-        rows_of=lambda recording, number: _rows_of(recording, taus[number]),
+        rows_of=lambda recording, number, _: _rows_of(recording, taus[number]),
         gen_length=gen_length,
         batch_size=batch_size,
         setting=dict(features=features, taus=list(taus)),

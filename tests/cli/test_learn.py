@@ -78,7 +78,14 @@ def test_a_judge_from_rash_decodes_to_text(home, run, tmp_path):
         nfe[judge] = ran.json["nfe"]
     assert list(nfe.values()) == [2, 2 * 4]  # commits, looks and takes all back, commits again, looks once more
 
+    sampled = ("--stop", "none", "--rash", "threshold:tau=0.0", "--unlikely", 0.02, "--temperature", 1, "--json")
+    ran = run(*collecting[:2], tmp_path / "sampled", *collecting[3:], *sampled)
+    assert (ran.code, ran.json["prompts"]) == (0, 40), ran.err
+
     told = {
+        (*collecting, "--unlikely", 0.1): "unlikely: found it without --rash",
+        (*collecting, "--rash", "threshold", "--unlikely", 0.1, "--answer", "threshold"): "or beside --answer",
+        (*collecting, "--rash", "threshold", "--temperature", 1): "temperature: found it without --trajectories and",
         (*fitting, "--wrong", 2): "wrong: found it beside --kind judge",
         (*collecting, "--rash", "threshold", "--tau", 0.5): "found --tau, which is of replays, beside --rash",
         (

@@ -1,5 +1,6 @@
 """The conformance table: one line for each policy, fill, stopper and cache. To add one is to add its line."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -35,8 +36,9 @@ def random_filter(kind):
 
 def random_judge(seed=1):
     """A judge of random weights, sharp enough to doubt some commits and trust others."""
-    empty = p.Judge((), reach=1)
-    return p.Judge(jax.tree.map(lambda x: 4.0 * x, init_layers(jax.random.key(seed), (empty.width, 8, 1))), reach=1)
+    empty = p.Judge((), reach=1, repeats=1)
+    layers = init_layers(jax.random.key(seed), (empty.width, 8, 1))
+    return dataclasses.replace(empty, layers=jax.tree.map(lambda x: 4.0 * x, layers))
 
 
 # name -> (constructor, how to draw its numbers)

@@ -172,6 +172,13 @@ def test_a_plain_loop_writes_the_same():
     assert left_out
 
 
+def test_edits_that_do_not_fit_are_not_tried_again():
+    """A forward whose edits are all refused changes nothing, and ends the block as one without edits does."""
+    result = small.decode(constraint=regex("a{9,32}", room=64), policy=p.Edit(0.0, 0.0, 100))
+    assert all(is_answer("a{9,32}", tokens) for tokens in generated(result))
+    assert (result.nfe < 50).all()
+
+
 @settings(max_examples=6)
 @given(data=st.data(), pattern=PATTERNS)
 def test_a_canvas_is_filled_from_its_first_hole_to_its_last(data, pattern):

@@ -16,17 +16,19 @@ CERTAIN, REACH = 20.0, 1
 
 
 def said(judge, block, step):
-    """Its logits: `block` is a list, for each position, of (odds, standing, log_prob, agrees, masked, judged, age)."""
-    none = (0.0,) * 7
+    """Its logits: `block` is a list, for each position, of (odds, standing, log_prob, agrees, masked, judged, age,
+    repeats).
+    """
+    none = (0.0,) * 8
     share = np.mean([seen[4] for seen in block])
     rows = []
     for at in range(len(block)):
         inputs = []
         for near in range(at - REACH, at + REACH + 1):
-            odds, standing, log_prob, agrees, masked, judged, _ = block[near] if 0 <= near < len(block) else none
+            odds, standing, log_prob, agrees, masked, judged, *_ = block[near] if 0 <= near < len(block) else none
             numbers = [np.clip(x, -CERTAIN, CERTAIN) / 8 for x in (odds, standing, log_prob)]
             inputs += [*numbers, agrees, masked, judged, float(0 <= near < len(block))]
-        rows.append([*inputs, np.log1p(max(block[at][6], 0)), share, np.log1p(step)])
+        rows.append([*inputs, np.log1p(max(block[at][6], 0)), share, np.log1p(step), block[at][7]])
     x = np.asarray(rows)
     for index, layer in enumerate(judge.layers):
         x = x @ np.asarray(layer.kernel, np.float64) + np.asarray(layer.bias, np.float64)
@@ -52,7 +54,12 @@ def plain(tree, prompt, judge, tau, doubt, sure):
             now = best - np.log(np.exp(rest).sum(-1))
             odds, since = np.where(masked, now, odds), np.where(masked, step, since)
             standing = np.where(masked, -1e30, scores[np.arange(small.BLOCK), x[columns]])
-            seen = list(zip(odds, standing, best, token == x[columns], masked, ~masked, step - since, strict=True))
+            own, age = x[columns], step - since
+            repeats = [
+                not masked[i] and any(own[j] == own[i] and (-age[j], j) < (-age[i], i) for j in np.flatnonzero(~masked))
+                for i in range(small.BLOCK)
+            ]
+            seen = list(zip(odds, standing, best, token == own, masked, ~masked, age, repeats, strict=True))
             wrong = said(judge, seen, step) > np.log(doubt / (1 - doubt))
             remask = wrong & ~masked & ~taken
             commit = masked & (np.exp(best) >= tau)

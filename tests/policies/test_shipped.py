@@ -60,7 +60,9 @@ def test_bare_learned_is_the_best_of_them(adapter, block, tokens):
     assert np.sum(result.lengths) > tokens * np.sum(result.nfe)
 
 
-def test_the_judge_is_of_the_model_that_ships(checkpoint):
+@pytest.mark.parametrize("name", [MODEL, "puzzles-1m"])
+def test_the_judge_is_of_the_model_that_ships(name):
+    checkpoint = jaxdiff.load(name)
     judge, tau = named_judge(checkpoint.path)
     judge.check(checkpoint.model, checkpoint.params)
     assert (tau, judge.fitted_to) == (0.5, fingerprint(checkpoint.params))

@@ -6,13 +6,15 @@ import itertools
 import numpy as np
 import pytest
 
+import jaxdiff
 from jaxdiff import InputError
+from jaxdiff.decode.batches import request_keys
 from jaxdiff.judges import load_judge, save_judge
 from jaxdiff.policies import Threshold
 from jaxdiff.train.fit_judge import JudgeRecipe, auc, fit_judge, logits_of
 from jaxdiff.train.judgements import Judgements, collect, load_judgements
 from jaxdiff.train.traces import load_traces
-from tests import small
+from tests import reference, small
 
 WINDOW = 8
 
@@ -30,6 +32,7 @@ def made_up(prompts=200, seed=0):
         agrees=agrees,
         masked=~judged,
         judged=judged,
+        repeats=rng.random(shape) < 0.1,
         age=np.ones(shape, np.int32),
         hidden=hidden,
         wrong=judged & (((odds < 0) & ~agrees) | (hidden[..., 1] > 1)),
@@ -115,6 +118,31 @@ def test_what_is_collected_is_what_the_decodes_did(tmp_path):
         load_traces(folder)
     with pytest.raises(InputError, match="rash"):
         collect(*given, **asked | {"rash": rash[:1]})
+
+
+def test_unlikely_is_what_a_careful_decode_would_hardly_draw(tmp_path):
+    """At a temperature, each row with its own key; a numpy network is asked token by token, in the order of commits."""
+    prompts, below = [*small.PROMPTS, [7, 9]], 0.05
+    decoder = small.decoder(temperature=1.0)
+    given = (small.MODEL, small.params(), prompts, range(5), tmp_path / "judgements", decoder)
+    rows = collect(*given, rash=[Threshold(0.3)], unlikely=below, seed=3, gen_length=small.GEN, batch_size=4)
+    rash = dataclasses.replace(decoder, policy=Threshold(0.3))
+    padded, origin = small.batch(prompts)
+    keys = request_keys(3, np.arange(5))
+    result = jaxdiff.decode(small.MODEL, small.params(), padded, rash, origin=origin, gen_length=small.GEN, key=keys)
+    for prompt, block in itertools.product(range(5), range(small.GEN // small.BLOCK)):
+        own = rows.take((rows.prompt == prompt) & (rows.block == block))
+        (last,) = own.take(np.argsort(own.step)[-1:]).wrong
+        tokens = np.asarray(result.tokens[prompt, origin[prompt] :])
+        x, start = tokens.copy(), len(prompts[prompt]) + block * small.BLOCK
+        x[start:] = small.MASK
+        committed = np.asarray(result.commit_step[prompt])[block * small.BLOCK :][: small.BLOCK]
+        for at in np.argsort(committed, kind="stable"):
+            table = small.logits(small.params(), x)[start + at]
+            table[small.MASK] = -np.inf
+            x[start + at] = tokens[start + at]
+            assert last[at] == (np.exp(reference.log_softmax(table[None])[0, x[start + at]]) < below)
+    assert 0.1 < rows.wrong.sum() / rows.judged.sum() < 0.9
 
 
 def decoded(prompts, decoder):
