@@ -97,7 +97,8 @@ def test_a_model_of_ours_comes_from_the_hub_with_its_filters_and_judges(hub):
     jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
     assert found.tokenizer.prompt("26 + 48") == expected.tokenizer.prompt("26 + 48")
     read = ("params/", "filters/", "judges/", "config.json", "tokenizer", "chat_template", "demo.json")
-    read += ("adapters/revise/adapter_config.json",)  # which adapters there are
+    read += ("adapters/revise/adapter_config.json",)  # which adapters there are, and which drafters
+    read += ("drafters/adjust/drafter.json", "drafters/head/drafter.json")
     assert sorted(bodies(hub)) == sorted(name for name in files_of(source) if name.startswith(read))
 
 

@@ -193,7 +193,9 @@ def test_an_evaluation_of_an_adapter_is_repeated_where_that_lies_elsewhere(
     assert (again.code, again.json["agrees"], again.json["now"]["adapter"]) == (0, True, str(moved))
     config = json.loads((moved / "adapter_config.json").read_text())
     (moved / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 1}))
-    assert "with its adapter if it had one (--adapter)" in refused("eval", "--from", file, "--adapter", moved)
+    assert "with its adapter (--adapter) and its guide (--guide) if it had one" in refused(
+        "eval", "--from", file, "--adapter", moved
+    )
 
 
 def test_the_commit_of_a_source_tree(tmp_path, monkeypatch):
