@@ -14,6 +14,7 @@ from jaxdiff.decode import (
     Decoder,
     EndThink,
     Likelihood,
+    Particles,
     Reason,
     Result,
     Sampling,
@@ -23,13 +24,14 @@ from jaxdiff.decode import (
     log_likelihood,
     lower,
     pad_prompts,
+    particles,
     trajectory_log_prob,
 )
 from jaxdiff.drafters import drafted_fill
 from jaxdiff.filters import learned_policy
 from jaxdiff.models import build
 from jaxdiff.parallel.mesh import make_mesh
-from jaxdiff.protocols import Cache, Constraint, Fill, Model, Policy, Stopper
+from jaxdiff.protocols import Cache, Constraint, Fill, Model, Policy, Predicate, Stopper
 from jaxdiff.serve import Answer, Meter, Partial, Refusal, Request, decode_stream
 from jaxdiff.types import InputError, Inputs, Progress, Proposal, Score, Span, Written
 
@@ -50,7 +52,9 @@ __all__ = [
     "Meter",
     "Model",
     "Partial",
+    "Particles",
     "Policy",
+    "Predicate",
     "Progress",
     "Proposal",
     "Reason",
@@ -81,6 +85,7 @@ __all__ = [
     "make_mesh",
     "models",
     "pad_prompts",
+    "particles",
     "policies",
     "save",
     "save_adapter",

@@ -4,6 +4,7 @@ from jaxdiff.decode.api import decode, infill, lower, pad_prompts
 from jaxdiff.decode.choose import Choices, choose
 from jaxdiff.decode.decoder import Decoder, EndThink, Sampling
 from jaxdiff.decode.likelihood import Likelihood, log_likelihood
+from jaxdiff.decode.particles import Particles, particles
 from jaxdiff.decode.program import Program, Timed
 from jaxdiff.decode.result import Reason, Result
 from jaxdiff.decode.trajectory import trajectory_log_prob
@@ -13,6 +14,7 @@ __all__ = [
     "Decoder",
     "EndThink",
     "Likelihood",
+    "Particles",
     "Program",
     "Reason",
     "Result",
@@ -24,5 +26,6 @@ __all__ = [
     "log_likelihood",
     "lower",
     "pad_prompts",
+    "particles",
     "trajectory_log_prob",
 ]

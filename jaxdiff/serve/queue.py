@@ -85,6 +85,8 @@ class Answer:
     near_ties: int
     not_finite: int
     seconds: float
+    log_weight: float = 0.0
+    checks: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
