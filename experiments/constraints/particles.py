@@ -104,7 +104,7 @@ def laws(
 def compare(
     length: int = 8,
     vocabulary: int = 12,
-    requests: int = 20_000,
+    requests: int = 5000,
     particles: int = 8,
     block_length: int = 2,
     sharp: float = 4.0,
@@ -164,9 +164,7 @@ def compare(
     }
 
 
-def main(
-    requests: Annotated[int, typer.Option(min=1)] = 20_000, seeds: Annotated[int, typer.Option(min=1)] = 5
-) -> None:
+def main(requests: Annotated[int, typer.Option(min=1)] = 5000, seeds: Annotated[int, typer.Option(min=1)] = 3) -> None:
     """Writes results/particles.json: a model for each seed, with 8 particles and, for the first, with other numbers."""
     rows = [compare(requests=requests, seed=seed) | {"seed": seed} for seed in range(seeds)]
     rows += [compare(requests=requests, particles=n) | {"seed": 0} for n in (1, 2, 4, 16)]

@@ -54,7 +54,7 @@ class Named:
         while rest and pattern is None:
             name = rest.partition(":")[0].strip()
             if name in KINDS:
-                pattern = pattern_of(rest.strip())
+                pattern = pattern_of(rest.lstrip())
                 break
             part, plus, rest = rest.partition("+")
             name = part.partition(":")[0].strip()

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
@@ -37,13 +38,13 @@ class Function:
 
 @pytree
 class Table:
-    """Which ids may be written: [V] anywhere, or [G V] in each column of what is generated."""
+    """Which ids may be written: booleans [V] anywhere, or [G V] in each column of what is generated."""
 
-    allowed: Bool[Array, "*G V"] | Bool[np.ndarray, "*G V"]
+    allowed: Any
 
     def __post_init__(self) -> None:
         shape = getattr(self.allowed, "shape", ())
-        if len(shape) not in (1, 2) or self.allowed.dtype != bool:
+        if not isinstance(self.allowed, jax.core.Tracer) and (len(shape) not in (1, 2) or self.allowed.dtype != bool):
             raise InputError(f"table: found {self.allowed!r:.40}, expected booleans [V], or [columns, V]")
 
     def check(self, model: Model) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from jaxdiff.constraints.awrs import ESTIMATORS
@@ -32,7 +31,7 @@ class Awrs:
     estimator: str = choice(ESTIMATORS, default="recursive")
 
     @classmethod
-    def of(cls, *parts: Constraint | Predicate | Callable[..., Any], estimator: str = "recursive") -> Awrs:
+    def of(cls, *parts: Any, estimator: str = "recursive") -> Awrs:
         """All of these at once: what `Tokenizer.regex` gives, predicates, jittable functions (`predicates.Function`).
 
         Raises InputError for nothing, for two regular expressions, and for what is none of these.

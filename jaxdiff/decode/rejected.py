@@ -10,6 +10,7 @@ without a constraint. A row in which once nothing was allowed weighs nothing, an
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,12 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdiff.constraints import awrs
 from jaxdiff.constraints.awrs import Drawn
 from jaxdiff.decode.passes import StepPasses
-from jaxdiff.decode.reached import Reached, Standing
+from jaxdiff.decode.reached import Standing
 from jaxdiff.decode.resolve import Choice
 from jaxdiff.decode.weighted import Tiled
 from jaxdiff.protocols import Constraint, Predicate
 from jaxdiff.pytree import number_names, pytree
-from jaxdiff.types import HOLE, NEVER, Proposal, Score, Written
+from jaxdiff.types import HOLE, NEVER, PartState, Proposal, Score, Written
 from jaxdiff.windows import put
 
 
@@ -45,7 +46,7 @@ class Rejecting:
 
     passes: StepPasses
     constraint: Constraint
-    reached: Reached | None
+    reached: PartState  # a `Reached`
     score: Score
     proposal: Proposal
 
@@ -96,7 +97,7 @@ class Rejecting:
         asked = self.passes.asked(hidden, column)
         source = Tiled.of(asked, setup.model.head(setup.params), mesh=setup.layout.mesh)
         tables, kinds = None, None
-        if self.constraint.automaton is not None and self.reached is not None:
+        if self.constraint.automaton is not None:
             tables = Standing(self.passes, self.constraint.automaton, self.reached)
             kinds = tables.kinds_at(block, at)
         answer, there = self._answer(block), column[:, 0] - setup.layout.first
@@ -141,7 +142,7 @@ def _passes(
     axes = [0 if name and leaf.ndim else None for name, leaf in zip(number_names(predicate), leaves, strict=True)]
 
     def of_row(
-        leaves: list[Array], tokens: Int[Array, " G"], column: Int[Array, ""], ids: Int[Array, " n"]
+        leaves: list[Any], tokens: Int[Array, " G"], column: Int[Array, ""], ids: Int[Array, " n"]
     ) -> Bool[Array, " n"]:
         own = jax.tree.unflatten(structure, leaves)
         return jax.vmap(own.fits, (None, None, 0))(tokens, column, ids)

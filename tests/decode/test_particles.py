@@ -28,38 +28,36 @@ def decoder(**parts):
     return small.decoder(**{"policy": RANDOM, "temperature": 1.0, "constraint": Awrs.of(NoRepeat(ENDS, 1))} | parts)
 
 
-def run(prompts=small.PROMPTS, keys=None, model=small.MODEL, n=4, mesh=None, weigh=None, threshold=0.9, **parts):
-    ids, origin = small.batch(prompts)
-    keys = small.keys(len(prompts)) if keys is None else keys
-    tree = small.params(0, model)
-    options = dict(n=n, gen_length=small.GEN, origin=origin, key=keys, mesh=mesh, weigh=weigh, threshold=threshold)
-    return particles(model, tree, ids, decoder(**parts), **options)
+def run(order=range(4), n=4, mesh=None, weigh=None, threshold=0.9, **parts):
+    """Of the small model, requests in that order."""
+    ids, origin = small.batch()
+    order = np.asarray(order)
+    options = dict(n=n, gen_length=small.GEN, mesh=mesh, weigh=weigh, threshold=threshold)
+    keys = small.keys(4)[jnp.asarray(order)]
+    return particles(
+        small.MODEL, small.params(), ids[order], decoder(**parts), origin=origin[order], key=keys, **options
+    )
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [
-        dict(),
-        dict(policy=p.Entropy(1.0), cache=Dual(), stop=Eos(), constraint=Awrs.of(regex("(ab|c|aca)*(b|é)?"))),
-        dict(policy=p.Entropy(1.0), cfg_scale=0.5, cache=Dual(), model=small.DREAM),
-    ],
-    ids=["no-repeat", "regex-dual-eos", "guided"],
-)
+PATTERN = "(ab|c|aca)*(b|é)?"
+CACHED = dict(policy=p.Entropy(1.0), cache=Dual(), stop=Eos(), cfg_scale=0.5, constraint=Awrs.of(regex(PATTERN)))
+
+
+@pytest.mark.parametrize("parts", [{}, CACHED], ids=["no-repeat", "regex-dual-eos-guided"])
 def test_a_request_has_the_same_particles_whatever_else_is_in_the_batch(parts):
     """Keys and values, ends and weights go with a particle that is drawn again."""
-    all_, two = run(**parts), run(small.PROMPTS[2:3] + small.PROMPTS[:1], small.keys(4)[jnp.asarray([2, 0])], **parts)
-    assert all_.resampled.sum() > 0
-    for mine, other in ((2, 0), (0, 1)):
+    found, other = run(**parts), run([2, 0, 0, 3], **parts)
+    assert found.resampled.sum() > 0
+    for mine, place in ((2, 0), (0, 1), (0, 2), (3, 3)):
         for particle in range(4):
-            np.testing.assert_array_equal(all_.tokens(mine, particle), two.tokens(other, particle))
-        np.testing.assert_allclose(all_.weights[mine], two.weights[other], rtol=1e-3, atol=1e-6)
-        np.testing.assert_allclose(all_.log_normalizer[mine], two.log_normalizer[other], rtol=1e-4)
-    if "stop" in parts:
-        generated = np.asarray(all_.result.tokens)[:, -small.GEN :]
-        assert all(is_answer("(ab|c|aca)*(b|é)?", tokens) for tokens in generated)
-    assert np.isfinite(all_.log_normalizer).all()
-    np.testing.assert_allclose(all_.weights.sum(axis=1), 1.0)
-    np.testing.assert_allclose(all_.ess, 1.0 / (all_.weights**2).sum(axis=1))
+            np.testing.assert_array_equal(found.tokens(mine, particle), other.tokens(place, particle))
+        np.testing.assert_allclose(found.weights[mine], other.weights[place], rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(found.log_normalizer[mine], other.log_normalizer[place], rtol=1e-4)
+    if parts:
+        assert all(is_answer(PATTERN, tokens) for tokens in np.asarray(found.result.tokens)[:, -small.GEN :])
+    assert np.isfinite(found.log_normalizer).all()
+    np.testing.assert_allclose(found.weights.sum(axis=1), 1.0)
+    np.testing.assert_allclose(found.ess, 1.0 / (found.weights**2).sum(axis=1))
 
 
 def test_over_a_mesh_a_request_is_on_one_device():
@@ -67,7 +65,7 @@ def test_over_a_mesh_a_request_is_on_one_device():
     np.testing.assert_array_equal(alone.result.tokens, spread.result.tokens)
     np.testing.assert_allclose(alone.weights, spread.weights, rtol=1e-3, atol=1e-6)
     with pytest.raises(InputError, match="particles: found 3 requests over 2 data devices, expected a multiple"):
-        run(small.PROMPTS[:3], mesh=make_mesh(2, 1))
+        run(range(3), mesh=make_mesh(2, 1))
 
 
 def test_without_drawing_again_they_are_rows_of_their_own():
@@ -149,7 +147,6 @@ def test_a_verifier_weighs_at_the_end():
     ("options", "message"),
     [
         (dict(n=0), "particles: found 0, expected a whole number from 1 to"),
-        (dict(n=2.5), "particles: found 2.5, expected a whole number"),
         (dict(threshold=1.5), "threshold: found 1.5, expected a number from 0 to 1"),
         (dict(temperature=0.0), "temperature: found 0 with particles"),
         (dict(constraint=regex("a*")), "particles: found a constraint that writes what fits best"),
