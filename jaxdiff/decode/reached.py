@@ -113,16 +113,7 @@ class Standing:
         one = jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, at, axis=1) if leaf.ndim == 2 else leaf, strip)
         return admitted(self.automaton, one, *(jnp.take_along_axis(sets, here, axis=0) for sets in (before, behind)))
 
-    def admits(
-        self,
-        kinds: Bool[
-            Array,
-            (
-                B  # n K
-            ),
-        ],
-        token: Int[Array, "B n"],
-    ) -> Bool[Array, "B n"]:
+    def admits(self, kinds: Bool[Array, "B _ K"], token: Int[Array, "B n"]) -> Bool[Array, "B n"]:
         """Whether each of these tokens is of one of the classes, of its own column or of the only one."""
         return jnp.take_along_axis(kinds, kind_of(self.automaton, token)[..., None], axis=2)[..., 0]
 
