@@ -107,7 +107,7 @@ def compare(
     requests: int = 5000,
     particles: int = 8,
     block_length: int = 2,
-    sharp: float = 4.0,
+    sharp: float = 0.5,
     threshold: float = 0.5,
     seed: int = 0,
 ) -> dict[str, Any]:
