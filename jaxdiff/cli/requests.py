@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from jaxdiff import policies
 from jaxdiff.checkpoint import Checkpoint
 from jaxdiff.cli import choosing, particles
 from jaxdiff.cli.choosing import Asked, How
@@ -121,11 +122,12 @@ def stop_strings(checkpoint: Checkpoint, requests: Iterable[Request], decoding: 
 
 def check(checkpoint: Checkpoint, request: Request, decoding: Decoding) -> None:
     """Raises the InputError that this request is refused with."""
-    asked = Decoder(  # the policy's steps hang on the length, which is checked here
+    asked = Decoder(  # the policy's steps hang on the length, which is checked here: one that any constraint goes with
+        policies.Fixed(order="left"),
         block_length=decoding.block_length,
         length=decoding.length,
         stop_strings=stop_strings(checkpoint, [request], decoding),
-        sampling=Sampling(forbid_eos=decoding.forbid_eos),
+        sampling=Sampling(1.0, forbid_eos=decoding.forbid_eos),
         constraint=decoding.constrained(checkpoint.tokenizer),
     )
     check_request(checkpoint.model, request, decoding.gen_length, asked)
