@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxdiff.caches import CACHES
-from jaxdiff.constraints import letters_of, schema_pattern
+from jaxdiff.constraints import Awrs, NoRepeat, NotEmpty, Table, letters_of, schema_pattern
 from jaxdiff.decode import EndThink, Sampling
 from jaxdiff.drafters import DRAFTERS
 from jaxdiff.fills import DRAFTED, FILLS
@@ -69,6 +69,17 @@ def reference() -> str:
     parts += ["", "## Constraints", "", "Which texts an answer may be. Command line: `--constraint KIND:...`."]
     for name, made in {"regex:PATTERN": letters_of, "json:SCHEMA": schema_pattern}.items():
         parts += ["", f"### `{name}`", "", "`jaxdiff.constraints.Regex`", "", *described(made)]
+    for name, cls in {"awrs": Awrs, "not_empty": NotEmpty, "no_repeat": NoRepeat, "(Python alone)": Table}.items():
+        parts += [
+            "",
+            f"### `{name}`",
+            "",
+            f"`jaxdiff.constraints.{cls.__name__}`",
+            "",
+            *described(cls),
+            "",
+            *fields(cls),
+        ]
     parts += ["", "## Sampling", "", *described(Sampling), "", *fields(Sampling)]
     parts += ["", "### `end_think`", "", "`jaxdiff.EndThink`", "", *described(EndThink), "", *fields(EndThink)]
     return "\n".join(parts) + "\n"

@@ -15,6 +15,7 @@ from jaxdiff.decode import (
     EndThink,
     Guide,
     Likelihood,
+    Particles,
     Reason,
     Result,
     Sampling,
@@ -24,6 +25,7 @@ from jaxdiff.decode import (
     log_likelihood,
     lower,
     pad_prompts,
+    particles,
     trajectory_log_prob,
 )
 from jaxdiff.drafters import drafted_fill
@@ -32,7 +34,7 @@ from jaxdiff.guides import guide_of
 from jaxdiff.insertion import Inserted, insert
 from jaxdiff.models import build
 from jaxdiff.parallel.mesh import make_mesh
-from jaxdiff.protocols import Cache, Constraint, Fill, Model, Policy, Stopper
+from jaxdiff.protocols import Cache, Constraint, Fill, Model, Policy, Predicate, Stopper
 from jaxdiff.serve import Answer, Meter, Partial, Refusal, Request, decode_stream
 from jaxdiff.types import InputError, Inputs, Progress, Proposal, Score, Span, Written
 
@@ -55,7 +57,9 @@ __all__ = [
     "Meter",
     "Model",
     "Partial",
+    "Particles",
     "Policy",
+    "Predicate",
     "Progress",
     "Proposal",
     "Reason",
@@ -89,6 +93,7 @@ __all__ = [
     "make_mesh",
     "models",
     "pad_prompts",
+    "particles",
     "policies",
     "save",
     "save_adapter",

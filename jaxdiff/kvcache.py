@@ -50,6 +50,16 @@ def emptied(kv: KVCache, rows: Bool[Array, " B"]) -> KVCache:
     return jax.tree.map(empty_rows, kv)
 
 
+def picked(kv: KVCache, at: Int[Array, " B"]) -> KVCache:
+    """The cache with row i that of row at[i], in each copy that a model keeps of a row."""
+
+    def rows(leaf: Float[Array, "N b K M E"]) -> Float[Array, "N b K M E"]:
+        copies = jnp.arange(leaf.shape[1] // at.shape[0], dtype=jnp.int32)[:, None] * at.shape[0]
+        return leaf[:, (copies + at[None]).reshape(-1)]
+
+    return jax.tree.map(rows, kv)
+
+
 def shift_columns(rows: Array, by: int, fill: Any, axis: int = 1) -> Array:
     """`rows` with `by` more entries of `fill` in front of an axis, or, negative, with so many fewer."""
     if by < 0:

@@ -115,6 +115,9 @@ class Policy(Protocol):
     """Where: which positions commit, are edited or remasked. A frozen pytree: numbers are traced, the rest is static.
 
     Attributes:
+        blind: which positions commit, and in which order, does not hang on the candidates that were drawn there (their
+            probability, a margin to them ...), though it may on the belief (its entropy): what draws by rejection then
+            weighs what it should. Such a policy takes nothing back.
         waits: a schedule that may leave a row untouched in a step; at most `budget` steps of a block.
         revises: may edit, remask or hold; then nothing of a block is settled before the row leaves it.
         needs: what `Score` must hold beyond the model's belief: REFERENCE, the answer of a finished decode; SHADOW,
@@ -122,6 +125,9 @@ class Policy(Protocol):
             tokens more as the block has; GUIDE, what a guide says of the draft (`guide`), for which it reads the block
             in each step; GREEDY, that the candidates are not drawn, since tokens that the policy writes are not.
     """
+
+    @property
+    def blind(self) -> bool: ...
 
     @property
     def waits(self) -> bool: ...
@@ -312,8 +318,8 @@ class Stopper(Protocol):
 
 
 @runtime_checkable
-class Constraint(Protocol):
-    """Which texts an answer may be: a deterministic automaton over classes of tokens, in tables that are traced leaves.
+class Automaton(Protocol):
+    """A deterministic automaton over classes of tokens, in tables that are traced leaves.
 
     The states LOST, ENDED and BEGUN, and the classes NOWHERE and ENDS, are the same in each (`jaxdiff.types`).
 
@@ -340,6 +346,51 @@ class Constraint(Protocol):
 
     @property
     def example(self) -> Int[Any, " K"]: ...
+
+
+@runtime_checkable
+class Predicate(Protocol):
+    """What a token must pass to be written, asked about one at a time; a frozen pytree."""
+
+    def check(self, model: Model) -> None:
+        """Raises InputError for a model whose ids mean something else."""
+        ...
+
+    def fits(self, tokens: Int[Array, " G"], column: Int[Array, ""], candidate: Int[Array, ""]) -> Bool[Array, ""]:
+        """Whether some completion is allowed with `candidate` in this column: jittable, of one row alone.
+
+        Args:
+            tokens: what the row has of its answer, from the first token that is generated on (of a canvas, all of it):
+                ids, HOLE where none is written yet, `candidate`'s own column too; end-of-text behind the row's end.
+            column: of the candidate, among these.
+
+        What it says of a finished text must hold with any of its tokens taken out: a text that is allowed is then
+        never lost on the way. Where it can only tell of some texts that they cannot be completed, others end where no
+        token fits, and weigh nothing.
+        """
+        ...
+
+
+@runtime_checkable
+class Constraint(Protocol):
+    """Which texts an answer may be, and how a token among those that fit is found.
+
+    Attributes:
+        automaton: the texts that match, as tables; None: predicates alone say it.
+        predicates: what a token must pass beside that.
+        estimator (static): None: where the candidate does not fit, the best token that does; nothing is weighed, and
+            there are no predicates. Else tokens are drawn by rejection, and weigh what this one of
+            `constraints.awrs.ESTIMATORS` says.
+    """
+
+    @property
+    def automaton(self) -> Automaton | None: ...
+
+    @property
+    def predicates(self) -> tuple[Predicate, ...]: ...
+
+    @property
+    def estimator(self) -> str | None: ...
 
     def check(self, model: Model) -> None:
         """Raises InputError for a model whose ids mean something else."""

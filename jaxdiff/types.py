@@ -34,6 +34,7 @@ NEVER = -1e30  # log-odds of what goes last: no mass, and finite, so that nothin
 # classes of ids that fit nowhere, and of those that end an answer.
 LOST, ENDED, BEGUN = 0, 1, 2
 NOWHERE, ENDS = 0, 1
+HOLE = -1  # what a predicate is shown where a token is still to be written
 # What a policy or a fill may need, see `Policy.needs` and `Fill.needs`.
 REFERENCE, SHADOW, KV, GUIDE, GREEDY = "reference", "shadow", "kv", "guide", "greedy"
 
@@ -252,6 +253,8 @@ class Written:
         log_prob: of each written token, before temperature and cuts, at the pass that it was taken from.
         close: a choice of a token hung on less than NEAR_TIE.
         cheap: cheap passes that the row took part in; `work`: theirs, in forwards over the row's canvas.
+        log_weight: what was drawn weighs so much more or less than a draw of the model; None: nothing was weighed.
+        checks: how often a constraint was asked about a token; None: never.
     """
 
     token: Int[Array, "B W"]
@@ -260,6 +263,8 @@ class Written:
     close: Bool[Array, "B W"]
     cheap: Int[Array, " B"]
     work: Float[Array, " B"]
+    log_weight: Float[Array, " B"] | None = None
+    checks: Int[Array, " B"] | None = None
 
 
 @pytree

@@ -15,6 +15,7 @@ from jaxdiff.cli.choosing import How, check
 from jaxdiff.cli.hosts import Hosts
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.pages import write_page
+from jaxdiff.cli.particles import check as check_particles
 from jaxdiff.cli.requests import Job
 from jaxdiff.cli.share import decode_file, print_file, share_file
 from jaxdiff.cli.show import note, stderr
@@ -23,6 +24,7 @@ from jaxdiff.cli.watch import replay
 from jaxdiff.decode.choose import METHODS
 from jaxdiff.decode.estimates import MOST
 from jaxdiff.decode.likelihood import SAMPLES
+from jaxdiff.decode.particles import MOST as MOST_PARTICLES
 from jaxdiff.files import check_writable, json_line
 from jaxdiff.serve import Request
 from jaxdiff.types import InputError
@@ -130,6 +132,17 @@ def generate(
     samples: Annotated[
         int, typer.Option("--samples", min=2, max=MOST, help="Draws of --choose-by likelihood, for each choice.")
     ] = SAMPLES,
+    particles: Annotated[
+        int | None,
+        typer.Option(
+            "--particles",
+            min=1,
+            max=MOST_PARTICLES,
+            metavar="N",
+            help="Weighed draws of each prompt, under a constraint that draws by rejection (awrs+...); the answer is "
+            "one of them, drawn by weight. Rows also hold particles, ess, log_normalizer ...",
+        ),
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show the masks turn into text.")] = False,
     as_json: options.Json = False,
 ) -> int:
@@ -165,6 +178,11 @@ def generate(
     if choice is not None and (watch or html is not None or stop_string):
         raise InputError("--choice compares whole answers; leave --watch, --html and --stop-string out")
     make_decoding = functools.partial(Decoding.of, locals())
+    check_particles(constraint, particles)
+    if particles is not None and choice is not None:
+        raise InputError("--particles are draws, and --choice compares given answers; leave one of them out")
+    if particles is not None and (watch or html is not None):
+        raise InputError("--particles are drawn again from each other; leave --watch and --html out")
     job = Job(
         seed=seed,
         slots=batch_size,
@@ -175,6 +193,7 @@ def generate(
         prompt_text=prompt_text,
         for_show=for_show,
         choosing=How(choose_by, samples),
+        particles=particles,
     )
     hosts = Hosts(coordinator, processes, process_id)
     if not distributed and hosts != Hosts():
@@ -199,6 +218,12 @@ def _one(prompt: str, decoding: Decoding, job: Job, watch: bool, html: Path | No
     requests.check(checkpoint, request, decoding)
     tally = Tally()
     alone = dataclasses.replace(job, slots=1, prompt_text=as_json)
+    if job.particles is not None:
+        (line,) = requests.lines(checkpoint, [request], decoding, alone, tally.meter)
+        tally.add(line)
+        ess, normalizer = line["row"]["ess"], line["row"]["log_normalizer"]
+        note(f"{job.particles} particles, worth {ess:.1f} · log normalizer {normalizer:.3f}")
+        return _show(checkpoint, line, decoding, job, tally, as_json, line["row"]["text"])
     (answer,) = requests.answers(checkpoint, [request], decoding, alone, tally.meter)
     line = requests.line_of(checkpoint, answer, decoding, alone)
     tally.add(line)

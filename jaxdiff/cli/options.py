@@ -16,11 +16,11 @@ from jaxdiff.bench.shapes import abstract_params, shaped
 from jaxdiff.caches import CACHES
 from jaxdiff.checkpoint import adapter_folder, model_folder
 from jaxdiff.cli.show import note
-from jaxdiff.constraints import letters_of, pattern_of
+from jaxdiff.constraints import Named, letters_of
 from jaxdiff.convert.prompts import Tokenizer
-from jaxdiff.decode import checks
 from jaxdiff.decode.causal import check_masks
 from jaxdiff.decode.checks import block_of, check_blocks, check_cache, check_length, check_reference, whole_block
+from jaxdiff.decode.compatible import check_constraint, check_weighed
 from jaxdiff.decode.decoder import BLOCK_LENGTH, LENGTHS
 from jaxdiff.decode.guide import check_asked
 from jaxdiff.drafters import drafted_fill, unfitted
@@ -111,9 +111,10 @@ Constraint = Annotated[
     str | None,
     typer.Option(
         "--constraint",
-        metavar="regex:PATTERN|json:SCHEMA",
+        metavar="regex:PATTERN|json:SCHEMA|PART+...",
         help="The answer, or what fills a canvas from its first hole to its last, matches this regular expression, or "
-        "is JSON of this schema (its text, or the file that holds it). Needs outlines-core.",
+        "is JSON of this schema (its text, or the file that holds it), which need outlines-core. awrs+regex:PATTERN, "
+        "not_empty+no_repeat:n=3 ...: tokens are drawn by rejection, and weighed.",
     ),
 ]
 GenLength = Annotated[int, typer.Option("--gen-length", min=1, help="Tokens to generate.")]
@@ -303,9 +304,10 @@ class Decoding:
         encoded(self.stop_string)
         cache = CACHES.parse(self.cache or "none")
         check_cache(cache, self.stopper())
-        if self.pattern is not None:
-            checks.check_constraint(self.stopper(), bool(self.stop_string))
-            letters_of(self.pattern)
+        if self.named is not None:
+            check_constraint(self.stopper(), bool(self.stop_string))
+            if self.named.pattern is not None:
+                letters_of(self.named.pattern)
         if self.length not in LENGTHS:
             raise InputError(f"length: found {self.length!r}, expected one of {', '.join(LENGTHS)}")
         check_length(self.length, cache)
@@ -321,9 +323,14 @@ class Decoding:
         parse_mesh(self.mesh)  # last: it asks JAX for devices
 
     @functools.cached_property
-    def pattern(self) -> str | None:
-        """The regular expression of `--constraint`. Raises InputError as `constraints.pattern_of`."""
-        return None if self.constraint is None else pattern_of(self.constraint)
+    def named(self) -> Named | None:
+        """What `--constraint` says. Raises InputError as `Named.parse`."""
+        return None if self.constraint is None else Named.parse(self.constraint)
+
+    @property
+    def weighs(self) -> bool:
+        """Whether tokens are drawn by rejection, so that rows weigh something."""
+        return self.named is not None and self.named.estimator is not None
 
     @functools.cached_property
     def pinned(self) -> str:
@@ -422,13 +429,13 @@ class Decoding:
         boost, power = self.end_think_boost, self.end_think_power
         return jaxdiff.EndThink(tuple(ids), 100.0 if boost is None else boost, 2.0 if power is None else power)
 
-    def constrained(self, tokenizer: Tokenizer | None) -> jaxdiff.constraints.Regex | None:
-        """Of `--constraint`. Raises InputError for a model without a tokenizer, and as `Tokenizer.regex`."""
-        if self.pattern is None:
+    def constrained(self, tokenizer: Tokenizer | None) -> jaxdiff.Constraint | None:
+        """Of `--constraint`. Raises InputError for a model without a tokenizer, and as `Tokenizer.constraint`."""
+        if self.named is None:
             return None
         if tokenizer is None:
             raise InputError(f"constraint: {self.model} has no tokenizer, and the constraint is of text; leave it out")
-        return tokenizer.regex(self.pattern)
+        return tokenizer.constraint(self.named)
 
     def decoder(
         self, model: jaxdiff.Model, length: int, *, canvas: bool = False, tokenizer: Tokenizer | None = None
@@ -437,7 +444,7 @@ class Decoding:
         `--end-think` and `--constraint`.
 
         Raises InputError for a model that fills no masks, where the blocks do not fit it or divide the length, or the
-        steps do not spread evenly over them; and as `push` and `constrained`.
+        steps do not spread evenly over them; and as `push`, `constrained` and `check_weighed`.
         """
         check_masks(model)
         block = block_of(model, self.block_length, default=length if canvas else BLOCK_LENGTH)
@@ -449,7 +456,7 @@ class Decoding:
                 f"steps: found {self.steps} for {blocks} blocks ({length} / {block}), expected a multiple of the "
                 f"blocks; try --steps {-(-self.steps // blocks) * blocks}"
             )
-        return jaxdiff.Decoder(
+        made = jaxdiff.Decoder(
             policy=self.parse(None if self.steps is None else self.steps // blocks),
             fill=self.filled,
             cache=CACHES.parse(self.cache_of(model)),
@@ -467,3 +474,5 @@ class Decoding:
             length=self.length,
             constraint=self.constrained(tokenizer),
         )
+        check_weighed(made, block)
+        return made

@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 
+from jaxdiff import policies
 from jaxdiff.checkpoint import Checkpoint
-from jaxdiff.cli import choosing, inserting
+from jaxdiff.cli import choosing, inserting, particles
 from jaxdiff.cli.choosing import Asked, How
 from jaxdiff.cli.options import Decoding
 from jaxdiff.convert.chats import check_messages, with_system
@@ -64,6 +65,7 @@ class Job:
         prompt_text: rows hold the text that the model was given.
         for_show: rows hold what `jaxdiff show` draws, of all the above what is shown too.
         choosing: how choices are compared.
+        particles: of each prompt, one of which is its answer; None: it has one draw alone.
     """
 
     seed: int
@@ -75,6 +77,7 @@ class Job:
     prompt_text: bool = False
     for_show: bool = False
     choosing: How = dataclasses.field(default_factory=How)
+    particles: int | None = None
 
 
 def prompt_ids(checkpoint: Checkpoint, text: str, job: Job) -> list[int]:
@@ -133,11 +136,12 @@ def check(checkpoint: Checkpoint, request: Request, decoding: Decoding) -> None:
     if is_insertion(checkpoint.model):
         check_insertion(checkpoint.model, request, decoding.gen_length)
         return
-    asked = Decoder(  # the policy's steps hang on the length, which is checked here
+    asked = Decoder(  # the policy's steps hang on the length, which is checked here: one that any constraint goes with
+        policies.Fixed(order="left"),
         block_length=decoding.block_length,
         length=decoding.length,
         stop_strings=stop_strings(checkpoint, [request], decoding),
-        sampling=Sampling(forbid_eos=decoding.forbid_eos),
+        sampling=Sampling(1.0, forbid_eos=decoding.forbid_eos),
         constraint=decoding.constrained(checkpoint.tokenizer),
     )
     check_request(checkpoint.model, request, decoding.gen_length, asked)
@@ -169,6 +173,7 @@ def read(data: bytes, checkpoint: Checkpoint, decoding: Decoding, job: Job) -> l
     for place, row in enumerate(rows):
         try:
             if isinstance(row, Request):
+                particles.check_request(row, job.particles)
                 check(checkpoint, row, decoding)
             elif isinstance(row, Asked):
                 choosing.check(checkpoint, row, decoding, job.choosing)
@@ -199,13 +204,26 @@ def lines(
     checkpoint: Checkpoint, rows: Sequence[Row], decoding: Decoding, job: Job, meter: Meter
 ) -> Iterator[dict[str, Any]]:
     """The line of each request that is no refusal, when its answer is there: those with choices come last."""
-    for answer in answers(checkpoint, [row for row in rows if isinstance(row, Request)], decoding, job, meter):
-        yield line_of(checkpoint, answer, decoding, job)
+    for answer, more in _answered(checkpoint, [row for row in rows if isinstance(row, Request)], decoding, job, meter):
+        line = line_of(checkpoint, answer, decoding, job)
+        yield line | {"row": line["row"] | more}
     chosen = [row for row in rows if isinstance(row, Asked)]
     compared = choosing.answers(checkpoint, chosen, decoding, job.choosing, seed=job.seed, slots=job.slots, meter=meter)
     for answer, more in compared:
         line = line_of(checkpoint, answer, decoding, job)
         yield line | {"row": line["row"] | more}
+
+
+def _answered(
+    checkpoint: Checkpoint, requests: Sequence[Request], decoding: Decoding, job: Job, meter: Meter
+) -> Iterator[tuple[Answer, dict[str, Any]]]:
+    """Each answer, and what its row holds beside what all rows do."""
+    if job.particles is None:
+        yield from ((answer, {}) for answer in answers(checkpoint, requests, decoding, job, meter))
+        return
+    yield from particles.answers(
+        *(checkpoint, requests, decoding, job.particles), seed=job.seed, slots=job.slots, meter=meter
+    )
 
 
 def answers(
@@ -268,6 +286,8 @@ def line_of(checkpoint: Checkpoint, done: Answer, decoding: Decoding, job: Job) 
         "commit_step": done.commit_step.tolist(),
         "seconds": done.seconds,
     }
+    if decoding.weighs:
+        row |= {"log_weight": done.log_weight, "checks": done.checks}
     holes = None
     if done.request.is_canvas:
         holes = [token == checkpoint.model.config.mask_token_id for token in done.request.ids]

@@ -185,7 +185,7 @@ def fingerprints(data: bytes, checkpoint: Checkpoint, decoding: Decoding, job: r
     settings: dict[str, Any] = dataclasses.asdict(decoding) | dataclasses.asdict(job)
     config = dataclasses.asdict(checkpoint.model.config)
     settings["config"] = parts.digest(json_line(dict(sorted(config.items()))).encode())
-    settings["constraint"] = decoding.pattern  # a schema's file may be another
+    settings["constraint"] = None if decoding.named is None else decoding.named.text  # a schema's file may be another
     settings["cache"] = decoding.cache_of(checkpoint.model)
     del settings["model"], settings["slots"]
     if checkpoint.adapter is not None:

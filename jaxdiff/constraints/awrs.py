@@ -10,7 +10,7 @@ for its renormalisation step by step. Adaptive weighted rejection sampling, arXi
 and `recursive` are of `genlm-control`.
 
 The weights hold where the position that is written was chosen without a look at what is drawn there: under a policy
-that ranks by the candidate of a temperature above 0 they do not.
+that ranks by the candidate of a temperature above 0 they do not (`Policy.blind`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.pytree import InputError, pytree, static
-from jaxdiff.types import NEVER
+from jaxdiff.types import NEAR_TIE, NEVER
 
 ESTIMATORS = ("paper", "geometric", "recursive")
 WIDTH = 8  # tokens of a position that are ranked, and asked about, at a time
@@ -89,12 +89,14 @@ class Drawn:
         log_prob: its log-probability in p.
         log_weight: log w; -inf where no token is allowed.
         checks: tokens that were asked about, each once.
+        close: the order of two tokens that were looked at one after the other hung on less than NEAR_TIE.
     """
 
     token: Int[Array, "B C"]
     log_prob: Float[Array, "B C"]
     log_weight: Float[Array, "B C"]
     checks: Int[Array, "B C"]
+    close: Bool[Array, "B C"]
 
 
 @pytree
@@ -108,6 +110,7 @@ class _Walk:
         lost: the mass of what was refused; `refusals`: how often something was, phantoms among them.
         draws: tokens that were drawn, in both walks.
         also: what came behind the token is allowed too, or nothing came.
+        close: as in `Drawn`.
     """
 
     open: Bool[Array, "B C"]
@@ -122,9 +125,12 @@ class _Walk:
     token: Int[Array, "B C"]
     log_prob: Float[Array, "B C"]
     also: Bool[Array, "B C"]
+    close: Bool[Array, "B C"]
 
 
-def draw(source: Source, allowed: Allowed, estimator: str = "recursive") -> Drawn:
+def draw(
+    source: Source, allowed: Allowed, estimator: str = "recursive", *, among: Bool[Array, "B C"] | None = None
+) -> Drawn:
     """A token of each position that is allowed, and its weight.
 
     Args:
@@ -136,21 +142,23 @@ def draw(source: Source, allowed: Allowed, estimator: str = "recursive") -> Draw
             draws with replacement would have had among what was refused before; w = 1 / (r + 1). `recursive`: one walk
             and one token more; w = 1 - P0 if that is allowed too, else the token's own probability. It asks least, and
             varies most.
+        among: the positions that are drawn; of the others nothing is asked, and `Drawn` says nothing. None: all.
 
     Raises InputError for another estimator.
     """
     if estimator not in ESTIMATORS:
         raise InputError(f"estimator: found {estimator!r:.40}, expected one of {', '.join(ESTIMATORS)}")
-    walk = _walked(source, allowed, _begun(source.shape), 0, None, estimator)
+    among = jnp.ones(source.shape, bool) if among is None else among
+    walk = _walked(source, allowed, _begun(among), 0, None, estimator)
     if estimator == "recursive":
-        weight = jnp.where(walk.also, jnp.log(_left(walk)), walk.log_prob)
+        weight = jnp.where(walk.also, _log_left(walk), walk.log_prob)
     else:
         again = dataclasses.replace(walk, open=walk.found, after=Mark.start(source.shape))
         both = _walked(source, allowed, again, 1, walk.refused, estimator)
         weight = -jnp.log(both.refusals + 1.0)
-        weight = weight + jnp.log(_left(walk)) if estimator == "paper" else weight
-        walk = dataclasses.replace(walk, checks=both.checks)
-    return Drawn(walk.token, walk.log_prob, jnp.where(walk.found, weight, -jnp.inf), walk.checks)
+        weight = weight + _log_left(walk) if estimator == "paper" else weight
+        walk = dataclasses.replace(walk, checks=both.checks, close=both.close)
+    return Drawn(walk.token, walk.log_prob, jnp.where(walk.found, weight, -jnp.inf), walk.checks, walk.close)
 
 
 def table(allowed: Bool[Array, "B C V"] | Bool[Array, " V"]) -> Allowed:
@@ -162,15 +170,15 @@ def table(allowed: Bool[Array, "B C V"] | Bool[Array, " V"]) -> Allowed:
     return asked
 
 
-def _begun(shape: tuple[int, ...]) -> _Walk:
-    no, zero, none = jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
-    start = Mark.start(shape)
-    return _Walk(~no, no, start, start, none, none, zero, zero, no, zero, none + NEVER, ~no)
+def _begun(among: Bool[Array, "B C"]) -> _Walk:
+    no, zero, none = (jnp.zeros(among.shape, dtype) for dtype in (bool, jnp.int32, jnp.float32))
+    start = Mark.start(among.shape)
+    return _Walk(among, no, start, start, none, none, zero, zero, no, zero, none + NEVER, ~no, no)
 
 
-def _left(walk: _Walk) -> Float[Array, "B C"]:
-    """The mass of what was not refused: no less than that of the token, whatever rounding says."""
-    return jnp.maximum(1.0 - walk.lost, jnp.exp(walk.log_prob))
+def _log_left(walk: _Walk) -> Float[Array, "B C"]:
+    """The log-mass of what was not refused: no less than that of the token, whatever rounding says."""
+    return jnp.maximum(jnp.log(jnp.maximum(1.0 - walk.lost, 0.0)), walk.log_prob)
 
 
 def _walked(source: Source, allowed: Allowed, walk: _Walk, number: int, without: Mark | None, estimator: str) -> _Walk:
@@ -224,6 +232,7 @@ def _looked(
         token=jnp.where(keeps, token, walk.token),
         log_prob=jnp.where(keeps, log_prob, walk.log_prob),
         also=jnp.where(more, ok, walk.also),
+        close=walk.close | ((drawn | more) & (walk.after.key - key < NEAR_TIE)),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.constraints.letters import Letters, letters_of
-from jaxdiff.protocols import Model
+from jaxdiff.protocols import Model, Predicate
 from jaxdiff.pytree import InputError, pytree
 from jaxdiff.stoppers.strings import UNREADABLE, Spelling
 from jaxdiff.types import BEGUN, ENDED, ENDS, LOST, NOWHERE
@@ -24,7 +24,7 @@ class Regex:
     """The texts that match a regular expression: a deterministic automaton whose letters are classes of tokens.
 
     Tokens of one class lead from each state to the same one. States and classes are filled up to powers of two, so
-    that regular expressions of about one size share a compiled program. `jaxdiff.protocols.Constraint` says what the
+    that regular expressions of about one size share a compiled program. `jaxdiff.protocols.Automaton` says what the
     tables mean.
     """
 
@@ -45,7 +45,7 @@ class Regex:
 
         Raises InputError for a pattern that cannot be read, that no tokens spell, or whose tables would be too large.
         """
-        words = _words(spelling)
+        words = words_of(spelling)
         words += [b""] * (max(ends) + 2 - len(words))
         words = [b"" if i in ends else word for i, word in enumerate(words)]
         steps, accepts = _over_tokens(letters_of(pattern), words, pattern)
@@ -92,6 +92,18 @@ class Regex:
         of[list(ends)] = ENDS
         return cls(*jax.device_put((of, following, final, hole, example)))
 
+    @property
+    def automaton(self) -> Regex:
+        return self
+
+    @property
+    def predicates(self) -> tuple[Predicate, ...]:
+        return ()
+
+    @property
+    def estimator(self) -> None:
+        """What does not fit is written over, and nothing is weighed."""
+
     def check(self, model: Model) -> None:
         """Raises InputError for a model whose ids mean something else than those of the tokenizer. Under a trace, where
         the tables are not known, the caller vouches for them.
@@ -114,7 +126,7 @@ class Regex:
             )
 
 
-def _words(spelling: Spelling) -> list[bytes]:
+def words_of(spelling: Spelling) -> list[bytes]:
     """The bytes of each id, none for one that has no token; the last entry is that of any id beyond."""
     letters, starts = np.asarray(spelling.letters).tobytes(), np.asarray(spelling.starts)
     words = [letters[a:b] for a, b in itertools.pairwise(starts)]

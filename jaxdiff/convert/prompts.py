@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jaxdiff.constraints import Regex, schema_pattern
+from jaxdiff.constraints import Awrs, Named, NoRepeat, NotEmpty, Regex, schema_pattern
 from jaxdiff.convert.chats import Message, check_messages, frames, shown
 from jaxdiff.convert.spelling import spelling_of
 from jaxdiff.files import first_line
@@ -140,6 +140,31 @@ class Tokenizer:
     def schema(self, schema: dict[str, Any] | str) -> Regex:
         """The JSON texts that a schema, an object or its text, describes; errors as of `schema_pattern` and `regex`."""
         return self.regex(schema_pattern(schema))
+
+    def not_empty(self) -> NotEmpty:
+        """Something but white space stands in the answer, for `constraints.Awrs.of`.
+
+        Raises InputError for a tokenizer that is not byte-level.
+        """
+        return NotEmpty.of(self._spelled("constraint"), self.eos_ids)
+
+    def no_repeat(self, n: int = 3) -> NoRepeat:
+        """No run of n tokens comes twice in the answer, for `constraints.Awrs.of`."""
+        return NoRepeat(tuple(self.eos_ids), n)
+
+    def constraint(self, text: str | Named) -> Regex | Awrs:
+        """What `--constraint` says, for `Decoder(constraint=)`; errors as of `constraints.Named.parse`, `regex` and
+        `not_empty`.
+        """
+        named = Named.parse(text) if isinstance(text, str) else text
+        tables = [] if named.pattern is None else [self.regex(named.pattern)]
+        if named.estimator is None:
+            return tables[0]
+        predicates = [
+            self.not_empty() if isinstance(part, NotEmpty) else dataclasses.replace(part, ends=tuple(self.eos_ids))
+            for part in named.predicates
+        ]
+        return Awrs.of(*tables, *predicates, estimator=named.estimator)
 
     def decode(self, ids: Any, generated: Any = None, stop_strings: Sequence[str] = ()) -> str:
         """The text up to the first generated id that ends an answer, and up to the first stop string that is complete

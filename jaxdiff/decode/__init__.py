@@ -5,6 +5,7 @@ from jaxdiff.decode.choose import Choices, choose
 from jaxdiff.decode.decoder import Decoder, EndThink, Sampling
 from jaxdiff.decode.guide import Guide
 from jaxdiff.decode.likelihood import Likelihood, log_likelihood
+from jaxdiff.decode.particles import Particles, particles
 from jaxdiff.decode.program import Program, Timed
 from jaxdiff.decode.result import Reason, Result
 from jaxdiff.decode.trajectory import trajectory_log_prob
@@ -15,6 +16,7 @@ __all__ = [
     "EndThink",
     "Guide",
     "Likelihood",
+    "Particles",
     "Program",
     "Reason",
     "Result",
@@ -26,5 +28,6 @@ __all__ = [
     "log_likelihood",
     "lower",
     "pad_prompts",
+    "particles",
     "trajectory_log_prob",
 ]

@@ -9,12 +9,13 @@ import numpy as np
 
 from jaxdiff.caches import CACHES
 from jaxdiff.decode.causal import check_causal, check_filled
+from jaxdiff.decode.compatible import check_constraint, check_weighed
 from jaxdiff.decode.decoder import BLOCK_LENGTH, Decoder, Sampling
 from jaxdiff.decode.guide import Guide, check_asked, check_guide
 from jaxdiff.fills import FILLS
 from jaxdiff.protocols import Cache, Fill, Model, Policy, Stopper
 from jaxdiff.pytree import named_numbers
-from jaxdiff.stoppers import STOPPERS, StopStrings
+from jaxdiff.stoppers import StopStrings
 from jaxdiff.stoppers.strings import NONE
 from jaxdiff.types import REFERENCE, SHADOW, InputError
 
@@ -103,25 +104,13 @@ def check_decoder(
     check_end_think(decoder.sampling, model)
     if decoder.constraint is not None:
         check_constraint(decoder.stop, decoder.stop_strings is not None)
+        check_weighed(decoder, block)
         decoder.constraint.check(model)
-
-
-def check_constraint(stop: Stopper, strings: bool) -> None:
-    """Raises InputError for what would end a row before its text matches the constraint; `strings`: stop strings."""
-    if stop.cuts:
-        raise InputError(
-            f"constraint: found one with stop {STOPPERS.name_of(stop)}, which ends a row where it foresees the end of "
-            "a text that is not written; take stop eos or none"
-        )
-    if strings:
-        raise InputError(
-            "constraint: found one with stop strings, which would end a row before its text matches; leave one of the "
-            "two out"
-        )
 
 
 def check_block(decoder: Decoder, block: int) -> None:
     """Raises the InputError of a policy or a fill that cannot serve blocks of so many positions."""
+    check_weighed(decoder, block)
     jax.eval_shape(lambda: (decoder.policy.init(1, block), decoder.fill.init(1, block)))
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.vocabulary import Vocabulary
-from jaxdiff.protocols import Constraint, Model
+from jaxdiff.protocols import Automaton, Model
 from jaxdiff.types import BEGUN, ENDED, ENDS, NOWHERE, InputError
 
 
@@ -49,13 +49,14 @@ def check_filling(decoder: Decoder, model: Model, canvas: Any, *, alone: bool = 
             )
 
 
-def _tables(decoder: Decoder) -> Constraint | None:
-    """The constraint, on the host; None where there is none, or where its tables are traced."""
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(decoder.constraint))
-    return None if decoder.constraint is None or traced else jax.device_get(decoder.constraint)
+def _tables(decoder: Decoder) -> Automaton | None:
+    """The constraint's tables, on the host; None where there are none, or where they are traced."""
+    tables = decoder.automaton
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tables))
+    return None if tables is None or traced else jax.device_get(tables)
 
 
-def _completes(constraint: Constraint, tokens: Int[np.ndarray, " n"], mask_id: int, ends: bool) -> bool:
+def _completes(constraint: Automaton, tokens: Int[np.ndarray, " n"], mask_id: int, ends: bool) -> bool:
     """Whether the holes among these tokens can be filled so that all of them are a text; `ends`: which may be over
     before the last of them.
     """

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from jaxdiff.caches import NoCache
 from jaxdiff.fills import Parallel
 from jaxdiff.policies import Fixed
-from jaxdiff.protocols import Cache, Constraint, Fill, Policy, Stopper
+from jaxdiff.protocols import Automaton, Cache, Constraint, Fill, Policy, Stopper
 from jaxdiff.pytree import choice, number, pytree, static
 from jaxdiff.stoppers import NoStop, StopStrings
 from jaxdiff.types import KV, Count, InputError, Leaf
@@ -92,8 +92,8 @@ class Decoder:
         cache: which keys and values are reused; default none, the only exact one on every model; an autoregressive one
             has `seeded`.
         stop: when a row's end moves left; default never.
-        constraint: which texts an answer, or what fills a canvas, may be (`Tokenizer.regex`, `Tokenizer.schema`);
-            default any.
+        constraint: which texts an answer, or what fills a canvas, may be (`Tokenizer.regex`, `Tokenizer.schema`,
+            `constraints.Awrs`); default any.
         stop_strings: texts that end a row too, whatever the stopper (`Tokenizer.stop_strings`); default none.
         sampling: how a token is drawn; default greedy.
         block_length: in tokens, a divisor of what is generated; default 32 for `decode`, the whole canvas for `infill`.
@@ -116,6 +116,11 @@ class Decoder:
     def __post_init__(self) -> None:
         check_kind("stop_strings", self.stop_strings, StopStrings)
         check_kind("constraint", self.constraint, Constraint)
+
+    @property
+    def automaton(self) -> Automaton | None:
+        """The tables of the constraint, where it has any."""
+        return None if self.constraint is None else self.constraint.automaton
 
     @property
     def keeps_kv(self) -> bool:

@@ -34,6 +34,10 @@ class Forced:
     policy: Policy
 
     @property
+    def blind(self) -> bool:
+        return self.policy.blind
+
+    @property
     def waits(self) -> bool:
         return self.policy.waits
 

@@ -24,11 +24,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxdiff.decode.constrained import Writing, begin_text, go_on
+from jaxdiff.decode.constrained import Writing
 from jaxdiff.decode.full import FullPass
 from jaxdiff.decode.guide_pass import GuidePass
 from jaxdiff.decode.layout import Layout, Setup
 from jaxdiff.decode.passes import StepPasses
+from jaxdiff.decode.reached import begin_text, go_on
+from jaxdiff.decode.rejected import Rejecting
 from jaxdiff.decode.resolve import Choice, in_vocabulary, planted, resolve, seed_position, with_written
 from jaxdiff.decode.result import Result, finish
 from jaxdiff.decode.state import Rows, State, fold, holes, keep, live
@@ -46,6 +48,7 @@ def begin(setup: Setup, rows: Rows) -> State:
     zero, column = jnp.zeros((count,), jnp.int32), jnp.arange(length, dtype=jnp.int32)[None]
     prompt = column < jnp.maximum(layout.first, rows.origin[:, None])
     given = (rows.canvas != model.config.mask_token_id) | prompt
+    automaton = decoder.automaton
     return State(
         rows=rows,
         given=given,
@@ -59,6 +62,8 @@ def begin(setup: Setup, rows: Rows) -> State:
         nfe=zero,
         cheap=zero,
         work=zero.astype(jnp.float32),
+        log_weight=zero.astype(jnp.float32),
+        checks=zero,
         near_ties=zero,
         not_finite=zero,
         commit_step=jnp.full((count, length), -1, jnp.int32),
@@ -67,7 +72,7 @@ def begin(setup: Setup, rows: Rows) -> State:
         fill=decoder.fill.init(count, layout.block_length),
         stop=decoder.stop.init(count),
         text=() if decoder.stop_strings is None else decoder.stop_strings.init(count),
-        reached=() if decoder.constraint is None else begin_text(setup, decoder.constraint, rows, given),
+        reached=() if automaton is None else begin_text(setup, automaton, rows, given),
         kv=model.empty_kv(count, length) if decoder.keeps_kv else None,
         guide_nfe=zero,
         guide_known=rows.origin,
@@ -103,10 +108,11 @@ def step(setup: Setup, state: State) -> State:
     with jax.named_scope("fill"):  # for who inspects the compiled program
         written, fill_state = decoder.fill.write(state.fill, score, proposal, choice.commit, passes, step_keys)
     choice, reached = with_written(choice, written), state.reached
-    if decoder.constraint is not None:
-        reached = go_on(setup, decoder.constraint, state, place.start)
-        writing = Writing(passes, decoder.constraint, reached, score, proposal)
-        choice, written = writing.allowed(choice, written, acts)
+    if decoder.automaton is not None:
+        reached = go_on(setup, decoder.automaton, state, place.start)
+    if (constraint := decoder.constraint) is not None:
+        writes = Writing if constraint.estimator is None else Rejecting
+        choice, written = writes(passes, constraint, reached, score, proposal).allowed(choice, written, acts)
     state = _changed(state, place, score, proposal, choice, written, model.config.mask_token_id)
 
     holes_left = holes(model, state)
@@ -212,6 +218,8 @@ def _changed(
     return dataclasses.replace(
         state,
         rows=dataclasses.replace(state.rows, canvas=canvas),
+        log_weight=state.log_weight if written.log_weight is None else state.log_weight + written.log_weight,
+        checks=state.checks if written.checks is None else state.checks + written.checks,
         near_ties=state.near_ties + ties,
         not_finite=state.not_finite + score.not_finite + jnp.sum(spoilt, axis=1, dtype=jnp.int32),
         commit_step=replaced(state.commit_step, now, now, -1),

@@ -15,7 +15,7 @@ from jaxdiff.decode.pieces import shortest
 from jaxdiff.decode.push import Push, end_think_push
 from jaxdiff.decode.score import Draws, Vocabulary, believe, log_marginal, text_ends
 from jaxdiff.decode.state import State
-from jaxdiff.decode.tiles import Admitted
+from jaxdiff.decode.tiles import Admitted, Asked
 from jaxdiff.leaves import weights_met
 from jaxdiff.types import Belief, Inputs, KVCache, Place, Span, text_end_ids
 from jaxdiff.windows import put, take
@@ -180,6 +180,11 @@ class StepPasses:
             admitted=admitted,
             mesh=self.setup.layout.mesh,
         )
+
+    def asked(self, hidden: Float[Array, "B C D"], columns: Int[Array, "B C"]) -> Asked:
+        """What the full pass draws from at these columns, with its noise."""
+        draws, push = self._draws(columns, 0), self._push(columns)
+        return Asked.of(hidden, self._ids(), self.setup.decoder.sampling, draws, push)
 
     def log_marginal(
         self, hidden: Float[Array, "B C D"], columns: Int[Array, "B C"], token: Int[Array, "B C"]

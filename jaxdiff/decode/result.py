@@ -69,6 +69,10 @@ class Result:
             guide's), with [MASK] and forbidden ids left out, before temperature, top-p, top-k and the push of
             `end_think`. It is that and nothing more: not the likelihood of the text. 0 for what was given, and past the
             end; NaN where the scores were no numbers.
+        log_weight: under a constraint that draws by rejection (`constraints.Awrs`) the log of what the row weighs: over
+            many keys the mean of exp(log_weight) is the probability that a decode without the constraint gives a text
+            that is allowed. -inf where nothing was allowed at some token: the text is not a draw of these. Else 0.
+        checks: how often such a constraint was asked about a token.
         reason: a `Reason`.
         near_ties: decisions that hung on less than 1e-5: between the logits of a committed token and the next best
             one, between the priorities of the last position let in and the first left out (log-odds for a policy
@@ -90,6 +94,8 @@ class Result:
     work: Float[Array, " B"]
     commit_step: Int[Array, "B G"]
     log_prob: Float[Array, "B G"]
+    log_weight: Float[Array, " B"]
+    checks: Int[Array, " B"]
     reason: Int[Array, " B"]
     near_ties: Int[Array, " B"]
     not_finite: Int[Array, " B"]
@@ -121,6 +127,8 @@ def finish(setup: Setup, state: State) -> Result:
         work=state.work,
         commit_step=jnp.where(past, -1, state.commit_step[:, :length])[:, layout.first :],
         log_prob=jnp.where(past, 0.0, state.log_prob[:, :length])[:, layout.first :],
+        log_weight=state.log_weight,
+        checks=state.checks,
         reason=jnp.where(found, Reason.STRING.value, ended),
         near_ties=state.near_ties,
         not_finite=state.not_finite,

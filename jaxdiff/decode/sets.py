@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxdiff.protocols import Constraint
+from jaxdiff.protocols import Automaton
 from jaxdiff.pytree import pytree
 from jaxdiff.types import ENDED, ENDS, LOST, NOWHERE
 
@@ -38,7 +38,7 @@ class Strip:
     @classmethod
     def of(
         cls,
-        constraint: Constraint,
+        constraint: Automaton,
         tokens: Int[Array, "B n"],
         mask_id: int,
         inside: Bool[Array, "B n"],
@@ -53,14 +53,14 @@ class Strip:
         return self.kind.T, self.hole.T, self.inside.T
 
 
-def kind_of(constraint: Constraint, tokens: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
+def kind_of(constraint: Automaton, tokens: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
     """The class of each id."""
     of = jnp.asarray(constraint.of)
     return of[jnp.minimum(tokens, of.shape[0] - 1)]
 
 
 def backwards(
-    constraint: Constraint, strip: Strip, behind: Bool[Array, "B S"]
+    constraint: Automaton, strip: Strip, behind: Bool[Array, "B S"]
 ) -> tuple[Bool[Array, "B S"], Bool[Array, "n B S"]]:
     """The set before the first column, and those behind each column, the last of them `behind`."""
     following, accepts = jnp.asarray(constraint.next), jnp.asarray(constraint.accepts)
@@ -79,7 +79,7 @@ def backwards(
     return jax.lax.scan(column, behind, strip.columns, reverse=True)
 
 
-def forwards(constraint: Constraint, strip: Strip, before: Bool[Array, "B S"]) -> Bool[Array, "n B S"]:
+def forwards(constraint: Automaton, strip: Strip, before: Bool[Array, "B S"]) -> Bool[Array, "n B S"]:
     """The sets before each column, the first of them `before`."""
     following, accepts = jnp.asarray(constraint.next), jnp.asarray(constraint.accepts)
     rows = jnp.arange(before.shape[0], dtype=jnp.int32)[:, None]
@@ -99,7 +99,7 @@ def forwards(constraint: Constraint, strip: Strip, before: Bool[Array, "B S"]) -
 
 
 def admitted(
-    constraint: Constraint, strip: Strip, before: Bool[Array, "n B S"], behind: Bool[Array, "n B S"]
+    constraint: Automaton, strip: Strip, before: Bool[Array, "n B S"], behind: Bool[Array, "n B S"]
 ) -> Bool[Array, "B n K"]:
     """The classes that lead from a state before a column to one behind it; all of them where it is not `inside`."""
     following = jnp.asarray(constraint.next)

@@ -53,6 +53,8 @@ class State:
     nfe: Int[Array, " B"]
     cheap: Int[Array, " B"]
     work: Float[Array, " B"]
+    log_weight: Float[Array, " B"]  # of what was drawn under a constraint; -inf: nothing was allowed
+    checks: Int[Array, " B"]
     near_ties: Int[Array, " B"]
     not_finite: Int[Array, " B"]
     commit_step: Int[Array, "B L"]
@@ -61,7 +63,7 @@ class State:
     fill: PartState
     stop: PartState
     text: PartState  # how far it was read for stop strings
-    reached: PartState  # what of a constraint it has come to
+    reached: PartState  # what of a constraint's automaton it has come to
     kv: KVCache | None  # keys and values of all columns, rows x copies; None where nobody reads them
     guide_nfe: Int[Array, " B"]
     guide_known: Int[Array, " B"]  # the guide's keys and values left of here are of what stands there

@@ -14,6 +14,7 @@ PER_NAT = 4.0  # a log-odds gap of g moves no probability by more than g / 4
 class PolicyBase:
     """A policy without a state that commits in every step and never takes a commit back."""
 
+    blind = False
     waits = False
     revises = False
     needs: frozenset[str] = frozenset()

@@ -28,6 +28,10 @@ class _Combined:
     parts: tuple[Policy, ...]
 
     @property
+    def blind(self) -> bool:
+        return all(part.blind for part in self.parts)
+
+    @property
     def waits(self) -> bool:
         return all(part.waits for part in self.parts)
 

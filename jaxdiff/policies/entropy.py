@@ -15,6 +15,8 @@ class Entropy(PolicyBase):
 
     tau: Leaf = number(default=0.5, low=0.0, high=1e3)
 
+    blind = True
+
     def select(self, state: PartState, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, PartState]:
         del key
         slack = per_row(self.tau) - score.entropy

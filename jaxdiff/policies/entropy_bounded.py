@@ -20,6 +20,8 @@ class EntropyBounded(PolicyBase):
 
     gamma: Leaf = number(default=0.1, low=0.0, high=1e6)
 
+    blind = True
+
     def select(self, state: PartState, score: Score, key: Key[Array, " B"]) -> tuple[Proposal, PartState]:
         del key
         rank = ranks(score.sharpness, score.eligible)

@@ -24,7 +24,8 @@ class Fixed(PolicyBase):
 
     Attributes:
         steps: forwards for each block; the default commits one token a step.
-        order: who goes first: `confidence` (LLaDA's low_confidence), `margin`, `entropy` or `random`.
+        order: who goes first: `confidence` (LLaDA's low_confidence), `margin`, `entropy`, `random`, or `left`, the
+            leftmost.
         alg_temp: draw the positions, without replacement, from softmax(order's score / alg_temp); None or 0 takes the
             best (Dream's `alg_temp`; the score is the probability, the margin or the negative entropy).
     """
@@ -36,6 +37,10 @@ class Fixed(PolicyBase):
     def __post_init__(self) -> None:
         if self.alg_temp is not None and ORDERS[self.order].value is None:
             raise InputError(f"alg_temp: found order={self.order}, which has no score; leave one of the two out")
+
+    @property
+    def blind(self) -> bool:  # type: ignore[override]
+        return ORDERS[self.order].blind
 
     def init(self, rows: int, window: int) -> Int[Array, " B"]:
         """The number of masked positions at the start of each row's block."""

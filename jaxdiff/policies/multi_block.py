@@ -52,6 +52,8 @@ class MultiBlock(PolicyBase):
     ready: Leaf = number(default=0.95, low=0.0, high=1.0)
     tau: Leaf = number(default=0.5, low=0.0, high=1e3)
 
+    blind = True
+
     def init(self, rows: int, window: int) -> Int[Array, " B"]:
         """How many blocks are open. Raises InputError for a window that is one block."""
         if not isinstance(self.size, jax.core.Tracer) and np.any(np.asarray(self.size) >= window):

@@ -19,17 +19,20 @@ class Order:
     Attributes:
         priority: of a score and the rows' keys: higher goes first, in the form that float32 keeps apart near certainty.
         value: the published score of the same order; None where there is none.
+        blind: it does not look at the candidate that was drawn (`Policy.blind`).
     """
 
     priority: Callable[[Score, Array], Float[Array, "B W"]]
     value: Callable[[Score], Float[Array, "B W"]] | None
+    blind: bool = False
 
 
 ORDERS = {
     "confidence": Order(lambda score, key: score.log_odds, lambda score: score.prob),
     "margin": Order(lambda score, key: score.certainty, lambda score: score.margin),
-    "entropy": Order(lambda score, key: score.sharpness, lambda score: -score.entropy),
-    "random": Order(lambda score, key: uniform(key, score.positions), None),
+    "entropy": Order(lambda score, key: score.sharpness, lambda score: -score.entropy, blind=True),
+    "random": Order(lambda score, key: uniform(key, score.positions), None, blind=True),
+    "left": Order(lambda score, key: -score.positions.astype(jnp.float32), None, blind=True),
 }
 
 

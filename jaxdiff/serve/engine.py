@@ -277,6 +277,8 @@ class _Engine:
                     near_ties=int(result.near_ties[number]),
                     not_finite=int(result.not_finite[number]),
                     seconds=self.meter.seconds - slot.since,
+                    log_weight=float(result.log_weight[number]),
+                    checks=int(result.checks[number]),
                 )
             elif slot.request.watch is not None:
                 there = Partial(

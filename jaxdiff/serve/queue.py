@@ -90,6 +90,8 @@ class Answer:
     not_finite: int
     seconds: float
     guide_nfe: int = 0
+    log_weight: float = 0.0
+    checks: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

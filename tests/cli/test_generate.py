@@ -240,6 +240,39 @@ def test_a_constraint_holds_for_prompts_and_canvases_of_a_file(run, folder, chec
     assert isinstance(json.loads(alone.json["text"])["n"], int)
 
 
+def test_rows_drawn_by_rejection_weigh_something_and_particles_are_weighed(run, folder, checkpoint, tmp_path):
+    """Predicates and a regular expression together; particles of a row are those of the prompt alone."""
+    plain = checkpoint.tokenizer.encode("a")
+    rows = [{"prompt": "26 + 48"}, {"prompt": "3 * 4 - 5"}, {"canvas_ids": [*plain, *[0] * 6, *plain]}]
+    source = write(tmp_path / "in.jsonl", map(json.dumps, rows))
+    options = (*SHORT, "--model", folder, "--temperature", 1, "--policy", "fixed:order=random")
+    options += ("--constraint", "not_empty+no_repeat:n=2+regex:([0-9]| )*")
+    assert run("generate", "--in", source, "--out", tmp_path / "out.jsonl", *options).code == 0
+    for row in read(tmp_path / "out.jsonl"):
+        if row["log_weight"] is not None:  # no_repeat does not look ahead
+            assert row["log_weight"] < 0
+            filled = row.get("filled", [{"text": row["text"]}])[0]["text"]
+            assert re.fullmatch("[0-9 ]*", filled)
+            assert "filled" in row or row["text"].strip()  # of a canvas what is given counts
+        assert row["checks"] > 0
+
+    assert run("generate", "--in", source, "--out", tmp_path / "some.jsonl", *options, "--particles", 3).code == 1
+    first, second, canvas = read(tmp_path / "some.jsonl")
+    assert "canvas_ids: found a canvas with --particles" in canvas["error"]
+    for row in (first, second):
+        assert row["text"] == row["particles"][row["drawn"]]["text"]
+        weights = [each["weight"] for each in row["particles"]]
+        assert sum(weights) == pytest.approx(1.0)
+        assert row["ess"] == pytest.approx(1.0 / sum(weight**2 for weight in weights))
+        assert row["log_normalizer"] < 0
+    alone = run("generate", "26 + 48", *options, "--particles", 3, "--json").json
+    for name in ("text", "token_ids", "drawn", "best", "resampled"):
+        assert alone[name] == first[name]
+    shown = run("generate", "26 + 48", *options, "--particles", 3)
+    assert shown.out.strip() == first["text"]
+    assert "3 particles, worth" in shown.err
+
+
 @pytest.mark.parametrize("parts", [{"fill": "recap:slices=9"}, {"policy": "multi_block:size=9"}])
 def test_a_canvas_that_a_part_of_the_decoder_cannot_serve_is_refused_alone(checkpoint, parts):
     """Blocks of a canvas are as long as it, where no length is given."""

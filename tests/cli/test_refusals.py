@@ -82,6 +82,14 @@ OPTIONS = [
     (("--constraint", "json:nowhere.json"), "nowhere.json"),
     (("--constraint", "regex:[ab]{3000}"), "constraint: found '[ab]{3000}', which takes more than 1024 states"),
     (("--constraint", "regex:[ab]{500}"), "constraint: no text that matches is of at most 16 tokens"),
+    (("--constraint", "awrs"), "constraint: found 'awrs', which says nothing of a text, expected regex:PATTERN"),
+    (("--constraint", "awrs+regex:a"), "constraint: found one that draws by rejection with policy fixed, whose order"),
+    (("--constraint", "not_empty", "--policy", "entropy"), "temperature: found 0 with a constraint that draws by rej"),
+    (("--particles", "4"), "--particles are weighed by how a constraint draws; give --constraint awrs+regex:PATTERN"),
+    (("--particles", "4", "--constraint", "regex:a"), "--particles are weighed by how a constraint draws; give"),
+    (("--particles", "0"), "--particles"),
+    (("--particles", "2", "--constraint", "not_empty", "--choice", "x"), "--choice compares given answers; leave"),
+    (("--particles", "2", "--constraint", "not_empty", "--watch"), "leave --watch and --html out"),
 ]
 PROMPTS = [
     ("", "prompt: found an empty text"),

@@ -85,7 +85,7 @@ def test_combinations():
         ("above_mean:tau=1", "expected none"),
         ("threshold:tau=high", "policy threshold tau: found 'high', expected a number"),
         ("threshold:tau=2", "tau: found 2.0, expected a number from 0 to 1"),
-        ("fixed:order=best", "fixed order: found 'best', expected one of confidence, margin, entropy, random"),
+        ("fixed:order=best", "fixed order: found 'best', expected one of confidence, margin, entropy, random, left"),
         ("fixed:schedule=cosine", "fixed schedule: found 'cosine'"),
         ("fixed:steps=2.5", "policy fixed steps: found '2.5', expected a whole number"),
         ("fixed:schedule=dream", "fixed schedule=dream: .* needs its number of steps"),
