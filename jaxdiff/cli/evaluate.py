@@ -144,6 +144,8 @@ def _evaluated(
     push = decoder.sampling.end_think
     boost, power = (None, None) if push is None else map(float, numbers_of(push))
     setting = {
+        "adapter": adapter,
+        "guide": here["guide"],
         "policy": decoding.policy,
         "insert": None,
         "stop": decoding.stop,
@@ -188,6 +190,7 @@ def _inserted(
             out=out_file,
         )
     setting = dict.fromkeys(OF_MASKS) | {"insert": insert, "gen_length": decoding.gen_length}
+    setting |= {"adapter": decoding.pinned_adapter, "guide": None}
     return _told(report, decoding, checkpoint, setting, ("insert", f"{insert}, {decoding.gen_length} at most"), run)
 
 
@@ -199,23 +202,23 @@ def _told(
     how: tuple[str, str],
     run: dict[str, Any],
 ) -> tuple[dict[str, Any], Table, bool]:
-    """What `_evaluated` returns. `setting`: how it was decoded, in numbers; `how`: in words."""
-    numbers, adapter = report.summary(), decoding.pinned_adapter
+    """What `_evaluated` returns. `setting`: how it was decoded, in numbers, and with what beside the model; `how`: in
+    words.
+    """
+    numbers, adapter, guide = report.summary(), setting["adapter"], setting["guide"]
     setting |= {
         "task": report.task,
         "split": report.split,
         "seed": report.seed,
         "model": decoding.model,
         "revision": checkpoint.revision,
-        "adapter": adapter,
-        "guide": decoding.pinned_guide,
         "weights": decoding.weights,
         "near_ties": int(report.near_ties.sum()),
     }
     title = f"{report.task}/{report.split}, n {report.correct.size}, seed {report.seed}"
     table = Table(title=title, box=None, show_header=False, title_justify="left")
     further = [f"adapter {adapter}"] * (adapter is not None)
-    further += [f"guide {decoding.pinned_guide}"] * (decoding.guide is not None)
+    further += [f"guide {guide}"] * (guide is not None)
     further += [f"{decoding.weights} weights"] * (decoding.weights is not None)
     table.add_row("model", ", ".join([decoding.model, *further]))
     table.add_row(*how)
