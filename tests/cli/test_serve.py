@@ -235,12 +235,13 @@ def test_faults_are_told_and_harm_nobody_and_sigterm_loses_nothing(serving, gene
         before = metric(port, "jaxdiff_steps_total")
         head = f"POST {PLAIN} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sesame\r\nContent-Length: "
         for stream in (False, True, None):
+            until(lambda: metric(port, "jaxdiff_slots_busy") == metric(port, "jaxdiff_queue_length") == 0)
             steps = metric(port, "jaxdiff_steps_total")
             body = json.dumps({"prompt": TEXTS[0], "stream": stream, "n": MOST, "numbers": {"policy.tau": 1}})
             with socket.create_connection(("127.0.0.1", port)) as line:
                 line.sendall(f"{head}{len(body) + (stream is None)}\r\n\r\n{body}".encode())
                 if stream:
-                    assert line.recv(1000)
+                    assert line.recv(1000).startswith(b"HTTP/1.1 200 ")
                     found, headers, _ = send(port, PLAIN, {"prompt": "1", "n": MOST})
                     assert found == 429
                     assert 1 <= int(headers["Retry-After"]) <= 60
