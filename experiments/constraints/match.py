@@ -32,6 +32,7 @@ GEN_LENGTH, BLOCK_LENGTH, ROWS = 32, 16, 4
 POLICIES = (
     *("fixed", "fixed:order=random", "fixed:schedule=dream,steps=8", "threshold:tau=0.9", "threshold:tau=0.3"),
     *("factor:f=2", "factor:rule=code", "margin:tau=0.5", "entropy:tau=0.5", "entropy_bounded:gamma=0.5", "above_mean"),
+    *("contiguous:tau=0.7", "contiguous:tau=0.5,sides=both", "revise(threshold:tau=0.4):passes=1"),
     *("multi_block:size=8", "edit:tau=0.6,edit=0.3", "remdm:cap=0.1,steps=12", "remdm:rescale=0.5,steps=12"),
     *("remdm:loop=0.1,steps=12", "remedi:steps=8", "wino:tau=0.5,revoke=0.6", "oracle", "learned"),
     *("any_of(threshold:tau=0.9 + fixed)", "cap(4 + threshold:tau=0.3)", "correct(threshold:tau=0.4 + judge)"),

@@ -3,8 +3,9 @@
     python -m experiments.constraints.step
 
 Whole decodes of one token a step, of as many steps, timed in turn. `idle`: a regular expression of 50 states that every
-text matches, so that each step looks and nothing is ruled out; `strict`: one that rules the model's candidate out in
-most of the steps, so that they go over the head again.
+text in ASCII matches, so that each step looks and nothing is ruled out; `characters`: the same of any characters, which
+over bytes of UTF-8 are some 400 states; `strict`: one that rules the model's candidate out in most of the steps, so
+that they go over the head again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ from jaxdiff.constraints import Regex
 from jaxdiff.tasks.evaluate import held_out
 
 GEN_LENGTH, BLOCK_LENGTH = 128, 32
-PATTERNS = {"idle": r"((?s:.){47})*(?s:.){0,46}", "strict": r"([a-j]{2}[k-z]{2}){12}"}
+PATTERNS = {
+    "idle": r"([\x00-\x7f]{50})*[\x00-\x7f]{0,49}",
+    "characters": r"((?s:.){47})*(?s:.){0,46}",
+    "strict": r"([a-j]{2}[k-z]{2}){12}",
+}
 TARGET = 1.15
 RESULT = Path(__file__).parent / "results" / "step.json"
 
