@@ -126,7 +126,9 @@ class Recipe(Schedule):
     problems: dict[str, int]  # training problems of each task
     tokenizer_problems: int = 20000
     tokenizer: str | None = None  # a model or run folder, or a model's name, whose tokenizer is taken; None: a new one
-    init: str | None = None  # a run or model folder whose parameters and tokenizer this run starts from
+    init: str | None = (
+        None  # a run or model folder, or a model's name: this run starts from its parameters and tokenizer
+    )
     embedding: str = EMBEDDINGS[0]  # `jaxdiff.train.embedding`
 
     def __post_init__(self) -> None:

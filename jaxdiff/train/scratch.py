@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 
 from jaxdiff import checkpoint
 from jaxdiff.files import added, without_patterns
@@ -19,6 +20,8 @@ from jaxdiff.train.loop import CHECKPOINTS, MODEL, SAVED_RECIPE, Run, check_mode
 from jaxdiff.train.recipe import Recipe
 from jaxdiff.train.tokenizer import train_tokenizer
 from jaxdiff.types import InputError, Params
+
+STOP = "['stop']"  # the leaves of an insertion model's stop head
 
 
 def train(recipe: Recipe, folder: Path) -> Path | None:
@@ -43,7 +46,7 @@ def _run(recipe: Recipe, folder: Path, asked: threading.Event) -> Path | None:
         recipe.check_same(saved)
     with added(folder) as new:
         if recipe.init is not None:
-            _copy_tokenizer("init", Path(recipe.init), new)
+            _copy_tokenizer("init", _home(recipe.init), new)
         elif recipe.tokenizer is not None:
             _copy_tokenizer("tokenizer", _home(recipe.tokenizer), new)
         elif fresh:
@@ -61,7 +64,7 @@ def _run(recipe: Recipe, folder: Path, asked: threading.Event) -> Path | None:
     corpus = Corpus(recipe.buckets, rows, recipe.seed, tokenizer)
     params = model.init(jax.random.key(recipe.seed))
     if recipe.init is not None:
-        params = _newest_params(Path(recipe.init), params)
+        params = _begun(_newest_params(_home(recipe.init)), params, recipe.init)
     trained = take_steps(Run(recipe, model, params, corpus.batch, vary=vary), folder, asked)
     if trained is None:
         return None
@@ -82,17 +85,29 @@ def _copy_tokenizer(what: str, source: Path, folder: Path) -> None:
         shutil.copy(path, folder / path.name)
 
 
-def _newest_params(source: Path, like: Params) -> Params:
+def _newest_params(source: Path) -> Params:
     """The parameters of a run's newest checkpoint, or of a model folder; the optimizer starts afresh."""
     if not (source / CHECKPOINTS).is_dir():
-        params = checkpoint.load(source, dtype="float32").params
-    else:
-        with without_patterns(source / CHECKPOINTS) as there, ocp.CheckpointManager(there) as manager:
-            step = manager.latest_step()
-            if step is None:
-                raise InputError(f"init: no checkpoint in {source}; name a run that has saved one, or a model folder")
-            params = manager.restore(step, args=ocp.args.StandardRestore())["params"]
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (params, like)]
-    if shapes[0] != shapes[1]:
-        raise InputError(f"init: the parameters in {source} have other shapes than the recipe's model")
-    return jax.tree.map(jnp.asarray, params)
+        return checkpoint.load(source, dtype="float32").params
+    with without_patterns(source / CHECKPOINTS) as there, ocp.CheckpointManager(there) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise InputError(f"init: no checkpoint in {source}; name a run that has saved one, or a model folder")
+        return manager.restore(step, args=ocp.args.StandardRestore())["params"]
+
+
+def _begun(given: Params, fresh: Params, source: str) -> Params:
+    """The parameters that are given. A stop head, which a model that fills masks has none of, starts as without `init`.
+
+    Raises InputError, which names the leaf, for others than the recipe's model has.
+    """
+    leaves, expected = ({keystr(path): leaf for path, leaf in tree_leaves_with_path(tree)} for tree in (given, fresh))
+    shapes, wanted = ({name: jnp.shape(leaf) for name, leaf in tree.items()} for tree in (leaves, expected))
+    for name in shapes | wanted:
+        found, shape = shapes.get(name, "none"), wanted.get(name, "none")
+        if found != shape and not (name.startswith(STOP) and name not in shapes):
+            raise InputError(
+                f"init: {name} has shape {found} in {source}, expected {shape}, as the recipe's model has it; change "
+                "the recipe's model, or start from another one"
+            )
+    return tree_map_with_path(lambda path, leaf: jnp.asarray(leaves.get(keystr(path), leaf)), fresh)

@@ -91,22 +91,27 @@ def test_value_and_gradient_equal_pytorch():
 def test_any_number_of_the_answers_tokens_is_missing():
     rows = 2000
     batch = jax.tree.map(lambda x: jnp.repeat(x[:1], rows, 0), BATCH)
-    for span in (0.0, 1.0):
+    noises = {"anywhere": Drop(), "a stretch": Drop(span=1.0), "a short one": Drop(span=1.0, longest=3)}
+    for kind, noise in noises.items():
         (view,) = jax.jit(lambda noise, key: noise.views(key, batch, Network(params(), MODEL), jnp.float32(0)))(
-            Drop(span=span), jax.random.key(1)
+            noise, jax.random.key(1)
         )
         missing = np.asarray(view.learn)
         np.testing.assert_array_equal(view.tokens, batch.tokens)
         assert not missing[:, ~AMONG[0]].any()
         counts = np.bincount(missing.sum(1), minlength=9)
-        assert counts.min() >= rows // 9 - 1  # 0 to 8 of 8, evenly
-        share = missing[:, AMONG[0]].mean(0)
-        edges = np.abs(np.diff(missing.astype(int), axis=1)).sum(1)
-        if span:
-            assert (edges[(missing.sum(1) > 0)] <= 2).all()
-        else:
-            np.testing.assert_allclose(share, 0.5, atol=0.05)
-            assert edges.max() > 2
+        among = missing[:, AMONG[0]]
+        reach = np.where(among.any(1), 8 - among[:, ::-1].argmax(1) - among.argmax(1), 0)  # from first to last
+        if kind == "anywhere":
+            assert counts.min() >= rows // 9 - 1  # 0 to 8 of 8, evenly
+            np.testing.assert_allclose(among.mean(0), 0.5, atol=0.05)
+            continue
+        # w ~ U{1 .. most}, n ~ U{0 .. w}
+        most = 8 if kind == "a stretch" else 3
+        law = [sum(1 / most / (w + 1) for w in range(max(n, 1), most + 1)) for n in range(most + 1)]
+        np.testing.assert_allclose(counts / rows, law + [0.0] * (8 - most), atol=0.03)
+        assert reach.max() == most
+        assert (reach > missing.sum(1)).any()  # what stands in a stretch is not at its ends alone
 
 
 @pytest.mark.parametrize(
@@ -123,11 +128,11 @@ def test_what_does_not_go_together(objective, noise, words):
         parse(objective, noise)
 
 
-def insertion_recipe(recipe_file, family, objective):
+def insertion_recipe(recipe_file, family, objective, **changes):
     file = recipe_file(model=RECIPE["model"] | {"family": family}, objective=objective)
     recipe = json.loads(file.read_text())
     del recipe["block_length"]  # an older spelling of a noise
-    recipe |= {"buckets": recipe["buckets"][:1], "steps": 4, "warmup": 1, "decay": 1}
+    recipe |= {"buckets": recipe["buckets"][:1], "steps": 4, "warmup": 1, "decay": 1} | changes
     file.write_text(json.dumps(recipe))
     return file
 
@@ -152,3 +157,21 @@ def test_a_recipe_makes_a_folder_that_inserts(recipe_file, tmp_path):
     assert np.asarray(checkpoint.params["stop"]["weight"]).any()
     result = jaxdiff.insert(checkpoint.model, checkpoint.params, np.asarray([[5, 6]], np.int32), gen_length=3)
     assert int(result.lengths[0]) <= 3
+
+
+def test_it_starts_from_a_model_that_fills_masks(recipe_file, tmp_path):
+    source = tmp_path / "masked"
+    train(Recipe.read(insertion_recipe(recipe_file, "llada", "denoise", tokenizer_problems=60)), source)
+    still = {"init": str(source), "learning_rate": 0.0}
+    began = train(Recipe.read(insertion_recipe(recipe_file, "insertion", "insertion", **still)), tmp_path / "run")
+    given, begun = (jaxdiff.load(folder, dtype="float32").params for folder in (source / "model", began))
+    assert not np.asarray(begun.pop("stop")["weight"]).any()
+    jax.tree.map(np.testing.assert_array_equal, given, begun)
+    for folder in (source, source / "model"):
+        wider = RECIPE["model"] | {"family": "insertion", "d_model": 32}
+        other = insertion_recipe(recipe_file, "insertion", "insertion", init=str(folder), model=wider)
+        with pytest.raises(InputError, match=r"init: \['.*'\] has shape .* in .*, expected .*32"):
+            train(Recipe.read(other), tmp_path / "other")
+    back = insertion_recipe(recipe_file, "llada", "denoise", init=str(began))
+    with pytest.raises(InputError, match=r"init: \['stop'\].* expected none"):
+        train(Recipe.read(back), tmp_path / "back")

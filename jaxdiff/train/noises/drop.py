@@ -6,14 +6,14 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff.protocols import Model, is_insertion
 from jaxdiff.pytree import InputError, number, pytree
 from jaxdiff.train.data import Batch
 from jaxdiff.train.network import Network
-from jaxdiff.train.noises.base import NoiseBase, View, is_packed, ranks
-from jaxdiff.types import Leaf
+from jaxdiff.train.noises.base import MOST, NoiseBase, View, is_packed, ranks
+from jaxdiff.types import Count, Leaf
 
 
 @pytree
@@ -25,11 +25,13 @@ class Drop(NoiseBase):
     expectation as independent draws, with less variance.
 
     Attributes:
-        span: the share of the rows in which the n tokens stand next to each other, as where a text with one hole is
-            filled; 0 is the paper's.
+        span: the share of the rows in which all that is missing lies in one stretch of w ~ U{1 .. m} tokens, n ~ U{0 ..
+            w} of them, as in a text with one hole while it is filled; 0 is the paper's.
+        longest: tokens of a stretch, at most.
     """
 
     span: Leaf = number(default=0.0, low=0.0, high=1.0)
+    longest: Count = number(default=MOST, low=1, high=MOST, whole=True)
 
     drops: ClassVar[bool] = True
 
@@ -43,17 +45,21 @@ class Drop(NoiseBase):
     def views(self, key: Key[Array, ""], batch: Batch, network: Network, done: Float[Array, ""]) -> tuple[View, ...]:
         del network, done
         rows, length = batch.tokens.shape
-        level_key, which_key, span_key, start_key = jax.random.split(key, 4)
+        level_key, which_key, span_key, size_key, start_key = jax.random.split(key, 5)
         column = jnp.arange(length)[None]
         end = (batch.prompt_lengths + batch.answer_lengths)[:, None] - 1  # of the first end-of-text
-        among = batch.answers & (is_packed(batch) | (column < end))
-        total = jnp.sum(among, axis=1, keepdims=True)
-        level = (jax.random.uniform(level_key) + jnp.arange(rows)[:, None] / rows) % 1.0
-        count = jnp.floor(level * (total + 1)).astype(jnp.int32)
-        anywhere = ranks(jax.random.uniform(which_key, (rows, length)), among)
-        first = jnp.floor(jax.random.uniform(start_key, (rows, 1)) * (total - count + 1)).astype(jnp.int32)
-        place = jnp.cumsum(among, axis=1) - 1
-        together = (place - first) % jnp.maximum(length, 1)
+        answer = batch.answers & (is_packed(batch) | (column < end))
+        total = jnp.sum(answer, axis=1, keepdims=True)
+        size = 1 + _below(size_key, jnp.minimum(total, jnp.asarray(self.longest)))
+        place = jnp.cumsum(answer, axis=1) - 1 - _below(start_key, total - size + 1)
         is_span = jax.random.uniform(span_key, (rows, 1)) < jnp.asarray(self.span)
-        rank = jnp.where(is_span, together, anywhere)
-        return (View(jnp.asarray(batch.tokens), among & (rank < count)),)
+        among = answer & (~is_span | ((place >= 0) & (place < size)))
+        level = (jax.random.uniform(level_key) + jnp.arange(rows)[:, None] / rows) % 1.0
+        count = jnp.floor(level * (jnp.sum(among, axis=1, keepdims=True) + 1)).astype(jnp.int32)
+        missing = ranks(jax.random.uniform(which_key, (rows, length)), among) < count
+        return (View(jnp.asarray(batch.tokens), among & missing),)
+
+
+def _below(key: Key[Array, ""], most: Int[Array, "B 1"]) -> Int[Array, "B 1"]:
+    """A whole number of each row's own, from 0 on, below `most`."""
+    return jnp.floor(jax.random.uniform(key, most.shape) * most).astype(jnp.int32)
