@@ -328,7 +328,7 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
     return Tokenizer(fast, int(fast.eos_token_id), backend=fast.backend_tokenizer, template=text.template_file(folder))
 
 
-def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | None = None) -> None:
+def save(folder: str | Path, model: Model, params: Params, *, tokenizer_from: str | Path | None = None) -> None:
     """Write a model folder as a whole or not at all: params in bfloat16 (int8 weights multiplied out, an adapter
     merged, a router's in float32), the config, a copy of the tokenizer.
 
@@ -336,7 +336,7 @@ def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | N
     """
     from jaxdiff.convert import writer
 
-    params = plain(lora.merged(params))
+    folder, params = Path(folder), plain(lora.merged(params))
     with replaced(folder) as new:
         config = dataclasses.asdict(model.config) | {"dtype": "bfloat16", "family": family_name(model)}
         write_object(new / "config.json", config)
@@ -344,7 +344,8 @@ def save(folder: Path, model: Model, params: Params, *, tokenizer_from: Path | N
         with saving(folder):
             writer.save(new / "params", small)
         if tokenizer_from is not None:
-            copy_present(text.tokenizer_files(tokenizer_from), tokenizer_from, new)
+            source = Path(tokenizer_from)
+            copy_present(text.tokenizer_files(source), source, new)
 
 
 def part_homes(model: str | Path, part: str, *, adapter: str | Path | None = None) -> list[Path]:

@@ -20,7 +20,7 @@ from tests import small
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "tiny"
-    jaxdiff.save(path, small.MODEL, small.params())
+    jaxdiff.save(str(path), small.MODEL, small.params())
     return path
 
 
