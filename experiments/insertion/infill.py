@@ -83,6 +83,7 @@ def of_masked(checkpoint: jaxdiff.Checkpoint, policy: str, asked: Sequence[Hole]
     for answer in decode_stream(
         checkpoint.model, checkpoint.params, requests, decoder, slots=SLOTS, gen_length=CANVAS, meter=Meter()
     ):
+        assert isinstance(answer, Answer)  # and no refusal
         yield answer, answer.tokens[: len(asked[answer.request.id].ids)].tolist()
 
 
