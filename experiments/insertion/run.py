@@ -23,7 +23,7 @@ from jaxdiff.serve import Meter
 from jaxdiff.tasks.evaluate import Report, evaluate, evaluate_insertion
 
 OUT = Path(__file__).parent / "results" / "star.json"
-INSERTED = ("one", *(f"parallel:tau={tau}" for tau in (0.9, 0.7, 0.5, 0.3, 0.1)))
+INSERTED = ("one", *(f"parallel:tau={tau}" for tau in (0.9, 0.7, 0.5, 0.3, 0.1, 0.03, 0.0)))
 FILLED = (
     "fixed",  # one a forward, the most probable token first
     "fixed:order=margin",

@@ -178,7 +178,8 @@ def step(setup: Setup, texts: Texts, state: State) -> State:
 def choose(
     setup: Setup, found: Candidates, is_open: Bool[Array, "B S"], left: Int[Array, " B"]
 ) -> tuple[Bool[Array, "B S"], Bool[Array, "B S"], Bool[Array, " B"]]:
-    """The gaps that get their candidate: one at least, at most as many as there is room `left` for, the surest first.
+    """The gaps that get their candidate: one at least, at most as many as there is room `left` for, the surest first, and
+    each token once: two gaps that want the same token are often one missing token that may stand in either.
 
     Also where that hung on less than NEAR_TIE, and the rows in which the best one's scores are numbers.
     """
@@ -194,7 +195,16 @@ def choose(
     more &= fits
     order = jnp.argsort(jnp.where(is_best, jnp.inf, jnp.where(more, found.logit, -jnp.inf)), axis=1, descending=True)
     rank = jnp.argsort(order, axis=1)
-    chosen = (is_best | more) & (rank < left[:, None])
+    wanted, size = is_best | more, is_open.shape[1]
+    row, vocabulary = jnp.arange(order.shape[0])[:, None], setup.model.config.vocab_size
+    surest = jnp.full((order.shape[0], vocabulary), size).at[row, found.token].min(jnp.where(wanted, rank, size))
+    first = jnp.minimum(jnp.take_along_axis(surest, found.token, axis=1), size - 1)  # of those that want a gap's token
+    again = wanted & (rank > first)
+    ahead = jnp.take_along_axis(jnp.take_along_axis(found.logit, order, axis=1), first, axis=1) - found.logit
+    kept = jnp.take_along_axis(wanted & ~again, order, axis=1)
+    kept &= jnp.cumsum(kept, axis=1) <= left[:, None]
+    chosen = jnp.take_along_axis(kept, rank, axis=1)
+    close |= again & (first > 0) & (ahead < NEAR_TIE)
     close = (close & fits & ~is_best) | (is_best & (top - second < NEAR_TIE))
     sound = jnp.isfinite(jnp.take_along_axis(found.logit, best, axis=1)) & (top > NEVER)
     return chosen, close, sound[:, 0]

@@ -41,7 +41,9 @@ def plain(tree, parts, *, tau, stop, room):
         chosen = [best]
         if tau is not None:
             further = [i for i in among if i != best and np.exp(top[i] - top[among].max()) >= tau]
-            chosen += sorted(further, key=lambda i: -top[i])
+            for i in sorted(further, key=lambda i: -top[i]):
+                if logits[i].argmax() not in logits[chosen].argmax(axis=1):
+                    chosen.append(i)
         for i in sorted(chosen[: room - inserted], reverse=True):
             text.insert(i + 1, (int(logits[i].argmax()), True))
             steps.insert(i + 1, forwards - 1)
