@@ -296,7 +296,7 @@ def costs(name: str, shape: str, target: str | None) -> dict[str, Any]:
     step = step_cost(work.program().program.compiled.as_text() or "")
     full, cheap = [], []
     for one in step["passes"]:
-        (cheap if one["fill"] else full).extend(one["rungs"] if one["fill"] else [one])
+        (cheap if one["fill"] else full).extend((one["rungs"] if one["fill"] else []) or [one])
     whole = {kind: sum(each[kind] for each in (step["always"], *full)) for kind in ("flops", "bytes_accessed")}
     share = {kind: [each[kind] / whole[kind] for each in cheap] for kind in whole}
     return {"full": whole, "cheap": [{name: each[name] for name in ("columns", *whole)} for each in cheap], "of": share}
@@ -360,7 +360,7 @@ def of_cost(entries: dict[str, dict[str, Any]]) -> list[str]:
         for index, one in enumerate(each["cheap"]):
             flops, moved = (each["of"][kind][index] for kind in ("flops", "bytes_accessed"))
             lines.append(
-                f"| {name} | {one['columns'] or 'cheap'} columns | {one['flops'] / 1e12:.4f} | 1/{1 / flops:.0f} | "
+                f"| {name} | {one['columns'] or 'all'} columns | {one['flops'] / 1e12:.4f} | 1/{1 / flops:.0f} | "
                 f"{one['bytes_accessed'] / 1e9:.1f} | {moved:.0%} |"
             )
     return [*lines, ""]

@@ -47,7 +47,8 @@ def _parts(hlo: Hlo, rung: int | None = None) -> dict[str, list[Run]]:
 def _pass(hlo: Hlo, runs: list[Run]) -> dict[str, Any]:
     products = [run.instruction.line for run in runs if flops(run)]
     widths = [int(found[1]) for line in products if (found := _COLUMNS.search(line))]
-    named = {"fill": any(_FILL in line for line in products), "columns": max(widths, default=None)}
+    # A product that XLA made from others has lost its scope; the rest of its loop has not.
+    named = {"fill": any(_FILL in run.instruction.line for run in runs), "columns": max(widths, default=None)}
     return _cost(hlo, runs) | named
 
 

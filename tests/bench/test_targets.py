@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxdiff import InputError
+from jaxdiff import InputError, lower
 from jaxdiff.bench.cost import step_cost
 from jaxdiff.bench.hlo import Hlo, flops
 from jaxdiff.bench.measure import Work
@@ -17,10 +17,13 @@ from jaxdiff.bench.shapes import abstract_params, shaped
 from jaxdiff.bench.targets import tpu
 from jaxdiff.caches import Dual
 from jaxdiff.decode import Decoder
+from jaxdiff.drafters import unfitted
+from jaxdiff.fills import Recap
 from jaxdiff.models.attention import attend
 from jaxdiff.parallel.mesh import compiling_for, over_data, platform
 from jaxdiff.parallel.rules import shardings
 from jaxdiff.policies import Threshold
+from tests import small
 
 SHAPE = {"vocab_size": 1024, "mask_token_id": 0, "eos_token_id": 1, "d_model": 256, "n_heads": 2, "n_kv_heads": 2}
 
@@ -229,3 +232,15 @@ def test_a_program_that_is_too_large_is_refused(chip):
     work = work_of(model, np.full((1, 4), 7, np.int32), 32, chip)
     with pytest.raises(InputError, match="found a program too large for TPU v5 lite"):
         work.program()
+
+
+@pytest.mark.parametrize("name", ["recap", "adjust", "head"])
+def test_the_passes_of_a_fill_are_told_apart(name):
+    """One row's products are made into others by XLA, without their scope."""
+    fill = Recap() if name == "recap" else unfitted(name, small.MODEL, abstract_params)
+    decoder = Decoder(policy=Threshold(0.5), fill=fill, block_length=4)
+    program = lower(small.MODEL, abstract_params(small.MODEL), np.full((1, 5), 7, np.int32), decoder, gen_length=8)
+    cost = step_cost(program.compiled.as_text())
+    full, cheap = ([one["flops"] for one in cost["passes"] if one["fill"] == kind] for kind in (False, True))
+    assert len(cheap) == 1
+    assert 0 < cheap[0] < sum(full) + cost["always"]["flops"]
