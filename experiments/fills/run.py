@@ -145,8 +145,8 @@ class Ground:
 OF_8, OF_16 = (8, 4, 3, 2, 1), (16, 8, 6, 4, 3, 2, 1)
 GROUNDS = {
     "permutation": Ground((fixed(*OF_8), fixed(*OF_8, order="random")), temperature=1.0),
-    "latin": Ground((fixed(*OF_16), fixed(*OF_16, order="random"), *FREE)),
-    "sums": Ground((fixed(*OF_16), fixed(*OF_16, order="random"), *FREE)),
+    "latin": Ground((fixed(*OF_16), fixed(*OF_16, order="left"), *FREE)),
+    "sums": Ground((fixed(*OF_16), fixed(*OF_16, order="left"), *FREE)),
     "gsm_symbolic": Ground(
         (*FREE, Rule("learned", LEARNED, lambda model, v: learned_policy(model, tau=v))), stop=Eos()
     ),
