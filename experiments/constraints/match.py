@@ -26,6 +26,7 @@ from jaxdiff.checkpoint import SHIPPED
 from jaxdiff.cli.options import Decoding
 from jaxdiff.cli.show import progress
 from jaxdiff.constraints import Regex, schema_pattern
+from jaxdiff.constraints.regex import words_of
 from jaxdiff.tasks.evaluate import held_out
 
 GEN_LENGTH, BLOCK_LENGTH, ROWS = 32, 16, 4
@@ -70,16 +71,20 @@ def schema(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def matches(pattern: str, is_json: bool, tokenizer: jaxdiff.Tokenizer, tokens: Int[np.ndarray, " G"]) -> bool:
-    """Whether the text before the first end matches, and nothing but ends stands behind it."""
+    """Whether the text before the first end is UTF-8 of tokens that write something, and matches; and nothing but ends
+    stands behind it. A random model writes bytes that are no UTF-8: `decode` shows another character in their place.
+    """
     ends = np.isin(tokens, tokenizer.eos_ids)
     stop = int(np.argmax(ends)) if ends.any() else len(tokens)
-    text = tokenizer.decode(tokens)
+    words = words_of(tokenizer.stop_strings().spelling)
+    written = [words[token] for token in tokens[:stop]]
     try:
+        text = b"".join(written).decode()
         if is_json:
             json.loads(text)
     except ValueError:
         return False
-    return bool(ends[stop:].all()) and re.fullmatch(pattern, text, re.ASCII) is not None
+    return all(written) and bool(ends[stop:].all()) and re.fullmatch(pattern, text, re.ASCII) is not None
 
 
 def drawn(rng: np.random.Generator, tokenizer: jaxdiff.Tokenizer) -> tuple[str, bool, Regex]:
