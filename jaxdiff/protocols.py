@@ -111,6 +111,31 @@ def is_insertion(model: Any) -> bool:
 
 
 @runtime_checkable
+class Encodes(Protocol):
+    """What a model has besides whose visible tokens are encoded once, and whose masks alone are decoded
+    (`jaxdiff.models.enat`): a token sees those that were revealed no later than itself (`Inputs.revealed`).
+    """
+
+    @property
+    def encoder_share(self) -> float:
+        """The share of the weights of the layers that a token meets when it is encoded; a mask meets the others."""
+        ...
+
+    def encode(
+        self, params: Params, inputs: Inputs, kv: KVCache, at: Int[Array, " B"] | Int[Array, "B T"] | None
+    ) -> KVCache:
+        """The KV cache with what the model keeps of newly revealed tokens, those that are `fresh`; of what was revealed
+        before it must hold that already. `at` as of `Model.apply`, which then decodes masks over it.
+        """
+        ...
+
+
+def is_encoding(model: Any) -> bool:
+    """Whether a model encodes visible tokens apart from masks."""
+    return isinstance(model, Encodes)
+
+
+@runtime_checkable
 class Policy(Protocol):
     """Where: which positions commit, are edited or remasked. A frozen pytree: numbers are traced, the rest is static.
 
