@@ -279,7 +279,8 @@ class Cache(Protocol):
     """Which keys and values a decode reuses: which window a pass recomputes, and when everything is rebuilt.
 
     Attributes:
-        window: `canvas` (nothing is reused), `suffix` (from `reach` to the end) or `block` (a block from `reach` on).
+        window: `canvas` (nothing is reused), `suffix` (from `reach` to the end), `block` (a block from `reach` on) or
+            `masks` (what is masked, wherever it stands, of models that encode the rest).
         keeps: a window's keys and values must be kept, because a later window will not reach them.
         block_causal: only for models that attend in blocks.
         seeds: a pass that stores reads the first position of the attention block that the row enters, which the loop

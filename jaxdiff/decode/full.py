@@ -93,7 +93,7 @@ class FullPass(StepPasses):
         """The same pass for these rows of the batch alone."""
         state = dataclasses.replace(self.state, kv=None, guide_kv=None)
         numbers = pick(state.numbers, at)
-        return FullPass(
+        return type(self)(
             setup=dataclasses.replace(self.setup, decoder=with_numbers(self.setup.decoder, numbers)),
             state=pick(state, at),
             place=pick(self.place, at),
