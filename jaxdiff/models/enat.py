@@ -108,7 +108,7 @@ class MaskLayer(nn.Module):
         flat = flat + self.attn_out(attend(q, k, v, mask).reshape(flat.shape[0], -1), gate)
         return (flat + self.mix(self.ff_norm(flat), gate)).reshape(x.shape)
 
-    def _heads(self, wide: Float[Array, "n w"], like: Float[Array, "B T D"]) -> Float[Array, "B T n E"]:
+    def _heads(self, wide: Float[Array, "BT w"], like: Float[Array, "B T D"]) -> Float[Array, "B T n E"]:
         return wide.reshape(*like.shape[:2], -1, self.config.head_dim)
 
 
