@@ -145,8 +145,7 @@ class EncodedPass(FullPass):
     @property
     def _visible(self) -> Bool[Array, "B L"]:
         """What the encoder sees, or will have seen."""
-        column = jnp.arange(self.state.given.shape[1], dtype=jnp.int32)[None]
-        return ~self._masked & (column >= self.state.rows.origin[:, None])
+        return ~self._masked & (self._column >= self.state.rows.origin[:, None])
 
     @property
     def _new(self) -> Bool[Array, "B L"]:
@@ -154,9 +153,12 @@ class EncodedPass(FullPass):
 
     @property
     def _masks(self) -> Bool[Array, "B L"]:
-        """Those that the row attends to."""
-        column = jnp.arange(self.state.given.shape[1], dtype=jnp.int32)[None]
-        return self._masked & (column < self.seen[:, None])
+        """Those that the row attends to: none past its end, and none of its padding."""
+        return self._masked & (self._column >= self.state.rows.origin[:, None]) & (self._column < self.seen[:, None])
+
+    @property
+    def _column(self) -> Int[Array, "1 L"]:
+        return jnp.arange(self.state.given.shape[1], dtype=jnp.int32)[None]
 
 
 def _count(among: Bool[Array, "B L"]) -> Int[Array, " B"]:
