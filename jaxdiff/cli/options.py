@@ -80,8 +80,8 @@ Cache = Annotated[
     typer.Option(
         "--cache",
         metavar="NAME[:K=V,...]",
-        help="Which keys and values are reused: none, prefix, dual:refresh=8, frozen:freeze=clean, block, seeded ... "
-        "Default none; of an autoregressive model seeded, which is exact.",
+        help="Which keys and values are reused: none, prefix, dual:refresh=8, frozen:freeze=clean, block, seeded, "
+        "encoded. Default none; of an autoregressive model seeded, of an ENAT encoded, which are exact.",
     ),
 ]
 Stop = Annotated[
