@@ -25,6 +25,7 @@ import typer
 import jaxdiff
 from jaxdiff import caches, policies
 from jaxdiff.cli.show import note, progress
+from jaxdiff.decode import Program
 from jaxdiff.files import replaced_file, write_object
 from jaxdiff.serve import Meter
 from jaxdiff.tasks.evaluate import evaluate
@@ -94,7 +95,7 @@ def timed(models: dict[str, jaxdiff.Checkpoint], rounds: int) -> list[dict[str, 
     return rows
 
 
-def program(model: jaxdiff.Checkpoint, cache: jaxdiff.Cache) -> jaxdiff.Program:
+def program(model: jaxdiff.Checkpoint, cache: jaxdiff.Cache) -> Program:
     half = LENGTH // 2
     prompt = np.random.default_rng(0).integers(4, model.model.config.vocab_size, (1, half)).astype(np.int32)
     decoder = jaxdiff.Decoder(policy=policies.Fixed(steps=STEPS), cache=cache, block_length=BLOCK)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxdiff
-from jaxdiff import Decoder, InputError, Sampling, caches, decode_stream, infill
+from jaxdiff import Decoder, InputError, Sampling, caches, decode_stream, infill, make_mesh
 from jaxdiff.caches import Encoded, NoCache
 from jaxdiff.decode import pieces, trajectory_log_prob
 from jaxdiff.fills import FILLS
@@ -101,6 +101,13 @@ def test_an_end_that_moves_left_of_tokens_changes_nothing(monkeypatch):
         np.testing.assert_allclose(getattr(found, name), getattr(whole, name)[jnp.asarray([2, 0, 3, 1])], atol=1e-5)
 
 
+def test_a_mesh_changes_nothing():
+    parts = dict(model=MODEL, policy=POLICIES.parse("fixed:steps=4"), cache=Encoded(), model_seed=SEED)
+    one, spread = small.decode(**parts), small.decode(**parts, mesh=make_mesh(2, 2))
+    for name in (*SAME, "work"):
+        np.testing.assert_array_equal(getattr(spread, name), getattr(one, name))
+
+
 def test_slots_are_refilled():
     """With the keys and values of another row in them."""
     decoder = small.decoder(cache=Encoded(), policy=POLICIES.parse("threshold:tau=0.5"))
@@ -117,8 +124,8 @@ def test_slots_are_refilled():
 def test_a_canvas_is_filled_and_its_log_probability_is_that_of_the_decode():
     canvas = np.full((2, 12), small.MASK, np.int32)
     canvas[0, [0, 5, 11]], canvas[1, 3:7] = (7, 8, 9), (10, 11, 12, 13)
-    tree, parts = small.params(SEED, MODEL), dict(policy=POLICIES.parse("fixed:steps=5"))
-    plain, found = (infill(MODEL, tree, canvas, Decoder(**parts, cache=cache)) for cache in (NoCache(), Encoded()))
+    tree, waits = small.params(SEED, MODEL), POLICIES.parse("fixed:schedule=dream,steps=12")  # in some steps
+    plain, found = (infill(MODEL, tree, canvas, Decoder(policy=waits, cache=cache)) for cache in (NoCache(), Encoded()))
     for name in SAME:
         np.testing.assert_array_equal(getattr(found, name), getattr(plain, name))
     assert (np.asarray(found.work) < np.asarray(plain.work)).all()
