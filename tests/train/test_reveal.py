@@ -1,6 +1,7 @@
 """What a model that encodes visible tokens once learns from: masks, and steps in which the rest was revealed."""
 
 import json
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,11 @@ import jaxdiff
 from jaxdiff import InputError
 from jaxdiff.train import Recipe, train
 from jaxdiff.train.data import Batch
+from jaxdiff.train.fit_drafter import DrafterRecipe, fit_drafter
 from jaxdiff.train.network import Network
 from jaxdiff.train.noises import View, parse
 from jaxdiff.train.objectives import Denoise
+from jaxdiff.train.trajectories import Trajectories
 from tests import small
 from tests.enat import MODEL, Plain
 from tests.train.conftest import RECIPE
@@ -108,3 +111,8 @@ def test_a_recipe_trains_one_and_no_other_family(recipe_file, tmp_path):
     assert min(jax.tree.leaves(moved)) > 0
     with pytest.raises(InputError, match="noise reveal: found a Llada, which sees its whole canvas"):
         train(recipe(model=RECIPE["model"]), tmp_path / "other")
+
+
+def test_no_drafter_is_fitted_to_one():
+    with pytest.raises(InputError, match="fit: found a model that encodes visible tokens once"):
+        fit_drafter(MODEL, {}, *(mock.Mock(spec=kind) for kind in (Trajectories, DrafterRecipe)))
