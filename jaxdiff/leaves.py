@@ -65,6 +65,10 @@ LEAVES: Mapping[str, Kind] = {
     "fuse/kernel": Kind(axes=("embed", "embed"), summed=-2, optimizer="muon"),  # of drafters
     "first/kernel": Kind(axes=("embed", "embed"), summed=-2, optimizer="muon"),
     "second/kernel": Kind(axes=("embed", "embed"), summed=-2, optimizer="muon"),
+    "k_encoded/kernel": Kind(axes=("embed", "kv_heads"), summed=-2, optimizer="muon"),  # of models that encode
+    "k_encoded/bias": Kind(axes=("kv_heads",)),
+    "v_encoded/kernel": Kind(axes=("embed", "kv_heads"), summed=-2, optimizer="muon"),
+    "v_encoded/bias": Kind(axes=("kv_heads",)),
     "weight": Kind(axes=("embed",)),  # of every norm
 }
 

@@ -111,6 +111,31 @@ def is_insertion(model: Any) -> bool:
 
 
 @runtime_checkable
+class Encodes(Protocol):
+    """What a model has besides whose visible tokens are encoded once, and whose masks alone are decoded
+    (`jaxdiff.models.enat`): a token sees those that were revealed no later than itself (`Inputs.revealed`).
+    """
+
+    @property
+    def encoder_share(self) -> float:
+        """The share of the weights of the layers that a token meets when it is encoded; a mask meets the others."""
+        ...
+
+    def encode(
+        self, params: Params, inputs: Inputs, kv: KVCache, at: Int[Array, " B"] | Int[Array, "B T"] | None
+    ) -> KVCache:
+        """The KV cache with what the model keeps of newly revealed tokens, those that are `fresh`; of what was revealed
+        before it must hold that already. `at` as of `Model.apply`, which then decodes masks over it.
+        """
+        ...
+
+
+def is_encoding(model: Any) -> bool:
+    """Whether a model encodes visible tokens apart from masks."""
+    return isinstance(model, Encodes)
+
+
+@runtime_checkable
 class Policy(Protocol):
     """Where: which positions commit, are edited or remasked. A frozen pytree: numbers are traced, the rest is static.
 
@@ -254,7 +279,8 @@ class Cache(Protocol):
     """Which keys and values a decode reuses: which window a pass recomputes, and when everything is rebuilt.
 
     Attributes:
-        window: `canvas` (nothing is reused), `suffix` (from `reach` to the end) or `block` (a block from `reach` on).
+        window: `canvas` (nothing is reused), `suffix` (from `reach` to the end), `block` (a block from `reach` on) or
+            `masks` (what is masked, wherever it stands, of models that encode the rest).
         keeps: a window's keys and values must be kept, because a later window will not reach them.
         block_causal: only for models that attend in blocks.
         seeds: a pass that stores reads the first position of the attention block that the row enters, which the loop

@@ -86,6 +86,9 @@ class Inputs:
             marked. They see columns as any token at their positions does; their keys and values are of this pass
             alone, always fresh and never kept. None: there are none. Not for shifted models.
         rows: of the KV cache, the row of each row that is fed; None: the same.
+        revealed: of every column, in which step its token was revealed: 0 for what was given, negative for a mask.
+            None: the tokens are the whole canvas, and what is no mask was revealed at once. For models that encode
+            (`jaxdiff.protocols.Encodes`); the others do not ask.
         store: the KV cache keeps the keys and values of fresh tokens. False: they are seen by this pass alone, and the
             cache is handed back as it came.
     """
@@ -101,6 +104,7 @@ class Inputs:
     sees: Bool[Array, "B T L"] | None = None
     beside: Bool[Array, "B T n"] | None = None
     rows: Int[Array, " B"] | None = None
+    revealed: Int[Array, "B L"] | None = None
     store: bool = static(default=True)
 
     @classmethod
@@ -110,12 +114,13 @@ class Inputs:
         origin: Int[Array, " B"] | None = None,
         *,
         prompt_length: Int[Array, " B"] | None = None,
+        revealed: Int[Array, "B L"] | None = None,
     ) -> Inputs:
         """A pass over whole canvases [B L], with padding left of each row's `origin` (default none)."""
         column = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         origin = jnp.zeros((tokens.shape[0],), jnp.int32) if origin is None else origin
         positions = column - origin[:, None]
-        return cls(tokens, positions, positions >= 0, origin, prompt_length=prompt_length)
+        return cls(tokens, positions, positions >= 0, origin, prompt_length=prompt_length, revealed=revealed)
 
 
 @pytree

@@ -2,6 +2,7 @@
 
 from jaxdiff.caches.block import BlockCausal
 from jaxdiff.caches.dual import Dual
+from jaxdiff.caches.encoded import Encoded
 from jaxdiff.caches.frozen import Frozen, FrozenAtCommit, FrozenPrompt
 from jaxdiff.caches.none import NoCache
 from jaxdiff.caches.prefix import Prefix
@@ -17,6 +18,7 @@ CACHES = Registry(
         "frozen": Modes("freeze", "clean", {"clean": Frozen, "commit": FrozenAtCommit, "prompt": FrozenPrompt}),
         "block": BlockCausal,
         "seeded": Modes("inner", "none", {"none": Seeded, "dual": SeededDual}),
+        "encoded": Encoded,
     },
 )
 
@@ -24,6 +26,7 @@ __all__ = [
     "CACHES",
     "BlockCausal",
     "Dual",
+    "Encoded",
     "Frozen",
     "FrozenAtCommit",
     "FrozenPrompt",

@@ -30,7 +30,7 @@ from jaxdiff.drafters import unfitted
 from jaxdiff.filters import FILTERS, load_filter
 from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.policies import Learned
-from jaxdiff.protocols import is_causal
+from jaxdiff.protocols import is_causal, is_encoding
 from jaxdiff.tasks import task
 from jaxdiff.types import InputError, Params
 from jaxdiff.weights import quantised
@@ -214,7 +214,7 @@ def _measured(work: measure.Work, whole: Params | None, *, roofline: bool) -> di
     with progress("step over forward", work.rounds) as update:
         details["step_over_forward"] = measure.step_over_forward(work, program, update)
     names = ("prefix", "dual", "frozen") if work.model.attention_block is None else ("block",)
-    names = ("seeded",) if is_causal(work.model) else names
+    names = ("seeded",) if is_causal(work.model) else ("encoded",) if is_encoding(work.model) else names
     with progress("caches", work.rounds) as update:
         caches = {name: CACHES.parse(name) for name in names}
         details["cache_speedup"] = measure.cache_speedups(work, program, caches, update)

@@ -31,7 +31,7 @@ from jaxdiff.judges import named_judge
 from jaxdiff.models import family_name
 from jaxdiff.parallel.mesh import parse_mesh
 from jaxdiff.policies import parse
-from jaxdiff.protocols import is_causal
+from jaxdiff.protocols import is_causal, is_encoding
 from jaxdiff.pytree import numbers_of
 from jaxdiff.stoppers import STOPPERS
 from jaxdiff.stoppers.strings import encoded
@@ -80,8 +80,8 @@ Cache = Annotated[
     typer.Option(
         "--cache",
         metavar="NAME[:K=V,...]",
-        help="Which keys and values are reused: none, prefix, dual:refresh=8, frozen:freeze=clean, block, seeded ... "
-        "Default none; of an autoregressive model seeded, which is exact.",
+        help="Which keys and values are reused: none, prefix, dual:refresh=8, frozen:freeze=clean, block, seeded, "
+        "encoded. Default none; of an autoregressive model seeded, of an ENAT encoded, which are exact.",
     ),
 ]
 Stop = Annotated[
@@ -260,7 +260,7 @@ class Decoding:
     model: str
     policy: str = "fixed"
     fill: str = "parallel"
-    cache: str | None = None  # None: seeded, which is exact, where the model is autoregressive, else none
+    cache: str | None = None  # None: the exact one of autoregressive models, or of those that encode, else none
     stop: str | None = "none"  # None: eos after a prompt, none on a canvas, whose holes are all to be filled
     stop_string: tuple[str, ...] = ()
     constraint: str | None = None
@@ -385,7 +385,10 @@ class Decoding:
 
     def cache_of(self, model: jaxdiff.Model) -> str:
         """The cache that a decode of this model has."""
-        return self.cache or ("seeded" if is_causal(model) else "none")
+        if self.cache is not None:
+            return self.cache
+        encoded = is_encoding(model) and self.length == "fixed"
+        return "seeded" if is_causal(model) else "encoded" if encoded else "none"
 
     def told(self, model: jaxdiff.Model, *, canvas: int = 0) -> dict[str, Any]:
         """How a row is decoded, in words and numbers: its parts and blocks, and of all else what is not the default.

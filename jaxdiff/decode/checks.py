@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxdiff.caches import CACHES
 from jaxdiff.decode.causal import check_causal, check_filled
-from jaxdiff.decode.compatible import check_constraint, check_weighed
+from jaxdiff.decode.compatible import check_constraint, check_encoding, check_weighed
 from jaxdiff.decode.decoder import BLOCK_LENGTH, Decoder, Sampling
 from jaxdiff.decode.guide import Guide, check_asked, check_guide
 from jaxdiff.fills import FILLS
@@ -92,6 +92,7 @@ def check_decoder(
     """
     check_numbers(decoder, rows)
     check_causal(decoder, model)
+    check_encoding(decoder, model)
     check_guide(decoder, model, guide, longest)
     if block is not None:
         check_block(decoder, block)

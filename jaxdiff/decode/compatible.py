@@ -1,14 +1,15 @@
-"""What is refused of a decoder with a constraint."""
+"""What is refused of a decoder with a constraint, and of one with a model that encodes visible tokens once."""
 
 from __future__ import annotations
 
 import jax
 import numpy as np
 
+from jaxdiff.caches import CACHES
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.fills import FILLS
 from jaxdiff.policies import POLICIES
-from jaxdiff.protocols import Stopper
+from jaxdiff.protocols import Model, Stopper, is_encoding
 from jaxdiff.stoppers import STOPPERS
 from jaxdiff.types import InputError
 
@@ -54,3 +55,29 @@ def check_weighed(decoder: Decoder, block: int | None) -> None:
             "temperature: found 0 with a constraint that draws by rejection, expected more: at 0 nothing is drawn; "
             "take 1, or a regular expression alone"
         )
+
+
+def check_encoding(decoder: Decoder, model: Model) -> None:
+    """Raises InputError for what a decoder asks of a model that encodes visible tokens once in vain, and for the cache
+    of such models with any other.
+    """
+    cache = CACHES.name_of(decoder.cache)
+    if not is_encoding(model):
+        if decoder.cache.window == "masks":
+            raise InputError(
+                f"cache: found {cache} with a {type(model).__name__}, whose visible tokens see masks, expected a model "
+                "that encodes them once (family enat); take cache prefix, dual or frozen"
+            )
+        return
+    kind = f"with a model that encodes visible tokens once ({type(model).__name__})"
+    if decoder.cache.window not in ("canvas", "masks"):
+        raise InputError(f"cache: found {cache} {kind}, expected encoded, its exact KV cache, or none; take encoded")
+    if decoder.policy.revises:
+        raise InputError(
+            f"policy: found {POLICIES.name_of(decoder.policy)} {kind}, expected one that takes nothing back: what was "
+            "encoded has been seen; take fixed, threshold or another that only commits"
+        )
+    if (fill := FILLS.name_of(decoder.fill)) != "parallel":
+        raise InputError(f"fill: found {fill} {kind}, whose passes are of masks alone; take fill parallel")
+    if decoder.sampling.cfg_scale is not None:
+        raise InputError(f"cfg_scale: found one {kind}, whose prompt is never masked; leave it out")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +43,8 @@ class Reading:
     kv: KVCache | None
 
 
-# A pass of the rows that are marked, or of all; and what is known before it.
-Way = Callable[["FullPass", Bool[Array, " B"] | None, Reading], Reading]
+# A pass (of a `FullPass`) of the rows that are marked, or of all; and what is known before it.
+Way = Callable[[Any, Bool[Array, " B"] | None, Reading], Reading]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ class FullPass(StepPasses):
         """The same pass for these rows of the batch alone."""
         state = dataclasses.replace(self.state, kv=None, guide_kv=None)
         numbers = pick(state.numbers, at)
-        return FullPass(
+        return type(self)(
             setup=dataclasses.replace(self.setup, decoder=with_numbers(self.setup.decoder, numbers)),
             state=pick(state, at),
             place=pick(self.place, at),

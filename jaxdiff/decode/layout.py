@@ -9,7 +9,7 @@ from jaxtyping import Array, Int
 from jaxdiff.decode import checks
 from jaxdiff.decode.decoder import Decoder
 from jaxdiff.decode.guide import Guide
-from jaxdiff.protocols import Cache, Model
+from jaxdiff.protocols import Cache, Model, is_encoding
 from jaxdiff.pytree import pytree, static
 from jaxdiff.types import Params
 
@@ -88,6 +88,7 @@ def layout_of(
     overhang = checks.overhang_of(model) if overhang is None else overhang
     whole = checks.whole_block(model, block)
     shorter = decoder.stop.cuts or decoder.length == "var" or decoder.cache.block_causal
+    shorter &= not is_encoding(model)  # whose tokens go on seeing what stands right of an end that moved
     rungs = tuple(first + length for length in doublings(generated, whole)) if shorter else ()
     return Layout(
         first=first,
@@ -103,7 +104,7 @@ def layout_of(
 
 def spans(cache: Cache, longest: int, block: int, whole: int) -> tuple[int, ...]:
     """The lengths of a cache's window that are compiled, for blocks inside `whole` ones that the model attends in."""
-    if cache.window == "canvas":
+    if cache.window in ("canvas", "masks"):
         return ()
     if cache.window == "block":
         return (block, whole) if cache.narrows and block < whole else (whole,)

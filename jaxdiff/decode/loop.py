@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxdiff.decode.constrained import Writing
-from jaxdiff.decode.full import FullPass
+from jaxdiff.decode.encoded import pass_of
 from jaxdiff.decode.guide_pass import GuidePass
 from jaxdiff.decode.layout import Layout, Setup
 from jaxdiff.decode.passes import StepPasses
@@ -93,7 +93,7 @@ def step(setup: Setup, state: State) -> State:
     seeding = jnp.any(open_, axis=1) & ~decides
     acts = decides | seeding
 
-    score, tail, reading = FullPass(setup, state, place, state.kv, open_=open_).run(takes_part)
+    score, tail, reading = pass_of(model)(setup, state, place, state.kv, open_=open_).run(takes_part)
     editable = score.editable & decides[:, None] & ~take(named, place.start, window)
     score, heard = dataclasses.replace(score, editable=editable), None
     if setup.guide is not None:

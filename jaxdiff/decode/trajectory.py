@@ -106,8 +106,10 @@ def _log_probs(
     @jax.checkpoint
     def piece(params: Params, some: _Passes) -> Float[Array, "C K"]:
         tokens, step = trace.tokens[some.rows], trace.step[some.rows]
-        canvas = jnp.where(step < some.steps[:, None], tokens, config.mask_token_id)
+        before = step < some.steps[:, None]
+        canvas = jnp.where(before, tokens, config.mask_token_id)
         canvas = jnp.concatenate([prompt[some.rows], canvas], axis=1)
+        revealed = jnp.where(before, step + 1, -1)
         starts, column = origin[some.rows], jnp.arange(canvas.shape[1], dtype=jnp.int32)[None]
         inputs = Inputs(
             tokens=canvas,
@@ -115,6 +117,7 @@ def _log_probs(
             valid=(column >= starts[:, None]) & (column < trace.end[some.rows][:, None]),
             origin=starts,
             prompt_length=jnp.maximum(first - starts, 0),
+            revealed=jnp.pad(revealed, ((0, 0), (first, 0))),  # the prompt at 0
         )
         features, _ = model.apply(params, inputs)
         at = jnp.minimum(some.columns, tokens.shape[1] - 1)

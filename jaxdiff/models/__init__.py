@@ -13,6 +13,7 @@ from jaxdiff.files import first_line
 from jaxdiff.leaves import leaf_dtype, leaf_name
 from jaxdiff.models.config import Config, architecture_of
 from jaxdiff.models.dream import Dream, DreamConfig
+from jaxdiff.models.enat import Enat, EnatConfig
 from jaxdiff.models.fast_dllm_v2 import FastDllmV2, FastDllmV2Config
 from jaxdiff.models.illada import Illada, IlladaConfig
 from jaxdiff.models.insertion import Insertion, InsertionConfig
@@ -46,7 +47,10 @@ FAMILIES: dict[str, tuple[type[Transformer], type[Config]]] = {
     "qwen3": (Qwen3, Qwen3Config),
 }
 # Families that nobody publishes: they are trained here.
-OWN: dict[str, tuple[type[Transformer], type[Config]]] = {"insertion": (Insertion, InsertionConfig)}
+OWN: dict[str, tuple[type[Transformer], type[Config]]] = {
+    "insertion": (Insertion, InsertionConfig),
+    "enat": (Enat, EnatConfig),
+}
 ARCHITECTURES = {
     "LLaDAModelLM": "llada",
     "ILLaDAForCausalLM": "illada",

@@ -32,7 +32,7 @@ from jaxdiff.files import json_line, parse_json, replaced_file
 from jaxdiff.fills import Adjust, Head
 from jaxdiff.leaves import fingerprint
 from jaxdiff.models.drafter import Adjuster, SamplerHead, one_layer_of
-from jaxdiff.protocols import Model
+from jaxdiff.protocols import Model, is_encoding
 from jaxdiff.pytree import InputError
 from jaxdiff.train.loop import until_sigterm
 from jaxdiff.train.states import Source, Windows
@@ -113,9 +113,14 @@ def fit_drafter(
 
     Returns None where SIGTERM ended it early.
 
-    Raises InputError for trajectories with too few prompts to split or without two masks in a block, for a file of
-    another fit, and where no loss was a number.
+    Raises InputError for a model that goes with no such fill, for trajectories with too few prompts to split or without
+    two masks in a block, for a file of another fit, and where no loss was a number.
     """
+    if is_encoding(model):
+        raise InputError(
+            f"fit: found a model that encodes visible tokens once ({type(model).__name__}), expected one that fills "
+            "with a drafter's help; it takes fill parallel alone"
+        )
     windows = Source(trajectories, block_of(model, trajectories.block_length), recipe.k, recipe.rows, recipe.seed)
     definition: Any = KINDS[recipe.kind][1](one_layer_of(model.config))
     warmup = min(250, -(-recipe.steps // 10))

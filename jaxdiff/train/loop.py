@@ -151,8 +151,8 @@ def _manager(folder: Path, save_every: int) -> Iterator[ocp.CheckpointManager]:
 def make_optimizer(recipe: Schedule) -> optax.GradientTransformation:
     """Muon on the matrices, Adam on embeddings, head and norms; warm-up, plateau, linear decay; clipped.
 
-    Which leaf is whose says `leaves.LEAVES`; what is not in the group `layers` (LLaDA2's `dense` layers) is Adam's. The
-    optimizer's functions raise InputError for a leaf without a kind.
+    Which leaf is whose says `leaves.LEAVES`; what is not in the groups `layers` and `decoder` (LLaDA2's `dense` layers)
+    is Adam's. The optimizer's functions raise InputError for a leaf without a kind.
     """
     schedule = optax.join_schedules(
         [
@@ -166,7 +166,7 @@ def make_optimizer(recipe: Schedule) -> optax.GradientTransformation:
 
     def numbers(path: Any, _: Any) -> optax.contrib.MuonDimensionNumbers | None:
         muon = kind_of(leaf_name(path)).optimizer == "muon"
-        return matrix if muon and path[0].key == "layers" else None
+        return matrix if muon and path[0].key in ("layers", "decoder") else None
 
     muon = optax.contrib.muon(
         schedule,

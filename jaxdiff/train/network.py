@@ -23,8 +23,14 @@ class Network:
     params: Params
     model: Model = static()
 
-    def features(self, tokens: Int[Array, "R T"], prompt_lengths: Int[Array, " R"]) -> Float[Array, "R T D"]:
-        return self.model.apply(self.params, Inputs.whole(tokens, prompt_length=prompt_lengths))[0]
+    def features(
+        self,
+        tokens: Int[Array, "R T"],
+        prompt_lengths: Int[Array, " R"],
+        revealed: Int[Array, "R T"] | None = None,
+    ) -> Float[Array, "R T D"]:
+        inputs = Inputs.whole(tokens, prompt_length=prompt_lengths, revealed=revealed)
+        return self.model.apply(self.params, inputs)[0]
 
     def logits(self, features: Float[Array, "C D"]) -> Float[Array, "C V"]:
         """In float32, [MASK] among them as in the published losses."""

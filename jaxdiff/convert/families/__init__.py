@@ -2,6 +2,7 @@
 
 from jaxdiff.convert.families import (
     dream,
+    enat,
     fast_dllm_v2,
     illada,
     insertion,
@@ -21,6 +22,7 @@ TABLES = {
     "llada": llada.TABLE,
     "illada": illada.TABLE,
     "insertion": insertion.TABLE,
+    "enat": enat.TABLE,
     "stable_diffcoder": stable_diffcoder.TABLE,
     "dream": dream.TABLE,
     "llada_moe": llada_moe.TABLE,

@@ -27,6 +27,7 @@ from jaxdiff.train.noises.drop import Drop
 from jaxdiff.train.noises.meap import Meap
 from jaxdiff.train.noises.mistakes import Mistakes
 from jaxdiff.train.noises.mixture import Mixture, Replace
+from jaxdiff.train.noises.reveal import Reveal
 from jaxdiff.train.noises.semi_ar import SemiAr, Uniform
 from jaxdiff.train.noises.trajectory import States, Trajectory
 
@@ -53,6 +54,10 @@ class Joined:
     def drops(self) -> bool:
         return any(part.drops for part in self.parts)
 
+    @property
+    def reveals(self) -> bool:
+        return any(part.reveals for part in self.parts)
+
     def check_model(self, model: Model) -> None:
         for part in self.parts:
             part.check_model(model)
@@ -76,6 +81,7 @@ NOISES = Registry(
         "meap": Meap,
         "mistakes": Mistakes,
         "drop": Drop,
+        "reveal": Reveal,
     },
 )
 
@@ -84,12 +90,12 @@ def parse(text: str) -> Noise:
     """The noise that `name:k=v,...` describes, or those between ` + `.
 
     Raises InputError for a name, an argument or a value that is not known, with those that are; and for one of
-    autoregressive or of insertion models beside others.
+    autoregressive or of insertion models, or of those that encode, beside others.
     """
     parts = tuple(NOISES.parse(part) for part in text.split("+"))
-    if len({(part.causal, part.drops) for part in parts}) > 1:
+    if len({(part.causal, part.drops, part.reveals) for part in parts}) > 1:
         raise InputError(
             f"noise: found {text!r:.80}, expected noises that all mask what is to be learned, or meap alone, or drop "
-            "alone; leave one out"
+            "alone, or reveal alone; leave one out"
         )
     return parts[0] if len(parts) == 1 else Joined(parts)

@@ -26,18 +26,21 @@ class View:
         tokens: what the model is fed.
         learn: positions whose token is to be learned.
         at: the teacher's forward before which its canvas stood so; None for a noise that follows no trajectory.
+        revealed: as in `Inputs`; None for a noise that does not say.
     """
 
     tokens: Int[Array, "B T"]
     learn: Bool[Array, "B T"]
     at: Int[Array, " B"] | None = None
+    revealed: Int[Array, "B T"] | None = None
 
 
 @runtime_checkable
 class Noise(Protocol):
     """A frozen pytree. `needs`: TRAJECTORY, or nothing; `follows`: its views say `at` which forward they stand;
     `causal`: what is to be learned stands in its views, for models that read a token from those before it alone;
-    `drops`: what is to be learned is no part of its canvases, for models that insert it.
+    `drops`: what is to be learned is no part of its canvases, for models that insert it; `reveals`: its views say in
+    which steps the rest was `revealed`, for models that encode.
     """
 
     @property
@@ -51,6 +54,9 @@ class Noise(Protocol):
 
     @property
     def drops(self) -> bool: ...
+
+    @property
+    def reveals(self) -> bool: ...
 
     def check_model(self, model: Model) -> None:
         """Raises InputError for a model whose canvases it cannot make."""
@@ -68,6 +74,7 @@ class NoiseBase:
     follows: ClassVar[bool] = False
     causal: ClassVar[bool] = False
     drops: ClassVar[bool] = False
+    reveals: ClassVar[bool] = False
 
     def check_model(self, model: Model) -> None:
         del model

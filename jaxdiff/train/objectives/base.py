@@ -96,6 +96,7 @@ class Rows:
     learn: Bool[Array, "R T"]
     targets: Int[Array, "R T"]
     prompt_lengths: Int[Array, " R"]
+    revealed: Int[Array, "R T"] | None = None
 
     @classmethod
     def of(cls, batch: Batch, views: Sequence[View]) -> Rows:
@@ -107,6 +108,7 @@ class Rows:
             learn=below([view.learn for view in views]),
             targets=below([batch.tokens] * len(views)),
             prompt_lengths=below([batch.prompt_lengths] * len(views)),
+            revealed=None if views[0].revealed is None else below([view.revealed for view in views]),
         )
 
 

@@ -31,7 +31,7 @@ def entropy(logits: Float[Array, "C V"], temperature: Leaf) -> Float[Array, " C"
 
 def certainty_terms(network: Network, rows: Rows, temperature: Leaf) -> tuple[Float[Array, " R"], Float[Array, " R"]]:
     """The mean cross entropy of each row's tokens to learn, and the mean entropy of those among them that are right."""
-    features = network.features(rows.tokens, rows.prompt_lengths)
+    features = network.features(rows.tokens, rows.prompt_lengths, rows.revealed)
 
     def nats(features: Float[Array, "C D"], target: Int[Array, " C"]) -> tuple[Float[Array, " C"], ...]:
         logits = network.logits(features)

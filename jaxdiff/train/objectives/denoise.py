@@ -27,7 +27,7 @@ class Denoise(ObjectiveBase):
     def loss(self, network: Network, batch: Batch, views: Sequence[View], teacher: Network | None) -> Float[Array, ""]:
         del teacher
         rows = Rows.of(batch, views)
-        features = network.features(rows.tokens, rows.prompt_lengths)
+        features = network.features(rows.tokens, rows.prompt_lengths, rows.revealed)
         (nats,) = by_chunks(
             lambda features, target: (cross_entropy(network.logits(features), target),),
             *(rows.learn, features, rows.targets),

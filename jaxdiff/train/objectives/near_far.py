@@ -62,8 +62,8 @@ class NearFar(ObjectiveBase):
         until = (at + jnp.asarray(self.near))[:, None]
         near = rows.learn & (jnp.concatenate([jnp.asarray(batch.order)] * len(views)) < until)
         far = rows.learn & ~near
-        features = network.features(rows.tokens, rows.prompt_lengths)
-        theirs = jax.lax.stop_gradient(teacher.features(rows.tokens, rows.prompt_lengths))
+        features = network.features(rows.tokens, rows.prompt_lengths, rows.revealed)
+        theirs = jax.lax.stop_gradient(teacher.features(rows.tokens, rows.prompt_lengths, rows.revealed))
         (wrongness,) = by_chunks(
             lambda features, target: (cross_entropy(network.logits(features), target),),
             *(near, features, rows.targets),
