@@ -178,8 +178,8 @@ def step(setup: Setup, texts: Texts, state: State) -> State:
 def choose(
     setup: Setup, found: Candidates, is_open: Bool[Array, "B S"], left: Int[Array, " B"]
 ) -> tuple[Bool[Array, "B S"], Bool[Array, "B S"], Bool[Array, " B"]]:
-    """The gaps that get their candidate: one at least, at most as many as there is room `left` for, the surest first, and
-    each token once: two gaps that want the same token are often one missing token that may stand in either.
+    """The gaps that get their candidate: one at least, at most as many as there is room `left` for, the surest first,
+    and each token once: two gaps that want the same token are often one missing token that may stand in either.
 
     Also where that hung on less than NEAR_TIE, and the rows in which the best one's scores are numbers.
     """

@@ -57,9 +57,9 @@ class Parallel:
 
     Not of the paper. What is learned gives each of n missing tokens 1/n, wherever it is missing: a pair that is as
     likely as the likeliest is as sure as that, whatever n is. No gap gets two tokens of one forward, since nothing says
-    which comes first, and no token goes into two gaps: of those that want it the surest gets it, since it may be missing
-    once, on either side of what stands between them. The gaps may double with each forward, so that n tokens take log2
-    n of them at best.
+    which comes first, and no token goes into two gaps: of those that want it the surest gets it, since it may be
+    missing once, on either side of what stands between them. The gaps may double with each forward, so that n tokens
+    take log2 n of them at best.
 
     Attributes:
         tau: 1 inserts what is exactly as likely as the likeliest, 0 into every gap.
