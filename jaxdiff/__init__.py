@@ -31,7 +31,7 @@ from jaxdiff.decode import (
 from jaxdiff.drafters import drafted_fill
 from jaxdiff.drafts import Speculated, speculate
 from jaxdiff.filters import learned_policy
-from jaxdiff.guides import guide_of
+from jaxdiff.guides import denoiser_of, guide_of
 from jaxdiff.insertion import Inserted, insert
 from jaxdiff.models import build
 from jaxdiff.parallel.mesh import make_mesh
@@ -81,6 +81,7 @@ __all__ = [
     "convert",
     "decode",
     "decode_stream",
+    "denoiser_of",
     "drafted_fill",
     "drafts",
     "fills",

