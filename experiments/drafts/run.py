@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import numpy as np
 import typer
 
 import jaxdiff
+from experiments.kept import Kept
 from experiments.policies import GEN_LENGTH
 from jaxdiff import Decoder, caches, drafts, stoppers
 from jaxdiff.cli.show import note, progress
 from jaxdiff.decode.batches import batches, pad_to_bucket
-from jaxdiff.files import replaced_file, write_object
+from jaxdiff.pytree import pytree
 from jaxdiff.serve import Meter
 from jaxdiff.tasks import evaluate, gsm_symbolic, task
 
@@ -94,38 +94,49 @@ def warmed(checkpoint: jaxdiff.Checkpoint, prompts: list[list[int]], gen_length:
     return state, taken
 
 
-def row_of(name: str, n: str, expected: list[list[int]], found: Any, **more: Any) -> dict[str, Any]:
-    texts, numbers = found
+def row_of(name: str, draft: drafts.Draft, expected: list[list[int]], found: Any, **more: Any) -> dict[str, Any]:
+    texts, took = found
     other = [number for number, (ours, theirs) in enumerate(zip(texts, expected, strict=True)) if ours != theirs]
     row = {
-        "draft": name,
-        "n": int(n),
-        "tokens_a_pass": numbers["lengths"] / numbers["nfe"],
-        "passes_of_the_draft": numbers["cheap"] / len(texts),
-        "work": numbers["work"] / len(texts),
+        "fed": draft.tree.nodes,
+        "tokens_a_pass": took["lengths"] / took["nfe"],
+        "passes_of_the_draft": took["cheap"] / len(texts),
+        "work": took["work"] / len(texts),
         "prompts": len(texts),
         "other": other,
-        "near_ties": numbers["near_ties"],
-        "seconds": numbers["seconds"],
+        "near_ties": took["near_ties"],
+        "seconds": took["seconds"],
     }
-    note(f"{name} {n}: {row['tokens_a_pass']:.2f} tokens a pass, {len(other)} texts of {len(texts)} other")
+    note(f"{name}: {row['tokens_a_pass']:.2f} tokens a pass, {len(other)} texts of {len(texts)} other")
     return row | more
 
 
+@pytree
+class Frozen(drafts.Recycling):
+    """The matrix that it began with, for good."""
+
+    def update(self, state: Any, seen: Any) -> Any:
+        del seen
+        return state
+
+
 def measured(
-    checkpoint: jaxdiff.Checkpoint, prompts: Any, others: Any, gen_length: int, made: list[tuple[str, str, Any]]
-) -> dict[str, Any]:
+    kept: Kept, checkpoint: jaxdiff.Checkpoint, prompts: Any, others: Any, gen_length: int, made: dict[str, Any]
+) -> None:
     """A row for each draft, cold and, where it keeps a table, warm."""
     expected, alone = decoded(checkpoint, prompts, gen_length, None, None)
-    rows: list[dict[str, Any]] = []
-    for name, n, draft in made:
-        rows.append(row_of(name, n, expected, decoded(checkpoint, prompts, gen_length, draft, None)))
-        if name != "denoiser":
+    mean = {"tokens": alone["lengths"] / len(prompts), "work": alone["work"] / len(prompts)}
+    kept.once("alone", lambda: mean)
+    for name, draft in made.items():
+        kept.once(name, lambda: row_of(name, draft, expected, decoded(checkpoint, prompts, gen_length, draft, None)))
+        if name.startswith(("recycling", "ngram")):
             state, taken = warmed(checkpoint, others, gen_length, draft, WARM_UP)
-            found = decoded(checkpoint, prompts, gen_length, draft, state)
-            rows.append(row_of(f"{name}, warm", n, expected, found, warm_up=taken))
-    mean = float(np.mean([len(text) for text in expected]))
-    return {"gen_length": gen_length, "tokens": mean, "alone": {"work": alone["work"] / len(prompts)}, "rows": rows}
+
+            def warm() -> dict[str, Any]:
+                found = decoded(checkpoint, prompts, gen_length, draft, state)
+                return row_of(f"{name}, warm", draft, expected, found, warm_up=taken)
+
+            kept.once(f"{name}, warm", warm)
 
 
 def smollm2(folder: Path) -> tuple[jaxdiff.Checkpoint, Any]:
@@ -140,31 +151,28 @@ def smollm2(folder: Path) -> tuple[jaxdiff.Checkpoint, Any]:
 def main(
     part: Annotated[str, typer.Argument(help="gsm or smollm2.")],
     n: Annotated[int, typer.Option(min=1, help="Prompts, of gsm.")] = 200,
-    only: Annotated[str, typer.Option(help="A draft alone; nothing is written then.")] = "",
+    only: Annotated[str, typer.Option(help="Drafts whose name begins so.")] = "",
 ) -> None:
-    made = [("recycling", nodes, drafts.Recycling(nodes)) for nodes in NODES]
-    made += [("ngram", nodes, drafts.Ngram(nodes)) for nodes in NODES]
+    made: dict[str, Any] = {"frozen 16": Frozen("16")}
+    made |= {f"recycling {nodes}": drafts.Recycling(nodes) for nodes in NODES}
+    made |= {f"ngram {nodes}": drafts.Ngram(nodes) for nodes in NODES}
     if part == "gsm":
-        checkpoint, gen_length = jaxdiff.load(TARGET), GEN_LENGTH
+        checkpoint = jaxdiff.load(TARGET)
         denoiser = jaxdiff.denoiser_of(jaxdiff.load(DENOISER), checkpoint)
-        made += [("denoiser", tokens, dataclasses.replace(denoiser, tokens=tokens)) for tokens in TOKENS]
-        made = [draft for draft in made if only in draft[0]]
+        made |= {f"denoiser {tokens}": dataclasses.replace(denoiser, tokens=tokens) for tokens in TOKENS}
         prompts, others = prompts_of(checkpoint, "test", n), prompts_of(checkpoint, "validation", 50)
-        table = measured(checkpoint, prompts, others, gen_length, made)
+        setting: dict[str, Any] = {"target": TARGET, "denoiser": DENOISER, "prompts": n, "gen_length": GEN_LENGTH}
     else:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint, tokenizer = smollm2(Path(folder))
-        turns = [
-            tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True)
-            for text in QUESTIONS
-        ]
+        turns = [tokenizer.plain(TURN.format(text), special=True) for text in QUESTIONS]
         half = len(turns) // 2
-        made = [draft for draft in made if only in draft[0] and draft[1] in ("8", "16", "32")]
-        table = measured(checkpoint, turns[:half], turns[half:], 96, made)
-    if not only:
-        RESULTS.mkdir(exist_ok=True)
-        with replaced_file(RESULTS / f"{part}.json") as new:
-            write_object(new, table)
+        prompts, others = turns[:half], turns[half:]
+        made = {name: draft for name, draft in made.items() if name.endswith((" 8", " 16", " 32"))}
+        setting = {"target": "SmolLM2-135M-Instruct", "prompts": half, "gen_length": 96}
+    kept = Kept(RESULTS / f"{part}.json", setting | {"warm_up": WARM_UP, "rows": ROWS})
+    made = {name: draft for name, draft in made.items() if name.startswith(only)}
+    measured(kept, checkpoint, prompts, others, setting["gen_length"], made)
 
 
 if __name__ == "__main__":

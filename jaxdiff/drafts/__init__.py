@@ -10,7 +10,6 @@ they cost alone. One file per draft; this room imports `decode`, and `decode` do
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from jaxdiff.drafts.api import of_row, prepare_speculate, speculate
@@ -22,29 +21,57 @@ from jaxdiff.drafts.recycling import Recycling
 from jaxdiff.pytree import InputError
 from jaxdiff.registry import Registry, arguments_of, parse_arguments
 
-DRAFTS = Registry("draft", {"recycling": Recycling, "ngram": Ngram, "denoiser": Denoiser})
+DENOISER = "denoiser"  # the one whose weights lie in a model's folder
+DRAFTS = Registry("draft", {"recycling": Recycling, "ngram": Ngram, DENOISER: Denoiser})
 
 
-def parse(text: str, *, loaded: Callable[[str], Denoiser] | None = None) -> Draft | None:
+def model_of(text: str) -> str | None:
+    """The model's name that a draft's text holds, None where it has none: `denoiser:model=gsm-1m,tokens=16`.
+
+    Raises InputError for a draft or an argument that is not known (with those that are), or a value out of range.
+    """
+    name, _, rest = text.strip().partition(":")
+    if name != DENOISER:
+        DRAFTS.parse(text)
+        return None
+    values = _arguments(rest)
+    for key, value in values.items():
+        if value not in (options := arguments_of(Denoiser).get(key, {}).get("options", (value,))):
+            raise InputError(f"draft {name} {key}: found {value!r}, expected one of {', '.join(options)}")
+    if not values.get("model"):
+        raise InputError(f"draft {name}: found no model, expected the name of one; give {name}:model=NAME")
+    return values["model"]
+
+
+def parse(text: str, denoiser: Denoiser | None = None) -> Draft:
     """The draft that `text` names.
 
         recycling      recycling:nodes=64      ngram      denoiser:model=gsm-1m,tokens=16
 
-    `loaded` makes one of a model's name; without it `denoiser` is checked, and None.
-
-    Raises InputError for a name or an argument that is not known, with those that are.
+    `denoiser`: of the model that it names (`model_of`). Raises as `model_of`.
     """
-    name, _, rest = text.strip().partition(":")
-    if name != "denoiser":
+    if model_of(text) is None:
         return DRAFTS.parse(text)
-    label, known = f"draft {name}", {"model": {"static": True}, **arguments_of(Denoiser)}
-    values: dict[str, Any] = parse_arguments(label, known, [item for item in rest.split(",") if item])
-    for key, value in values.items():
-        if value not in (options := known[key].get("options", (value,))):
-            raise InputError(f"{label} {key}: found {value!r}, expected one of {', '.join(options)}")
-    if not (folder := values.pop("model", "")):
-        raise InputError(f"{label}: found no model, expected the folder of one; give {name}:model=NAME")
-    return None if loaded is None else dataclasses.replace(loaded(folder), **values)
+    assert denoiser is not None
+    values = _arguments(text.strip().partition(":")[2])
+    return dataclasses.replace(denoiser, **{key: value for key, value in values.items() if key != "model"})
 
 
-__all__ = ["DRAFTS", "Denoiser", "Draft", "Ngram", "Recycling", "Speculated", "of_row", "parse", "prepare_speculate", "speculate"]
+def _arguments(rest: str) -> dict[str, Any]:
+    known = {"model": {"static": True}, **arguments_of(Denoiser)}
+    return parse_arguments(f"draft {DENOISER}", known, [item for item in rest.split(",") if item])
+
+
+__all__ = [
+    "DRAFTS",
+    "Denoiser",
+    "Draft",
+    "Ngram",
+    "Recycling",
+    "Speculated",
+    "model_of",
+    "of_row",
+    "parse",
+    "prepare_speculate",
+    "speculate",
+]
