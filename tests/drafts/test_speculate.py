@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -62,9 +61,7 @@ def speculate(model, rows, draft, temperature=0.0, **options):
     return jaxdiff.speculate(model, guides.params(0, model), prompts, draft, sampling=sampling, **options)
 
 
-@pytest.mark.parametrize(
-    ("target", "draft"), [*itertools.product(TARGETS, ("recycling", "ngram")), ("llama", "denoiser")]
-)
+@pytest.mark.parametrize(("target", "draft"), [("qwen3", "recycling"), *(("llama", draft) for draft in DRAFTS)])
 def test_the_text_is_the_target_s_own(target, draft):
     model, made = TARGETS[target], DRAFTS[draft]
     token = st.integers(4, small.VOCAB - 1)
@@ -75,7 +72,7 @@ def test_the_text_is_the_target_s_own(target, draft):
     def check(rows, temperatures):
         prompts, origin = batch(rows)
         options = {"gen_length": GEN, "origin": origin, "key": small.keys(3, 5)}
-        sampling = Sampling(np.asarray(temperatures), top_k=7 if draft == "ngram" else None)
+        sampling = Sampling(np.asarray(temperatures), top_k=7 if target == "qwen3" else None)
         alone = Decoder(cache=Seeded(), stop=Eos(), sampling=sampling)
         expected = jaxdiff.decode(model, guides.params(0, model), prompts, alone, **options)
         found = jaxdiff.speculate(model, guides.params(0, model), prompts, made, sampling=sampling, **options)
@@ -249,6 +246,5 @@ def test_what_cannot_be_done_is_refused_in_one_line():
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="draft: found 'ngram', expected a draft"):
         check_draft("ngram", model, 20)
-    for wrong in (guides.MODEL, "gsm-1m"):
-        with pytest.raises(InputError, match="which fills no masks, expected a masked diffusion model"):
-            drafts.Denoiser(wrong, {})
+    with pytest.raises(InputError, match="which fills no masks, expected a masked diffusion model"):
+        drafts.Denoiser(guides.MODEL, {})
