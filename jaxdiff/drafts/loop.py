@@ -25,10 +25,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxdiff import kvcache
 from jaxdiff.decode.decoder import Sampling
 from jaxdiff.decode.result import Reason
+from jaxdiff.decode.running import Running, merge
 from jaxdiff.decode.running import finish as belief_of
-from jaxdiff.decode.running import merge
 from jaxdiff.decode.score import summary
-from jaxdiff.decode.tiles import Asked, Tile, over_tiles
+from jaxdiff.decode.tiles import Asked, Draws, Tile, over_tiles
 from jaxdiff.decode.vocabulary import Vocabulary
 from jaxdiff.drafts.base import Draft, Seen, Text
 from jaxdiff.drafts.noise import one_by_one
@@ -124,11 +124,13 @@ def begin(setup: Setup, prompts: Prompts) -> State:
     assert isinstance(model, Autoregressive)
     columns = width + setup.room + setup.draft.tree.nodes  # a tree at the end of an answer has room behind it
     inputs = Inputs.whole(prompts.tokens, prompts.origin)
-    last = Span(zero + width - 1, 1)
+    last = None if setup.draft.likely else Span(zero + width - 1, 1)
     features, kv = model.ahead(setup.params, inputs, model.empty_kv(rows, columns), None, last)
     canvas = jnp.pad(prompts.tokens, ((0, 0), (0, columns - width)))
     text = Text(canvas, prompts.origin, zero + width, prompts.keys, first=width, end=width + setup.room)
-    first, likely = said(setup, text, features, text.known[:, None])
+    first, likely = said(setup, text, features[:, -1:], text.known[:, None])
+    if setup.draft.likely:
+        likely = jax.lax.map(lambda row: likely_of(setup, row, prompts.keys[:1]), features)
     draft = setup.draft.begin(setup.warm, text)
     state = State(
         text=text,
@@ -143,9 +145,9 @@ def begin(setup: Setup, prompts: Prompts) -> State:
         draft=draft,
         kv=kv,
     )
-    root, row = prompts.tokens[:, -1:], jnp.ones((rows, 1), bool)
     state, new = committed(setup, state, first, jnp.zeros((rows, 1), jnp.int32), zero + 1)
-    seen = Seen(tokens=root, on=row, likely=likely, text=state.text, new=new, live=row[:, 0])
+    fed = jnp.where(inputs.positions >= 0, prompts.tokens, HOLE)[:, -likely.shape[1] :]
+    seen = Seen(tokens=fed, on=fed != HOLE, likely=likely, text=state.text, new=new, live=jnp.ones((rows,), bool))
     work = (width - prompts.origin).astype(jnp.float32) / canvas_of(text)
     return dataclasses.replace(state, work=work, draft=setup.draft.update(draft, seen))
 
@@ -194,22 +196,43 @@ def said(
     flat, sampling, draws = one_by_one(features, columns, text, setup.sampling)
     vocabulary = Vocabulary.of(setup.model, sampling)
     asked = Asked.of(flat, vocabulary, sampling, draws)
-    likely = setup.draft.likely
 
-    def of(tile: Tile) -> tuple:
-        values, at = jax.lax.top_k(tile.plain, min(likely, tile.plain.shape[-1]))
-        short = ((0, 0), (0, 0), (0, likely - values.shape[-1]))
-        ids = jnp.pad(tile.ids[at], short, constant_values=HOLE)
-        return summary(tile), (jnp.pad(values, short, constant_values=-jnp.inf), ids)
+    def of(tile: Tile) -> tuple[Running, Best]:
+        return summary(tile), best_of(tile, setup.draft.likely)
 
-    def both(a: tuple, b: tuple) -> tuple:
-        values, ids = (jnp.concatenate(pair, axis=-1) for pair in zip(a[1], b[1], strict=True))
-        values, at = jax.lax.top_k(values, likely)
-        return merge(a[0], b[0]), (values, jnp.take_along_axis(ids, at, axis=-1))
+    def both(a: tuple[Running, Best], b: tuple[Running, Best]) -> tuple[Running, Best]:
+        return merge(a[0], b[0]), better(a[1], b[1])
 
     running, (_, ids) = over_tiles(asked, setup.model.head(setup.params), of, both, None)
     belief = belief_of(running, (), vocabulary.stand_in)
     return jax.tree.map(lambda x: x.reshape(rows, count, *x.shape[2:]), (belief, ids))
+
+
+Best = tuple[Float[Array, "B n k"], Int[Array, "B n k"]]  # the highest logits, and whose they are
+
+
+def best_of(tile: Tile, count: int) -> Best:
+    """Of a tile, before temperature and cuts; filled up with HOLE where it has no more."""
+    values, at = jax.lax.top_k(tile.plain, min(count, tile.plain.shape[-1]))
+    short = ((0, 0), (0, 0), (0, count - values.shape[-1]))
+    ids = jnp.pad(tile.ids[at], short, constant_values=HOLE)
+    return jnp.pad(values, short, constant_values=-jnp.inf), ids
+
+
+def better(a: Best, b: Best) -> Best:
+    """Of two parts of the vocabulary, the first that of the lower ids."""
+    values, ids = (jnp.concatenate(pair, axis=-1) for pair in zip(a, b, strict=True))
+    values, at = jax.lax.top_k(values, a[0].shape[-1])
+    return values, jnp.take_along_axis(ids, at, axis=-1)
+
+
+def likely_of(setup: Setup, features: Float[Array, "P D"], key: Key[Array, " 1"]) -> Int[Array, "P k"]:
+    """The most likely tokens behind each of a row's: of one row, so that no more of a tile is held than of a step."""
+    where = jnp.zeros((1, features.shape[0]), jnp.int32)
+    draws = Draws(key, where[:, 0], jnp.int32(0), where)  # nothing is drawn
+    asked = Asked.of(features[None], Vocabulary.of(setup.model, setup.sampling), Sampling(), draws)
+    head, count = setup.model.head(setup.params), setup.draft.likely
+    return over_tiles(asked, head, lambda tile: best_of(tile, count), better, None)[1][0]
 
 
 def committed(

@@ -21,9 +21,9 @@ ACCEPT = (0.55, 0.15, 0.08, 0.05, 0.03, 0.02, 0.015, 0.01)  # of a rank: what sh
 class Recycling:
     """A matrix of the last 8 most likely successors of each token, looked up from the root on, level by level.
 
-    Every pass of the target writes those of all nodes that it was fed, also of the wrong ones: that is the recycling. A
-    matrix is empty at first, or that of an earlier call (`speculate(warm=)`). Of equal tokens in a tree the one on the
-    accepted path is kept, else the deepest.
+    Every pass of the target writes those of all tokens that it was fed, the prompt's and wrong guesses too: that is the
+    recycling. A matrix is empty at first, or that of an earlier call (`speculate(warm=)`). Of equal tokens in a pass
+    the last on the accepted path is kept, else the last of all.
 
     Attributes:
         nodes: of the tree, the root among them: tokens that a pass of the target feeds.

@@ -26,7 +26,7 @@ def speculate(said, tree, prompt, room, ends, table):
     """
     answer, steps, passes = [int(np.argmax(said(prompt)))], [0], 1
     table.begin(prompt)
-    table.learn([*prompt, *answer], 1, [([*prompt], True)], said)
+    table.learn([*prompt, *answer], 1, [(prompt[:count], True) for count in range(1, len(prompt) + 1)], said)
     while answer[-1] not in ends and len(answer) < room:
         text = [*prompt, *answer]
         nodes = grow(tree, text, table.after)
