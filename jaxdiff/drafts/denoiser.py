@@ -83,7 +83,7 @@ class Denoiser:
         features, _ = self.model.apply(self.params, inputs, read=Span(start, count))
         columns = start[:, None] + jnp.arange(count, dtype=jnp.int32)[None]
         ids = Vocabulary.of(target[0], sampling)
-        ids = Vocabulary(ids.size, tuple({*ids.forbidden, config.mask_token_id}))
+        ids = Vocabulary(ids.size, tuple(sorted({*ids.forbidden, config.mask_token_id})))
         flat, own, draws = one_by_one(features, columns, text, sampling)
         guess = believe(flat, self.model.head(self.params), ids, own, draws).token.reshape(columns.shape)
         at = text.known[:, None] + jnp.arange(self.tree.depth, dtype=jnp.int32)[None] - start[:, None]

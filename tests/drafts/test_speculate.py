@@ -16,11 +16,13 @@ import jaxdiff
 from jaxdiff import Decoder, InputError, Sampling, drafts
 from jaxdiff.caches import Seeded
 from jaxdiff.drafts.api import check_draft
-from jaxdiff.drafts.base import Proposed, nothing
+from jaxdiff.drafts.base import Proposed, Text, nothing
 from jaxdiff.drafts.tree import Tree, grow
+from jaxdiff.leaves import weights_met
 from jaxdiff.models import Qwen3, Qwen3Config
 from jaxdiff.pytree import pytree
 from jaxdiff.stoppers import Eos
+from jaxdiff.types import HOLE
 from tests import guides, small
 from tests.drafts import plain
 
@@ -195,6 +197,24 @@ def test_draws_are_of_the_target_s_distribution(draft):
     assert n - sum(expected) >= 5
     observed, expected = ([*cells, n - sum(cells)] for cells in (observed, expected))
     assert stats.chisquare(observed, expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("model", [small.MODEL, small.DREAM, small.SDAR])
+def test_a_denoiser_guesses_what_it_puts_into_the_masks(model):
+    tree, end, known = small.params(3, model), 14, [4, 8, 12]
+    texts = np.random.default_rng(0).integers(4, small.VOCAB, (3, end + 5)).astype(np.int32)
+    text = Text(jnp.asarray(texts), jnp.zeros(3, jnp.int32), jnp.asarray(known), small.keys(3), first=4, end=end)
+    draft, target = drafts.Denoiser(model, tree, tokens="4"), (guides.MODEL, guides.params(0, guides.MODEL))
+    found = draft.propose((), target, text, Sampling())
+    for row, place in enumerate(known):
+        canvas = [*texts[row, :place], *[small.MASK] * (end - place)]
+        logits = small.logits(tree, canvas, model)
+        logits[:, small.MASK] = -np.inf
+        guesses = logits[place : place + 4].argmax(axis=1).tolist()
+        expected = [texts[row, place - 1], *guesses, *[HOLE] * (4 - len(guesses))]
+        assert found.tokens[row].tolist() == expected
+        share = weights_met(tree, model.config) / weights_met(target[1], target[0].config)
+        np.testing.assert_allclose(found.fed[row], end * share, rtol=1e-6)
 
 
 @pytree
