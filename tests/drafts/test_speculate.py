@@ -63,7 +63,7 @@ def speculate(model, rows, draft, temperature=0.0, **options):
     return jaxdiff.speculate(model, guides.params(0, model), prompts, draft, sampling=sampling, **options)
 
 
-@pytest.mark.parametrize(("target", "draft"), [("qwen3", "recycling"), *(("llama", draft) for draft in DRAFTS)])
+@pytest.mark.parametrize(("target", "draft"), [("qwen3", "recycling"), ("llama", "recycling"), ("llama", "denoiser")])
 def test_the_text_is_the_target_s_own(target, draft):
     model, made = TARGETS[target], DRAFTS[draft]
     token = st.integers(4, small.VOCAB - 1)
@@ -205,7 +205,7 @@ def test_a_denoiser_guesses_what_it_puts_into_the_masks(model):
     texts = np.random.default_rng(0).integers(4, small.VOCAB, (3, end + 5)).astype(np.int32)
     text = Text(jnp.asarray(texts), jnp.zeros(3, jnp.int32), jnp.asarray(known), small.keys(3), first=4, end=end)
     draft, target = drafts.Denoiser(model, tree, tokens="4"), (guides.MODEL, guides.params(0, guides.MODEL))
-    found = draft.propose((), target, text, Sampling())
+    found = jax.jit(lambda text: draft.propose((), target, text, Sampling()))(text)
     for row, place in enumerate(known):
         canvas = [*texts[row, :place], *[small.MASK] * (end - place)]
         logits = small.logits(tree, canvas, model)
