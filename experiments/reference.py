@@ -14,6 +14,7 @@ from jaxdiff.caches import CACHES
 from jaxdiff.constraints import Awrs, NoRepeat, NotEmpty, Table, letters_of, schema_pattern
 from jaxdiff.decode import EndThink, Sampling
 from jaxdiff.drafters import DRAFTERS
+from jaxdiff.drafts import DRAFTS
 from jaxdiff.fills import DRAFTED, FILLS
 from jaxdiff.filters import BEST_FILTER, FILTERS
 from jaxdiff.insertion import WAYS
@@ -66,6 +67,9 @@ def reference() -> str:
     parts += ["", "## Insertion", "", f"{what} Command line: `--insert NAME[:K=V,...]`."]
     for name, cls in WAYS.classes().items():
         parts += ["", f"### `{name}`", "", f"`jaxdiff.insertion.{cls.__name__}`", "", *described(cls), "", *fields(cls)]
+    what = "What guesses the next tokens of an autoregressive model, so that a pass gives several."
+    parts += ["", "## Drafts", "", f"{what} Command line: `--draft NAME[:K=V,...]`; `denoiser:model=NAME`."]
+    parts += [line for name, cls in DRAFTS.classes().items() for line in entry(DRAFTS, name, cls)]
     parts += ["", "## Constraints", "", "Which texts an answer may be. Command line: `--constraint KIND:...`."]
     for name, made in {"regex:PATTERN": letters_of, "json:SCHEMA": schema_pattern}.items():
         parts += ["", f"### `{name}`", "", "`jaxdiff.constraints.Regex`", "", *described(made)]

@@ -6,7 +6,7 @@ decoder = jaxdiff.Decoder(policy=jaxdiff.policies.Threshold(0.9), stop=jaxdiff.s
 result = jaxdiff.decode(checkpoint.model, checkpoint.params, prompts, decoder, origin=origin)
 """
 
-from jaxdiff import caches, constraints, convert, fills, insertion, models, policies, stoppers
+from jaxdiff import caches, constraints, convert, drafts, fills, insertion, models, policies, stoppers
 from jaxdiff.checkpoint import Checkpoint, Tokenizer, inspect, load, save
 from jaxdiff.convert.low_rank import save_adapter
 from jaxdiff.decode import (
@@ -29,8 +29,9 @@ from jaxdiff.decode import (
     trajectory_log_prob,
 )
 from jaxdiff.drafters import drafted_fill
+from jaxdiff.drafts import Speculated, speculate
 from jaxdiff.filters import learned_policy
-from jaxdiff.guides import guide_of
+from jaxdiff.guides import denoiser_of, guide_of
 from jaxdiff.insertion import Inserted, insert
 from jaxdiff.models import build
 from jaxdiff.parallel.mesh import make_mesh
@@ -69,6 +70,7 @@ __all__ = [
     "Sampling",
     "Score",
     "Span",
+    "Speculated",
     "Stopper",
     "Tokenizer",
     "Written",
@@ -79,7 +81,9 @@ __all__ = [
     "convert",
     "decode",
     "decode_stream",
+    "denoiser_of",
     "drafted_fill",
+    "drafts",
     "fills",
     "guide_of",
     "infill",
@@ -97,6 +101,7 @@ __all__ = [
     "policies",
     "save",
     "save_adapter",
+    "speculate",
     "stoppers",
     "trajectory_log_prob",
 ]

@@ -60,6 +60,20 @@ def picked(kv: KVCache, at: Int[Array, " B"]) -> KVCache:
     return jax.tree.map(rows, kv)
 
 
+def gathered(kv: KVCache, start: Int[Array, " B"], window: int, path: Int[Array, "B d"]) -> KVCache:
+    """The cache with columns start + path[i] of each row moved to start + i; `path` lies within `window` columns.
+
+    One row after the other: of a gather or a scatter over all a TPU copies the cache.
+    """
+
+    def one(row: int | Int[Array, ""], leaf: Float[Array, "N b K M E"]) -> Float[Array, "N b K M E"]:
+        place = (0, row, 0, start[row], 0)
+        part = jax.lax.dynamic_slice(leaf, place, (leaf.shape[0], 1, leaf.shape[2], window, leaf.shape[4]))
+        return jax.lax.dynamic_update_slice(leaf, part[:, :, :, path[row]], place)
+
+    return jax.tree.map(lambda leaf: jax.lax.fori_loop(0, path.shape[0], lambda row, kept: one(row, kept), leaf), kv)
+
+
 def shift_columns(rows: Array, by: int, fill: Any, axis: int = 1) -> Array:
     """`rows` with `by` more entries of `fill` in front of an axis, or, negative, with so many fewer."""
     if by < 0:

@@ -93,6 +93,24 @@ def is_causal(model: Model) -> bool:
 
 
 @runtime_checkable
+class Autoregressive(Protocol):
+    """What a causal model has besides: it says what follows each token that it is fed."""
+
+    def ahead(
+        self,
+        params: Params,
+        inputs: Inputs,
+        kv: KVCache | None = None,
+        at: Int[Array, " B"] | Int[Array, "B T"] | None = None,
+        read: Span | None = None,
+    ) -> tuple[Float[Array, "B r D"], KVCache | None]:
+        """As `Model.apply`, but row i predicts what follows token i: so that of a tree of tokens each node says which
+        of its children is right.
+        """
+        ...
+
+
+@runtime_checkable
 class Completes(Protocol):
     """What an insertion model has besides (`jaxdiff.models.insertion`): it predicts what is missing behind each token,
     and says when nothing is.

@@ -82,6 +82,8 @@ class Inputs:
         given: the token is part of the prompt or of what infilling was given: what guidance masks.
         scale: classifier-free guidance, w in un + (w + 1) (cond - un); a model that is not guided ignores it.
         sees: visibility beyond the model's own rule; a token sees a column only where both allow it. None: no limit.
+        instead: visibility of valid columns in the place of the model's own rule, for tokens whose columns are not
+            where they stand in the text (a tree of drafts); `sees` and `prompt_length` then say nothing.
         beside: the last n tokens that are fed stand beside the canvas, and each token sees those of them that are
             marked. They see columns as any token at their positions does; their keys and values are of this pass
             alone, always fresh and never kept. None: there are none. Not for shifted models.
@@ -102,6 +104,7 @@ class Inputs:
     given: Bool[Array, "B T"] | None = None
     scale: Float[Array, " B"] | None = None
     sees: Bool[Array, "B T L"] | None = None
+    instead: Bool[Array, "B T L"] | None = None
     beside: Bool[Array, "B T n"] | None = None
     rows: Int[Array, " B"] | None = None
     revealed: Int[Array, "B L"] | None = None

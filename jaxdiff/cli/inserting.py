@@ -18,7 +18,7 @@ from jaxdiff.types import InputError
 
 MASKS = (  # fields of `Decoding` that say how masks are filled
     *("policy", "fill", "cache", "stop", "stop_string", "constraint", "steps", "block_length"),
-    *("cfg_scale", "forbid_eos", "defer_eos", "length", "end_think", "guide"),
+    *("cfg_scale", "forbid_eos", "defer_eos", "length", "end_think", "guide", "draft"),
 )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import jaxdiff
-from jaxdiff import fills
+from jaxdiff import drafts, fills
 from jaxdiff.bench.shapes import abstract_params, shaped
 from jaxdiff.caches import CACHES
 from jaxdiff.checkpoint import adapter_folder, model_folder
@@ -44,6 +44,7 @@ TOLD = (  # what a row's tokens hang on beside the decoder's parts, and a reader
         "model",
         "adapter",
         "guide",
+        "draft",
         "weights",
         "steps",
         "stop_string",
@@ -192,6 +193,15 @@ Guide = Annotated[
         help="An autoregressive model of the same tokenizer, which reads each step's draft, for --policy agree.",
     ),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        metavar="NAME[:K=V,...]",
+        help="Of an autoregressive model: what guesses its next tokens, so that a pass gives several; the text stays "
+        "the same: recycling:nodes=32, ngram:nodes=16, denoiser:model=NAME,tokens=32.",
+    ),
+]
 IgnoreConfig = Annotated[
     list[str] | None,
     typer.Option(
@@ -283,6 +293,7 @@ class Decoding:
     ignore_config: tuple[str, ...] = ()
     adapter: str | None = None
     guide: str | None = None
+    draft: str | None = None
     insert: str | None = None  # of an insertion model; None: one token a forward
     shape: str | None = None  # of `bench`: a model of random weights, and so is a fill's drafter
 
@@ -301,6 +312,8 @@ class Decoding:
         check_weights(self.weights)
         if self.insert is not None:
             WAYS.parse(self.insert)
+        if self.draft is not None:
+            drafts.model_of(self.draft)
         encoded(self.stop_string)
         cache = CACHES.parse(self.cache or "none")
         check_cache(cache, self.stopper())
@@ -346,6 +359,19 @@ class Decoding:
     def pinned_guide(self) -> str | None:
         """The guide as `pinned` names it. Raises as that."""
         return None if self.guide is None else pinned(self.guide)
+
+    @functools.cached_property
+    def pinned_denoiser(self) -> str | None:
+        """The draft's denoiser as `pinned` names it; None where it has none. Raises as that."""
+        name = None if self.draft is None else drafts.model_of(self.draft)
+        return None if name is None else pinned(name)
+
+    @functools.cached_property
+    def denoiser(self) -> jaxdiff.Checkpoint | None:
+        """The draft's denoiser, read once. Raises as `jaxdiff.load`."""
+        if self.pinned_denoiser is None:
+            return None
+        return jaxdiff.load(self.pinned_denoiser, dtype=self.dtype, weights=self.weights, ignore=self.ignore_config)
 
     def beside(self, checkpoint: jaxdiff.Checkpoint) -> jaxdiff.Guide | None:
         """The guide, for this denoiser; None where none is asked for. Raises as `jaxdiff.load` and `guide_of`."""
@@ -413,7 +439,8 @@ class Decoding:
         )
         if is_causal(loaded.model):
             family, cache = family_name(loaded.model), self.cache_of(loaded.model)
-            note(f"{family} is autoregressive: one token a forward, in order, cache {cache}")
+            pace = "one token a forward" if self.draft is None else f"draft {self.draft}"
+            note(f"{family} is autoregressive: {pace}, in order, cache {cache}")
         return loaded
 
     def push(self, tokenizer: Tokenizer | None) -> jaxdiff.EndThink | None:

@@ -12,7 +12,7 @@ import jax
 
 from jaxdiff import policies
 from jaxdiff.checkpoint import Checkpoint
-from jaxdiff.cli import choosing, inserting, particles
+from jaxdiff.cli import choosing, drafting, inserting, particles
 from jaxdiff.cli.choosing import Asked, How
 from jaxdiff.cli.options import Decoding
 from jaxdiff.convert.chats import check_messages, with_system
@@ -30,9 +30,11 @@ from jaxdiff.serve import (
     Meter,
     Refusal,
     Request,
+    check_drafted,
     check_insertion,
     check_request,
     decode_stream,
+    draft_stream,
     insert_stream,
 )
 from jaxdiff.show import pieces_of
@@ -136,6 +138,9 @@ def check(checkpoint: Checkpoint, request: Request, decoding: Decoding) -> None:
     if is_insertion(checkpoint.model):
         check_insertion(checkpoint.model, request, decoding.gen_length)
         return
+    if (draft := drafting.draft_of(decoding, checkpoint)) is not None:
+        check_drafted(checkpoint.model, request, draft, decoding.gen_length)
+        return
     asked = Decoder(  # the policy's steps hang on the length, which is checked here: one that any constraint goes with
         policies.Fixed(order="left"),
         block_length=decoding.block_length,
@@ -164,6 +169,7 @@ def read(data: bytes, checkpoint: Checkpoint, decoding: Decoding, job: Job) -> l
         prompt_ids(checkpoint, "one", job)
     stop_strings(checkpoint, (), decoding)
     inserting.check(decoding, checkpoint.model)
+    drafting.check(decoding, checkpoint.model)
     if kind := next((kind for start, kind in OTHERS.items() if data.startswith(start) and b"\0" in data[:64]), None):
         raise InputError(f"in: found {kind}, expected lines of JSON in UTF-8; save it as that")
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
@@ -175,6 +181,8 @@ def read(data: bytes, checkpoint: Checkpoint, decoding: Decoding, job: Job) -> l
             if isinstance(row, Request):
                 particles.check_request(row, job.particles)
                 check(checkpoint, row, decoding)
+            elif isinstance(row, Asked) and decoding.draft is not None:
+                raise InputError("choices: found answers to compare, and --draft guesses what follows; leave it out")
             elif isinstance(row, Asked):
                 choosing.check(checkpoint, row, decoding, job.choosing)
         except InputError as error:
@@ -185,6 +193,8 @@ def read(data: bytes, checkpoint: Checkpoint, decoding: Decoding, job: Job) -> l
 def check_decoding(checkpoint: Checkpoint, decoding: Decoding, job: Job) -> None:
     """Raises InputError for a decoding that fits no prompt of this model."""
     inserting.check(decoding, checkpoint.model)
+    drafting.check(decoding, checkpoint.model)
+    drafting.draft_of(decoding, checkpoint)
     if not is_insertion(checkpoint.model):
         decoding.decoder(checkpoint.model, decoding.gen_length, tokenizer=checkpoint.tokenizer)
     elif job.for_show:
@@ -238,6 +248,15 @@ def answers(
     if is_insertion(checkpoint.model):
         yield from insert_stream(
             *(checkpoint.model, checkpoint.params, requests, inserting.way(decoding), inserting.sampling(decoding)),
+            slots=job.slots,
+            gen_length=decoding.gen_length,
+            key=jax.random.key(job.seed),
+            meter=meter,
+        )
+        return
+    if (draft := drafting.draft_of(decoding, checkpoint)) is not None:
+        yield from draft_stream(
+            *(checkpoint.model, checkpoint.params, requests, draft, drafting.sampling(decoding)),
             slots=job.slots,
             gen_length=decoding.gen_length,
             key=jax.random.key(job.seed),

@@ -192,6 +192,8 @@ def fingerprints(data: bytes, checkpoint: Checkpoint, decoding: Decoding, job: r
         settings["adapter"] = _print_of(checkpoint.adapter)
     if decoding.pinned_guide is not None:
         settings["guide"] = _print_of(model_folder(decoding.pinned_guide))
+    if decoding.pinned_denoiser is not None:
+        settings["denoiser"] = _print_of(model_folder(decoding.pinned_denoiser))
     names = ("jax", "jaxlib", "flax") if decoding.weights is None else ("jax", "jaxlib", "flax", "qwix")
     versions = {name: version(name) for name in names} | {
         "jaxdiff": jaxdiff.__version__,

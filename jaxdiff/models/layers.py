@@ -79,6 +79,8 @@ def visible(inputs: Inputs, block: int | None, prefix_lm: bool) -> Bool[Array, "
     `block` None: every valid column. Else block-causal: the valid columns whose position // block is not greater than
     the token's own (LLaDA2, SDAR). With `prefix_lm` the prompt's positions see each other and nothing else.
     """
+    if inputs.instead is not None:
+        return inputs.valid[:, None] & inputs.instead
     column = jnp.arange(inputs.valid.shape[1], dtype=jnp.int32)[None, None]
     there, here = column - inputs.origin[:, None, None], inputs.positions[:, :, None]
     mask = inputs.valid[:, None]

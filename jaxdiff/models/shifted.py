@@ -40,6 +40,17 @@ class Shifted(Transformer):
         own = _unshifted(own, take(inputs.positions, wider.start, count))
         return take(own, read.start - wider.start, read.count), kv
 
+    def ahead(
+        self,
+        params: Params,
+        inputs: Inputs,
+        kv: KVCache | None = None,
+        at: Int[Array, " B"] | Int[Array, "B T"] | None = None,
+        read: Span | None = None,
+    ) -> tuple[Float[Array, "B r D"], KVCache | None]:
+        """As `jaxdiff.protocols.Autoregressive.ahead`: the network as it is, without its shift undone."""
+        return super().apply(params, inputs, kv, at, read)
+
 
 def _unshifted(own: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Each token's features from the row before; a row's first token, and what is left of it, keep their own."""

@@ -1,5 +1,6 @@
 """Requests through slots that are refilled: continuous batching, without a server."""
 
+from jaxdiff.serve.drafted import check_drafted, draft_stream
 from jaxdiff.serve.engine import decode_stream
 from jaxdiff.serve.insertions import check_insertion, insert_stream
 from jaxdiff.serve.queue import Answer, Meter, Partial, Refusal, Request, check_request
@@ -10,8 +11,10 @@ __all__ = [
     "Partial",
     "Refusal",
     "Request",
+    "check_drafted",
     "check_insertion",
     "check_request",
     "decode_stream",
+    "draft_stream",
     "insert_stream",
 ]
