@@ -124,8 +124,7 @@ def main(decodes: Annotated[int, typer.Option(min=1)] = 1000, seed: int = 0) -> 
                 pattern, is_json, made = drawn(rng, tokenizer)
                 sampling = dataclasses.replace(decoder.sampling, temperature=0.0 if call % 4 else 0.8)
                 free = dataclasses.replace(decoder, sampling=sampling)
-                # A judge is of one model.
-                params = checkpoint.params if call % 2 or "judge" in policy else random
+                params = checkpoint.params if call % 2 else random
                 try:
                     held, plain = (
                         jaxdiff.decode(
