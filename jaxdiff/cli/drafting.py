@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 import jaxdiff
 from jaxdiff import drafts
 from jaxdiff.checkpoint import Checkpoint
+from jaxdiff.cli.inserting import refuse_set
 from jaxdiff.cli.options import Decoding
 from jaxdiff.drafts.api import check_draft, check_target
 from jaxdiff.protocols import Model
-from jaxdiff.types import InputError
 
 WITHOUT = (  # fields of `Decoding` that say how masks are filled, or what no draft goes with
     *("policy", "fill", "cache", "stop", "stop_string", "constraint", "steps", "block_length", "cfg_scale"),
@@ -24,17 +21,13 @@ def check(decoding: Decoding, model: Model) -> None:
     if decoding.draft is None:
         return
     check_target(model)
-    defaults = {field.name: (field.default,) for field in dataclasses.fields(decoding)} | {"stop": (None, "eos")}
-    for name in WITHOUT:
-        if (found := getattr(decoding, name)) not in defaults[name]:
-            raise InputError(
-                f"{name.replace('_', '-')}: found {_shown(found)} with --draft, under which a row is one prompt's next "
-                "tokens up to end-of-text, on one device; leave one of them out"
-            )
-
-
-def _shown(found: Any) -> str:
-    return found[0] if isinstance(found, tuple) else "it" if found is True else str(found)
+    refuse_set(
+        decoding,
+        WITHOUT,
+        ("eos",),
+        "with --draft, under which a row is one prompt's next tokens up to end-of-text, on one device; leave one of "
+        "them out",
+    )
 
 
 def draft_of(decoding: Decoding, checkpoint: Checkpoint) -> drafts.Draft | None:

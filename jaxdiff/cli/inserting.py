@@ -31,20 +31,24 @@ def check(decoding: Decoding, model: Model) -> None:
                 "policy; leave it out"
             )
         return
-    defaults = {field.name: (field.default,) for field in dataclasses.fields(decoding)} | {"stop": (None, "none")}
-    for name in MASKS:
-        if (found := getattr(decoding, name)) not in defaults[name]:
-            raise InputError(
-                f"{name.replace('_', '-')}: found {_shown(found)} with an insertion model, which fills no masks, "
-                "expected --insert, which says how it inserts; leave it out"
-            )
+    refuse_set(
+        decoding,
+        MASKS,
+        ("none",),
+        "with an insertion model, which fills no masks, expected --insert, which says how it inserts; leave it out",
+    )
     if decoding.mesh != "1x1":
         raise InputError(f"mesh: found {decoding.mesh} with an insertion model, expected 1x1; leave it out")
     check_lengths(model, 1, decoding.gen_length)
 
 
-def _shown(found: Any) -> str:
-    return found[0] if isinstance(found, tuple) else "it" if found is True else str(found)
+def refuse_set(decoding: Decoding, names: Sequence[str], stops: Sequence[str], why: str) -> None:
+    """Raises InputError for the first of these fields that is set. `stops`: what `stop` may be all the same."""
+    defaults = {field.name: (field.default,) for field in dataclasses.fields(decoding)} | {"stop": (None, *stops)}
+    for name in names:
+        if (found := getattr(decoding, name)) not in defaults[name]:
+            shown = found[0] if isinstance(found, tuple) else "it" if found is True else found
+            raise InputError(f"{name.replace('_', '-')}: found {shown} {why}")
 
 
 def way(decoding: Decoding) -> Way:

@@ -19,7 +19,7 @@ from jaxdiff.decode.state import row_keys
 from jaxdiff.drafts import Draft
 from jaxdiff.drafts.api import check_draft, check_target, prepare_speculate
 from jaxdiff.protocols import Model
-from jaxdiff.serve.queue import Answer, Meter, Request, checked_ids
+from jaxdiff.serve.queue import Answer, Meter, Request, answer_of, checked_ids
 from jaxdiff.types import InputError, Params
 
 
@@ -72,17 +72,5 @@ def draft_stream(
         found = jax.device_get(call.run(meter.call))
         meter.count(int(found.nfe.max()), len(some), int(found.nfe[: len(set(numbers))].sum()))
         for place, number in enumerate(dict.fromkeys(numbers.tolist())):
-            yield Answer(
-                request=left[number],
-                tokens=np.asarray(found.tokens[place, prompts.shape[1] :]).copy(),
-                commit_step=np.asarray(found.commit_step[place]).copy(),
-                log_prob=np.asarray(found.log_prob[place]).copy(),
-                length=int(found.lengths[place]),
-                nfe=int(found.nfe[place]),
-                cheap=int(found.cheap[place]),
-                work=float(found.work[place]),
-                reason=int(found.reason[place]),
-                near_ties=int(found.near_ties[place]),
-                not_finite=int(found.not_finite[place]),
-                seconds=meter.seconds - before,
-            )
+            own, every, seconds = slice(prompts.shape[1], None), slice(None), meter.seconds - before
+            yield answer_of(left[number], found, place, own, every, seconds, cheap=int(found.cheap[place]))

@@ -17,10 +17,9 @@ from jaxdiff.decode.batches import batches, pad_to_bucket
 from jaxdiff.decode.decoder import Sampling
 from jaxdiff.decode.state import row_keys
 from jaxdiff.insertion.api import check_lengths, check_model, prepare_insert
-from jaxdiff.insertion.loop import Inserted
 from jaxdiff.insertion.ways import Way
 from jaxdiff.protocols import Model
-from jaxdiff.serve.queue import Answer, Meter, Request, checked_ids
+from jaxdiff.serve.queue import Answer, Meter, Request, answer_of, checked_ids
 from jaxdiff.types import InputError, Params
 
 
@@ -85,23 +84,6 @@ def insert_stream(
             found = jax.device_get(call.run(meter.call))
             meter.count(int(found.nfe.max()), len(some), int(found.nfe[: len(set(numbers))].sum()))
             for place, number in enumerate(dict.fromkeys(numbers.tolist())):
-                yield _answer(left[number], found, place, prompts.shape[1], meter.seconds - before)
-
-
-def _answer(request: Request, found: Inserted, row: int, width: int, seconds: float) -> Answer:
-    start = width if request.gaps is None else int(found.origin[row])
-    own = slice(start, int(found.ends[row]))
-    return Answer(
-        request=request,
-        tokens=np.asarray(found.tokens[row, own]).copy(),
-        commit_step=np.asarray(found.commit_step[row, own]).copy(),
-        log_prob=np.asarray(found.log_prob[row, own]).copy(),
-        length=int(found.lengths[row]),
-        nfe=int(found.nfe[row]),
-        cheap=0,
-        work=float(found.work[row]),
-        reason=int(found.reason[row]),
-        near_ties=int(found.near_ties[row]),
-        not_finite=int(found.not_finite[row]),
-        seconds=seconds,
-    )
+                start = prompts.shape[1] if left[number].gaps is None else int(found.origin[place])
+                own = slice(start, int(found.ends[place]))
+                yield answer_of(left[number], found, place, own, own, meter.seconds - before)

@@ -109,6 +109,28 @@ class Partial:
     nfe: int
 
 
+def answer_of(
+    request: Request, found: Any, row: int, tokens: slice, trace: slice, seconds: float, *, cheap: int = 0
+) -> Answer:
+    """A row of a whole batch's result that is on the host, of a process beside masks; `tokens` and `trace`: which
+    columns of its tokens, and of their steps and log-probabilities, are the answer's.
+    """
+    return Answer(
+        request=request,
+        tokens=np.asarray(found.tokens[row, tokens]).copy(),  # not a view that holds the whole batch
+        commit_step=np.asarray(found.commit_step[row, trace]).copy(),
+        log_prob=np.asarray(found.log_prob[row, trace]).copy(),
+        length=int(found.lengths[row]),
+        nfe=int(found.nfe[row]),
+        cheap=cheap,
+        work=float(found.work[row]),
+        reason=int(found.reason[row]),
+        near_ties=int(found.near_ties[row]),
+        not_finite=int(found.not_finite[row]),
+        seconds=seconds,
+    )
+
+
 class Meter(Timed):
     """`Timed` for streams, with what the slots did so far.
 

@@ -126,9 +126,7 @@ class Recipe(Schedule):
     problems: dict[str, int]  # training problems of each task
     tokenizer_problems: int = 20000
     tokenizer: str | None = None  # a model or run folder, or a model's name, whose tokenizer is taken; None: a new one
-    init: str | None = (
-        None  # a run or model folder, or a model's name: this run starts from its parameters and tokenizer
-    )
+    init: str | None = None  # a model or run folder, or a model's name, whose parameters and tokenizer it starts from
     embedding: str = EMBEDDINGS[0]  # `jaxdiff.train.embedding`
 
     def __post_init__(self) -> None:
